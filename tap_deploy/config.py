@@ -1,0 +1,215 @@
+"""The shape of a TAP model, and the contract for what is fed to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from tap_deploy.errors import InputError
+
+# The same in every TAP model, so not part of the config.
+TEXT_HEAD_DIM = 64  # channels of one attention head of the text decoder
+PROMPT_DECODER_HEAD_DIM = 32  # channels of a self-attention head; cross-attention has half
+PROMPT_DECODER_MLP_DIM = 2048
+MASK_UPSCALE = 4  # low-resolution masks have 4x the side of the image embeddings
+NUM_POINT_LABELS = 5
+NUM_FEATURE_LEVELS = 4  # bottleneck blocks spread over the depth of the encoder
+LAYER_NORM_EPS = 1e-5
+ROTARY_BASE = 10000.0
+BOS_ID = 1
+EOS_ID = 2
+
+
+class PointLabel(enum.IntEnum):
+    """Meaning of the third number of a prompt point."""
+
+    BACKGROUND = 0
+    FOREGROUND = 1
+    BOX_LEFT_TOP = 2
+    BOX_RIGHT_BOTTOM = 3
+    PADDING = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TapConfig:
+    """Sizes of a TAP model.
+
+    The defaults are those that the published variants share; ``encoder_*`` tell them apart.
+    Sizes are in pixels (``image_size``, ``patch_size``), tokens (``window_size``,
+    ``text_seq_len``) or channels.
+
+    Raises:
+        InputError: the sizes do not fit together.
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    window_size: int = 16
+    encoder_depth: int = 12
+    encoder_dim: int = 768
+    encoder_heads: int = 12
+    image_embed_dim: int = 256
+    sem_embed_dim: int = 1024
+    num_mask_tokens: int = 4
+    prompt_decoder_depth: int = 2
+    text_depth: int = 12
+    text_dim: int = 512
+    text_seq_len: int = 40
+    vocab_size: int = 32000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(
+                    f"config field {field.name} is {value!r}; expected a positive integer"
+                )
+        self._require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        self._require_multiple("the token grid", self.grid_size, "window_size", self.window_size)
+        self._require_multiple("encoder_depth", self.encoder_depth, "", NUM_FEATURE_LEVELS)
+        self._require_multiple(
+            "encoder_dim", self.encoder_dim, "encoder_heads", self.encoder_heads
+        )
+        self._require_multiple("encoder_dim", self.encoder_dim, "", 2)
+        self._require_multiple("image_embed_dim", self.image_embed_dim, "", PROMPT_DECODER_HEAD_DIM)
+        self._require_multiple("text_dim", self.text_dim, "", TEXT_HEAD_DIM)
+        if self.num_mask_tokens < 2:
+            raise InputError(
+                f"config field num_mask_tokens is {self.num_mask_tokens}; expected at least 2: "
+                "token 0 answers boxes, the others answer points"
+            )
+        if self.text_seq_len < 3:
+            raise InputError(
+                f"config field text_seq_len is {self.text_seq_len}; expected at least 3: "
+                "the visual prefix, BOS and one generated token"
+            )
+        if self.vocab_size < 4:
+            raise InputError(
+                f"config field vocab_size is {self.vocab_size}; expected at least 4: "
+                "unknown, BOS, EOS and padding"
+            )
+
+    @staticmethod
+    def _require_multiple(name: str, value: int, of_name: str, of: int) -> None:
+        if value % of:
+            of_text = f"{of_name} ({of})" if of_name else str(of)
+            raise InputError(f"config: {name} is {value}; expected a multiple of {of_text}")
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def low_res_mask_size(self) -> int:
+        """Side of the low-resolution mask logits, in pixels."""
+        return self.grid_size * MASK_UPSCALE
+
+    @property
+    def prompt_decoder_heads(self) -> int:
+        """Attention heads of the prompt decoder, in self- and cross-attention alike."""
+        return self.image_embed_dim // PROMPT_DECODER_HEAD_DIM
+
+    @property
+    def text_heads(self) -> int:
+        """Attention heads of the text decoder."""
+        return self.text_dim // TEXT_HEAD_DIM
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens that can be generated: all positions but the prefix and BOS."""
+        return self.text_seq_len - 2
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills a caption row where nothing was generated yet."""
+        return self.vocab_size - 1
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as a plain dict, in order."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TapConfig:
+        """Build a config from parsed JSON; unknown and missing fields are errors.
+
+        Raises:
+            InputError: not an object, a field is unknown or missing, or sizes do not fit.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"config is a {type(values).__name__}; expected a JSON object")
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        missing = sorted(names - set(values))
+        if unknown or missing:
+            raise InputError(
+                f"config fields: unknown {unknown or 'none'}, missing {missing or 'none'}; "
+                f"expected exactly {sorted(names)}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_name(cls, name: str) -> TapConfig:
+        """Return a published variant: ``tap_vit_b``, ``tap_vit_l`` or ``tap_vit_h``.
+
+        Raises:
+            InputError: there is no variant of that name.
+        """
+        if name not in VARIANTS:
+            raise InputError(f"unknown model {name!r}; expected one of {', '.join(VARIANTS)}")
+        return VARIANTS[name]
+
+
+VARIANTS: dict[str, TapConfig] = {
+    "tap_vit_b": TapConfig(encoder_depth=12, encoder_dim=768, encoder_heads=12),
+    "tap_vit_l": TapConfig(encoder_depth=24, encoder_dim=1024, encoder_heads=16),
+    "tap_vit_h": TapConfig(encoder_depth=32, encoder_dim=1280, encoder_heads=16),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What must be done to a picture and its prompts before the graphs see them.
+
+    It travels in every bundle, so that another implementation can be written from the
+    manifest alone. Means and deviations are applied inside ``image_encoder.onnx``; they
+    are listed for the record.
+    """
+
+    color_order: str = "BGR"
+    layout: str = "HWC uint8"
+    mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+    normalization_in_graph: bool = True
+    pad_value: tuple[int, int, int] = (103, 116, 123)
+    pad_side: str = "bottom and right"
+    resize: str = "bilinear on uint8, antialiased when shrinking (Pillow Image.resize BILINEAR)"
+    scale_rule: str = (
+        "s = image_size / min(H, W) if int(max(H, W) * s + 0.5) <= image_size, "
+        "else s = image_size / max(H, W); new size = int(side * s + 0.5)"
+    )
+    point_rule: str = "x and y times s, pixels of the model frame"
+    point_labels: tuple[tuple[str, int], ...] = tuple(
+        (label.name.lower(), int(label)) for label in PointLabel
+    )
+    prompt_padding: str = (
+        "a prompt without box corners carries at least one point (0, 0, padding); "
+        "all prompts of a batch are padded to one length"
+    )
+    mask_token_rule: str = (
+        "argmax over tokens of iou_prediction, token 0 raised by 500 if the first point is "
+        "box_left_top, else lowered by 500"
+    )
+    mask_rule: str = (
+        "bilinear (half-pixel centres, no antialiasing) to image_size, crop to the scaled "
+        "size, bilinear to H x W, foreground where > 0"
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contract as plain JSON types."""
+        values = dataclasses.asdict(self)
+        values["point_labels"] = dict(self.point_labels)
+        for name in ("mean", "std", "pad_value"):
+            values[name] = list(values[name])
+        return values

@@ -1,0 +1,49 @@
+"""Every error that this project raises on purpose.
+
+    TapError                     exit code 2: bad input or environment
+    ├── InputError               an image, prompt, option or config that cannot be used
+    ├── CheckpointError          weights that cannot be read, trusted or matched to the model
+    │   └── UnsafeCheckpointError    a pickle that asks for more than arrays and containers
+    ├── BundleError              a bundle that is incomplete, changed, or of another schema
+    ├── SessionError             a backend that is unknown, missing or failed to run a graph
+    ├── MissingDependencyError   an optional package that this command needs
+    └── VerificationError        exit code 1: a check ran and failed
+
+A message is one line: what is wrong, what was found, what was expected, what to do next.
+"""
+
+
+class TapError(Exception):
+    """Base of all errors of this project; ``exit_code`` is what the CLI returns for it."""
+
+    exit_code = 2
+
+
+class InputError(TapError, ValueError):
+    """An image, prompt, option or config that cannot be used."""
+
+
+class CheckpointError(TapError):
+    """Weights that cannot be read, or do not fit the model."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle that would rebuild something other than arrays, dtypes and plain containers."""
+
+
+class BundleError(TapError):
+    """A bundle that is missing, incomplete, changed or of another schema version."""
+
+
+class SessionError(TapError):
+    """A backend that is unknown or unavailable, or a graph that could not be run."""
+
+
+class MissingDependencyError(TapError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class VerificationError(TapError):
+    """A check ran to its end and failed."""
+
+    exit_code = 1

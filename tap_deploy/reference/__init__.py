@@ -1,0 +1,1 @@
+"""The PyTorch reference: what every exported graph is measured against. Needs torch."""

@@ -1,0 +1,91 @@
+"""Layers that more than one part of the model uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tap_deploy.config import LAYER_NORM_EPS
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention, written so that engine builders recognise it.
+
+    The scale sits on the query, and the bias is a plain addend before the softmax.
+
+    Args:
+        query: float ``[B, heads, Q, head_dim]``.
+        key: float ``[B, heads, K, head_dim]``; its batch axis may be 1.
+        value: float ``[B, heads, K, head_dim]``; its batch axis may be 1.
+        bias: float, broadcast to ``[B, heads, Q, K]``.
+
+    Returns:
+        float ``[B, heads, Q, head_dim]``.
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # [B, heads, Q, K]
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1) @ value
+
+
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """``[B, S, heads * head_dim]`` to ``[B, heads, S, head_dim]``."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """``[B, heads, S, head_dim]`` to ``[B, S, heads * head_dim]``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    """LayerNorm with the epsilon that all of TAP uses."""
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of a ``[B, C, H, W]`` map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise ``[B, C, H, W]`` at every pixel over C."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.activation = activation()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[..., dim]`` to ``[..., dim]``."""
+        out: torch.Tensor = self.fc2(self.activation(self.fc1(x)))
+        return out
+
+
+class Head(nn.Module):
+    """A stack of Linear layers with ReLU between them, on one kind of output token."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, depth: int = 3) -> None:
+        super().__init__()
+        dims = [dim, *[hidden_dim] * (depth - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[..., dim]`` to ``[..., out_dim]``."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        out: torch.Tensor = self.layers[-1](x)
+        return out

@@ -1,0 +1,98 @@
+"""TAP as one PyTorch module, with the names and shapes of the official checkpoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tap_deploy.config import Preprocessing, TapConfig
+from tap_deploy.reference.image_decoder import ImageDecoder, PromptOutputs
+from tap_deploy.reference.image_encoder import ImageEncoder
+from tap_deploy.reference.prompt_encoder import PromptEncoder
+from tap_deploy.reference.text_decoder import TextDecoder
+
+
+class TapModel(nn.Module):
+    """Tokenize Anything: image encoder, prompt encoder, image decoder, text decoder.
+
+    ``state_dict()`` has the names and shapes of the official checkpoints, so that they load
+    with ``strict=True``. Everything runs on a CPU; no attention package is needed.
+
+    Source: *Tokenize Anything via Prompting*, arXiv 2312.09128.
+    """
+
+    pixel_mean: torch.Tensor
+    pixel_rsig: torch.Tensor
+
+    def __init__(self, config: TapConfig) -> None:
+        super().__init__()
+        self.config = config
+        preprocessing = Preprocessing()
+        self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean))
+        self.register_buffer("pixel_rsig", 1.0 / torch.tensor(preprocessing.std))
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.image_decoder = ImageDecoder(config)
+        self.text_decoder = TextDecoder(config)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures in the model frame, uint8 BGR ``[B, H, W, 3]``, to float ``[B, 3, H, W]``."""
+        normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) * self.pixel_rsig
+        return normalized.permute(0, 3, 1, 2)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode pictures.
+
+        Args:
+            images: uint8 BGR ``[B, image_size, image_size, 3]``, scaled and padded.
+
+        Returns:
+            image embeddings, float ``[B, C, grid, grid]``.
+        """
+        embeddings: torch.Tensor = self.image_encoder(self.normalize(images))
+        return embeddings
+
+    def decode_prompts(
+        self,
+        image_embeddings: torch.Tensor,
+        point_coords: torch.Tensor,
+        point_labels: torch.Tensor,
+    ) -> PromptOutputs:
+        """Decode P prompts.
+
+        Args:
+            image_embeddings: ``[1, C, grid, grid]`` shared by all prompts, or ``[P, ...]``.
+            point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
+            point_labels: integer ``[P, N]``, see ``PointLabel``.
+        """
+        sparse = self.prompt_encoder(point_coords, point_labels)
+        position = self.prompt_encoder.image_position_encoding()
+        outputs: PromptOutputs = self.image_decoder(image_embeddings, sparse, position)
+        return outputs
+
+    def generate(
+        self,
+        semantic_tokens: torch.Tensor,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        stop_at_eos: bool = True,
+    ) -> torch.Tensor:
+        """Write captions, with a KV cache.
+
+        Args:
+            semantic_tokens: float ``[P, C]``, the token of the chosen mask.
+            max_new_tokens: at most, and by default, ``config.max_new_tokens``.
+            temperature: 0 takes the best token, above 0 draws from the softmax.
+            generator: random state for the draws.
+            stop_at_eos: fill finished rows with padding and stop when all are finished;
+                else go on, as the public code does.
+
+        Returns:
+            ids int64 ``[P, text_seq_len - 1]``: BOS, the caption, padding.
+        """
+        limit = self.config.max_new_tokens
+        count = limit if max_new_tokens is None else min(max_new_tokens, limit)
+        return self.text_decoder.generate(
+            semantic_tokens, count, temperature, generator, stop_at_eos
+        )
