@@ -64,6 +64,12 @@ def kv_slot_shape(config: TapConfig, num_prompts: Axis) -> tuple[Axis, ...]:
     return (config.text_depth, 2, num_prompts, config.text_heads, TEXT_HEAD_DIM)
 
 
+def kv_cache_shape(config: TapConfig, num_prompts: int) -> tuple[int, ...]:
+    """Shape of a whole cache: one slot per position, ``[text_seq_len, *slot]``."""
+    heads = (config.text_heads, TEXT_HEAD_DIM)
+    return (config.text_seq_len, config.text_depth, 2, num_prompts, *heads)
+
+
 def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, GraphSpec]:
     """Return the three graphs of a model.
 

@@ -1,0 +1,189 @@
+"""A PyTorch model to a bundle: three graphs, checked against it, or nothing at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable
+
+import tap_deploy
+from tap_deploy import graphs
+from tap_deploy.bundle import (
+    CONCEPTS_FILE,
+    GOLDEN_FILE,
+    ONNX_FOLDER,
+    TOKENIZER_FILE,
+    Bundle,
+    file_records,
+)
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import Preprocessing
+from tap_deploy.errors import InputError
+from tap_deploy.export.exporter import export_graph
+from tap_deploy.export.image_encoder import ImageEncoderGraph
+from tap_deploy.export.prompt_decoder import PromptDecoderGraph
+from tap_deploy.export.samples import SAMPLE_SIZES, golden_samples
+from tap_deploy.export.text_decoder import TextDecoderGraph
+from tap_deploy.files import atomic_folder
+from tap_deploy.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    CheckpointRecord,
+    GraphRecord,
+    Manifest,
+)
+from tap_deploy.reference.model import TapModel
+from tap_deploy.sessions import create_session
+from tap_deploy.tokenizer import Tokenizer
+from tap_deploy.verify import FP32_TOLERANCE, Check, Report, verify_sessions
+
+WRAPPERS = {
+    graphs.IMAGE_ENCODER: ImageEncoderGraph,
+    graphs.PROMPT_DECODER: PromptDecoderGraph,
+    graphs.TEXT_DECODER: TextDecoderGraph,
+}
+# What `on_stage` is called for: three graphs, the samples, the check, the move.
+NUM_STAGES = len(WRAPPERS) + 2 + len(SAMPLE_SIZES)
+
+PRECISION = "fp32"
+TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportedBundle:
+    """A finished bundle and the report of its verification."""
+
+    bundle: Bundle
+    report: Report
+
+
+def export_bundle(
+    model: TapModel,
+    output: str | os.PathLike[str],
+    *,
+    name: str,
+    checkpoint: CheckpointRecord,
+    concepts: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    on_stage: Callable[[str], None] | None = None,
+    on_check: Callable[[Check], None] | None = None,
+) -> ExportedBundle:
+    """Export a model, check the graphs against it, and write a bundle.
+
+    Args:
+        model: the reference, on the CPU, in evaluation mode.
+        output: the folder to make.
+        name: what the manifest calls the model.
+        checkpoint: where the weights came from.
+        concepts: concept weights, ``.npz`` or official ``.pkl``.
+        tokenizer: a SentencePiece model.
+        force: replace what is at ``output``.
+        on_stage: called with a short text before each of ``NUM_STAGES`` stages.
+        on_check: called with every comparison.
+
+    Raises:
+        InputError: concepts or tokenizer do not fit the model, or the output cannot be written.
+        VerificationError: a graph differs from the reference; nothing is left at ``output``.
+    """
+    say = on_stage if on_stage is not None else lambda text: None
+    vocabulary = None if concepts is None else _checked_concepts(model, concepts)
+    if tokenizer is not None:
+        _check_tokenizer(model, tokenizer)
+    with atomic_folder(output, force=force) as folder:
+        records = export_graphs(model, folder, say)
+        report = _verify(model, folder, records, say, on_check)
+        report.require("the exported graphs differ from the reference, no bundle was written")
+        if vocabulary is not None:
+            vocabulary.save(folder / CONCEPTS_FILE)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            model=name,
+            config=model.config,
+            preprocessing=Preprocessing().to_dict(),
+            checkpoint=checkpoint,
+            tools=tool_versions(),
+            graphs={PRECISION: records},
+            files=file_records(folder),
+            verification=report.to_dict(),
+        )
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+    return ExportedBundle(bundle=Bundle.open(output, check_hashes=False), report=report)
+
+
+def export_graphs(
+    model: TapModel, folder: pathlib.Path, say: Callable[[str], None]
+) -> dict[str, GraphRecord]:
+    """Export the three graphs below ``folder``; record files are relative to it."""
+    records = {}
+    for name, spec in graphs.graph_specs(model.config).items():
+        say(f"export {name}")
+        path = folder / ONNX_FOLDER / PRECISION / f"{name}.onnx"
+        exported = export_graph(WRAPPERS[name](model), spec, path)
+        file = path.relative_to(folder).as_posix()
+        records[name] = dataclasses.replace(exported.record, file=file)
+        gc.collect()  # the traced program holds copies of the weights in reference cycles
+    return records
+
+
+def _verify(
+    model: TapModel,
+    folder: pathlib.Path,
+    records: dict[str, GraphRecord],
+    say: Callable[[str], None],
+    on_check: Callable[[Check], None] | None,
+) -> Report:
+    say("reference outputs")
+    samples = golden_samples(model, lambda sample: say(f"reference outputs {sample.name}"))
+    say("compare graphs with the reference")
+    specs = graphs.graph_specs(model.config)
+    sessions = {
+        name: create_session("onnxruntime", folder / record.file, specs[name])
+        for name, record in records.items()
+    }
+    report = verify_sessions(
+        sessions,
+        model.config,
+        samples,
+        backend="onnxruntime",
+        precision=PRECISION,
+        tolerance=FP32_TOLERANCE,
+        on_check=on_check,
+    )
+    (folder / GOLDEN_FILE).parent.mkdir()
+    samples[0].compact().save(folder / GOLDEN_FILE)
+    return report
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what made the bundle."""
+    versions = {"tap-deploy": tap_deploy.__version__, "python": platform.python_version()}
+    for name in TOOLS:
+        versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _checked_concepts(model: TapModel, path: str | os.PathLike[str]) -> Vocabulary:
+    vocabulary = Vocabulary.load(path)
+    expected = model.config.sem_embed_dim
+    if vocabulary.weights.shape[0] != expected:
+        raise InputError(
+            f"concepts {path} have {vocabulary.weights.shape[0]} rows; expected {expected}, "
+            "the semantic embedding of this model"
+        )
+    return vocabulary
+
+
+def _check_tokenizer(model: TapModel, path: str | os.PathLike[str]) -> None:
+    size, expected = Tokenizer(path).vocab_size, model.config.vocab_size
+    if size != expected:
+        raise InputError(
+            f"tokenizer {path} has {size} pieces; expected {expected}, the vocabulary of this model"
+        )

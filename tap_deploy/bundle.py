@@ -1,0 +1,122 @@
+"""A bundle: one folder with everything that a device needs to run a model."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import BundleError
+from tap_deploy.files import sha256_of_file
+from tap_deploy.graphs import GraphSpec, graph_specs
+from tap_deploy.manifest import MANIFEST_NAME, FileRecord, Manifest
+from tap_deploy.tokenizer import Tokenizer
+
+PRECISIONS = ("fp32", "fp16", "int8")
+TOKENIZER_FILE = "tokenizer.model"
+CONCEPTS_FILE = "concepts.npz"
+GOLDEN_FILE = "golden/samples.npz"
+ONNX_FOLDER = "onnx"
+
+
+class Bundle:
+    """An opened bundle; ``Bundle.open`` is the way to get one."""
+
+    def __init__(self, path: pathlib.Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
+        """Open a bundle and check that it is whole.
+
+        Args:
+            path: the folder.
+            check_hashes: compare the SHA-256 of every file with the manifest, not only sizes.
+
+        Raises:
+            BundleError: not a bundle, another schema, or a file is missing or changed.
+        """
+        root = pathlib.Path(path)
+        if not root.is_dir():
+            raise BundleError(f"bundle {root} is not a folder; make one with: tap-export export")
+        bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
+        for name, record in bundle.manifest.files.items():
+            bundle._check_file(name, record, check_hashes)
+        return bundle
+
+    @property
+    def config(self) -> TapConfig:
+        """Sizes of the model."""
+        return self.manifest.config
+
+    def graph_specs(self) -> dict[str, GraphSpec]:
+        """What the graphs of this bundle take and give, by graph name."""
+        return graph_specs(self.config)
+
+    def graph_path(self, name: str, precision: str) -> pathlib.Path:
+        """Return the ONNX file of a graph.
+
+        Raises:
+            BundleError: the bundle does not hold this graph in this precision.
+        """
+        records = self.manifest.graphs.get(precision)
+        if records is None:
+            raise BundleError(
+                f"bundle {self.path} has no precision {precision!r}; "
+                f"it has {', '.join(self.manifest.graphs)}"
+            )
+        if name not in records or records[name].file not in self.manifest.files:
+            raise BundleError(f"bundle {self.path} lists no {precision} {name}; export it again")
+        return self.path / records[name].file
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Load the concepts that were exported with the model, if any."""
+        return Vocabulary.load(self.path / CONCEPTS_FILE) if self._has(CONCEPTS_FILE) else None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Load the tokenizer that was exported with the model, if any."""
+        return Tokenizer(self.path / TOKENIZER_FILE) if self._has(TOKENIZER_FILE) else None
+
+    def golden_path(self) -> pathlib.Path:
+        """Return the file of golden samples.
+
+        Raises:
+            BundleError: there is none.
+        """
+        if not self._has(GOLDEN_FILE):
+            raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
+        return self.path / GOLDEN_FILE
+
+    def _has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def _check_file(self, name: str, record: FileRecord, check_hash: bool) -> None:
+        relative = pathlib.PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise BundleError(f"bundle {self.path}: manifest names {name!r}, outside of the bundle")
+        file = self.path / relative
+        if not file.is_file():
+            raise BundleError(f"bundle {self.path}: {name} is missing; copy or export it again")
+        size = file.stat().st_size
+        if size != record.size_bytes:
+            raise BundleError(
+                f"bundle {self.path}: {name} has {size} bytes, expected {record.size_bytes}; "
+                "copy or export it again"
+            )
+        if check_hash and (digest := sha256_of_file(file)) != record.sha256:
+            raise BundleError(
+                f"bundle {self.path}: {name} was changed: SHA-256 {digest[:12]}…, "
+                f"expected {record.sha256[:12]}…; copy or export it again"
+            )
+
+
+def file_records(root: pathlib.Path) -> dict[str, FileRecord]:
+    """Return size and digest of every file below a folder, by relative path."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {
+        path.relative_to(root).as_posix(): FileRecord(
+            size_bytes=path.stat().st_size, sha256=sha256_of_file(path)
+        )
+        for path in files
+    }

@@ -1,0 +1,107 @@
+"""The packages that the project can use: what pip calls them, and what they are needed for.
+
+The minimal versions are those of setup.cfg; a test compares them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import re
+
+USES = ("run", "export", "tensorrt", "rtx")
+EVERY_USE = ", ".join(USES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """An importable package.
+
+    ``name`` is what pip calls it, ``module`` what is imported (None: the same), ``other_names``
+    distributions that bring the same module, ``extra`` the extra of tap-deploy that asks for it
+    (None: it always comes along). ``required_for`` lists uses, comma-separated.
+    """
+
+    name: str
+    minimum: str
+    required_for: str
+    module: str | None = None
+    other_names: tuple[str, ...] = ()
+    extra: str | None = None
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs it or brings it up to date."""
+        return f'pip install "tap-deploy[{self.extra}]"' if self.extra else "pip install tap-deploy"
+
+    def installed_version(self) -> str | None:
+        """Return its version, "" if only importable and unknown to pip, None if absent."""
+        try:
+            if importlib.util.find_spec(self.module or self.name) is None:
+                return None
+        except ModuleNotFoundError:  # the parent of a dotted name
+            return None
+        for name in (self.name, *self.other_names):
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return ""
+
+    def problem_with(self, version: str | None) -> str | None:
+        """Return what is wrong with an ``installed_version``, None if nothing."""
+        if version is None:
+            return "not installed"
+        if version and _release(version) < _release(self.minimum):
+            return f"{version} is too old; expected {self.minimum} or newer"
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match.group().split("."))) if match else ()
+
+
+ONNXRUNTIME = Package(
+    name="onnxruntime",
+    other_names=("onnxruntime-gpu",),
+    minimum="1.20",
+    extra="onnxruntime",
+    required_for="run, export",
+)
+TENSORRT = Package(
+    name="tensorrt",
+    other_names=("tensorrt-cu12", "tensorrt-cu13"),
+    minimum="10.3",
+    extra="tensorrt",
+    required_for="tensorrt",
+)
+PACKAGES = (
+    Package(name="numpy", minimum="1.26", required_for=EVERY_USE),
+    Package(name="Pillow", module="PIL", minimum="10.1", required_for=EVERY_USE),
+    Package(name="click", minimum="8.1", required_for=EVERY_USE),
+    Package(name="sentencepiece", minimum="0.2", required_for=EVERY_USE),
+    ONNXRUNTIME,
+    Package(name="torch", minimum="2.9", extra="export", required_for="export"),
+    Package(name="onnx", minimum="1.17", extra="export", required_for="export"),
+    Package(name="onnxscript", minimum="0.5", extra="export", required_for="export"),
+    Package(name="onnx-ir", module="onnx_ir", minimum="0.1", extra="export", required_for="export"),
+    Package(name="safetensors", minimum="0.4", extra="export", required_for="export"),
+    Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
+    TENSORRT,
+    Package(
+        name="tensorrt-rtx", module="tensorrt_rtx", minimum="1.7", extra="rtx", required_for="rtx"
+    ),
+)
+# Either one will do. pycuda has no extra: it is compiled against the CUDA toolkit of the machine.
+CUDA_PYTHON = Package(
+    name="cuda-python",
+    module="cuda.bindings",
+    other_names=("cuda-bindings",),
+    minimum="12.6",
+    extra="cuda",
+    required_for="tensorrt, rtx",
+)
+PYCUDA = Package(name="pycuda", minimum="2022.1", required_for="tensorrt, rtx")

@@ -1,0 +1,70 @@
+"""The smallest ONNX model that computes something, to find out whether a provider really works.
+
+``onnxruntime.get_available_providers()`` lists what was compiled in, not what runs on this
+machine, and on a device there is no onnx package to make a test model with. The model is
+``y = x + x``; its few protobuf fields are spelled here by number, as in onnx.proto.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+_FLOAT = 1  # TensorProto.DataType.FLOAT
+_LENGTH = 3
+_SILENT = 4  # onnxruntime log level: failures come back as exceptions
+
+
+def tiny_model() -> bytes:
+    """Return a serialized ONNX model, opset 17: ``y = x + x``, both float32 ``[3]``."""
+    node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "Add")
+    graph = _message(1, node) + _text(2, "probe")
+    graph += _message(11, _value_info("x")) + _message(12, _value_info("y"))
+    opset = _text(1, "") + _number(2, 17)
+    return _number(1, 8) + _message(7, graph) + _message(8, opset)  # IR version 8
+
+
+def working_providers(onnxruntime: ModuleType) -> dict[str, str | None]:
+    """Run the tiny model on every provider of an onnxruntime module.
+
+    Returns:
+        Provider name -> None where it computed the right answer, else what went wrong, one line.
+    """
+    # The Azure provider calls a remote service; there is nothing on this machine to try.
+    names = [n for n in onnxruntime.get_available_providers() if n != "AzureExecutionProvider"]
+    return {name: _failure(onnxruntime, name) for name in names}
+
+
+def _failure(onnxruntime: ModuleType, provider: str) -> str | None:
+    """Return None if ``provider`` computes the right answer, else what went wrong."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    x = np.arange(_LENGTH, dtype=np.float32)
+    try:
+        session = onnxruntime.InferenceSession(tiny_model(), options, providers=[provider])
+        if session.get_providers()[0] != provider:
+            return "listed, but fell back to the CPU"
+        (y,) = session.run(None, {"x": x})
+    # Foreign code, any provider, any driver: whatever it raises is the finding.
+    except Exception as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None if np.array_equal(y, x + x) else f"wrong result: {y}, expected {x + x}"
+
+
+def _value_info(name: str) -> bytes:
+    dimension = _message(1, _number(1, _LENGTH))
+    tensor_type = _number(1, _FLOAT) + _message(2, dimension)
+    return _text(1, name) + _message(2, _message(1, tensor_type))
+
+
+def _number(field: int, value: int) -> bytes:
+    return bytes([field << 3, value])  # one byte each: both stay below 128
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    return bytes([field << 3 | 2, len(payload)]) + payload
+
+
+def _text(field: int, value: str) -> bytes:
+    return _message(field, value.encode())

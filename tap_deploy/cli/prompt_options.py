@@ -1,0 +1,115 @@
+"""Prompt options of the command line: text and files to the numbers that ``Prompts`` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_deploy.config import PointLabel
+from tap_deploy.errors import InputError
+
+Stroke = npt.NDArray[np.float64]  # [n, 2] XY
+
+
+def parse_point(text: str) -> list[list[float]]:
+    """Parse ``x,y[,label][;x,y[,label]…]``, the points of one region, to [[x, y, label], …].
+
+    The label defaults to 1, foreground.
+
+    Raises:
+        InputError: it reads differently.
+    """
+    points = []
+    for part in text.split(";"):
+        numbers = _numbers(part)
+        if len(numbers) == 2:
+            numbers.append(float(PointLabel.FOREGROUND))
+        if len(numbers) != 3:
+            raise InputError(
+                f"point {text!r}: cannot read {part!r}; expected x,y or x,y,label, several points "
+                "of one region parted by ';'"
+            )
+        points.append(numbers)
+    return points
+
+
+def parse_box(text: str) -> list[float]:
+    """Parse ``x0,y0,x1,y1``, the left top and right bottom corner of a box.
+
+    Raises:
+        InputError: it reads differently.
+    """
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        raise InputError(f"box {text!r}: cannot read it; expected x0,y0,x1,y1")
+    return numbers
+
+
+def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
+    """Read strokes, float64 [n, 2] XY in pixels each, for ``Prompts.from_sketches``.
+
+    The file is JSON, one stroke ``[[x, y], …]`` or a list of strokes, or text: one stroke with
+    ``x,y`` on a line. Empty lines, lines that start with ``#`` and a header ``x,y`` are skipped.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except OSError as exc:
+        raise InputError(f"sketch {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise InputError(f"sketch {path} is not text; expected JSON or lines of x,y") from exc
+    if text.lstrip().startswith(("[", "{")):
+        strokes = _strokes_from_json(text, path)
+    else:
+        strokes = [_stroke_from_lines(text, path)]
+    if not strokes or any(len(stroke) == 0 for stroke in strokes):
+        raise InputError(f"sketch {path} holds an empty stroke; expected at least one point x,y")
+    return strokes
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the comma-separated numbers of a text, nothing if it holds anything else."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+def _strokes_from_json(text: str, path: str | os.PathLike[str]) -> list[Stroke]:
+    try:
+        values: Any = json.loads(text)
+        single = isinstance(values[0][0], (int, float))
+        strokes = [np.array(stroke, np.float64) for stroke in ([values] if single else values)]
+    except json.JSONDecodeError as exc:
+        raise InputError(f"sketch {path} is not valid JSON: {exc}") from exc
+    except (TypeError, ValueError, LookupError) as exc:
+        raise InputError(_json_problem(path)) from exc
+    if any(stroke.ndim != 2 or stroke.shape[1] != 2 for stroke in strokes):
+        raise InputError(_json_problem(path))
+    return strokes
+
+
+def _json_problem(path: str | os.PathLike[str]) -> str:
+    return f"sketch {path}: expected a stroke [[x, y], …] or a list of strokes"
+
+
+def _stroke_from_lines(text: str, path: str | os.PathLike[str]) -> Stroke:
+    points: list[list[float]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        bare = line.strip()
+        if not bare or bare.startswith("#") or (not points and bare.replace(" ", "") == "x,y"):
+            continue
+        point = _numbers(bare if "," in bare else ",".join(bare.split()))
+        if len(point) != 2:
+            raise InputError(
+                f"sketch {path}, line {number}: cannot read {bare[:40]!r}; expected x,y"
+            )
+        points.append(point)
+    return np.array(points, np.float64).reshape(-1, 2)

@@ -1,0 +1,164 @@
+"""Concepts: the vocabulary that names regions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file
+
+_LAYOUT = "weights float [E, K] and K names"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """K concepts: a column of weights and a name each.
+
+    A column is the L2-normalised text embedding of the concept times the logit scale. Names
+    may occur twice: the columns may differ, and each is scored on its own.
+
+    Attributes:
+        weights: float32 [E, K], E the size of a semantic embedding.
+        names: K names.
+
+    Raises:
+        InputError: a wrong shape or dtype, no concepts, NaN or infinity, or not K names.
+    """
+
+    weights: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, np.ndarray) or self.weights.dtype != np.float32:
+            kind = getattr(self.weights, "dtype", type(self.weights).__name__)
+            raise InputError(f"concept weights are {kind}; expected an array float32 [E, K]")
+        if self.weights.ndim != 2 or 0 in self.weights.shape:
+            raise InputError(
+                f"concept weights have shape {list(self.weights.shape)}; expected [E, K] with "
+                "at least one concept"
+            )
+        if len(self.names) != self.weights.shape[1]:
+            raise InputError(
+                f"{len(self.names)} concept names for weights {list(self.weights.shape)}; "
+                f"expected {self.weights.shape[1]} names, one per column"
+            )
+        if not all(isinstance(name, str) for name in self.names):
+            raise InputError("concept names are not all text; expected a tuple of str")
+        if not np.isfinite(self.weights).all():
+            raise InputError("concept weights hold NaN or infinity; expected finite numbers")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read a vocabulary: ``.npz`` as ``save`` writes it, or an official ``.pkl``.
+
+        A pickle is read by a restricted unpickler, which rebuilds arrays and plain containers
+        only. Weights of any float type become float32.
+
+        Raises:
+            InputError: missing, unreadable, another kind of file, or not a vocabulary.
+            CheckpointError: a pickle that is broken or unsafe.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"concepts {path} is not a file; check the path")
+        if path.suffix == ".npz":
+            weights, names = _arrays_from_npz(path)
+        elif path.suffix == ".pkl":
+            weights, names = _arrays_from_pickle(path)
+        else:
+            raise InputError(f"concepts {path} is neither .npz nor .pkl; expected one of them")
+        try:
+            weights = np.asarray(weights, np.float32)
+            return cls(weights=weights, names=tuple(str(name) for name in names))
+        except (TypeError, ValueError) as exc:  # InputError is a ValueError
+            raise InputError(f"concepts {path}: {exc}; expected {_LAYOUT}") from exc
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary as ``.npz``: arrays ``weights`` and ``names``, no pickle.
+
+        Raises:
+            InputError: the suffix is not ``.npz``, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise InputError(f"concepts {path}: suffix is {path.suffix!r}; expected '.npz'")
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, weights=self.weights, names=np.array(self.names))
+
+    def scores(self, embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Return the probability of every concept, float32 [P, K]; a row adds up to 1.
+
+        Args:
+            embeddings: float [P, E] semantic embeddings. Their length does not matter; one of
+                length 0 gives every concept the same probability.
+
+        Raises:
+            InputError: E is not that of the weights.
+        """
+        size, expected = list(embeddings.shape), self.weights.shape[0]
+        if embeddings.ndim != 2 or embeddings.shape[1] != expected:
+            raise InputError(
+                f"semantic embeddings have shape {size}; expected [P, {expected}]: this vocabulary "
+                "was made for another model"
+            )
+        wide = embeddings.astype(np.float64)  # squares of float32 may overflow
+        length = np.linalg.norm(wide, axis=1, keepdims=True)
+        unit = (wide / np.where(length > 0, length, 1)).astype(np.float32)
+        logits = unit @ self.weights  # [P, K]
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: npt.NDArray[np.float32] = exponents / exponents.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def top_k(
+        self, embeddings: npt.NDArray[np.floating[Any]], k: int
+    ) -> list[list[tuple[str, float]]]:
+        """Return the k likeliest (name, probability) of each region, likeliest first.
+
+        A k beyond the vocabulary gives all of it. Ties go to the earlier name.
+
+        Raises:
+            InputError: k is less than 1, or E is not that of the weights.
+        """
+        if k < 1:
+            raise InputError(f"top_k is {k}; expected at least 1")
+        scores = self.scores(embeddings)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.names[column], float(row[column])) for column in columns]
+            for row, columns in zip(scores, order, strict=True)
+        ]
+
+
+def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["weights"], arrays["names"].tolist()
+    except KeyError as exc:
+        raise InputError(
+            f"concepts {path}: no array {exc}; expected {_LAYOUT} as Vocabulary.save writes them"
+        ) from exc
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+        raise InputError(
+            f"concepts {path} cannot be read: {exc}; expected an .npz that Vocabulary.save wrote"
+        ) from exc
+
+
+def _arrays_from_pickle(path: Path) -> tuple[Any, Any]:
+    from tap_deploy.unpickle import load_pickle  # only for the official files
+
+    content: Any = load_pickle(path)
+    if not isinstance(content, (list, tuple)) or len(content) != 2:
+        raise InputError(
+            f"concepts {path} holds a {type(content).__name__}; expected a list of {_LAYOUT}"
+        )
+    return content[0], content[1]

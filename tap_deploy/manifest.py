@@ -1,0 +1,135 @@
+"""The manifest of a bundle: everything that is known about its files, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from tap_deploy.config import Preprocessing, TapConfig
+from tap_deploy.errors import BundleError, InputError
+from tap_deploy.graphs import GraphSpec, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and digest of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphRecord:
+    """One exported graph: where it is, what it takes and gives, what it is made of."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    ir_version: int
+    num_nodes: int
+    op_types: dict[str, int]
+    weights_bytes: int
+    external_data: bool
+
+    @staticmethod
+    def describe(spec: GraphSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return inputs and outputs of a graph as readable lines."""
+        return _lines(spec.inputs), _lines(spec.outputs)
+
+
+def _lines(tensors: tuple[TensorSpec, ...]) -> tuple[str, ...]:
+    return tuple(str(tensor) for tensor in tensors)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """The weights that a bundle was exported from."""
+
+    file: str
+    sha256: str
+    md5: str
+    known_as: str | None
+    synthetic: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    ``graphs`` maps precision to graph name to record; ``files`` maps a path relative to the
+    bundle (``/`` between its parts) to size and digest; ``verification`` is the report of the
+    check against the reference that the export made.
+    """
+
+    schema_version: int
+    model: str
+    config: TapConfig
+    preprocessing: dict[str, Any]
+    checkpoint: CheckpointRecord
+    tools: dict[str, str]
+    graphs: dict[str, dict[str, GraphRecord]]
+    files: dict[str, FileRecord]
+    verification: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n"
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Manifest:
+        """Read and check a manifest file.
+
+        Raises:
+            BundleError: it is missing, no JSON, of another schema version, or malformed.
+        """
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as exc:
+            raise BundleError(
+                f"{path.parent} is not a bundle: {path.name} is missing; "
+                "make one with: tap-export export"
+            ) from exc
+        except (OSError, ValueError) as exc:
+            raise BundleError(f"{path} cannot be read as JSON: {exc}; export it again") from exc
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        if found != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {found}; this program reads {SCHEMA_VERSION}; "
+                "export it again, or use the release that made it"
+            )
+        try:
+            return cls._from_values(values)
+        except (KeyError, TypeError, AttributeError, InputError) as exc:
+            raise BundleError(f"{path} is malformed: {exc}; export it again") from exc
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Manifest:
+        graphs = {
+            precision: {name: _graph_record(record) for name, record in records.items()}
+            for precision, records in values.pop("graphs").items()
+        }
+        files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
+        config = TapConfig.from_dict(values.pop("config"))
+        preprocessing = values.pop("preprocessing")
+        if preprocessing != Preprocessing().to_dict():
+            raise InputError("its preprocessing contract is not the one of this program")
+        checkpoint = CheckpointRecord(**values.pop("checkpoint"))
+        return cls(
+            config=config,
+            preprocessing=preprocessing,
+            checkpoint=checkpoint,
+            graphs=graphs,
+            files=files,
+            **values,
+        )
+
+
+def _graph_record(values: dict[str, Any]) -> GraphRecord:
+    lines = {key: tuple(values.pop(key)) for key in ("inputs", "outputs")}
+    return GraphRecord(**lines, **values)

@@ -1,0 +1,220 @@
+"""Prompts: points, boxes and sketches as coordinates and labels, in pixels of the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_deploy.config import PointLabel
+from tap_deploy.errors import InputError
+from tap_deploy.prompt_rows import LABELS_TEXT, Row, box_rows, point_rows, sketch_rows
+
+_PADDING_POINT = (0.0, 0.0, float(PointLabel.PADDING))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prompts:
+    """P prompts, one a region, of N points each.
+
+    Attributes:
+        coords: float32 [P, N, 2] XY, pixels of the original image.
+        labels: int32 [P, N], codes of ``PointLabel``. A box is its left top corner (2) and its
+            right bottom corner (3), the first two points of its row.
+
+    The model expects a row without box corners to hold at least one padding point
+    (0, 0, label 4), and N is part of what it sees. The ``from_*`` methods take care of both;
+    the constructor takes the arrays as they are.
+
+    Raises:
+        InputError: a shape or dtype is wrong. Values are looked at by ``check``.
+    """
+
+    coords: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        _require_array("coords", self.coords, np.float32, "[P, N, 2]")
+        _require_array("labels", self.labels, np.int32, "[P, N]")
+        if self.coords.ndim != 3 or self.coords.shape[1] < 1 or self.coords.shape[2] != 2:
+            raise InputError(
+                f"prompt coords have shape {list(self.coords.shape)}; expected [P, N, 2], N >= 1"
+            )
+        if self.labels.shape != self.coords.shape[:2]:
+            raise InputError(
+                f"prompt labels have shape {list(self.labels.shape)}; expected "
+                f"{list(self.coords.shape[:2])} like coords"
+            )
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    def __getitem__(self, index: int | slice) -> Prompts:
+        """Return one region or a slice of the regions as ``Prompts``, N unchanged."""
+        rows: Any = index if isinstance(index, slice) else [index]
+        return Prompts(coords=self.coords[rows], labels=self.labels[rows])
+
+    @classmethod
+    def from_points(cls, points: Any) -> Prompts:
+        """Build prompts from points (x, y, label), x and y in pixels of the original image.
+
+        Args:
+            points: float [P, N, 3], or a list of P lists of any length, [n, 3] each.
+
+        Raises:
+            InputError: another shape, or a label that is not a whole number.
+        """
+        return _from_rows(point_rows(points))
+
+    @classmethod
+    def from_boxes(cls, boxes: Any) -> Prompts:
+        """Build prompts from boxes, float [P, 4] XYXY, pixels of the original image.
+
+        Raises:
+            InputError: another shape.
+        """
+        return _from_rows(box_rows(boxes))
+
+    @classmethod
+    def from_points_and_boxes(cls, points: Any, boxes: Any) -> Prompts:
+        """Build prompts of a box and points each: region i takes ``boxes[i]`` and ``points[i]``.
+
+        Args:
+            points: as in ``from_points``; a row may be empty.
+            boxes: as in ``from_boxes``.
+
+        Raises:
+            InputError: another shape, or not as many boxes as rows of points.
+        """
+        with_points, with_boxes = point_rows(points), box_rows(boxes)
+        if len(with_points) != len(with_boxes):
+            raise InputError(
+                f"{len(with_points)} rows of points and {len(with_boxes)} boxes; expected one box per "
+                "row: together they prompt one region; for separate regions use "
+                "Prompts.concatenate([Prompts.from_points(…), Prompts.from_boxes(…)])"
+            )
+        return _from_rows(
+            [np.concatenate(pair) for pair in zip(with_boxes, with_points, strict=True)]
+        )
+
+    @classmethod
+    def from_sketches(cls, strokes: Any) -> Prompts:
+        """Build prompts from strokes, one a region.
+
+        Each stroke becomes 9 foreground points, evenly spaced along its length (so that a slow
+        pen, which leaves many samples, draws no more attention than a quick one), and one
+        padding point.
+
+        Args:
+            strokes: a list of P polylines, float [n, 2] XY, pixels of the original image, n >= 1.
+
+        Raises:
+            InputError: another shape, an empty stroke, or NaN and infinity.
+        """
+        return _from_rows(sketch_rows(strokes))
+
+    @classmethod
+    def concatenate(cls, prompts: Sequence[Prompts]) -> Prompts:
+        """Join prompts, region after region; rows are padded to the longest."""
+        rows = [
+            np.column_stack([coords, labels])
+            for part in prompts
+            for coords, labels in zip(part.coords, part.labels, strict=True)
+        ]
+        return _from_rows(rows)
+
+    def check(self, width: int, height: int) -> None:
+        """Check every value against a picture of ``width`` x ``height`` pixels.
+
+        Raises:
+            InputError: NaN or infinity, a label outside 0..4, a point outside the picture
+                (padding excepted), a box with a missing or misplaced corner or without area,
+                or a region of padding only. The message names region and point from 0.
+        """
+        self._check_finite()
+        self._check_labels()
+        self._check_inside(width, height)
+        self._check_boxes()
+
+    def model_coords(self, scale: float) -> npt.NDArray[np.float32]:
+        """Return the coordinates in pixels of the model frame, float32 [P, N, 2] XY."""
+        return self.coords * np.float32(scale)
+
+    def _check_finite(self) -> None:
+        # Padding too: the model multiplies it by 0, and 0 * NaN is NaN.
+        bad = np.argwhere(~np.isfinite(self.coords).all(axis=2))
+        if len(bad):
+            raise InputError(f"{self._point(bad[0])} is NaN or infinite; expected finite numbers")
+
+    def _check_labels(self) -> None:
+        bad = np.argwhere((self.labels < min(PointLabel)) | (self.labels > max(PointLabel)))
+        if len(bad):
+            raise InputError(
+                f"{self._point(bad[0])} has label {self.labels[tuple(bad[0])]}; expected one of "
+                f"{LABELS_TEXT}"
+            )
+        blank = np.flatnonzero((self.labels == PointLabel.PADDING).all(axis=1))
+        if len(blank):
+            raise InputError(
+                f"region {blank[0]} has nothing but padding points; expected a point or a box"
+            )
+
+    def _check_inside(self, width: int, height: int) -> None:
+        outside = ((self.coords < 0) | (self.coords > (width, height))).any(axis=2)
+        bad = np.argwhere(outside & (self.labels != PointLabel.PADDING))
+        if len(bad):
+            raise InputError(
+                f"{self._point(bad[0])} lies outside the picture; expected x in 0..{width} and "
+                f"y in 0..{height}; clip the coordinates"
+            )
+
+    def _check_boxes(self) -> None:
+        places = np.arange(self.labels.shape[1])
+        left_top = self.labels == PointLabel.BOX_LEFT_TOP
+        right_bottom = self.labels == PointLabel.BOX_RIGHT_BOTTOM
+        misplaced = (left_top & (places != 0)) | (right_bottom & (places != 1))
+        incomplete = left_top.any(axis=1) != right_bottom.any(axis=1)
+        bad = np.flatnonzero(misplaced.any(axis=1) | incomplete)
+        if len(bad):
+            raise InputError(
+                f"region {bad[0]} has labels {self.labels[bad[0]].tolist()}; expected a box to be "
+                "its first two points, label 2 (left top) then label 3 (right bottom)"
+            )
+        boxed = np.flatnonzero(left_top[:, 0])
+        if len(boxed):
+            sides = self.coords[boxed, 1] - self.coords[boxed, 0]
+            bad = boxed[(sides <= 0).any(axis=1)]
+        if len(bad):
+            corners = self.coords[bad[0], :2].ravel().tolist()
+            raise InputError(
+                f"region {bad[0]}: box {corners} has no area; expected x0 < x1 and y0 < y1"
+            )
+
+    def _point(self, place: npt.NDArray[np.intp]) -> str:
+        x, y = self.coords[tuple(place)].tolist()
+        return f"region {place[0]}, point {place[1]} ({x:g}, {y:g})"
+
+
+def _from_rows(rows: list[Row]) -> Prompts:
+    """Pad rows [n, 3] to one length; a row without box corners holds at least one padding."""
+    lengths = [len(row) + int(_needs_padding(row)) for row in rows]
+    points = np.empty((len(rows), max(lengths, default=2), 3))
+    points[:] = _PADDING_POINT
+    for row, padded in zip(rows, points, strict=True):
+        padded[: len(row)] = row
+    with np.errstate(over="ignore"):  # turns into infinity, which check() reports
+        coords = points[..., :2].astype(np.float32)
+    return Prompts(coords=coords, labels=points[..., 2].astype(np.int32))
+
+
+def _needs_padding(row: Row) -> bool:
+    return not (row[:, 2] >= PointLabel.BOX_LEFT_TOP).any()
+
+
+def _require_array(name: str, array: Any, dtype: type[np.generic], shape: str) -> None:
+    kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise InputError(f"prompt {name} is a {kind}; expected an array {np.dtype(dtype)} {shape}")

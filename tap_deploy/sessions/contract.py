@@ -1,0 +1,119 @@
+"""The one contract "run a graph": names, dtypes and shapes are checked here, and only here."""
+
+from __future__ import annotations
+
+import abc
+import types
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tap_deploy.errors import SessionError
+from tap_deploy.graphs import Axis, GraphSpec, TensorSpec
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Session(abc.ABC):
+    """A loaded graph.
+
+    A backend implements ``_run``; everything it is handed has been checked against ``spec``.
+    Calls from several threads are safe, unless a backend says otherwise.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+
+    def run(self, inputs: Tensors, into: Tensors | None = None) -> dict[str, np.ndarray]:
+        """Run the graph once.
+
+        Args:
+            inputs: one C-contiguous array per input of the spec, by name.
+            into: arrays that receive outputs in place, by name; the others are allocated.
+
+        Returns:
+            all outputs by name; those named in ``into`` are the very arrays given there.
+
+        Raises:
+            SessionError: a name, dtype or shape is not as the spec says, or the backend failed.
+        """
+        into = {} if into is None else into
+        self._check_names("input", inputs, [spec.name for spec in self.spec.inputs])
+        sizes: dict[str, int] = {}
+        for spec in self.spec.inputs:
+            self._check_tensor("input", spec, inputs[spec.name], sizes)
+        outputs = self._outputs(into, sizes)
+        self._run(inputs, outputs)
+        return outputs
+
+    def allocate(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """Return zeros in memory that this backend reads and writes without a copy."""
+        return np.zeros(tuple(shape), dtype)
+
+    def close(self) -> None:
+        """Free what the backend holds; the session must not be used afterwards."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Compute every output, written into the arrays of ``outputs``."""
+
+    def _outputs(self, into: Tensors, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+        known = {spec.name for spec in self.spec.outputs}
+        unknown = sorted(set(into) - known)
+        if unknown:
+            raise self._error(f"has no output {unknown[0]!r}; expected {sorted(known)}")
+        outputs = {}
+        for spec in self.spec.outputs:
+            if spec.name in into:
+                self._check_tensor("output", spec, into[spec.name], sizes)
+                outputs[spec.name] = into[spec.name]
+            else:
+                outputs[spec.name] = np.empty(resolve_shape(spec, sizes), spec.dtype)
+        return outputs
+
+    def _check_names(self, kind: str, given: Tensors, expected: list[str]) -> None:
+        if set(given) != set(expected):
+            raise self._error(f"{kind}s are {sorted(given)}; expected {sorted(expected)}")
+
+    def _check_tensor(
+        self, kind: str, spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]
+    ) -> None:
+        fits = array.dtype == np.dtype(spec.dtype) and array.ndim == len(spec.shape)
+        if fits:
+            fits = all(
+                _axis_fits(axis, size, sizes)
+                for axis, size in zip(spec.shape, array.shape, strict=True)
+            )
+        if not fits:
+            found = f"{array.dtype} {list(array.shape)}"
+            known = {axis: size for axis, size in sizes.items() if axis in spec.shape}
+            where = f" with {known}" if known else ""
+            raise self._error(f"{kind} {spec.name!r} is {found}; expected {spec}{where}")
+        if not array.flags.c_contiguous:
+            raise self._error(f"{kind} {spec.name!r} is not contiguous; use np.ascontiguousarray")
+
+    def _error(self, message: str) -> SessionError:
+        return SessionError(f"graph {self.spec.name}: {message}")
+
+
+def _axis_fits(axis: Axis, size: int, sizes: dict[str, int]) -> bool:
+    """Compare one axis; a dynamic one is bound to the first size seen, which is at least 1."""
+    if isinstance(axis, str):
+        return size >= 1 and sizes.setdefault(axis, size) == size
+    return size == axis
+
+
+def resolve_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of a tensor once its dynamic axes are known."""
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
