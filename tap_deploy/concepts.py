@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
 
-_LAYOUT = "weights float [E, K] and K names"
+_LAYOUT = "weights float [E, K] and K names of text"
+_ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,11 +79,13 @@ class Vocabulary:
             weights, names = _arrays_from_pickle(path)
         else:
             raise InputError(f"concepts {path} is neither .npz nor .pkl; expected one of them")
+        array = np.asarray(weights)
+        if array.dtype.kind != "f":
+            raise InputError(f"concepts {path}: weights are {array.dtype}; expected {_LAYOUT}")
         try:
-            weights = np.asarray(weights, np.float32)
-            return cls(weights=weights, names=tuple(str(name) for name in names))
-        except (TypeError, ValueError) as exc:  # InputError is a ValueError
-            raise InputError(f"concepts {path}: {exc}; expected {_LAYOUT}") from exc
+            return cls(weights=array.astype(np.float32, copy=False), names=tuple(names))
+        except InputError as exc:
+            raise InputError(f"concepts {path}: {exc}") from exc
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as ``.npz``: arrays ``weights`` and ``names``, no pickle.
@@ -140,25 +144,29 @@ class Vocabulary:
 
 
 def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
+    hint = f"expected {_LAYOUT}, as Vocabulary.save writes them"
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"concepts {path} is no .npz archive, or cut short; {hint}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["weights"], arrays["names"].tolist()
-    except KeyError as exc:
-        raise InputError(
-            f"concepts {path}: no array {exc}; expected {_LAYOUT} as Vocabulary.save writes them"
-        ) from exc
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise InputError(
-            f"concepts {path} cannot be read: {exc}; expected an .npz that Vocabulary.save wrote"
-        ) from exc
+            weights, names = arrays["weights"], arrays["names"]
+    except (KeyError, *_ARCHIVE_ERRORS) as exc:
+        problem = " ".join(str(exc).split())
+        raise InputError(f"concepts {path} cannot be read: {problem}; {hint}") from exc
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise InputError(f"concepts {path}: names are {names.dtype} {list(names.shape)}; {hint}")
+    return weights, names.tolist()
 
 
 def _arrays_from_pickle(path: Path) -> tuple[Any, Any]:
     from tap_deploy.unpickle import load_pickle  # only for the official files
 
     content: Any = load_pickle(path)
-    if not isinstance(content, (list, tuple)) or len(content) != 2:
-        raise InputError(
-            f"concepts {path} holds a {type(content).__name__}; expected a list of {_LAYOUT}"
-        )
-    return content[0], content[1]
+    if isinstance(content, (list, tuple)) and len(content) == 2:
+        weights, names = content
+        if isinstance(weights, np.ndarray) and isinstance(names, (list, tuple)):
+            return weights, names
+    raise InputError(
+        f"concepts {path} holds a {type(content).__name__} of something else; expected a list of "
+        f"{_LAYOUT}"
+    )

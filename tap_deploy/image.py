@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -19,21 +17,6 @@ ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 MIN_SIDE = 2  # pixels
 
-# What the decoders and the EXIF reader of Pillow raise on broken files.
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    NotImplementedError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 _MODE_NAMES = {
     "1": "black and white",
     "L": "greyscale",
@@ -116,7 +99,7 @@ def load_image(image: ImageSource, *, convert: bool = False) -> npt.NDArray[np.u
     if isinstance(image, (str, os.PathLike)):
         return _from_file(image, convert)
     raise InputError(
-        f"image is a {type(image).__name__}; expected a path, a PIL image or an array "
+        f"image is of type {type(image).__name__}; expected a path, a PIL image or an array "
         "uint8 [H, W, 3] RGB"
     )
 
@@ -150,7 +133,7 @@ def model_image(
 
 
 def _from_file(path: str | os.PathLike[str], convert: bool) -> npt.NDArray[np.uint8]:
-    name = f"image {os.fspath(path)}"
+    name = f"image {os.fspath(path)!r}"
     try:
         picture = Image.open(path)
     except FileNotFoundError as exc:
@@ -165,7 +148,7 @@ def _from_file(path: str | os.PathLike[str], convert: bool) -> npt.NDArray[np.ui
             f"{Image.MAX_IMAGE_PIXELS}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
             "trust it"
         ) from exc
-    except _DECODE_ERRORS as exc:
+    except Exception as exc:  # a broken file may raise anything, see _from_pil
         raise InputError(f"{name} cannot be opened: {_one_line(exc)}") from exc
     with picture:
         return _from_pil(picture, name, convert)
@@ -180,7 +163,7 @@ def _from_pil(picture: Image.Image, name: str, convert: bool) -> npt.NDArray[np.
     try:
         picture.load()
         return np.array(_rgb(_upright(picture)), np.uint8, order="C")
-    except _DECODE_ERRORS as exc:
+    except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
         raise InputError(
             f"{name} cannot be decoded: {_one_line(exc)}; the file may be cut short or broken"
         ) from exc
@@ -189,8 +172,8 @@ def _from_pil(picture: Image.Image, name: str, convert: bool) -> npt.NDArray[np.
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except _DECODE_ERRORS:
-        return picture  # broken EXIF data say nothing about the orientation; the pixels are fine
+    except Exception:  # broken EXIF data say nothing about the orientation; the pixels are fine
+        return picture
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

@@ -159,8 +159,8 @@ class Constructors:
                 return target.value
             case OrderedDict(), dict():
                 return target  # torch keeps version numbers there; the state is not set
-        kind = "array or dtype" if isinstance(target, Unbuilt) else type(target).__name__
-        raise Refused(f"an unusual state of a {kind}")
+        kind = "an array or dtype" if isinstance(target, Unbuilt) else type(target).__name__
+        raise Refused(f"an unusual state for {kind}")
 
     def _spend(self, num_bytes: int) -> None:
         self._bytes_left -= num_bytes

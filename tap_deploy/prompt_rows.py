@@ -67,22 +67,22 @@ def _sketch_row(stroke: Any, region: int) -> Row:
     if len(line) == 0 or not np.isfinite(line).all():
         problem = "is empty" if len(line) == 0 else "holds NaN or infinity"
         raise InputError(f"stroke of region {region} {problem}; expected finite points (x, y)")
-    steps = np.hypot(*np.diff(line, axis=0).T)
-    length = np.concatenate([[0.0], np.cumsum(steps)])  # [n], pixels from the first point
-    picks = np.linspace(0.0, length[-1], SKETCH_POINTS)
     row = np.full((SKETCH_POINTS, 3), float(PointLabel.FOREGROUND))
-    row[:, 0] = np.interp(picks, length, line[:, 0])
-    row[:, 1] = np.interp(picks, length, line[:, 1])
+    with np.errstate(over="ignore", invalid="ignore"):  # ends as NaN, see Prompts.check
+        steps = np.hypot(*np.diff(line, axis=0).T)
+        length = np.concatenate([[0.0], np.cumsum(steps)])  # [n], pixels from the first point
+        picks = np.linspace(0.0, length[-1], SKETCH_POINTS)
+        row[:, 0] = np.interp(picks, length, line[:, 0])
+        row[:, 1] = np.interp(picks, length, line[:, 1])
     return row
 
 
 def _regions(values: Any, name: str) -> list[Any]:
-    if not isinstance(values, (list, tuple, np.ndarray)) or (
-        isinstance(values, np.ndarray) and values.ndim == 0
-    ):
+    is_scalar = isinstance(values, np.ndarray) and values.ndim == 0
+    if is_scalar or not isinstance(values, (list, tuple, np.ndarray)):
         raise InputError(
-            f"{name} is a {type(values).__name__}; expected a list or array with one entry per "
-            "region"
+            f"{name} is of type {type(values).__name__}; expected a list or array with one entry "
+            "per region"
         )
     return list(values)
 
@@ -92,7 +92,7 @@ def _numbers(values: Any, columns: int, name: str, expected: str) -> Row:
         rows = np.asarray(values, np.float64)
     except (TypeError, ValueError) as exc:
         raise InputError(f"{name}: not an array of numbers; expected {expected}") from exc
-    if rows.size == 0:
+    if rows.ndim and len(rows) == 0:
         return rows.reshape(0, columns)
     if rows.ndim != 2 or rows.shape[1] != columns:
         raise InputError(f"{name}: shape is {list(rows.shape)}; expected {expected}")

@@ -92,8 +92,8 @@ class Prompts:
         with_points, with_boxes = point_rows(points), box_rows(boxes)
         if len(with_points) != len(with_boxes):
             raise InputError(
-                f"{len(with_points)} rows of points and {len(with_boxes)} boxes; expected one box per "
-                "row: together they prompt one region; for separate regions use "
+                f"{len(with_points)} rows of points and {len(with_boxes)} boxes; expected one box "
+                "per row: together they prompt one region; for separate regions use "
                 "Prompts.concatenate([Prompts.from_points(…), Prompts.from_boxes(…)])"
             )
         return _from_rows(
@@ -215,6 +215,9 @@ def _needs_padding(row: Row) -> bool:
 
 
 def _require_array(name: str, array: Any, dtype: type[np.generic], shape: str) -> None:
-    kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise InputError(f"prompt {name} is a {kind}; expected an array {np.dtype(dtype)} {shape}")
+    kind = getattr(array, "dtype", None)
+    if not isinstance(array, np.ndarray) or kind != dtype:
+        raise InputError(
+            f"prompt {name} are of type {kind or type(array).__name__}; expected an array "
+            f"{np.dtype(dtype)} {shape}"
+        )

@@ -64,25 +64,28 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
         raise UnsafeCheckpointError(refusal(printable(exc), name)) from exc
     except OSError as exc:
         raise CheckpointError(f"cannot read {name}: {exc.strerror or printable(exc)}") from exc
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as exc:
-        reason = printable(exc) or type(exc).__name__
+    except (ValueError, LookupError, OverflowError, MemoryError) as exc:
+        is_explained = isinstance(exc, ValueError) and str(exc)
+        reason = printable(exc) if is_explained else "its instructions do not add up"
         raise CheckpointError(
             f"{name} is not a whole pickle of arrays ({reason}); expected an official .pkl file: "
             "download it again"
         ) from exc
 
 
-def refusal(what: str, source: str) -> str:
+def refusal(what: str, source: str, allowed: str = "NumPy arrays") -> str:
     """Return the message of an ``UnsafeCheckpointError``."""
     return (
-        f"refused to load {what} from {source}: a checkpoint may hold only NumPy arrays and "
+        f"refused to load {what} from {source}: a checkpoint may hold only {allowed} and "
         "plain containers; get the file from its official source"
     )
 
 
 def printable(value: object) -> str:
     """Return text of one short line, whatever a hostile file put into it."""
-    text = str(value)[:200]
+    text = str(value)
+    if len(text) > 200:
+        text = f"{text[:90]}...{text[-90:]}"  # the end of a path is what tells files apart
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -186,8 +189,9 @@ class _Machine:
         self._stack.append(value.value if is_built else value)
 
     def _reduce(self, symbol: Any, arguments: Any) -> None:
-        if not isinstance(symbol, Symbol):
-            raise Refused(f"a call of a {type(symbol).__name__}")
+        if not isinstance(symbol, Symbol) or not isinstance(arguments, tuple | Symbol):
+            kinds = type(symbol).__name__, type(arguments).__name__
+            raise Refused("a call of {} with {}".format(*kinds))
         self._stack.append(self._constructors.call(symbol, arguments))
 
     def _tuple(self, items: list[Any]) -> None:
@@ -204,11 +208,13 @@ class _Machine:
             case set() as members:
                 members.update(check_key(item) for item in items)
             case other:
-                raise Refused(f"additions to a {type(other).__name__}")
+                raise Refused(f"additions to {type(other).__name__}")
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) not in (dict, OrderedDict):
-            raise Refused(f"items of a {type(target).__name__}")
+            raise Refused(f"items for {type(target).__name__}")
+        if len(items) % 2:
+            raise ValueError("a dict key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[check_key(key)] = check_value(value)

@@ -1,0 +1,112 @@
+"""Make stand-ins for the files that TAP publishes: checkpoint, concept weights, tokenizer.
+
+They have the published formats and made-up contents, so that export and runtime can be shown
+without any download. Masks, names and captions that come out of them mean nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import sentencepiece
+
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
+from tap_deploy.errors import InputError, TapError
+from tap_deploy.files import atomic_file
+from tap_deploy.reference.checkpoint import save_checkpoint
+from tap_deploy.reference.synthetic import synthetic_state_dict
+
+PROJECT = Path(__file__).resolve().parent.parent
+LOGIT_SCALE = 100.0  # the published concept weights carry CLIP's
+CONCEPTS = (
+    "apple", "bicycle", "bird", "book", "bottle", "bowl", "car", "cat", "chair", "clock",
+    "coffee", "cup", "dog", "person", "plate", "saucer", "spoon", "table", "tree", "window",
+)  # fmt: skip
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help='JSON with the fields of TapConfig, or with such an object under "config".',
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of all made-up numbers.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write to; files in the way are replaced.",
+)
+def main(config_path: Path, seed: int, output: Path) -> None:
+    """Write config.json, checkpoint.pkl, concepts.npz and tokenizer.model."""
+    values = json.loads(config_path.read_text(encoding="utf-8"))
+    try:
+        config = TapConfig.from_dict(values.get("config", values))
+        output.mkdir(parents=True, exist_ok=True)
+        with atomic_file(output / "config.json") as partial:
+            partial.write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
+        save_checkpoint(synthetic_state_dict(config, seed), output / "checkpoint.pkl")
+        made_up_vocabulary(config.sem_embed_dim, seed).save(output / "concepts.npz")
+        with atomic_file(output / "tokenizer.model") as partial:
+            partial.write_bytes(train_tokenizer(config.vocab_size))
+    except TapError as error:
+        raise click.ClickException(str(error)) from error
+    for path in sorted(output.iterdir()):
+        click.echo(f"{path.stat().st_size / 1024:10.1f} KiB  {path}")
+
+
+def made_up_vocabulary(dim: int, seed: int) -> Vocabulary:
+    """Return random directions of length ``LOGIT_SCALE`` for everyday names.
+
+    ``weights`` is float32 ``[dim, K]``, one column a concept.
+    """
+    weights = np.random.default_rng(seed).standard_normal((dim, len(CONCEPTS)))
+    weights *= LOGIT_SCALE / np.linalg.norm(weights, axis=0)
+    return Vocabulary(weights=weights.astype(np.float32), names=CONCEPTS)
+
+
+def train_tokenizer(vocab_size: int) -> bytes:
+    """Return a SentencePiece model of exactly ``vocab_size`` pieces, trained on our own prose.
+
+    Raises:
+        InputError: the prose is too short for so many pieces.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=own_prose(),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            unk_id=0,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            pad_id=-1,  # the published tokenizer has no pad piece either
+            num_threads=1,  # the same file every time
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"no tokenizer of {vocab_size} pieces can be trained from the prose of this project; "
+            "expected a config with a vocab_size of a few hundred"
+        ) from error
+    return model.getvalue()
+
+
+def own_prose() -> Iterator[str]:
+    """Yield the lines of this project's Markdown files."""
+    for path in sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")]):
+        yield from filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""``tap-export export``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+import click
+
+from tap_deploy.cli.options import force_option, json_option
+from tap_deploy.cli.progress import stage_bar
+from tap_deploy.config import VARIANTS, TapConfig
+from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.files import check_output
+from tap_deploy.manifest import CheckpointRecord
+
+if TYPE_CHECKING:
+    from tap_deploy.export.bundle_export import ExportedBundle
+    from tap_deploy.reference.model import TapModel
+
+FILE = click.Path(path_type=pathlib.Path)
+
+
+@click.command("export")
+@click.option("--model", type=click.Choice(list(VARIANTS)), help="A published variant.")
+@click.option("--config", type=FILE, help="JSON file with the fields of TapConfig.")
+@click.option("--checkpoint", type=FILE, help="Weights: official .pkl, .pth or .safetensors.")
+@click.option(
+    "--synthetic-weights",
+    type=click.IntRange(min=0),
+    metavar="SEED",
+    help="Made-up weights in place of a checkpoint, to try and to time the machinery.",
+)
+@click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz.")
+@click.option("--tokenizer", type=FILE, help="SentencePiece model for the captions.")
+@click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
+@force_option
+@json_option
+def export_command(
+    model: str | None,
+    config: pathlib.Path | None,
+    checkpoint: pathlib.Path | None,
+    synthetic_weights: int | None,
+    concepts: pathlib.Path | None,
+    tokenizer: pathlib.Path | None,
+    output: pathlib.Path,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle."""
+    check_output(output, force=force)
+    name, tap_config = _named_config(model, config)
+    _require_export_extra()
+    from tap_deploy.export.bundle_export import NUM_STAGES, export_bundle
+
+    with stage_bar("export", NUM_STAGES + 1) as stage:
+        stage("load weights")
+        tap_model, record = _load(tap_config, checkpoint, synthetic_weights)
+        exported = export_bundle(
+            tap_model,
+            output,
+            name=name,
+            checkpoint=record,
+            concepts=concepts,
+            tokenizer=tokenizer,
+            force=force,
+            on_stage=stage,
+        )
+    click.echo(_as_json(exported) if as_json else _as_text(exported))
+
+
+def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, TapConfig]:
+    if (model is None) == (config is None):
+        raise InputError("pass either --model or --config, to say which model it is")
+    if model is not None:
+        return model, TapConfig.from_name(model)
+    path = pathlib.Path(str(config))
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
+    return path.stem, TapConfig.from_dict(values)
+
+
+def _require_export_extra() -> None:
+    try:
+        import onnx_ir
+        import onnxscript
+        import torch
+    except ImportError as exc:
+        raise MissingDependencyError(
+            f"exporting needs {exc.name}, which is not installed; "
+            'install it with: pip install "tap-deploy[export]"'
+        ) from exc
+    del onnx_ir, onnxscript, torch
+
+
+def _load(
+    config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None
+) -> tuple[TapModel, CheckpointRecord]:
+    from tap_deploy.reference.checkpoint import load_checkpoint
+    from tap_deploy.reference.synthetic import synthetic_model
+
+    if (checkpoint is None) == (seed is None):
+        raise InputError("pass either --checkpoint or --synthetic-weights, to say what it knows")
+    if checkpoint is None:
+        label = f"synthetic weights, seed {seed}"
+        record = CheckpointRecord(file=label, sha256="", md5="", known_as=None, synthetic=True)
+        return synthetic_model(config, seed or 0), record
+    tap_model, found = load_checkpoint(checkpoint, config)
+    return tap_model, CheckpointRecord(
+        file=checkpoint.name,
+        sha256=found.sha256,
+        md5=found.md5,
+        known_as=found.known_as,
+        synthetic=False,
+    )
+
+
+def _as_json(exported: ExportedBundle) -> str:
+    manifest = json.loads(exported.bundle.manifest.to_json())
+    keys = ("model", "checkpoint", "graphs", "tools", "verification")
+    result = {"bundle": str(exported.bundle.path)} | {key: manifest[key] for key in keys}
+    return json.dumps(result, indent=2)
+
+
+def _as_text(exported: ExportedBundle) -> str:
+    from tap_deploy.cli.inspect import describe
+
+    return f"{exported.report}\n\n{describe(exported.bundle)}"

@@ -1,0 +1,55 @@
+"""``tap-export inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.options import bundle_argument, json_option
+
+MEGABYTE = 1e6
+
+
+@click.command("inspect")
+@bundle_argument
+@json_option
+def inspect_command(bundle: str, as_json: bool) -> None:
+    """Show the graphs, operators, sizes and provenance of BUNDLE, after checking its files."""
+    opened = Bundle.open(bundle)
+    click.echo(opened.manifest.to_json().rstrip() if as_json else describe(opened))
+
+
+def describe(bundle: Bundle) -> str:
+    """Return a bundle's manifest for people to read."""
+    manifest = bundle.manifest
+    checkpoint = manifest.checkpoint
+    known = f", recognised as {checkpoint.known_as}" if checkpoint.known_as else ""
+    lines = [
+        f"bundle      {bundle.path}",
+        f"model       {manifest.model}",
+        f"weights     {checkpoint.file}{known}",
+        f"made by     {', '.join(f'{name} {v}' for name, v in manifest.tools.items())}",
+        f"verified    {_verification(bundle)}",
+    ]
+    for precision, records in manifest.graphs.items():
+        for name, record in records.items():
+            lines += [
+                "",
+                f"{name} ({precision}, opset {record.opset}, IR {record.ir_version}, "
+                f"{record.num_nodes} nodes, {record.weights_bytes / MEGABYTE:.1f} MB of weights"
+                f"{', external data' if record.external_data else ''})",
+                *(f"  in   {line}" for line in record.inputs),
+                *(f"  out  {line}" for line in record.outputs),
+                f"  ops  {', '.join(f'{op} {n}' for op, n in record.op_types.items())}",
+            ]
+    lines += ["", "files"]
+    for file, entry in manifest.files.items():
+        lines.append(f"  {entry.size_bytes / MEGABYTE:9.1f} MB  {entry.sha256[:12]}  {file}")
+    return "\n".join(lines)
+
+
+def _verification(bundle: Bundle) -> str:
+    record = bundle.manifest.verification
+    verdict = "passed" if record.get("passed") else "FAILED"
+    checks = record.get("checks", [])
+    return f"{verdict}, {len(checks)} comparisons ({record.get('backend', 'unknown backend')})"

@@ -1,0 +1,30 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import click
+
+from tap_deploy.bundle import PRECISIONS
+from tap_deploy.sessions import BACKENDS
+
+bundle_argument = click.argument("bundle", type=click.Path())
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON, for programs."
+)
+force_option = click.option("--force", is_flag=True, help="Replace outputs that exist already.")
+backend_option = click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help=f"What runs the graphs: {', '.join(BACKENDS)}.",
+)
+precision_option = click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="Which graphs of the bundle to use.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores."
+)

@@ -1,0 +1,34 @@
+"""Progress on a terminal: a bar on stderr, nothing where nobody looks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+
+@contextlib.contextmanager
+def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function to be called before each of ``stages`` stages, with its name."""
+    if not sys.stderr.isatty():
+        yield lambda stage: None
+        return
+    bar = click.progressbar(
+        length=stages,
+        label=label,
+        file=sys.stderr,
+        item_show_func=lambda stage: stage or "",
+        show_eta=False,
+    )
+    with bar:
+        begun = False
+
+        def begin(stage: str) -> None:
+            nonlocal begun
+            bar.update(1 if begun else 0, stage)
+            begun = True
+
+        yield begin
+        bar.update(max(0, stages - bar.pos))

@@ -1,0 +1,153 @@
+"""``tap-export run``: regions of a picture, from a bundle."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.options import (
+    backend_option,
+    bundle_argument,
+    force_option,
+    json_option,
+    precision_option,
+    threads_option,
+)
+from tap_deploy.cli.progress import stage_bar
+from tap_deploy.cli.prompt_options import load_sketch, parse_box, parse_point
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file, check_output
+from tap_deploy.image import load_image
+from tap_deploy.predictor import TapPredictor
+from tap_deploy.prompts import Prompts
+from tap_deploy.regions import Regions
+
+FILE = click.Path(path_type=pathlib.Path)
+
+
+@click.command("run")
+@bundle_argument
+@click.argument("image", type=FILE)
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    metavar="X,Y[,LABEL][;…]",
+    help="A region by its points: label 1 inside (default), 0 outside.",
+)
+@click.option("--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1", help="A region by its box.")
+@click.option(
+    "--sketch", "sketches", multiple=True, type=FILE, help="A region by a stroke: x,y points."
+)
+@click.option("--top-k", default=1, show_default=True, help="Names per region.")
+@click.option("--concepts", type=FILE, help="Names to choose from, in place of the bundle's.")
+@click.option("--captions/--no-captions", default=True, help="Write captions (default: yes).")
+@click.option("--max-new-tokens", type=int, help="Longest caption, in tokens.")
+@click.option("--temperature", default=0.0, show_default=True, help="Above 0: draw the tokens.")
+@click.option("--seed", type=int, help="Makes draws repeatable.")
+@click.option("--convert", is_flag=True, help="Turn greyscale, alpha, CMYK pictures into RGB.")
+@click.option("--overlay", type=FILE, help="Draw the regions on the picture: a PNG to write.")
+@backend_option
+@precision_option
+@threads_option
+@force_option
+@json_option
+def run_command(
+    bundle: str,
+    image: pathlib.Path,
+    points: tuple[str, ...],
+    boxes: tuple[str, ...],
+    sketches: tuple[pathlib.Path, ...],
+    top_k: int,
+    concepts: pathlib.Path | None,
+    captions: bool,
+    max_new_tokens: int | None,
+    temperature: float,
+    seed: int | None,
+    convert: bool,
+    overlay: pathlib.Path | None,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Segment, name and caption regions of IMAGE with BUNDLE.
+
+    Each --point, --box and --sketch asks for one region; coordinates are pixels of IMAGE.
+    """
+    prompts = _prompts(points, boxes, sketches)
+    if overlay is not None:
+        check_output(overlay, force=force)
+    picture = load_image(image, convert=convert)
+    _warn_if_synthetic(bundle)
+    vocabulary = None if concepts is None else Vocabulary.load(concepts)
+    with (
+        stage_bar("run", 5) as stage,
+        _predictor(bundle, backend, precision, threads, stage) as predictor,
+    ):
+        regions = predictor.predict(
+            picture,
+            prompts=prompts,
+            top_k=top_k,
+            captions=captions,
+            vocabulary=vocabulary,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            on_progress=lambda name, done, total: stage(name) if done == 0 else None,
+        )
+    if overlay is not None:
+        with atomic_file(overlay) as partial:
+            regions.visualize(picture).save(partial, "PNG")
+    click.echo(regions.to_json() if as_json else describe(regions))
+
+
+def describe(regions: Regions) -> str:
+    """Return one line per region for people to read."""
+    lines = []
+    for i in range(len(regions)):
+        parts = [f"region {i}", f"IoU {regions.iou_predictions[i]:.3f}"]
+        if regions.masks is not None:
+            parts.append(f"{int(regions.masks[i].sum())} pixels")
+        if regions.concepts is not None:
+            parts.append(", ".join(f"{name} {p:.2f}" for name, p in regions.concepts[i]))
+        if regions.captions is not None:
+            parts.append(repr(regions.captions[i]))
+        lines.append("  ".join(parts))
+    return "\n".join(lines)
+
+
+def _prompts(
+    points: tuple[str, ...], boxes: tuple[str, ...], sketches: tuple[pathlib.Path, ...]
+) -> Prompts:
+    parts = []
+    if points:
+        parts.append(Prompts.from_points([parse_point(text) for text in points]))
+    if boxes:
+        parts.append(Prompts.from_boxes([parse_box(text) for text in boxes]))
+    if sketches:
+        strokes = [stroke for path in sketches for stroke in load_sketch(path)]
+        parts.append(Prompts.from_sketches(strokes))
+    if not parts:
+        raise InputError("no prompt: pass --point, --box or --sketch at least once")
+    return Prompts.concatenate(parts)
+
+
+def _warn_if_synthetic(path: str) -> None:
+    if Bundle.open(path, check_hashes=False).manifest.checkpoint.synthetic:
+        click.echo(
+            "note: this bundle holds synthetic weights; masks, names and captions mean nothing",
+            err=True,
+        )
+
+
+def _predictor(
+    bundle: str, backend: str, precision: str, threads: int | None, stage: Callable[[str], None]
+) -> TapPredictor:
+    stage("load bundle")
+    return TapPredictor.from_bundle(bundle, backend, precision, threads)

@@ -1,0 +1,185 @@
+"""Checkpoints: official ``.pkl``, torch ``.pth`` and ``.safetensors`` files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import CheckpointError, InputError
+from tap_deploy.reference.model import TapModel
+from tap_deploy.reference.state import dtype_name, model_from_state_dict
+from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
+from tap_deploy.unpickle import printable
+
+PathLike = str | os.PathLike[str]
+
+# First digits of the MD5 that the authors of TAP publish beside each file.
+KNOWN_MD5_PREFIXES = {
+    "4bdfb9": "tap_vit_h_v1_1",
+    "c1d41f": "tap_vit_l_v1_1",
+    "707f80": "tap_vit_b_v1_1",
+    "03f8ec": "tap_vit_l_v1_0",
+    "b45cbf": "tap_vit_b_v1_0",
+}
+WRAPPERS = ("model", "state_dict")  # keys under which training programs keep the weights
+HASH_CHUNK_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The content of a checkpoint file.
+
+    ``state_dict`` holds CPU tensors by name; ``sha256`` and ``md5`` are hex digests of the
+    file; ``known_as`` is the official file whose published MD5 begins like that, such as
+    ``tap_vit_l_v1_1``; ``format`` is ``pickle``, ``torch`` or ``safetensors``;
+    ``storage_dtypes`` are the dtypes of the float entries in the file, in order of name.
+    """
+
+    state_dict: dict[str, torch.Tensor] = dataclasses.field(repr=False)
+    sha256: str
+    md5: str
+    known_as: str | None
+    format: str
+    storage_dtypes: tuple[str, ...]
+
+
+def read_checkpoint(path: PathLike) -> Checkpoint:
+    """Read a checkpoint; its content decides on the format, not its suffix.
+
+    No code from the file is run. Tensors keep their dtype and are not copied. A state dict
+    under the key ``model`` or ``state_dict`` is found there.
+
+    Raises:
+        UnsafeCheckpointError: the file asks for more than arrays, tensors and containers.
+        CheckpointError: the file is missing, broken, of no known format, or holds something
+            else than arrays by name.
+        MissingDependencyError: a safetensors file, and safetensors is not installed.
+    """
+    path = Path(path)
+    kind = detect_format(path)
+    state = _state_from_payload(READERS[kind](path), printable(path))
+    floats = {dtype_name(tensor) for tensor in state.values() if tensor.is_floating_point()}
+    sha256, md5 = _digests(path)
+    return Checkpoint(
+        state_dict=state,
+        sha256=sha256,
+        md5=md5,
+        known_as=KNOWN_MD5_PREFIXES.get(md5[:6]),
+        format=kind,
+        storage_dtypes=tuple(sorted(floats)),
+    )
+
+
+def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkpoint]:
+    """Read a checkpoint into a float32 model on the CPU, ready for inference.
+
+    Returns:
+        the model, and the checkpoint, whose ``state_dict`` is by now that of the model.
+
+    Raises:
+        CheckpointError: as ``read_checkpoint``, or the entries do not fit ``config``: some are
+            missing, unexpected, misshapen, of an unfit dtype, or not finite.
+    """
+    checkpoint = read_checkpoint(path)
+    model = model_from_state_dict(checkpoint.state_dict, config, source=printable(path))
+    return model, dataclasses.replace(checkpoint, state_dict=dict(model.state_dict()))
+
+
+def save_checkpoint(
+    model_or_state_dict: torch.nn.Module | Mapping[str, torch.Tensor | np.ndarray[Any, Any]],
+    path: PathLike,
+) -> None:
+    """Write weights in the format that the suffix names; a file in the way is replaced.
+
+    ``.pkl`` is the official format, a pickled dict of NumPy arrays; ``.pth`` and ``.pt`` are
+    torch's; ``.safetensors`` is the best to pass on. The file appears when it is complete.
+
+    Raises:
+        InputError: another suffix.
+        CheckpointError: the file cannot be written, or a dtype has no place in the format.
+        MissingDependencyError: ``.safetensors``, and safetensors is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in WRITERS:
+        raise InputError(
+            f"cannot save a checkpoint as {printable(path.name)}; expected a name that ends in "
+            f"{', '.join(WRITERS)}"
+        )
+    values = model_or_state_dict
+    payload = values.state_dict() if isinstance(values, torch.nn.Module) else values
+    state = _state_from_payload(dict(payload), printable(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        WRITERS[path.suffix](state, temporary)
+        temporary.chmod(mode)  # safetensors makes files that nobody else can read
+        temporary.replace(path)
+    except (OSError, TypeError, RuntimeError) as exc:
+        raise CheckpointError(f"cannot write {printable(path)}: {printable(exc)}") from exc
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _state_from_payload(payload: Any, source: str) -> dict[str, torch.Tensor]:
+    """Return tensors by name from whatever a file held."""
+    if isinstance(payload, dict):
+        wrapped = [payload[key] for key in WRAPPERS if isinstance(payload.get(key), dict)]
+        payload = wrapped[0] if wrapped else payload
+    if not isinstance(payload, dict) or not payload:
+        found = "an empty dict" if isinstance(payload, dict) else f"a {type(payload).__name__}"
+        raise CheckpointError(
+            f"{source} holds {found}; expected a state dict, arrays by name: "
+            "is it a checkpoint of TAP?"
+        )
+    return {_name(key, source): _tensor(key, value, source) for key, value in payload.items()}
+
+
+def _name(key: Any, source: str) -> str:
+    if type(key) is not str:
+        raise CheckpointError(
+            f"{source} holds an entry with a key of type {type(key).__name__}; expected names: "
+            "is it a checkpoint of TAP?"
+        )
+    return key
+
+
+def _tensor(name: str, value: Any, source: str) -> torch.Tensor:
+    """Return one entry as a dense CPU tensor that shares the memory of ``value`` if it can."""
+    if isinstance(value, np.ndarray | np.generic):
+        try:
+            return torch.from_numpy(np.require(value, requirements="W"))
+        except (TypeError, ValueError):
+            found = f"an array of dtype {value.dtype}"
+    elif isinstance(value, torch.Tensor):
+        if value.layout is torch.strided and not value.is_quantized and not value.is_meta:
+            return value.detach().cpu()
+        found = f"a tensor of layout {value.layout}"
+    else:
+        found = f"a {type(value).__name__}"
+    raise CheckpointError(
+        f"{source}: entry {printable(name)} is {found}; expected an array of numbers"
+    )
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5 of a file, in one pass."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                sha256.update(chunk)
+                md5.update(chunk)
+    except OSError as exc:
+        raise CheckpointError(f"cannot read {printable(path)}: {printable(exc)}") from exc
+    return sha256.hexdigest(), md5.hexdigest()

@@ -1,0 +1,130 @@
+"""Fit a state dict to the model: names, shapes, dtypes, derivable and broken entries."""
+
+from __future__ import annotations
+
+import torch
+
+from tap_deploy.config import VARIANTS, TapConfig
+from tap_deploy.errors import CheckpointError
+from tap_deploy.reference.image_encoder import relative_index
+from tap_deploy.reference.model import TapModel
+from tap_deploy.unpickle import printable
+
+StateDict = dict[str, torch.Tensor]
+
+INDEX_SUFFIX = "rel_pos_embed.index"
+COUNTER_SUFFIX = "num_batches_tracked"
+MAX_LISTED = 5  # entries that a message names
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Return the dtype as NumPy spells it, such as ``float32``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def meta_model(config: TapConfig) -> TapModel:
+    """Return a model that has names and shapes, but no memory behind them."""
+    with torch.device("meta"):
+        return TapModel(config)
+
+
+def model_from_state_dict(state: StateDict, config: TapConfig, *, source: str) -> TapModel:
+    """Build a float32 model around the tensors of a state dict, without copying them.
+
+    Relative position indices and batch counters are filled in where they are missing. Entries
+    of another float dtype are converted one by one; ``state`` is emptied meanwhile, so that
+    memory holds little more than one set of weights.
+
+    Args:
+        state: tensors by name, on the CPU; empty afterwards.
+        config: sizes of the model.
+        source: what error messages call the checkpoint.
+
+    Returns:
+        the model in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: entries are missing, unexpected or misshapen, hold NaN or infinity,
+            or have a dtype that fits no weight.
+    """
+    model = meta_model(config)
+    expected = model.state_dict()
+    for name, value in _derivable_entries(expected, config).items():
+        state.setdefault(name, value)
+    _check_names_and_shapes(state, expected, config, source)
+    _check_indices(state, config, source)
+    ready = {name: _ready(name, state.pop(name), expected[name], source) for name in expected}
+    model.load_state_dict(ready, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _derivable_entries(expected: StateDict, config: TapConfig) -> StateDict:
+    index = relative_index(config.window_size)
+    entries = {name: index.clone() for name in expected if name.endswith(INDEX_SUFFIX)}
+    counter = torch.zeros((), dtype=torch.int64)
+    entries |= {name: counter.clone() for name in expected if name.endswith(COUNTER_SUFFIX)}
+    return entries
+
+
+def _check_names_and_shapes(
+    state: StateDict, expected: StateDict, config: TapConfig, source: str
+) -> None:
+    missing = [name for name in expected if name not in state]
+    unexpected = [printable(name) for name in state if name not in expected]
+    misshapen = [
+        f"{name} is {list(state[name].shape)}, expected {list(entry.shape)}"
+        for name, entry in expected.items()
+        if name in state and state[name].shape != entry.shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(faults.values()):
+        listed = "; ".join(_listed(kind, found) for kind, found in faults.items() if found)
+        raise CheckpointError(
+            f"{source} does not fit the model, {listed}; {_advice(state, config)}"
+        )
+
+
+def _listed(kind: str, found: list[str]) -> str:
+    more = ", ..." if len(found) > MAX_LISTED else ""
+    return f"{len(found)} {kind} ({', '.join(found[:MAX_LISTED])}{more})"
+
+
+def _advice(state: StateDict, config: TapConfig) -> str:
+    """What to do about a checkpoint that does not fit: is it another published variant?"""
+    table = state.get("image_encoder.pos_embed.weight")
+    blocks = {name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")}
+    for name, variant in VARIANTS.items():
+        shape = (variant.grid_size**2, variant.encoder_dim)
+        fits = table is not None and table.shape == shape and len(blocks) == variant.encoder_depth
+        if fits and variant != config:
+            return f"this looks like {name}: pass --model {name}"
+    return "expected the entries of this config: check --model or --config"
+
+
+def _check_indices(state: StateDict, config: TapConfig, source: str) -> None:
+    index = relative_index(config.window_size)
+    for name, value in state.items():
+        if name.endswith(INDEX_SUFFIX) and not torch.equal(value.to(index.dtype), index):
+            raise CheckpointError(
+                f"{source}: entry {name} is not the index that a window of "
+                f"{config.window_size} x {config.window_size} has; download the file again"
+            )
+
+
+def _ready(name: str, value: torch.Tensor, expected: torch.Tensor, source: str) -> torch.Tensor:
+    """Return an entry in the dtype of the model; memory is shared where none is converted."""
+    is_float = expected.is_floating_point()
+    if value.dtype not in (FLOAT_DTYPES if is_float else INTEGER_DTYPES):
+        raise CheckpointError(
+            f"{source}: entry {name} is stored as {dtype_name(value)}; expected "
+            f"{'float16, bfloat16, float32 or float64' if is_float else 'an integer dtype'}"
+        )
+    value = value.to(expected.dtype).contiguous()
+    if is_float and not torch.isfinite(value).all():
+        raise CheckpointError(
+            f"{source}: entry {name} holds NaN or infinity; expected finite weights: "
+            "download the file again, or train with a lower learning rate"
+        )
+    return value

@@ -1,0 +1,154 @@
+"""The three file formats that weights come in: pickle, torch, safetensors.
+
+Readers return what the file holds, unchecked but for safety: no code from the file is run.
+Writers take tensors by name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tap_deploy.errors import CheckpointError, MissingDependencyError, UnsafeCheckpointError
+from tap_deploy.unpickle import load_pickle, printable, refusal
+
+_ZIP_MAGIC = b"PK\x03\x04"
+# Protocol 2 and an integer of ten bytes: how torch before 1.6 begins a file.
+_LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+def detect_format(path: Path) -> str:
+    """Tell ``pickle``, ``torch`` and ``safetensors`` apart by the first bytes of a file.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as exc:
+        raise CheckpointError(
+            f"cannot read checkpoint {printable(path)}: {exc.strerror or printable(exc)}"
+        ) from exc
+    if not head:
+        raise CheckpointError(f"checkpoint {printable(path)} is empty: download it again")
+    if head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
+        return "torch"
+    # safetensors: the length of a JSON object (8 bytes), then the object.
+    return "safetensors" if head[8:9] == b"{" else "pickle"
+
+
+def read_torch(path: Path) -> Any:
+    """Read a file of ``torch.save``; the tensors of a zip archive stay on the disk until used.
+
+    Raises:
+        UnsafeCheckpointError: it asks for more than tensors and plain containers.
+        CheckpointError: it is broken, or another kind of zip archive.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_zip(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; errors say enough
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with path.open("rb") as file:  # by its name, torch would take it for safetensors
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        found = _REFUSED_GLOBAL.search(str(exc))
+        what = printable(found[1]) if found else "an instruction that weights do not need"
+        raise UnsafeCheckpointError(refusal(what, printable(path), "tensors")) from exc
+    except Exception as exc:  # torch raises whatever a broken file leads it to
+        reason = printable(str(exc).partition("\n")[0]) or type(exc).__name__
+        raise CheckpointError(
+            f"{printable(path)} is not a whole torch file ({reason}); download it again"
+        ) from exc
+
+
+def _check_zip(path: Path) -> None:
+    """Check the sums that mapping the file into memory would skip."""
+    with zipfile.ZipFile(path) as archive:
+        # torch stores its records as they are; a packed one could unfold to any size.
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("its records are compressed; expected a file of torch.save")
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"record {broken} has a wrong checksum")
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it is broken.
+        MissingDependencyError: safetensors is not installed.
+    """
+    safetensors_torch = _import_safetensors()
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors_torch.load_file(path)
+    except Exception as exc:  # SafetensorError, or what torch makes of a broken header
+        raise CheckpointError(
+            f"{printable(path)} is not a whole safetensors file ({printable(exc)}); "
+            "download it again"
+        ) from exc
+    return tensors
+
+
+def write_pickle(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write the official format: a pickled dict of NumPy arrays."""
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    with path.open("wb") as file:
+        # Protocol 5 writes arrays straight from their memory; older ones copy all of them first.
+        pickle.dump(arrays, file, protocol=5)
+
+
+def write_torch(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a torch state dict."""
+    torch.save(state, path)
+
+
+def write_safetensors(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be written, or two entries share memory.
+        MissingDependencyError: safetensors is not installed.
+    """
+    safetensors_torch = _import_safetensors()
+    try:
+        safetensors_torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
+    except Exception as exc:  # SafetensorError, which only the lazy import knows
+        reason = printable(str(exc).strip().partition("\n")[0])
+        raise CheckpointError(f"cannot write {printable(path)}: {reason}") from exc
+
+
+def _import_safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as exc:
+        raise MissingDependencyError(
+            "safetensors is not installed; run pip install 'tap-deploy[export]'"
+        ) from exc
+    return safetensors.torch
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "pickle": load_pickle,
+    "torch": read_torch,
+    "safetensors": read_safetensors,
+}
+WRITERS: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
+    ".pkl": write_pickle,
+    ".pth": write_torch,
+    ".pt": write_torch,
+    ".safetensors": write_safetensors,
+}

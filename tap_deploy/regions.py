@@ -1,0 +1,179 @@
+"""Regions: what the model says about each prompt, and the formats to hand it on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_deploy.config import PointLabel
+from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.masks import box_from_mask, rle_from_mask
+from tap_deploy.prompts import Prompts
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tap_deploy.image import ImageSource
+
+_DECIMALS = 6  # of scores and probabilities in JSON
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Regions:
+    """The answers to P prompts on one picture.
+
+    Attributes:
+        masks: bool [P, H, W] at the size of the original picture; None if not asked for.
+        iou_predictions: float32 [P], how well the model thinks that the mask fits.
+        mask_index: int64 [P], the mask token that answered, 0..M-1.
+        concepts: per region the (name, probability) of its likeliest concepts, likeliest
+            first; None without a vocabulary.
+        captions: one text a region; None without a tokenizer.
+        caption_ids: int64 [P, L-1], BOS, the caption, EOS and padding; None if not asked for.
+        semantic_tokens: float32 [P, C] of the chosen token, what captions are made from.
+        semantic_embeddings: float32 [P, E] of the chosen token, what concepts are made from.
+        low_res_masks: float32 [P, S, S], mask logits of the chosen token in the model frame.
+        prompts: the P prompts, in pixels of the original picture.
+        image_height: H, pixels.
+        image_width: W, pixels.
+
+    Raises:
+        InputError: a field does not hold one entry per prompt.
+    """
+
+    masks: npt.NDArray[np.bool_] | None
+    iou_predictions: npt.NDArray[np.float32]
+    mask_index: npt.NDArray[np.int64]
+    concepts: list[list[tuple[str, float]]] | None
+    captions: list[str] | None
+    caption_ids: npt.NDArray[np.int64] | None
+    semantic_tokens: npt.NDArray[np.float32]
+    semantic_embeddings: npt.NDArray[np.float32]
+    low_res_masks: npt.NDArray[np.float32]
+    prompts: Prompts
+    image_height: int
+    image_width: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or isinstance(value, (int, Prompts)):
+                continue
+            if len(value) != len(self.prompts):
+                raise InputError(
+                    f"regions: {field.name} has {len(value)} entries; expected "
+                    f"{len(self.prompts)}, one per prompt"
+                )
+        size = (self.image_height, self.image_width)
+        if self.masks is not None and self.masks.shape[1:] != size:
+            raise InputError(
+                f"regions: masks have shape {list(self.masks.shape)}; expected [P, {size[0]}, "
+                f"{size[1]}], the size of the picture"
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the tensors as plain JSON types.
+
+        ``image`` holds ``height`` and ``width`` in pixels; ``regions`` one object each: ``index``,
+        ``points`` (x, y, label, without padding), ``iou_prediction``, ``mask_index``, ``concepts``,
+        ``caption``, ``caption_ids``, ``bbox`` ([x, y, width, height]), ``area`` (pixels) and
+        ``segmentation`` (uncompressed COCO run lengths). What was not computed is null.
+        """
+        return {
+            "image": {"height": self.image_height, "width": self.image_width},
+            "regions": [self._region_dict(index) for index in range(len(self))],
+        }
+
+    def to_json(self) -> str:
+        """Return ``to_dict`` as one line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """Return COCO annotations: ``bbox``, ``area``, ``score`` and a compressed RLE.
+
+        ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
+        concept) are there if they were computed. Ids count from 1.
+
+        Raises:
+            InputError: the regions have no masks.
+            MissingDependencyError: pycocotools is not installed.
+        """
+        masks = self.masks
+        if masks is None:
+            raise InputError("the regions have no masks, which COCO needs; predict with masks=True")
+        try:
+            import pycocotools.mask as coco_mask
+        except ImportError as exc:
+            raise MissingDependencyError(
+                'pycocotools is not installed; COCO output needs it: pip install "tap-deploy[coco]"'
+            ) from exc
+        annotations = []
+        for index, mask in enumerate(masks):
+            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+            size, counts = [int(side) for side in rle["size"]], rle["counts"].decode("ascii")
+            annotation: dict[str, Any] = {
+                "id": index + 1,
+                "image_id": image_id,
+                "bbox": [float(number) for number in box_from_mask(mask)],
+                "area": int(np.count_nonzero(mask)),
+                "score": _number(self.iou_predictions[index]),
+                "iscrowd": 0,
+                "segmentation": {"size": size, "counts": counts},
+            }
+            if self.concepts is not None and self.concepts[index]:
+                annotation["category_name"] = self.concepts[index][0][0]
+            if self.captions is not None:
+                annotation["caption"] = self.captions[index]
+            annotations.append(annotation)
+        return annotations
+
+    def visualize(self, image: ImageSource) -> Image.Image:
+        """Draw masks, prompts and labels on the picture that was predicted on, mode RGB.
+
+        Raises:
+            InputError: the picture cannot be read, or has another size.
+        """
+        from tap_deploy.visualize import draw_regions  # it imports this module
+
+        return draw_regions(image, self)
+
+    def _region_dict(self, index: int) -> dict[str, Any]:
+        mask = None if self.masks is None else self.masks[index]
+        concepts = None if self.concepts is None else self.concepts[index]
+        return {
+            "index": index,
+            "points": self._points(index),
+            "iou_prediction": _number(self.iou_predictions[index]),
+            "mask_index": int(self.mask_index[index]),
+            "concepts": None
+            if concepts is None
+            else [{"name": name, "probability": _number(p)} for name, p in concepts],
+            "caption": None if self.captions is None else self.captions[index],
+            "caption_ids": None if self.caption_ids is None else self.caption_ids[index].tolist(),
+            "bbox": None if mask is None else box_from_mask(mask),
+            "area": None if mask is None else int(np.count_nonzero(mask)),
+            "segmentation": None if mask is None else rle_from_mask(mask),
+        }
+
+    def _points(self, index: int) -> list[list[float]]:
+        labels = self.prompts.labels[index].tolist()
+        coords = self.prompts.coords[index].tolist()
+        return [
+            [round(x, _DECIMALS), round(y, _DECIMALS), label]
+            for (x, y), label in zip(coords, labels, strict=True)
+            if label != PointLabel.PADDING
+        ]
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that JSON can write: few digits, and null for NaN and infinity."""
+    number = float(value)
+    return round(number, _DECIMALS) if math.isfinite(number) else None

@@ -1,0 +1,186 @@
+"""Overlays: masks, prompts and labels drawn on the picture."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+from tap_deploy.config import PointLabel
+from tap_deploy.errors import InputError
+from tap_deploy.image import ImageSource, load_image
+from tap_deploy.masks import box_from_mask
+from tap_deploy.overlay_colors import SHADOW, Box, Color, color_of
+from tap_deploy.overlay_labels import LabelStyle, LabelTexts, labels_from_texts
+from tap_deploy.overlay_layout import LabelLayout
+from tap_deploy.overlay_markers import draw_boxes, draw_points
+
+if TYPE_CHECKING:
+    from tap_deploy.regions import Regions
+
+_TINT = 0.42  # opacity of a mask
+_SMALL = 0.01  # of the picture; a label would hide such a region as a whole
+_COVER_MAP_SIDE = 160  # pixels; labels need no finer idea of where masks are
+
+Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, drawn on in place
+
+
+def draw_regions(image: ImageSource, regions: Regions) -> Image.Image:
+    """Return the picture with its regions drawn on it, mode RGB, same size.
+
+    Each region has a colour of its own: its mask is tinted and outlined, its box is framed, and
+    a dark plate near it tells the likeliest concept with its probability, and the caption.
+    Prompt points are discs, green with + for foreground and red with - for background. Labels
+    that would hide each other, as in a picture full of regions, are left out.
+
+    Args:
+        image: the picture that was predicted on; greyscale and the like are fine here.
+        regions: what was predicted.
+
+    Raises:
+        InputError: the picture cannot be read, or has another size.
+    """
+    canvas = np.array(load_image(image, convert=True))
+    height, width = canvas.shape[:2]
+    if (height, width) != (regions.image_height, regions.image_width):
+        raise InputError(
+            f"image is {width} x {height} (width x height); expected {regions.image_width} x "
+            f"{regions.image_height}, the picture that these regions belong to"
+        )
+    line_width = max(1.0, math.sqrt(width * height) / 320)
+    _draw_masks(canvas, regions, line_width)
+    picture = Image.fromarray(canvas)
+    draw_boxes(picture, regions.prompts, round(line_width))
+    points = draw_points(picture, regions.prompts, round(line_width))
+    _draw_labels(picture, regions, points, round(line_width))
+    return picture
+
+
+def _draw_masks(canvas: Canvas, regions: Regions, line_width: float) -> None:
+    if regions.masks is None:
+        return
+    areas = regions.masks.sum(axis=(1, 2))
+    for index in np.argsort(-areas, kind="stable"):  # small ones last: nothing hides them
+        if areas[index]:
+            _draw_mask(canvas, regions.masks[index], color_of(int(index)), line_width)
+
+
+def _draw_mask(
+    canvas: Canvas, mask: npt.NDArray[np.bool_], color: Color, line_width: float
+) -> None:
+    """Tint a mask and draw a smooth line along its edge."""
+    x, y, width, height = box_from_mask(mask)
+    blur = line_width / 2 + 1.3  # just enough for the line, its shadow and their soft edges
+    margin = math.ceil(4 * blur)
+    rows = slice(max(y - margin, 0), y + height + margin)
+    columns = slice(max(x - margin, 0), x + width + margin)
+    crop, inside = canvas[rows, columns], mask[rows, columns]
+    soft = Image.fromarray(inside.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(blur))
+    # A blurred edge rises by 0.4 / blur a pixel around 0.5: that gives the distance to it.
+    distance = np.abs(np.asarray(soft, np.float32) / 255 - 0.5) * (blur / 0.4)  # pixels
+    is_speck = np.count_nonzero(inside) < (4 * line_width) ** 2  # too small for an outline
+    _blend(crop, SHADOW, 0.45 * (line_width / 2 + 1.5 - distance).clip(0, 1))
+    _blend(crop, color, inside * np.float32(0.9 if is_speck else _TINT))
+    _blend(crop, color, (line_width / 2 + 0.5 - distance).clip(0, 1))
+
+
+def _blend(canvas: Canvas, color: Color, opacity: npt.NDArray[np.floating[Any]]) -> None:
+    for channel, value in enumerate(color):
+        plane = canvas[..., channel]
+        plane[...] = np.rint(plane + opacity * (np.float32(value) - plane))
+
+
+def _draw_labels(
+    picture: Image.Image, regions: Regions, points: list[Box], line_width: int
+) -> None:
+    width, height = picture.size
+    style = LabelStyle.for_picture(width, height)
+    boxes = [_region_box(regions, index) for index in range(len(regions))]
+    small = [box for box in boxes if _area(box) < _SMALL * width * height]
+    inset, covered = style.padding // 2, _cover_map(regions)
+    layout = LabelLayout(width, height, inset=inset, covered=covered, keep=[*points, *small])
+    texts = [_texts(regions, index) for index in range(len(regions))]
+    plates = []
+    for index, label in enumerate(labels_from_texts(texts, style, width, height)):
+        corner = layout.place(label, boxes[index], gap=style.padding)
+        if corner is None:
+            continue
+        plates.append((label.plate(color_of(index), style), corner))
+        plate = (*corner, corner[0] + label.width, corner[1] + label.height)
+        _draw_leader(picture, regions, index, plate, 2 * style.padding, line_width)
+    for image, corner in plates:
+        picture.paste(image, corner, image)
+
+
+def _draw_leader(
+    picture: Image.Image, regions: Regions, index: int, plate: Box, reach: int, line_width: int
+) -> None:
+    """Lead a line from a label to its region, if it had to be placed out of reach of it."""
+    points = _sample_points(regions, index)
+    low, high = np.array(plate[:2]), np.array(plate[2:])
+    nearest = points.clip(low, high)
+    distance = np.hypot(*(points - nearest).T)
+    best = int(distance.argmin())
+    if distance[best] > reach:
+        draw = ImageDraw.Draw(picture)
+        line = [tuple(nearest[best].tolist()), tuple(points[best].tolist())]
+        for color, extra in ((SHADOW, 2), (color_of(index), 0)):
+            draw.line(line, color, line_width + extra)
+            (x, y), reach = line[1], line_width + extra
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), color)
+
+
+def _sample_points(regions: Regions, index: int) -> npt.NDArray[np.float64]:
+    """Return points XY of the region, float [n, 2]: some of its mask, else its prompt's."""
+    if regions.masks is not None:
+        step = _cover_step(regions)
+        ys, xs = np.nonzero(regions.masks[index, ::step, ::step])
+        if len(xs):
+            return step * np.stack([xs, ys], axis=1).astype(np.float64)
+    x0, y0, x1, y1 = _prompt_box(regions, index)
+    return np.array([[x, y] for x in (x0, x1) for y in (y0, y1)])
+
+
+def _texts(regions: Regions, index: int) -> LabelTexts:
+    caption = regions.captions[index] if regions.captions is not None else ""
+    concepts = regions.concepts[index] if regions.concepts is not None else []
+    if concepts:
+        name, probability = concepts[0]
+        return LabelTexts(title=name, detail=f"{probability:.2f}", caption=caption)
+    detail = f"IoU {regions.iou_predictions[index]:.2f}"
+    return LabelTexts(title=f"region {index}", detail=detail, caption=caption)
+
+
+def _region_box(regions: Regions, index: int) -> Box:
+    if regions.masks is not None:
+        x, y, width, height = box_from_mask(regions.masks[index])
+        if width:
+            return (x, y, x + width, y + height)
+    return _prompt_box(regions, index)
+
+
+def _prompt_box(regions: Regions, index: int) -> Box:
+    used = regions.prompts.labels[index] != PointLabel.PADDING
+    coords = regions.prompts.coords[index, used]
+    (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
+    return (x0, y0, x1, y1)
+
+
+def _cover_map(regions: Regions) -> npt.NDArray[np.bool_]:
+    height, width = regions.image_height, regions.image_width
+    step = _cover_step(regions)
+    covered = np.zeros((height, width), np.bool_)[::step, ::step]
+    if regions.masks is not None:
+        covered |= regions.masks[:, ::step, ::step].any(axis=0)
+    return covered
+
+
+def _cover_step(regions: Regions) -> int:
+    return max(1, math.ceil(max(regions.image_height, regions.image_width) / _COVER_MAP_SIDE))
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -1,0 +1,115 @@
+"""Fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.config import TapConfig
+from tap_deploy.predictor import TapPredictor
+
+DATA = pathlib.Path(__file__).parent / "data"
+MICRO_SEED = 0
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """What the public implementation answers; tests/data/README.md lists the keys."""
+    with np.load(DATA / "tap_micro_outputs.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def micro_config() -> TapConfig:
+    return TapConfig.from_dict(json.loads((DATA / "tap_micro.json").read_text("utf-8"))["config"])
+
+
+@pytest.fixture(scope="session")
+def micro_model(micro_config: TapConfig) -> Any:
+    pytest.importorskip("torch")
+    from tap_deploy.reference.synthetic import synthetic_model
+
+    return synthetic_model(micro_config, MICRO_SEED)
+
+
+@pytest.fixture(scope="session")
+def assets(
+    tmp_path_factory: pytest.TempPathFactory, golden: dict[str, np.ndarray]
+) -> dict[str, pathlib.Path]:
+    """Checkpoint, golden concepts and a tokenizer for the micro model, as files."""
+    import sentencepiece
+
+    from tap_deploy.concepts import Vocabulary
+    from tap_deploy.reference.checkpoint import save_checkpoint
+    from tap_deploy.reference.synthetic import synthetic_state_dict
+
+    folder = tmp_path_factory.mktemp("assets")
+    spec = json.loads((DATA / "tap_micro.json").read_text("utf-8"))
+    (folder / "tap_micro.json").write_text(json.dumps(spec["config"]), "utf-8")
+    config = TapConfig.from_dict(spec["config"])
+    save_checkpoint(synthetic_state_dict(config, MICRO_SEED), folder / "tap_micro.pkl")
+    Vocabulary(
+        weights=golden["concept_weights"], names=tuple(golden["concept_vocabulary"].tolist())
+    ).save(folder / "concepts.npz")
+    model = io.BytesIO()
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghijklmnopqrst"), 5)) for _ in range(400)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(rng.choice(words, 8)) for _ in range(800)]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=config.vocab_size,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return {
+        "config": folder / "tap_micro.json",
+        "checkpoint": folder / "tap_micro.pkl",
+        "concepts": folder / "concepts.npz",
+        "tokenizer": folder / "tokenizer.model",
+    }
+
+
+@pytest.fixture(scope="session")
+def micro_bundle(
+    tmp_path_factory: pytest.TempPathFactory, micro_model: Any, assets: dict[str, pathlib.Path]
+) -> Bundle:
+    """A bundle of the micro model, exported once; copy it before changing anything."""
+    pytest.importorskip("onnx")
+    from tap_deploy.export.bundle_export import export_bundle
+    from tap_deploy.manifest import CheckpointRecord
+
+    record = CheckpointRecord(
+        file="tap_micro.pkl", sha256="0" * 64, md5="0" * 32, known_as=None, synthetic=False
+    )
+    return export_bundle(
+        micro_model,
+        tmp_path_factory.mktemp("bundles") / "tap_micro",
+        name="tap_micro",
+        checkpoint=record,
+        concepts=assets["concepts"],
+        tokenizer=assets["tokenizer"],
+    ).bundle
+
+
+@pytest.fixture(scope="session")
+def predictor(micro_bundle: Bundle) -> Iterator[TapPredictor]:
+    with TapPredictor.from_bundle(micro_bundle.path) as predictor:
+        yield predictor
+
+
+@pytest.fixture(scope="session")
+def photo() -> pathlib.Path:
+    return DATA / "coffee.jpg"

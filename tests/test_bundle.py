@@ -1,0 +1,184 @@
+"""Opening bundles: whole ones open, all others are refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.config import Preprocessing
+from tap_deploy.errors import BundleError, InputError
+from tap_deploy.files import atomic_file, atomic_folder, sha256_of_file
+
+ENCODER = "onnx/fp32/image_encoder.onnx"
+
+
+@pytest.fixture
+def copy(micro_bundle, tmp_path):
+    return shutil.copytree(micro_bundle.path, tmp_path / "bundle")
+
+
+def edit_manifest(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text("utf-8"))
+    manifest.update(changes)
+    (path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+
+def test_manifest_says_everything(micro_bundle, micro_config):
+    manifest = json.loads((micro_bundle.path / "manifest.json").read_text("utf-8"))
+    assert manifest["schema_version"] == 1
+    assert manifest["config"] == micro_config.to_dict()
+    assert manifest["preprocessing"] == Preprocessing().to_dict()
+    assert manifest["preprocessing"]["color_order"] == "BGR"
+    assert manifest["preprocessing"]["point_labels"]["box_left_top"] == 2
+    assert manifest["verification"]["passed"] is True
+    assert len(manifest["verification"]["checks"]) == 36
+    assert {"torch", "onnx", "onnxruntime", "tap-deploy"} <= set(manifest["tools"])
+    graph = manifest["graphs"]["fp32"]["text_decoder"]
+    assert graph["inputs"][3] == "past_key_values float32 [T, 2, 2, P, 2, 64]"
+
+
+def test_every_file_is_listed_with_its_hash(micro_bundle):
+    found = {
+        path.relative_to(micro_bundle.path).as_posix()
+        for path in micro_bundle.path.rglob("*")
+        if path.is_file()
+    }
+    listed = micro_bundle.manifest.files
+    assert set(listed) == found - {"manifest.json"}
+    for name, record in listed.items():
+        assert record.sha256 == sha256_of_file(micro_bundle.path / name)
+
+
+def test_whole_bundle_opens(copy):
+    bundle = Bundle.open(copy)
+    assert bundle.vocabulary() is not None
+    assert bundle.tokenizer() is not None
+    assert bundle.graph_path("image_encoder", "fp32") == copy / ENCODER
+
+
+def test_changed_byte(copy):
+    file = copy / ENCODER
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{ENCODER} was changed: SHA-256"):
+        Bundle.open(copy)
+    Bundle.open(copy, check_hashes=False)
+
+
+def test_truncated_file(copy):
+    os.truncate(copy / ENCODER, 1000)
+    with pytest.raises(BundleError, match=rf"{ENCODER} has 1000 bytes, expected"):
+        Bundle.open(copy, check_hashes=False)
+
+
+def test_missing_file(copy):
+    (copy / "tokenizer.model").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.model is missing"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_schema(copy, version):
+    edit_manifest(copy, schema_version=version)
+    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 1"):
+        Bundle.open(copy)
+
+
+def test_malformed_manifests(copy):
+    edit_manifest(copy, config={"image_size": 512})
+    with pytest.raises(BundleError, match="malformed: config fields: unknown none, missing"):
+        Bundle.open(copy)
+    edit_manifest(copy, surprise=1)
+    with pytest.raises(BundleError, match="malformed"):
+        Bundle.open(copy)
+    (copy / "manifest.json").write_text("[1, 2", "utf-8")
+    with pytest.raises(BundleError, match="cannot be read as JSON"):
+        Bundle.open(copy)
+    (copy / "manifest.json").write_text("[1, 2]", "utf-8")
+    with pytest.raises(BundleError, match="schema version None"):
+        Bundle.open(copy)
+
+
+def test_foreign_preprocessing_is_refused(copy):
+    contract = Preprocessing().to_dict() | {"color_order": "RGB"}
+    edit_manifest(copy, preprocessing=contract)
+    with pytest.raises(BundleError, match="preprocessing contract"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "onnx/../../secret"])
+def test_files_outside_are_refused(copy, name):
+    edit_manifest(copy, files={name: {"size_bytes": 1, "sha256": "0"}})
+    with pytest.raises(BundleError, match="outside of the bundle"):
+        Bundle.open(copy)
+
+
+def test_unlisted_graph_is_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    del manifest["files"][ENCODER]
+    edit_manifest(copy, files=manifest["files"])
+    with pytest.raises(BundleError, match="lists no fp32 image_encoder"):
+        Bundle.open(copy).graph_path("image_encoder", "fp32")
+
+
+def test_absent_precision(micro_bundle):
+    with pytest.raises(BundleError, match=r"has no precision 'int8'; it has fp32"):
+        micro_bundle.graph_path("image_encoder", "int8")
+
+
+def test_not_a_bundle(tmp_path):
+    with pytest.raises(BundleError, match="is not a bundle: manifest.json is missing"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match="is not a folder"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_atomic_folder_replaces_only_when_complete(tmp_path):
+    target = tmp_path / "out"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("1", "utf-8")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_folder(target, force=True) as folder:
+        (folder / "b").write_text("2", "utf-8")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "a").read_text("utf-8") == "1"
+    with atomic_folder(target, force=True) as folder:
+        (folder / "b").write_text("2", "utf-8")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_atomic_file_keeps_the_old_one_on_error(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old", "utf-8")
+    with pytest.raises(RuntimeError), atomic_file(target) as partial:
+        partial.write_text("new", "utf-8")
+        raise RuntimeError
+    assert target.read_text("utf-8") == "old"
+    with atomic_file(target) as partial:
+        partial.write_text("new", "utf-8")
+    assert target.read_text("utf-8") == "new"
+    assert target.stat().st_mode & 0o044
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_unwritable_output(tmp_path, writer):
+    """A file stands where a folder is needed: that stops root, too."""
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(InputError, match="cannot write .*; choose a folder"):
+        with writer(tmp_path / "file" / "out"):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
+def test_read_only_output(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"), atomic_folder(tmp_path / "out"):
+        pass

@@ -1,0 +1,136 @@
+"""The decode loop, on a fake step graph whose tokens are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tap_deploy import graphs
+from tap_deploy.captioner import Captioner, blank_after_eos, sample
+from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
+from tap_deploy.sessions.fake import FakeSession
+
+CONFIG = TapConfig(
+    image_size=64,
+    window_size=4,
+    encoder_depth=4,
+    encoder_dim=8,
+    encoder_heads=2,
+    image_embed_dim=32,
+    text_depth=1,
+    text_dim=64,
+    text_seq_len=10,
+    vocab_size=50,
+)
+SPEC = graphs.graph_specs(CONFIG)[graphs.TEXT_DECODER]
+
+
+class CountingStep:
+    """Region r (told apart by its semantic token) says 10 + r until it ends with EOS.
+
+    It also keeps the books of the cache: slot t must hold t + 1 for every row, and only filled
+    slots may be shown.
+    """
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+        self.rows_per_step = []
+
+    def __call__(self, inputs):
+        position = int(inputs[graphs.POSITION][0])
+        regions = inputs[graphs.SEMANTIC_TOKENS][:, 0].astype(int)
+        past = inputs[graphs.PAST_KEY_VALUES]
+        self.rows_per_step.append(len(regions))
+        if position == 0:
+            assert not past.any()
+        else:
+            assert past.shape[0] == position
+            expected = np.arange(1, position + 1)[:, None] + 100 * regions
+            np.testing.assert_array_equal(past[:, 0, 0, :, 0, 0], expected)
+        generated = position - 1  # tokens written before this step
+        ids = np.where(np.array(self.lengths)[regions] <= generated, EOS_ID, 10 + regions)
+        logits = np.zeros((len(regions), CONFIG.vocab_size), np.float32)
+        logits[np.arange(len(regions)), ids] = 50
+        slot = np.zeros((1, *graphs.kv_slot_shape(CONFIG, len(regions))), np.float32)
+        slot += (position + 1 + 100 * regions)[None, None, None, :, None, None]
+        return {
+            graphs.NEXT_IDS: ids.astype(np.int32),
+            graphs.LOGITS: logits,
+            graphs.PRESENT_KEY_VALUES: slot,
+        }
+
+
+def tokens(count):
+    array = np.zeros((count, CONFIG.image_embed_dim), np.float32)
+    array[:, 0] = np.arange(count)
+    return array
+
+
+def run(lengths, **options):
+    step = CountingStep(lengths)
+    ids = Captioner(FakeSession(SPEC, step), CONFIG).generate(tokens(len(lengths)), **options)
+    return ids, step
+
+
+def test_captions_end_with_eos_and_padding():
+    ids, _ = run([2, 0, 5])
+    assert ids.shape == (3, CONFIG.text_seq_len - 1)
+    assert ids.dtype == np.int64
+    pad = CONFIG.pad_id
+    assert ids[0].tolist() == [BOS_ID, 10, 10, EOS_ID, *[pad] * 5]
+    assert ids[1].tolist() == [BOS_ID, EOS_ID, *[pad] * 7]
+    assert ids[2].tolist() == [BOS_ID, 12, 12, 12, 12, 12, EOS_ID, pad, pad]
+
+
+def test_loop_ends_when_all_rows_have():
+    _, step = run([1, 2, 2])
+    assert len(step.rows_per_step) == 1 + 3  # prefix, two tokens, EOS
+
+
+def test_finished_rows_are_dropped_once_half_are_idle():
+    ids, step = run([0, 1, 1, 1, 7, 7, 7, 7])
+    assert step.rows_per_step == [8, 8, 8, 4, 4, 4, 4, 4, 4]
+    assert ids[4].tolist() == [BOS_ID, *[14] * 7, EOS_ID]
+    assert ids[3].tolist()[:4] == [BOS_ID, 13, EOS_ID, CONFIG.pad_id]
+
+
+def test_longest_caption_fills_the_row():
+    ids, step = run([99])
+    assert ids[0].tolist() == [BOS_ID, *[10] * CONFIG.max_new_tokens]
+    assert len(step.rows_per_step) == 1 + CONFIG.max_new_tokens
+
+
+@pytest.mark.parametrize("count", [0, 3, 8, 1000])
+def test_max_new_tokens(count):
+    ids, _ = run([99], max_new_tokens=count)
+    written = min(count, CONFIG.max_new_tokens)
+    assert (ids[0] == 10).sum() == written
+
+
+def test_no_regions():
+    ids, step = run([])
+    assert ids.shape == (0, CONFIG.text_seq_len - 1)
+    assert step.rows_per_step == []
+
+
+def test_sampling_uses_the_logits_and_the_generator():
+    ids, _ = run([2], temperature=1.0, rng=np.random.default_rng(0))
+    assert ids[0].tolist()[:4] == [BOS_ID, 10, 10, EOS_ID]  # 50 apart: a draw cannot miss
+    hot = [
+        run([9], temperature=1e3, rng=np.random.default_rng(seed))[0].tolist() for seed in (0, 0, 1)
+    ]
+    assert hot[0] == hot[1] != hot[2]
+
+
+def test_sample_follows_the_softmax():
+    logits = np.log(np.array([[0.7, 0.2, 0.1]], np.float32)).repeat(20000, axis=0)
+    drawn = sample(logits, 1.0, np.random.default_rng(0))
+    frequencies = np.bincount(drawn, minlength=3) / len(drawn)
+    np.testing.assert_allclose(frequencies, [0.7, 0.2, 0.1], atol=0.015)
+    cold = sample(logits, 0.25, np.random.default_rng(0))
+    assert (cold == 0).mean() > 0.98
+
+
+def test_blank_after_eos():
+    ids = np.array([[1, 5, 2, 7, 2], [1, 5, 6, 7, 8]])
+    assert blank_after_eos(ids, 49).tolist() == [[1, 5, 2, 49, 49], [1, 5, 6, 7, 8]]

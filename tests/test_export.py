@@ -1,0 +1,309 @@
+"""The exported graphs: what they are made of, and that they compute what the reference does."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from tap_deploy import graphs
+from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.export import bundle_export
+from tap_deploy.export.folding import (
+    folded_conv,
+    half_split_qkv,
+    linear_from_conv_transpose,
+)
+from tap_deploy.manifest import CheckpointRecord
+from tap_deploy.sessions import create_session
+
+RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def models(micro_bundle):
+    return {
+        name: onnx.load(micro_bundle.graph_path(name, "fp32")) for name in graphs.GRAPH_NAMES
+    }
+
+
+@pytest.fixture(scope="module")
+def sessions(micro_bundle):
+    return {
+        name: create_session("onnxruntime", micro_bundle.graph_path(name, "fp32"), spec)
+        for name, spec in micro_bundle.graph_specs().items()
+    }
+
+
+def op_counts(model):
+    counts = {}
+    for node in model.graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_graph_is_portable(models, micro_bundle, name):
+    model = models[name]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert model.ir_version <= 10
+    assert not model.functions
+    onnx.checker.check_model(model, full_check=True)
+    record = micro_bundle.manifest.graphs["fp32"][name]
+    assert record.op_types == op_counts(model)
+    assert record.num_nodes == len(model.graph.node)
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_axes_names_and_types_are_those_of_the_spec(models, micro_bundle, name):
+    spec = micro_bundle.graph_specs()[name]
+    for values, tensors in (
+        (models[name].graph.input, spec.inputs),
+        (models[name].graph.output, spec.outputs),
+    ):
+        for value, tensor in zip(values, tensors, strict=True):
+            kind = value.type.tensor_type
+            shape = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+            assert (value.name, dtype, shape) == (tensor.name, tensor.dtype, tensor.shape)
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_every_tensor_has_an_inferred_shape(models, name):
+    inferred = onnx.shape_inference.infer_shapes(models[name], strict_mode=True, data_prop=True)
+    known = {value.name for value in inferred.graph.value_info}
+    known |= {value.name for value in inferred.graph.output}
+    made = {output for node in inferred.graph.node for output in node.output if output}
+    assert made <= known
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_nothing_of_the_exporting_machine_is_left(models, name):
+    for node in models[name].graph.node:
+        assert not node.doc_string
+        assert not node.metadata_props
+    assert b".py" not in models[name].SerializeToString()
+
+
+def test_image_encoder_ops(models, micro_config):
+    """BatchNorm and the position bias are folded; norm and GELU are one op each; no shape ops."""
+    counts = op_counts(models[graphs.IMAGE_ENCODER])
+    depth = micro_config.encoder_depth
+    assert counts["LayerNormalization"] == 2 * depth + 1
+    assert counts["Gelu"] == depth + 8
+    assert counts["Softmax"] == depth
+    folded_away = ("BatchNormalization", "Gather", "Shape", "Erf", "Pow", "ReduceMean", "Where")
+    assert not set(folded_away) & set(counts)
+
+
+def test_attention_bias_is_a_constant_before_the_softmax(models):
+    graph = models[graphs.IMAGE_ENCODER].graph
+    constants = {tensor.name for tensor in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    assert softmaxes
+    for softmax in softmaxes:
+        add = producers[softmax.input[0]]
+        assert add.op_type == "Add"
+        assert set(add.input) & constants
+        scores = next(producers[name] for name in add.input if name in producers)
+        assert scores.op_type == "MatMul"
+        assert producers[scores.input[0]].op_type == "Mul"  # the scale sits on Q
+
+
+def test_nodes_are_named_after_modules(models):
+    names = [node.name for node in models[graphs.IMAGE_ENCODER].graph.node]
+    assert len(set(names)) == len(names)
+    assert "blocks.3.mlp.fc1/MatMul" in names
+    weights = {tensor.name for tensor in models[graphs.IMAGE_ENCODER].graph.initializer}
+    assert "blocks.3.mlp.fc1.weight.T" in weights
+
+
+def test_text_decoder_stores_its_weights_once(models, micro_model):
+    stored = sum(
+        int(np.prod(tensor.dims)) for tensor in models[graphs.TEXT_DECODER].graph.initializer
+    )
+    parameters = sum(p.numel() for p in micro_model.text_decoder.parameters())
+    assert stored < 1.05 * parameters
+
+
+@pytest.mark.parametrize(("prompts", "points"), [(1, 1), (1, 2), (2, 9), (9, 3), (17, 2)])
+def test_prompt_decoder_takes_any_size(sessions, micro_model, golden, prompts, points):
+    rng = np.random.default_rng(prompts)
+    coords = rng.uniform(-3, 520, (prompts, points, 2)).astype(np.float32)
+    labels = rng.integers(0, 5, (prompts, points)).astype(np.int32)
+    embeddings = golden["image_embeddings"][:1]
+    actual = sessions[graphs.PROMPT_DECODER].run(
+        {
+            graphs.IMAGE_EMBEDDINGS: embeddings,
+            graphs.POINT_COORDS: coords,
+            graphs.POINT_LABELS: labels,
+        }
+    )
+    with torch.inference_mode():
+        expected = micro_model.decode_prompts(*map(torch.from_numpy, (embeddings, coords, labels)))
+    for name, value in expected._asdict().items():
+        np.testing.assert_allclose(actual[name], value.numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_image_encoder_takes_any_batch(sessions, golden, batch):
+    images = golden["model_image"][[0, 1, 0][:batch]]
+    actual = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: images})
+    expected = golden["image_embeddings"][[0, 1, 0][:batch]]
+    np.testing.assert_allclose(
+        actual[graphs.IMAGE_EMBEDDINGS], expected, rtol=0, atol=TOLERANCE
+    )
+
+
+def text_step(session, config, golden, position, past):
+    rows = np.arange(8)
+    tokens = np.ascontiguousarray(golden["semantic_tokens"][rows, golden["mask_index"]])
+    ids = golden["text_tokens"][:, max(0, position - 1)].astype(np.int32)
+    return session.run(
+        {
+            graphs.SEMANTIC_TOKENS: tokens,
+            graphs.INPUT_IDS: ids,
+            graphs.POSITION: np.array([position], np.int32),
+            graphs.PAST_KEY_VALUES: past,
+        }
+    )
+
+
+@pytest.mark.parametrize("slots", ["exact", "whole cache"])
+def test_text_decoder_at_every_length(sessions, micro_config, golden, slots):
+    """Golden tokens at every position, whether it sees the exact past or a masked whole cache.
+
+    Slots that are not filled yet hold rubbish, which must not matter.
+    """
+    session = sessions[graphs.TEXT_DECODER]
+    shape = graphs.kv_cache_shape(micro_config, 8)
+    cache = np.random.default_rng(0).normal(0, 50, shape).astype(np.float32)
+    for position in range(micro_config.max_new_tokens + 1):
+        past = cache if slots == "whole cache" else cache[: max(1, position)]
+        outputs = text_step(session, micro_config, golden, position, past.copy())
+        cache[position] = outputs[graphs.PRESENT_KEY_VALUES][0]
+        if position == 0:
+            continue
+        expected = golden["text_tokens"][:, position]
+        np.testing.assert_array_equal(outputs[graphs.NEXT_IDS], expected)
+        if position <= 3:
+            np.testing.assert_allclose(
+                outputs[graphs.LOGITS],
+                golden["text_logits_first3"][:, position - 1],
+                rtol=0,
+                atol=TOLERANCE,
+            )
+
+
+def test_folded_conv_equals_conv_and_norm():
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(3, 5, 3, bias=False), torch.nn.BatchNorm2d(5)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded_conv(conv, norm)(x), norm.eval()(conv(x)))
+
+
+def test_linear_equals_conv_transpose():
+    torch.manual_seed(0)
+    conv = torch.nn.ConvTranspose2d(6, 4, 2, stride=2)
+    x = torch.randn(2, 6, 3, 5)
+    blocks = linear_from_conv_transpose(conv)(x.permute(0, 2, 3, 1)).reshape(2, 3, 5, 2, 2, 4)
+    actual = blocks.permute(0, 5, 1, 3, 2, 4).reshape(2, 4, 6, 10)
+    torch.testing.assert_close(actual, conv(x))
+
+
+def test_half_split_leaves_products_of_q_and_k_and_all_of_v():
+    torch.manual_seed(0)
+    qkv = torch.nn.Linear(128, 384)
+    x = torch.randn(4, 128)
+    q, k, v = qkv(x).chunk(3, dim=-1)
+    q2, k2, v2 = half_split_qkv(qkv)(x).chunk(3, dim=-1)
+    assert not torch.equal(q, q2)
+    torch.testing.assert_close((q * k).sum(-1), (q2 * k2).sum(-1))
+    torch.testing.assert_close(v, v2)
+
+
+def test_a_graph_that_differs_leaves_no_bundle(micro_model, tmp_path, monkeypatch):
+    """A wrapper with one wrong weight must be found out, and nothing must stay behind."""
+
+    class Wrong(bundle_export.PromptDecoderGraph):
+        def __init__(self, model):
+            model = copy.deepcopy(model)
+            with torch.inference_mode(False), torch.no_grad():
+                model.image_decoder.iou_pred.layers[2].bias += 0.01
+            super().__init__(model)
+
+    monkeypatch.setitem(bundle_export.WRAPPERS, graphs.PROMPT_DECODER, Wrong)
+    with pytest.raises(VerificationError, match="prompt_decoder iou_predictions"):
+        bundle_export.export_bundle(
+            micro_model, tmp_path / "bundle", name="wrong", checkpoint=RECORD
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):
+    def interrupt(stage):
+        if stage == "export text_decoder":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle_export.export_bundle(
+            micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD, on_stage=interrupt
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_needs_force(micro_model, tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(InputError, match="exists already; pass --force"):
+        bundle_export.export_bundle(
+            micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD
+        )
+
+
+def test_concepts_and_tokenizer_must_fit_the_model(micro_model, tmp_path, assets):
+    from tap_deploy.concepts import Vocabulary
+
+    Vocabulary(weights=np.ones((95, 2), np.float32), names=("a", "b")).save(tmp_path / "c.npz")
+    with pytest.raises(InputError, match=r"95 rows; expected 96"):
+        bundle_export.export_bundle(
+            micro_model,
+            tmp_path / "bundle",
+            name="x",
+            checkpoint=RECORD,
+            concepts=tmp_path / "c.npz",
+        )
+    wider = copy.copy(micro_model)
+    wider.config = micro_model.config.__class__(
+        **{**micro_model.config.to_dict(), "vocab_size": 501}
+    )
+    with pytest.raises(InputError, match=r"500 pieces; expected 501"):
+        bundle_export.export_bundle(
+            wider,
+            tmp_path / "bundle",
+            name="x",
+            checkpoint=RECORD,
+            tokenizer=assets["tokenizer"],
+        )
+
+
+def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
+    micro_model, micro_config, tmp_path, monkeypatch
+):
+    from tap_deploy.export import exporter
+
+    monkeypatch.setattr(exporter, "EXTERNAL_DATA_BYTES", 1000)
+    spec = graphs.graph_specs(micro_config)[graphs.TEXT_DECODER]
+    wrapper = bundle_export.WRAPPERS[graphs.TEXT_DECODER](micro_model)
+    exported = exporter.export_graph(wrapper, spec, tmp_path / "text_decoder.onnx")
+    assert exported.record.external_data
+    assert (tmp_path / "text_decoder.onnx.data").stat().st_size > 1_000_000
+    assert (tmp_path / "text_decoder.onnx").stat().st_size < 200_000
+    create_session("onnxruntime", exported.path, spec)

@@ -1,0 +1,85 @@
+"""What `import tap_deploy` costs and brings; the direction of imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import tap_deploy
+
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx")
+
+MENU = {
+    "Bundle",
+    "EncodedImage",
+    "Prompts",
+    "Regions",
+    "TapConfig",
+    "TapError",
+    "TapPredictor",
+    "VerificationError",
+    "Vocabulary",
+    "__version__",
+}
+
+
+def modules_after(statement):
+    code = f"import sys; {statement}; print(*sorted(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_menu():
+    assert set(tap_deploy.__all__) == MENU
+    for name in MENU:
+        assert hasattr(tap_deploy, name)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import tap_deploy",
+        "import tap_deploy.cli",
+        "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
+        "import tap_deploy.cli.export, tap_deploy.cli.doctor",
+        "import tap_deploy.engines",
+    ],
+)
+def test_light_imports(statement):
+    assert not modules_after(statement) & set(HEAVY)
+
+
+def test_running_needs_no_torch_and_no_onnx(micro_bundle, photo):
+    statement = (
+        "import tap_deploy; p = tap_deploy.TapPredictor.from_bundle("
+        f"{str(micro_bundle.path)!r}); p.predict({str(photo)!r}, points=[[[9, 9, 1]]])"
+    )
+    loaded = modules_after(statement)
+    assert "onnxruntime" in loaded
+    assert not loaded & {"torch", "onnx", "onnx_ir", "onnxscript"}
+
+
+def test_export_and_engines_do_not_know_each_other():
+    pytest.importorskip("torch")
+    exported = modules_after("import tap_deploy.export.bundle_export")
+    assert not {name for name in exported if name.startswith("tap_deploy.engines")}
+    engines = modules_after("import tap_deploy.engines.rtx")
+    assert not {name for name in engines if name.startswith(("tap_deploy.export", "torch"))}
+
+
+def test_import_time_is_under_300_ms():
+    """The best of five, net of the interpreter itself: the machine may be busy."""
+    code = (
+        "import time; start = time.process_time(); import tap_deploy;"
+        "print(time.process_time() - start)"
+    )
+
+    def seconds():
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return float(result.stdout)
+
+    assert min(seconds() for _ in range(5)) < 0.3

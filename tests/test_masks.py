@@ -1,0 +1,115 @@
+"""Masks: token choice, logits to full-size masks, run lengths and boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tap_deploy.errors import InputError
+from tap_deploy.image import Frame
+from tap_deploy.masks import box_from_mask, masks_from_logits, rle_from_mask, select_mask_token
+
+GOLDEN = Path(__file__).parent / "data" / "tap_micro_outputs.npz"
+
+
+def test_the_token_choice_equals_the_golden_one() -> None:
+    with np.load(GOLDEN) as golden:
+        labels = golden["points_px"][..., 2].astype(np.int32)
+        chosen = select_mask_token(golden["iou_predictions"], labels)
+        assert chosen.dtype == np.int64
+        np.testing.assert_array_equal(chosen, golden["mask_index"])
+
+
+def test_boxes_take_token_0_and_points_the_best_of_the_others() -> None:
+    iou = np.array([[0.1, 0.9, 0.8, 0.7], [0.9, 0.1, 0.2, 0.3], [0.9, 0.3, 0.3, 0.2]], np.float32)
+    labels = np.array([[2, 3], [1, 4], [0, 4]], np.int32)
+    before = iou.copy()
+    assert select_mask_token(iou, labels).tolist() == [0, 3, 1]
+    np.testing.assert_array_equal(iou, before)
+    assert select_mask_token(iou[:0], labels[:0]).shape == (0,)
+
+
+def test_full_size_masks_equal_the_golden_ones() -> None:
+    with np.load(GOLDEN) as golden:
+        for index in range(2):
+            rows = np.arange(4 * index, 4 * index + 4)
+            shape = tuple(golden[f"mask_shape_{index}"])
+            bits = np.unpackbits(golden[f"mask_bits_{index}"], count=np.prod(shape))
+            expected = bits.reshape(shape).astype(bool)
+            logits = golden["low_res_masks"][rows, golden["mask_index"][rows]]
+            masks = masks_from_logits(logits, Frame.for_image(*shape[1:], 512))
+            assert masks.dtype == np.bool_
+            assert masks.shape == shape
+            assert 0.02 < expected.mean() < 0.98  # a mask of one value would prove nothing
+            assert (masks != expected).mean() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(2, 2), (7, 64), (31, 97), (96, 96), (97, 96), (128, 300), (601, 40), (1, 5), (333, 400)],
+)
+@pytest.mark.parametrize("image_size", [64, 96, 100])
+def test_masks_agree_with_two_torch_resizes(height: int, width: int, image_size: int) -> None:
+    torch = pytest.importorskip("torch")
+    resize = torch.nn.functional.interpolate
+    frame = Frame.for_image(height, width, image_size)
+    logits = np.random.default_rng(height * width).normal(size=(3, 16, 16)).astype(np.float32)
+    full = resize(torch.from_numpy(logits)[None], (image_size, image_size), mode="bilinear")
+    full = full[..., : frame.scaled_height, : frame.scaled_width]
+    full = resize(full, (height, width), mode="bilinear")[0].numpy()
+    masks = masks_from_logits(logits, frame)
+    certain = np.abs(full) > 1e-4
+    assert certain.mean() > 0.9
+    np.testing.assert_array_equal(masks[certain], full[certain] > 0)
+
+
+def test_no_regions_give_no_masks() -> None:
+    masks = masks_from_logits(np.zeros((0, 16, 16), np.float32), Frame.for_image(5, 6, 64))
+    assert masks.shape == (0, 5, 6)
+
+
+def test_half_precision_logits_are_fine() -> None:
+    logits = np.ones((1, 16, 16), np.float16)
+    assert masks_from_logits(logits, Frame.for_image(5, 6, 64)).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (2, 4, 16, 16), (2, 16, 8)])
+def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \[P, S, S\]"):
+        masks_from_logits(np.zeros(shape, np.float32), Frame.for_image(5, 6, 64))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 30)])
+def test_run_lengths_restore_the_mask(density: float, shape: tuple[int, int]) -> None:
+    mask = np.random.default_rng(3).random(shape) < density
+    rle = rle_from_mask(mask)
+    assert rle["size"] == list(shape)
+    values = np.arange(len(rle["counts"])) % 2 == 1
+    restored = np.repeat(values, rle["counts"]).reshape(shape, order="F")
+    np.testing.assert_array_equal(restored, mask)
+    assert all(count > 0 for count in rle["counts"][1:])
+    assert all(type(count) is int for count in rle["counts"])
+
+
+# pycocotools does not speak NumPy 2's __array__ yet.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_run_lengths_agree_with_pycocotools() -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    for seed in range(5):
+        mask = np.random.default_rng(seed).random((23, 17)) < 0.4
+        compressed = coco.frPyObjects(rle_from_mask(mask), 23, 17)
+        np.testing.assert_array_equal(coco.decode(compressed), mask)
+        assert coco.toBbox(compressed).tolist() == box_from_mask(mask)
+
+
+def test_box_of_a_mask() -> None:
+    mask = np.zeros((10, 12), bool)
+    assert box_from_mask(mask) == [0, 0, 0, 0]
+    mask[3, 4] = True
+    assert box_from_mask(mask) == [4, 3, 1, 1]
+    mask[8, 2] = True
+    assert box_from_mask(mask) == [2, 3, 3, 6]
+    assert box_from_mask(np.ones((10, 12), bool)) == [0, 0, 12, 10]

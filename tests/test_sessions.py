@@ -1,0 +1,132 @@
+"""The session contract, on the fake and on onnxruntime."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
+from tap_deploy.sessions import create_session
+from tap_deploy.sessions.fake import FakeSession
+
+SPEC = GraphSpec(
+    "adder",
+    inputs=(TensorSpec("a", "float32", ("P", 3)), TensorSpec("b", "int32", ("P",))),
+    outputs=(TensorSpec("sum", "float32", ("P", 3)), TensorSpec("rows", "int32", (1,))),
+)
+
+
+@pytest.fixture
+def session():
+    return FakeSession(SPEC, lambda inputs: {"sum": inputs["a"] + inputs["b"][:, None]})
+
+
+def inputs(rows=2):
+    return {"a": np.ones((rows, 3), np.float32), "b": np.full(rows, 4, np.int32)}
+
+
+def test_outputs_are_allocated_by_the_spec(session):
+    outputs = session.run(inputs(5))
+    np.testing.assert_array_equal(outputs["sum"], np.full((5, 3), 5, np.float32))
+    assert outputs["rows"].shape == (1,)
+    assert session.calls == [{"a": (5, 3), "b": (5,)}]
+
+
+def test_outputs_are_written_in_place(session):
+    cache = np.zeros((4, 2, 3), np.float32)
+    outputs = session.run(inputs(), into={"sum": cache[1]})
+    assert outputs["sum"].base is cache
+    assert cache[1].sum() == 30
+    assert cache[[0, 2, 3]].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.ones((2, 3))}, r"input 'a' is float64 \[2, 3\]; expected a float32 \[P, 3\]"),
+        ({"a": np.ones((2, 4), np.float32)}, r"is float32 \[2, 4\]; expected"),
+        ({"a": np.ones(3, np.float32)}, r"is float32 \[3\]; expected"),
+        ({"b": np.ones(7, np.int32)}, r"input 'b' is int32 \[7\].*with {'P': 2}"),
+        ({"c": np.ones(1)}, r"inputs are \['a', 'b', 'c'\]; expected \['a', 'b'\]"),
+        ({"a": np.ones((3, 2), np.float32).T}, r"not contiguous"),
+    ],
+)
+def test_bad_inputs_are_refused_before_the_backend(session, change, message):
+    with pytest.raises(SessionError, match=message):
+        session.run(inputs() | change)
+    assert session.calls == []
+
+
+def test_empty_axis_is_refused(session):
+    with pytest.raises(SessionError, match=r"float32 \[0, 3\]"):
+        session.run(inputs(0))
+
+
+def test_bad_outputs_are_refused(session):
+    with pytest.raises(SessionError, match="no output 'total'"):
+        session.run(inputs(), into={"total": np.zeros(1)})
+    with pytest.raises(SessionError, match="output 'sum' is float32"):
+        session.run(inputs(), into={"sum": np.zeros((9, 3), np.float32)})
+
+
+def test_unknown_backend():
+    with pytest.raises(SessionError, match="unknown backend 'abacus'; expected one of onnxrun"):
+        create_session("abacus", "graph.onnx", SPEC)
+
+
+def test_missing_backend_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "tap-deploy\[onnxruntime\]"'):
+        create_session("onnxruntime", "graph.onnx", SPEC)
+
+
+def test_truncated_file(micro_bundle, tmp_path):
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(micro_bundle.graph_path(PROMPT_DECODER, "fp32").read_bytes()[:-1000])
+    with pytest.raises(SessionError, match=r"onnxruntime cannot load .*graph\.onnx") as caught:
+        create_session("onnxruntime", path, micro_bundle.graph_specs()[PROMPT_DECODER])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_graph_is_refused(micro_bundle):
+    with pytest.raises(SessionError, match="graph adder: inputs of the file are"):
+        create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), SPEC)
+
+
+def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):
+    """IO binding: the output is computed at the address of the slot, and nowhere else."""
+    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    with create_session(
+        "onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), spec, threads=1
+    ) as session:
+        feed = {
+            "image_embeddings": golden["image_embeddings"][:1],
+            "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
+            "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
+        }
+        slots = session.allocate((3, 4, 4), "float32")
+        outputs = session.run(feed, into={"iou_predictions": slots[1]})
+        assert outputs["iou_predictions"].base is slots
+        np.testing.assert_allclose(slots[1], golden["iou_predictions"][:4], atol=1e-4)
+        assert not slots[[0, 2]].any()
+
+
+def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
+    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    path = micro_bundle.graph_path(PROMPT_DECODER, "fp32")
+    session = create_session("onnxruntime", path, spec)
+
+    def fail(binding):
+        raise RuntimeError("out of luck\nat length")
+
+    monkeypatch.setattr(session._session, "run_with_iobinding", fail, raising=False)
+    feed = {
+        "image_embeddings": golden["image_embeddings"][:1],
+        "point_coords": np.zeros((1, 1, 2), np.float32),
+        "point_labels": np.zeros((1, 1), np.int32),
+    }
+    with pytest.raises(SessionError, match="onnxruntime failed: out of luck$"):
+        session.run(feed)
