@@ -70,8 +70,9 @@ def rename_nodes(model: ir.Model) -> None:
         path = _module_path(node)
         node.name = f"{path}/{node.op_type}" if path else node.op_type
         for value in node.inputs:
-            is_unnamed = value is not None and value.is_initializer() and _is_numbered(value)
-            if is_unnamed and node.op_type == "MatMul" and value is node.inputs[1]:
+            if value is None or not value.is_initializer() or not _is_numbered(value):
+                continue
+            if node.op_type == "MatMul" and value is node.inputs[1]:
                 value.name = f"{path}.weight.T"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -72,11 +74,15 @@ class ImageEncoderGraph(nn.Module):
         self.position_table = encoder.pos_embed.weight.T.unflatten(
             1, (encoder.grid_size, encoder.grid_size)
         ).contiguous()
-        self.blocks = nn.ModuleList(GraphBlock(block) for block in encoder.blocks)
+        blocks, convs = (
+            cast("list[Block]", encoder.blocks),
+            cast("list[Bottleneck]", encoder.cross_conv),
+        )
+        self.blocks = nn.ModuleList(GraphBlock(block) for block in blocks)
         self.norm = encoder.norm
-        self.cross_conv = nn.ModuleList(GraphBottleneck(conv) for conv in encoder.cross_conv)
-        self.lateral_conv = folded_conv(*encoder.neck.lateral_conv[0])
-        self.output_conv = folded_conv(*encoder.neck.output_conv[0])
+        self.cross_conv = nn.ModuleList(GraphBottleneck(conv) for conv in convs)
+        self.lateral_conv = folded_conv(*encoder.neck.lateral_layers)
+        self.output_conv = folded_conv(*encoder.neck.output_layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 BGR ``[B, S, S, 3]`` to float ``[B, C, grid, grid]``."""

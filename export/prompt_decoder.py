@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tap_deploy.export.folding import linear_from_conv_transpose
 from tap_deploy.reference.image_decoder import PromptOutputs
+from tap_deploy.reference.layers import LayerNorm2d
 from tap_deploy.reference.model import TapModel
 
 
@@ -24,10 +27,11 @@ class MaskUpscaler(nn.Module):
         conv = model.image_decoder.output_conv
         self.grid_size = model.config.grid_size
         self.num_masks = model.config.num_mask_tokens
-        self.up1 = linear_from_conv_transpose(conv[0])
-        self.norm = nn.LayerNorm(conv[1].normalized_shape, eps=conv[1].eps)
-        self.norm.weight, self.norm.bias = conv[1].weight, conv[1].bias
-        self.up2 = linear_from_conv_transpose(conv[3])
+        norm = cast("LayerNorm2d", conv[1])
+        self.up1 = linear_from_conv_transpose(cast("nn.ConvTranspose2d", conv[0]))
+        self.norm = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        self.up2 = linear_from_conv_transpose(cast("nn.ConvTranspose2d", conv[3]))
 
     def forward(self, image: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         """Image side [P, S, C] and kernels [P, M, C / 8] to logits [P, M, 4 grid, 4 grid]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -75,7 +77,8 @@ class TextDecoderGraph(nn.Module):
         super().__init__()
         decoder = model.text_decoder
         self.encoder, self.tok_embeddings = decoder.encoder, decoder.transformer.tok_embeddings
-        self.blocks = nn.ModuleList(GraphTextBlock(b) for b in decoder.transformer.blocks)
+        blocks = cast("list[TextBlock]", decoder.transformer.blocks)
+        self.blocks = nn.ModuleList(GraphTextBlock(block) for block in blocks)
         self.norm, self.text_proj = decoder.transformer.norm, decoder.transformer.text_proj
         cos, sin = rotary_table(model.config.text_seq_len)
         self.register_buffer("cos", torch.cat([cos, cos], dim=-1))

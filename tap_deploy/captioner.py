@@ -131,4 +131,5 @@ def sample(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> 
     The largest of logit / temperature plus Gumbel noise is a draw from that softmax.
     """
     noise = rng.gumbel(size=logits.shape)
-    return (logits.astype(np.float64) / temperature + noise).argmax(axis=1)
+    drawn: np.ndarray = (logits.astype(np.float64) / temperature + noise).argmax(axis=1)
+    return drawn

@@ -68,9 +68,7 @@ class TapConfig:
         self._require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         self._require_multiple("the token grid", self.grid_size, "window_size", self.window_size)
         self._require_multiple("encoder_depth", self.encoder_depth, "", NUM_FEATURE_LEVELS)
-        self._require_multiple(
-            "encoder_dim", self.encoder_dim, "encoder_heads", self.encoder_heads
-        )
+        self._require_multiple("encoder_dim", self.encoder_dim, "encoder_heads", self.encoder_heads)
         self._require_multiple("encoder_dim", self.encoder_dim, "", 2)
         self._require_multiple("image_embed_dim", self.image_embed_dim, "", PROMPT_DECODER_HEAD_DIM)
         self._require_multiple("text_dim", self.text_dim, "", TEXT_HEAD_DIM)

@@ -52,7 +52,8 @@ class GoldenSample:
     @property
     def chosen_tokens(self) -> np.ndarray:
         """Semantic tokens that the captions are made from, float32 ``[P, C]``."""
-        return self.semantic_tokens[np.arange(len(self.mask_index)), self.mask_index]
+        chosen: np.ndarray = self.semantic_tokens[np.arange(len(self.mask_index)), self.mask_index]
+        return chosen
 
     def compact(self) -> GoldenSample:
         """Return the sample with the largest logit of each step only."""

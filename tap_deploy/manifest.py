@@ -131,5 +131,5 @@ class Manifest:
 
 
 def _graph_record(values: dict[str, Any]) -> GraphRecord:
-    lines = {key: tuple(values.pop(key)) for key in ("inputs", "outputs")}
-    return GraphRecord(**lines, **values)
+    lines = {key: tuple(values[key]) for key in ("inputs", "outputs")}
+    return GraphRecord(**(values | lines))

@@ -56,7 +56,8 @@ class LabelLayout:
         plates = np.concatenate([spots, spots + np.array([label.width, label.height])], axis=1)
         hidden = _overlap(plates, self._taken).sum(axis=1) / label.area
         kept = (_overlap(plates, self._keep) / _areas(self._keep).clip(1)).sum(axis=1)
-        distance = _distance(plates, region) / math.hypot(self._width, self._height)
+        distance = (_distance(plates, region) - gap).clip(0)
+        distance /= math.hypot(self._width, self._height)
         cost = 20 * hidden + 0.7 * kept + 0.6 * self._covered(plates) + 4 * distance
         best = int(cost.argmin())  # of equals the first: spots come in order of preference
         if hidden[best] > _MAX_HIDDEN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.image import Frame, ImageSource, load_image, model_image
 from tap_deploy.masks import masks_from_logits, select_mask_token
+from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.sessions import create_session
@@ -120,9 +120,7 @@ class TapPredictor:
             raise InputError(f"threads is {threads}; expected at least 1, or None")
         bundle = Bundle.open(path, check_hashes=check_hashes)
         sessions = {
-            name: create_session(
-                backend, bundle.graph_path(name, precision), spec, threads=threads
-            )
+            name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)
             for name, spec in bundle.graph_specs().items()
         }
         return cls(
@@ -263,9 +261,7 @@ class TapPredictor:
         outputs = self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images})
         return EncodedImage(image_embeddings=outputs[graphs.IMAGE_EMBEDDINGS], frame=frame)
 
-    def _encoded(
-        self, image: ImageSource | EncodedImage | None, prompts: Prompts
-    ) -> EncodedImage:
+    def _encoded(self, image: ImageSource | EncodedImage | None, prompts: Prompts) -> EncodedImage:
         """Encode unless that was done before; prompts are checked first, as they are cheap."""
         image = self._current if image is None else image
         if image is None:
@@ -287,8 +283,10 @@ class TapPredictor:
 
     def _decode(self, encoded: EncodedImage, prompts: Prompts, report: OnProgress) -> _Decoded:
         """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
+        num_points = prompts.coords.shape[1]
+        chunk_size = prompts_per_call(self.config, num_points, self._memory_limit_bytes)
         parts = [self._empty_decoded()]
-        for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
+        for chunk in _chunks(len(prompts), chunk_size):
             report("decode prompts", chunk.start, len(prompts))
             parts.append(self._decode_chunk(encoded, prompts[chunk]))
         names = [field.name for field in dataclasses.fields(_Decoded)]
@@ -329,7 +327,8 @@ class TapPredictor:
     ) -> np.ndarray:
         rng = np.random.default_rng(options.seed)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
-        for chunk in _chunks(len(semantic_tokens), self._captions_per_call()):
+        chunk_size = captions_per_call(self.config, self._memory_limit_bytes)
+        for chunk in _chunks(len(semantic_tokens), chunk_size):
             report("write captions", chunk.start, len(semantic_tokens))
             ids = self._captioner.generate(
                 semantic_tokens[chunk],
@@ -339,30 +338,6 @@ class TapPredictor:
             )
             parts.append(ids)
         return np.concatenate(parts)
-
-    def _prompts_per_call(self, prompts: Prompts) -> int:
-        """How many prompts the prompt decoder may take under the memory cap."""
-        c, tokens = self.config, self.config.grid_size**2
-        query = 2 * c.num_mask_tokens + 1 + prompts.coords.shape[1]
-        # Alive at once per prompt, in floats: some copies of the image side [S, C], the scores
-        # of one attention [heads, T, S] twice, the upscaled map [S, 16, C / 8] and its input,
-        # the masks twice. Measured peaks are within this bound (tests/test_memory.py).
-        floats = tokens * (
-            5 * c.image_embed_dim
-            + 2 * c.prompt_decoder_heads * query
-            + 4 * c.image_embed_dim
-            + 2 * 16 * c.num_mask_tokens
-        )
-        return max(1, self._memory_limit_bytes // (4 * floats))
-
-    def _captions_per_call(self) -> int:
-        """How many captions the text decoder may write at once under the memory cap."""
-        c = self.config
-        cache = c.text_seq_len * c.text_depth * 2 * c.text_dim
-        # Twice the cache: finished rows are dropped by copying it; sampling needs the logits
-        # in float64 with noise beside them.
-        floats = 2 * cache + 5 * c.vocab_size
-        return max(1, self._memory_limit_bytes // (4 * floats))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _draw_mask(
 ) -> None:
     """Tint a mask and draw a smooth line along its edge."""
     x, y, width, height = box_from_mask(mask)
-    blur = line_width / 2 + 1.3  # just enough for the line, its shadow and their soft edges
+    blur = line_width / 2 + 1.5  # just enough for the line, its shadow and their soft edges
     margin = math.ceil(4 * blur)
     rows = slice(max(y - margin, 0), y + height + margin)
     columns = slice(max(x - margin, 0), x + width + margin)
@@ -82,9 +82,9 @@ def _draw_mask(
     # A blurred edge rises by 0.4 / blur a pixel around 0.5: that gives the distance to it.
     distance = np.abs(np.asarray(soft, np.float32) / 255 - 0.5) * (blur / 0.4)  # pixels
     is_speck = np.count_nonzero(inside) < (4 * line_width) ** 2  # too small for an outline
-    _blend(crop, SHADOW, 0.45 * (line_width / 2 + 1.5 - distance).clip(0, 1))
+    _blend(crop, SHADOW, 0.45 * (line_width / 2 + 1.75 - distance).clip(0, 1))
     _blend(crop, color, inside * np.float32(0.9 if is_speck else _TINT))
-    _blend(crop, color, (line_width / 2 + 0.5 - distance).clip(0, 1))
+    _blend(crop, color, (line_width / 2 + 0.75 - distance).clip(0, 1))
 
 
 def _blend(canvas: Canvas, color: Color, opacity: npt.NDArray[np.floating[Any]]) -> None:

@@ -132,7 +132,7 @@ def test_absent_precision(micro_bundle):
 
 
 def test_not_a_bundle(tmp_path):
-    with pytest.raises(BundleError, match="is not a bundle: manifest.json is missing"):
+    with pytest.raises(BundleError, match=r"is not a bundle: manifest\.json is missing"):
         Bundle.open(tmp_path)
     with pytest.raises(BundleError, match="is not a folder"):
         Bundle.open(tmp_path / "nowhere")
@@ -172,9 +172,9 @@ def test_atomic_file_keeps_the_old_one_on_error(tmp_path):
 def test_unwritable_output(tmp_path, writer):
     """A file stands where a folder is needed: that stops root, too."""
     (tmp_path / "file").write_text("", "utf-8")
-    with pytest.raises(InputError, match="cannot write .*; choose a folder"):
-        with writer(tmp_path / "file" / "out"):
-            pass
+    expected = pytest.raises(InputError, match=r"cannot write .*; choose a folder")
+    with expected, writer(tmp_path / "file" / "out"):
+        pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")

@@ -27,9 +27,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def models(micro_bundle):
-    return {
-        name: onnx.load(micro_bundle.graph_path(name, "fp32")) for name in graphs.GRAPH_NAMES
-    }
+    return {name: onnx.load(micro_bundle.graph_path(name, "fp32")) for name in graphs.GRAPH_NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +154,7 @@ def test_image_encoder_takes_any_batch(sessions, golden, batch):
     images = golden["model_image"][[0, 1, 0][:batch]]
     actual = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: images})
     expected = golden["image_embeddings"][[0, 1, 0][:batch]]
-    np.testing.assert_allclose(
-        actual[graphs.IMAGE_EMBEDDINGS], expected, rtol=0, atol=TOLERANCE
-    )
+    np.testing.assert_allclose(actual[graphs.IMAGE_EMBEDDINGS], expected, rtol=0, atol=TOLERANCE)
 
 
 def text_step(session, config, golden, position, past):
@@ -263,9 +259,7 @@ def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):
 def test_existing_output_needs_force(micro_model, tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(InputError, match="exists already; pass --force"):
-        bundle_export.export_bundle(
-            micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD
-        )
+        bundle_export.export_bundle(micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD)
 
 
 def test_concepts_and_tokenizer_must_fit_the_model(micro_model, tmp_path, assets):

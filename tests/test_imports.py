@@ -27,7 +27,9 @@ MENU = {
 
 def modules_after(statement):
     code = f"import sys; {statement}; print(*sorted(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     return set(result.stdout.split())
 
 

@@ -274,8 +274,22 @@ def test_sketch_files(tmp_path: Path, content: str, expected: list[Any]) -> None
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "[[]]", "[[1, 2]", "[1, 2]", "[[1, 2, 3]]", '[["a", 2]]', "[[[1, 2]], []]"]
-    + ['{"x": 1}', "1,2,3", "hello", "1,2\nx,y", "[[[1, 2], [3]]]", "[null]"],
+    [
+        "",
+        "[]",
+        "[[]]",
+        "[[1, 2]",
+        "[1, 2]",
+        "[[1, 2, 3]]",
+        '[["a", 2]]',
+        "[[[1, 2]], []]",
+        "[[[1, 2], [3]]]",
+        "[null]",
+        '{"x": 1}',
+        "1,2,3",
+        "hello",
+        "1,2\nx,y",
+    ],
 )
 def test_nonsense_sketch_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sketch.json"

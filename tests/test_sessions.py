@@ -128,5 +128,5 @@ def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
         "point_coords": np.zeros((1, 1, 2), np.float32),
         "point_labels": np.zeros((1, 1), np.int32),
     }
-    with pytest.raises(SessionError, match="onnxruntime failed: out of luck$"):
+    with pytest.raises(SessionError, match=r"onnxruntime failed: out of luck$"):
         session.run(feed)

@@ -69,9 +69,10 @@ def test_a_small_error_is_found_where_it_arises(
 ):
     wrong = {**sessions, graph: spoiled(sessions[graph], tensor, lambda x: x + 0.002)}
     assert failed(verify(wrong, micro_config, sample)) >= expected
-    assert all(name == graph or name == "end to end" for name, _ in failed(
-        verify(wrong, micro_config, sample)
-    ))
+    assert all(
+        name == graph or name == "end to end"
+        for name, _ in failed(verify(wrong, micro_config, sample))
+    )
 
 
 def test_wrong_token(sessions, micro_config, sample):

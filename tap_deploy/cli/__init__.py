@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -40,12 +41,14 @@ class TapGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(  # type: ignore[override]  # click overloads it by the value of standalone_mode
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """Run, and exit with 0 (passed), 1 (a check failed) or 2 (bad input or environment)."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return super().main(args, standalone_mode=False, **extra)
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            code = super().main(args, standalone_mode=False, **extra)
         except TapError as exc:
             click.echo(f"error: {exc}", err=True)
             sys.exit(exc.exit_code)
@@ -66,7 +69,7 @@ class TapGroup(click.Group):
 @click.group(cls=TapGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tap-export")
 def main() -> None:
-    """Tokenize Anything, deployed: export a checkpoint, run and verify the bundle.
+    r"""Tokenize Anything, deployed: export a checkpoint, run and verify the bundle.
 
     \b
     Exit codes: 0 passed, 1 a check failed, 2 bad input or environment.

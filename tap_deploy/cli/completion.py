@@ -12,7 +12,7 @@ VARIABLE = "_TAP_EXPORT_COMPLETE"
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(shell: str) -> None:
-    """Print a script that completes commands and options in SHELL.
+    r"""Print a script that completes commands and options in SHELL.
 
     \b
     bash: tap-export completion bash > ~/.local/share/bash-completion/completions/tap-export

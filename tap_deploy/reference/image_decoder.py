@@ -95,9 +95,7 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            TwoWayBlock(dim, heads, is_first=i == 0) for i in range(depth)
-        )
+        self.blocks = nn.ModuleList(TwoWayBlock(dim, heads, is_first=i == 0) for i in range(depth))
         self.final_attn_token_to_image = Attention(dim, dim // 2, heads)
         self.norm = layer_norm(dim)
 
@@ -142,9 +140,7 @@ class ImageDecoder(nn.Module):
         own = own.unsqueeze(0).expand(sparse_prompt_embeddings.shape[0], -1, -1)
         return torch.cat([own, sparse_prompt_embeddings], dim=1)
 
-    def split_tokens(
-        self, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def split_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return semantic [P, M, C], IoU [P, C] and mask [P, M, C] tokens."""
         m = self.num_mask_tokens
         return tokens[:, :m], tokens[:, m], tokens[:, m + 1 : 2 * m + 1]

@@ -111,6 +111,16 @@ class Neck(nn.Module):
         self.lateral_conv = nn.ModuleList([lateral])
         self.output_conv = nn.ModuleList([output])
 
+    @property
+    def lateral_layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The convolution that changes the width, and its norm."""
+        return tuple(self.lateral_conv[0].children())  # type: ignore[return-value]
+
+    @property
+    def output_layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The last convolution, and its norm."""
+        return tuple(self.output_conv[0].children())  # type: ignore[return-value]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, D, grid, grid]`` to ``[B, C, grid, grid]``."""
         out: torch.Tensor = self.output_conv[0](self.lateral_conv[0](x))

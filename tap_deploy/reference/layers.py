@@ -28,15 +28,18 @@ def attend(
     Returns:
         float ``[B, heads, Q, head_dim]``.
     """
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # [B, heads, Q, K]
+    scale: float = query.shape[-1] ** -0.5
+    scores = (query * scale) @ key.transpose(-2, -1)  # [B, heads, Q, K]
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ value
+    attended: torch.Tensor = scores.softmax(dim=-1) @ value
+    return attended
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """``[B, S, heads * head_dim]`` to ``[B, heads, S, head_dim]``."""
-    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+    split: torch.Tensor = x.unflatten(-1, (heads, x.shape[-1] // heads))
+    return split.transpose(1, 2)
 
 
 def merge_heads(x: torch.Tensor) -> torch.Tensor:

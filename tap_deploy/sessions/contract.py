@@ -50,6 +50,7 @@ class Session(abc.ABC):
         """Return zeros in memory that this backend reads and writes without a copy."""
         return np.zeros(tuple(shape), dtype)
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Free what the backend holds; the session must not be used afterwards."""
 

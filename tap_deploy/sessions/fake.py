@@ -22,6 +22,7 @@ class FakeSession(Session):
     def __init__(self, spec: GraphSpec, compute: Compute | None = None) -> None:
         super().__init__(spec)
         self.compute = compute
+        self.closed = False
         self.calls: list[dict[str, tuple[int, ...]]] = []
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
@@ -29,3 +30,7 @@ class FakeSession(Session):
         computed = {} if self.compute is None else self.compute(inputs)
         for name, array in outputs.items():
             np.copyto(array, computed.get(name, np.zeros((), array.dtype)))
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True

@@ -57,9 +57,7 @@ class OnnxRuntimeSession(Session):
 
     def _check_model(self, nodes: Any, specs: tuple[TensorSpec, ...], kind: str) -> None:
         found = {node.name: (node.type, len(node.shape)) for node in nodes}
-        expected = {
-            spec.name: (_onnxruntime_type(spec.dtype), len(spec.shape)) for spec in specs
-        }
+        expected = {spec.name: (_onnxruntime_type(spec.dtype), len(spec.shape)) for spec in specs}
         if found != expected:
             raise SessionError(
                 f"graph {self.spec.name}: {kind} of the file are {found}; expected {expected}; "

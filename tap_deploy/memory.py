@@ -1,0 +1,33 @@
+"""How many regions one call of a graph may take under a bound on working memory."""
+
+from __future__ import annotations
+
+from tap_deploy.config import TapConfig
+
+BYTES_PER_FLOAT = 4
+
+
+def prompts_per_call(config: TapConfig, num_points: int, limit_bytes: int) -> int:
+    """Return how many prompts of ``num_points`` points the prompt decoder may take, at least 1."""
+    query = 2 * config.num_mask_tokens + 1 + num_points
+    # Alive at once per prompt and image token: copies of the image side (C floats each) and of
+    # the upscaled map (2 C), the scores of one attention (heads x query) twice, the masks
+    # twice. The factor 14 was measured with onnxruntime; tests/test_full_size.py holds it.
+    floats_per_token = (
+        14 * config.image_embed_dim
+        + 2 * config.prompt_decoder_heads * query
+        + 32 * config.num_mask_tokens
+    )
+    return _at_least_one(limit_bytes, floats_per_token * config.grid_size**2)
+
+
+def captions_per_call(config: TapConfig, limit_bytes: int) -> int:
+    """Return how many captions the text decoder may write at once, at least 1."""
+    cache = config.text_seq_len * config.text_depth * 2 * config.text_dim
+    # Twice the cache: finished rows are dropped by copying it. Sampling makes the logits
+    # float64 and puts noise beside them.
+    return _at_least_one(limit_bytes, 2 * cache + 5 * config.vocab_size)
+
+
+def _at_least_one(limit_bytes: int, floats: int) -> int:
+    return max(1, limit_bytes // (BYTES_PER_FLOAT * floats))

@@ -1,0 +1,277 @@
+"""TapPredictor: end to end against golden data, and on fakes where golden data has no say."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
+from tap_deploy.errors import BundleError, InputError, SessionError
+from tap_deploy.sessions.fake import FakeSession
+
+ROWS_OF_IMAGE = (slice(0, 4), slice(4, 8))
+TOLERANCE = 1e-4
+
+
+def rgb(golden, index):
+    return np.ascontiguousarray(golden[f"image_bgr_{index}"][..., ::-1])
+
+
+def golden_masks(golden, index):
+    shape = tuple(golden[f"mask_shape_{index}"])
+    bits = np.unpackbits(golden[f"mask_bits_{index}"], count=int(np.prod(shape)))
+    return bits.reshape(shape).astype(bool)
+
+
+@pytest.fixture
+def fake_predictor(micro_config):
+    """Graphs that return zeros, and remember the shapes they were called with."""
+    sessions = {name: FakeSession(spec) for name, spec in graphs.graph_specs(micro_config).items()}
+    return TapPredictor(sessions, micro_config, memory_limit_bytes=1 << 30), sessions
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_golden_pictures_end_to_end(predictor, golden, index):
+    """From the picture at its original size to masks, names and tokens, all on onnxruntime."""
+    rows = ROWS_OF_IMAGE[index]
+    regions = predictor.predict(rgb(golden, index), points=golden["points_px"][rows], top_k=3)
+    chosen = golden["mask_index"][rows]
+    np.testing.assert_array_equal(regions.mask_index, chosen)
+    for name in ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings"):
+        expected = golden[name][rows][np.arange(4), chosen]
+        np.testing.assert_allclose(getattr(regions, name), expected, rtol=0, atol=TOLERANCE)
+    assert (regions.masks != golden_masks(golden, index)).mean() <= 1e-4
+    names = [[name for name, _ in row] for row in regions.concepts]
+    assert names == golden["concept_names"][rows].tolist()
+    scores = [[score for _, score in row] for row in regions.concepts]
+    np.testing.assert_allclose(scores, golden["concept_scores"][rows], rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(regions.caption_ids, stopped(golden["text_tokens"][rows]))
+    assert all(isinstance(caption, str) for caption in regions.captions)
+
+
+def stopped(ids):
+    """The golden captions were not stopped at EOS (2); ours are, and padded (499)."""
+    ids = ids.copy()
+    for row in ids:
+        ends = np.flatnonzero(row == 2)
+        if len(ends):
+            row[ends[0] + 1 :] = 499
+    return ids
+
+
+def test_encode_once_prompt_many(predictor, golden):
+    picture = rgb(golden, 0)
+    points = golden["points_px"][:4]
+    expected = predictor.predict(picture, points=points)
+    predictor.set_image(picture)
+    encoded = predictor.encode(picture)
+    for regions in (
+        predictor.predict(points=points),
+        predictor.predict(encoded, points=points),
+        predictor.predict(Image.fromarray(picture), points=points),
+    ):
+        np.testing.assert_array_equal(regions.masks, expected.masks)
+        np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
+
+
+def test_boxes_are_two_labelled_points(predictor, golden):
+    picture = rgb(golden, 0)
+    boxes = golden["points_px"][[1, 3], :2, :2].reshape(2, 4)
+    by_box = predictor.predict(picture, boxes=boxes)
+    by_points = predictor.predict(
+        picture, points=[[[x0, y0, 2], [x1, y1, 3]] for x0, y0, x1, y1 in boxes.tolist()]
+    )
+    np.testing.assert_array_equal(by_box.low_res_masks, by_points.low_res_masks)
+    assert by_box.mask_index.tolist() == [0, 0]
+
+
+def test_points_and_boxes_together_prompt_one_region(predictor, golden):
+    picture = rgb(golden, 0)
+    row = golden["points_px"][3]  # a box, a background point, a foreground point
+    together = predictor.predict(
+        picture, points=[row[2:].tolist()], boxes=row[None, :2, :2].reshape(1, 4)
+    )
+    assert len(together) == 1
+    np.testing.assert_allclose(
+        together.semantic_tokens[0],
+        golden["semantic_tokens"][3, golden["mask_index"][3]],
+        atol=TOLERANCE,
+    )
+
+
+def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.uniform(0, 300, (23, 1, 2)), np.ones((23, 1, 1))], axis=2)
+    whole = predictor.predict(rgb(golden, 0), points=points)
+    with TapPredictor.from_bundle(micro_bundle.path, memory_limit_bytes=10_000_000) as small:
+        calls = []
+        parts = small.predict(
+            rgb(golden, 0), points=points, on_progress=lambda *call: calls.append(call)
+        )
+    assert len([call for call in calls if call[0] == "decode prompts"]) > 3
+    np.testing.assert_allclose(parts.low_res_masks, whole.low_res_masks, rtol=0, atol=TOLERANCE)
+    np.testing.assert_array_equal(parts.caption_ids, whole.caption_ids)
+    np.testing.assert_array_equal(parts.mask_index, whole.mask_index)
+
+
+def test_no_regions(predictor, golden, micro_config):
+    for empty in (
+        predictor.predict(rgb(golden, 0), points=[]),
+        predictor.predict(rgb(golden, 0), boxes=np.zeros((0, 4))),
+    ):
+        assert len(empty) == 0
+        assert empty.masks.shape == (0, *golden["image_bgr_0"].shape[:2])
+        assert empty.caption_ids.shape == (0, 39)
+        assert empty.semantic_tokens.shape == (0, micro_config.image_embed_dim)
+        assert empty.concepts == empty.captions == []
+
+
+def test_parts_that_are_not_asked_for(predictor, golden):
+    regions = predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]], masks=False, captions=False)
+    assert regions.masks is None
+    assert regions.captions is None
+    assert regions.caption_ids is None
+    assert regions.concepts is not None
+
+
+def test_without_vocabulary_and_tokenizer(fake_predictor):
+    predictor, _ = fake_predictor
+    regions = predictor.predict(np.zeros((40, 60, 3), np.uint8), points=[[[9, 9, 1]]])
+    assert regions.concepts is None
+    assert regions.captions is None
+    assert regions.caption_ids.shape == (1, 39)
+
+
+def test_vocabularies_are_swappable(micro_bundle, golden):
+    with TapPredictor.from_bundle(micro_bundle.path) as predictor:
+        assert predictor.vocabulary.names == tuple(golden["concept_vocabulary"].tolist())
+        picture, points = rgb(golden, 0), [[[9, 9, 1]]]
+        weights = np.random.default_rng(0).normal(size=(96, 2)).astype(np.float32)
+        other = Vocabulary(weights=weights, names=("this", "that"))
+        assert predictor.predict(picture, points, vocabulary=other).concepts[0][0][0] in other.names
+        assert predictor.vocabulary.names != other.names
+        predictor.vocabulary = other
+        assert predictor.predict(picture, points).concepts[0][0][0] in other.names
+        narrow = Vocabulary(weights=np.ones((95, 1), np.float32), names=("x",))
+        with pytest.raises(InputError, match="95 rows; expected 96"):
+            predictor.vocabulary = narrow
+
+
+def test_sampling_is_repeatable(predictor, golden):
+    def draw(seed):
+        regions = predictor.predict(
+            rgb(golden, 0), points=golden["points_px"][:4], temperature=1.0, seed=seed
+        )
+        return regions.caption_ids.tolist()
+
+    assert draw(3) == draw(3) != draw(4)
+
+
+def test_max_new_tokens(predictor, golden):
+    regions = predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]], max_new_tokens=4)
+    assert (regions.caption_ids[0, 5:] == 499).all()
+    assert (regions.caption_ids[0, 1:5] != 499).any()
+
+
+def test_padding_does_not_need_the_caller(fake_predictor):
+    """Ragged rows share one N; a lone point gets its padding point."""
+    predictor, sessions = fake_predictor
+    picture = np.zeros((40, 60, 3), np.uint8)
+    predictor.predict(picture, points=[[[1, 1, 1]]])
+    predictor.predict(picture, points=[[[1, 1, 1]], [[1, 1, 1], [2, 2, 1], [3, 3, 0]]])
+    shapes = [call["point_coords"] for call in sessions[graphs.PROMPT_DECODER].calls]
+    assert shapes == [(1, 2, 2), (2, 4, 2)]
+
+
+def test_memory_cap_bounds_the_batch(micro_config):
+    sessions = {name: FakeSession(spec) for name, spec in graphs.graph_specs(micro_config).items()}
+    predictor = TapPredictor(sessions, micro_config, memory_limit_bytes=1)
+    points = [[[1, 1, 1]]] * 5
+    predictor.predict(np.zeros((40, 60, 3), np.uint8), points=points, max_new_tokens=1)
+    shapes = [call["point_coords"] for call in sessions[graphs.PROMPT_DECODER].calls]
+    assert shapes == [(1, 2, 2)] * 5
+
+
+def test_bad_prompts_fail_before_the_encoder_runs(fake_predictor):
+    predictor, sessions = fake_predictor
+    with pytest.raises(InputError, match="outside the picture"):
+        predictor.predict(np.zeros((40, 60, 3), np.uint8), points=[[[61, 1, 1]]])
+    assert sessions[graphs.IMAGE_ENCODER].calls == []
+
+
+PICTURE = np.zeros((40, 60, 3), np.uint8)
+POINT = [[[1, 1, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": PICTURE}, "no prompt: pass points, boxes or prompts"),
+        ({"points": POINT}, "no image: pass one to predict, or call set_image"),
+        ({"image": PICTURE, "points": [[[np.nan, 1, 1]]]}, "NaN"),
+        ({"image": PICTURE, "points": [[[1, 41, 1]]]}, "outside the picture"),
+        ({"image": PICTURE, "points": [[[1, 1, 7]]]}, "label 7"),
+        ({"image": PICTURE, "boxes": [[5, 5, 5, 9]]}, "no area"),
+        (
+            {"image": PICTURE, "points": POINT, "boxes": [[0, 0, 5, 5]] * 2},
+            "1 rows of points and 2",
+        ),
+        (
+            {"image": PICTURE, "points": POINT, "prompts": Prompts.from_boxes([[0, 0, 5, 5]])},
+            "prompts were given beside points",
+        ),
+        ({"image": PICTURE, "points": POINT, "top_k": 0}, "top_k is 0"),
+        ({"image": PICTURE, "points": POINT, "temperature": -1.0}, "temperature is -1.0"),
+        ({"image": PICTURE, "points": POINT, "temperature": float("nan")}, "temperature is nan"),
+        ({"image": PICTURE, "points": POINT, "max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"image": PICTURE, "points": POINT, "seed": -1}, "seed is -1"),
+        ({"image": np.zeros((0, 60, 3), np.uint8), "points": POINT}, None),
+        ({"image": np.zeros((1, 1, 3), np.uint8), "points": POINT}, None),
+        ({"image": PICTURE[..., 0], "points": POINT}, None),
+        ({"image": PICTURE.astype(np.uint16), "points": POINT}, None),
+        ({"image": "nowhere.jpg", "points": POINT}, "nowhere.jpg"),
+    ],
+)
+def test_bad_arguments(fake_predictor, arguments, message):
+    predictor, sessions = fake_predictor
+    with pytest.raises(InputError, match=message) as caught:
+        predictor.predict(**arguments)
+    assert "\n" not in str(caught.value)
+    assert sessions[graphs.IMAGE_ENCODER].calls == []
+
+
+def test_unknown_backend_precision_and_threads(micro_bundle):
+    with pytest.raises(SessionError, match="unknown backend 'cpu'"):
+        TapPredictor.from_bundle(micro_bundle.path, backend="cpu")
+    with pytest.raises(BundleError, match="has no precision 'fp16'"):
+        TapPredictor.from_bundle(micro_bundle.path, precision="fp16")
+    with pytest.raises(InputError, match="threads is 0"):
+        TapPredictor.from_bundle(micro_bundle.path, threads=0)
+
+
+def test_closed_predictor_says_so(micro_bundle, golden):
+    with TapPredictor.from_bundle(micro_bundle.path, threads=1) as predictor:
+        pass
+    with pytest.raises(SessionError, match="predictor is closed"):
+        predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]])
+
+
+def test_a_failed_call_leaves_the_predictor_usable(predictor, golden):
+    expected = predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]])
+    with pytest.raises(InputError):
+        predictor.predict(rgb(golden, 0), points=[[[9999, 9, 1]]])
+    again = predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]])
+    np.testing.assert_array_equal(again.masks, expected.masks)
+
+
+def test_several_threads(predictor, golden):
+    encoded = [predictor.encode(rgb(golden, i)) for i in range(2)]
+    points = [golden["points_px"][rows] for rows in ROWS_OF_IMAGE]
+    expected = [predictor.predict(encoded[i], points[i]).caption_ids for i in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(predictor.predict, encoded[i % 2], points[i % 2]) for i in range(8)]
+        for i, future in enumerate(futures):
+            np.testing.assert_array_equal(future.result().caption_ids, expected[i % 2])
