@@ -1,0 +1,162 @@
+"""The published sizes, on synthetic weights: minutes and gigabytes, so run by hand.
+
+    scripts/test -m slow -s
+
+prints the times and peaks that it measured.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+torch = pytest.importorskip("torch")
+
+from tap_deploy import Prompts, TapPredictor, graphs
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.prompt_options import load_sketch
+from tap_deploy.config import VARIANTS
+from tap_deploy.engines.rtx import rtx_engine_from_onnx
+from tap_deploy.image import load_image, model_image
+from tap_deploy.masks import masks_from_logits
+
+TOLERANCE = 1e-3
+GIGABYTE = 1e9
+
+CLI = "from tap_deploy.cli import main; main()"
+# Runs a command line and prints its peak memory in bytes; Linux counts ru_maxrss in KiB.
+MEASURED = (
+    "import resource, subprocess, sys\n"
+    "code = subprocess.run([sys.executable, '-c', sys.argv[1], *sys.argv[2:]]).returncode\n"
+    "print('PEAK', 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+    "sys.exit(code)\n"
+)
+
+
+def measured(code, *args):
+    """Run Python code in a process of its own; return its output, seconds and peak bytes."""
+    start = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0, result.stderr
+    output, _, peak = result.stdout.rpartition("PEAK ")
+    return output, seconds, int(peak)
+
+
+def export(name, folder):
+    args = ("export", "--model", name, "--synthetic-weights", 0, "-o", folder, "--json")
+    output, seconds, peak = measured(CLI, *args)
+    print(
+        f"\n{name}: exported and checked in {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB"
+    )
+    return json.loads(output), peak
+
+
+@pytest.fixture(scope="module")
+def vit_b(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit_b") / "bundle"
+    result, _ = export("tap_vit_b", folder)
+    assert result["verification"]["passed"]
+    return Bundle.open(folder)
+
+
+def test_vit_b_verifies_without_torch(vit_b):
+    output, seconds, peak = measured(CLI, "verify", vit_b.path, "--json")
+    assert json.loads(output)["passed"]
+    print(f"\nverify: {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB")
+
+
+def test_vit_b_predicts_a_photograph_like_the_reference(vit_b, photo):
+    """Every stage within 1e-3 of PyTorch on a real picture, and the same tokens."""
+    from tap_deploy.reference.synthetic import synthetic_model
+
+    model = synthetic_model(VARIANTS["tap_vit_b"], 0)
+    rgb = load_image(photo)
+    prompts = Prompts.concatenate(
+        [
+            Prompts.from_points([[[285, 160, 1]]]),
+            Prompts.from_boxes([[172, 17, 412, 308]]),
+            Prompts.from_sketches(load_sketch(photo.parent / "sketch.json")),
+        ]
+    )
+    with TapPredictor.from_bundle(vit_b.path) as predictor:
+        encoded = predictor.encode(rgb)
+        regions = predictor.predict(encoded, prompts=prompts)
+    images, frame = model_image(rgb, 1024)
+    with torch.inference_mode():
+        embeddings = model.encode_image(torch.from_numpy(images))
+        outputs = model.decode_prompts(
+            embeddings,
+            torch.from_numpy(prompts.model_coords(frame.scale)),
+            torch.from_numpy(prompts.labels),
+        )
+        rows, index = torch.arange(3), torch.from_numpy(regions.mask_index)
+        chosen = {name: value[rows, index] for name, value in outputs._asdict().items()}
+        ids = model.generate(chosen["semantic_tokens"]).numpy()
+    stages = {"image_embeddings": (encoded.image_embeddings, embeddings)}
+    stages |= {name: (getattr(regions, name), value) for name, value in chosen.items()}
+    for name, (actual, expected) in stages.items():
+        difference = float(np.abs(actual - expected.numpy()).max())
+        print(f"\n{name}: max abs {difference:.2e}", end="")
+        assert difference <= TOLERANCE, name
+    masks = masks_from_logits(chosen["low_res_masks"].numpy(), frame)
+    assert (masks != regions.masks).mean() <= 1e-4
+    np.testing.assert_array_equal(regions.caption_ids, ids)
+
+
+def test_vit_b_stays_under_its_memory_cap(vit_b, photo):
+    """64 prompts under 400 MB: the graph's working memory is bounded, the weights come on top."""
+    code = """
+import resource, sys, numpy as np
+from tap_deploy import TapPredictor
+limit = int(sys.argv[3])
+predictor = TapPredictor.from_bundle(sys.argv[1], memory_limit_bytes=limit, check_hashes=False)
+encoded = predictor.encode(sys.argv[2])
+def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+points = np.ones((64, 1, 3)) * [[[285, 160, 1]]]
+regions = predictor.predict(encoded, points, masks=False, captions=False)
+assert len(regions) == 64
+print(peak() - before)
+"""
+    limit = 400_000_000
+    output, _, _ = measured(code, vit_b.path, photo, limit)
+    kept = 64 * 4 * (256 * 256 + 1024)  # what the regions themselves hold
+    print(
+        f"\n64 prompts: {int(output) / 1e6:.0f} MB above the encoder's peak, cap {limit / 1e6:.0f}"
+    )
+    assert int(output) <= 1.25 * limit + 2 * kept
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_vit_b_compiles_with_tensorrt_rtx(vit_b, name):
+    pytest.importorskip("tensorrt_rtx")
+    start = time.perf_counter()
+    engine = rtx_engine_from_onnx(vit_b.graph_path(name, "fp32"), vit_b.graph_specs()[name])
+    seconds = time.perf_counter() - start
+    print(f"\n{name}: TensorRT-RTX engine of {len(engine) / 1e6:.0f} MB in {seconds:.1f} s")
+    assert len(engine) > 0.9 * vit_b.manifest.graphs["fp32"][name].weights_bytes
+
+
+def test_vit_h_exports_with_external_data(tmp_path):
+    result, peak = export("tap_vit_h", tmp_path / "bundle")
+    assert result["verification"]["passed"]
+    record = result["graphs"]["fp32"]["image_encoder"]
+    assert record["external_data"]
+    assert record["weights_bytes"] > 2_600_000_000
+    files = Bundle.open(tmp_path / "bundle").manifest.files
+    assert files["onnx/fp32/image_encoder.onnx.data"].size_bytes > 2_600_000_000
+    assert files["onnx/fp32/image_encoder.onnx"].size_bytes < 10_000_000
+    assert peak < 14e9
