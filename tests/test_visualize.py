@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from tap_deploy.errors import InputError
-from tap_deploy.overlay_colors import Box, color_of
-from tap_deploy.overlay_labels import Label, LabelStyle, LabelTexts, labels_from_texts
-from tap_deploy.overlay_layout import LabelLayout
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.visualize import draw_regions
+from tap_deploy.visualize.colors import Box, color_of
+from tap_deploy.visualize.labels import Label, LabelStyle, LabelTexts, labels_from_texts
+from tap_deploy.visualize.layout import LabelLayout
 
 HEIGHT, WIDTH = 300, 400
 GREY = 128

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.overlay_colors import Box
-from tap_deploy.overlay_labels import MAX_SHARE, Label
+from tap_deploy.visualize.colors import Box
+from tap_deploy.visualize.labels import MAX_SHARE, Label
 
 _MAX_HIDDEN = 0.05  # of a plate: one that would hide more of others is left out
 _GRID = 24  # places tried along each side of the picture

@@ -13,10 +13,10 @@ from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.image import ImageSource, load_image
 from tap_deploy.masks import box_from_mask
-from tap_deploy.overlay_colors import SHADOW, Box, Color, color_of
-from tap_deploy.overlay_labels import LabelStyle, LabelTexts, labels_from_texts
-from tap_deploy.overlay_layout import LabelLayout
-from tap_deploy.overlay_markers import draw_boxes, draw_points
+from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
+from tap_deploy.visualize.labels import LabelStyle, LabelTexts, labels_from_texts
+from tap_deploy.visualize.layout import LabelLayout
+from tap_deploy.visualize.markers import draw_boxes, draw_points
 
 if TYPE_CHECKING:
     from tap_deploy.regions import Regions

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tap_deploy.config import PointLabel
-from tap_deploy.overlay_colors import SHADOW, WHITE, Box, Color, color_of
 from tap_deploy.prompts import Prompts
+from tap_deploy.visualize.colors import SHADOW, WHITE, Box, Color, color_of
 
 _FOREGROUND: Color = (34, 176, 82)
 _BACKGROUND: Color = (220, 38, 38)

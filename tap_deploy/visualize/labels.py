@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tap_deploy.overlay_colors import WHITE, Color
+from tap_deploy.visualize.colors import WHITE, Color
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
