@@ -188,7 +188,7 @@ class TapPredictor:
             prompts: points, boxes or sketches made with ``Prompts``, in place of both.
             top_k: names per region, best first.
             masks: make full-size masks.
-            captions: write captions.
+            captions: write captions; without, ``caption_ids`` hold BOS and padding.
             vocabulary: concepts for this call, in place of the predictor's.
             max_new_tokens: longest caption, in tokens; None for as long as the model allows.
             temperature: 0 for the best token each time, above 0 to draw.
@@ -203,7 +203,7 @@ class TapPredictor:
             InputError: an argument cannot be used; the message says which and why.
             SessionError: the backend failed.
         """
-        options = _Options(top_k, max_new_tokens, temperature, seed)
+        options = _Options(top_k, max_new_tokens if captions else 0, temperature, seed)
         vocabulary = self._vocabulary if vocabulary is None else vocabulary
         if vocabulary is not None:
             self._check_vocabulary(vocabulary)
@@ -212,7 +212,7 @@ class TapPredictor:
         report("encode image", 0, 1)
         encoded = self._encoded(image, prompts)
         decoded = self._decode(encoded, prompts, report)
-        ids = self._caption(decoded.semantic_tokens, options, report) if captions else None
+        ids = self._caption(decoded.semantic_tokens, options, report)
         report("draw masks", 0, len(prompts))
         return Regions(
             masks=masks_from_logits(decoded.low_res_masks, encoded.frame) if masks else None,
@@ -224,7 +224,7 @@ class TapPredictor:
                 else vocabulary.top_k(decoded.semantic_embeddings, options.top_k)
             ),
             captions=(
-                None if ids is None or self.tokenizer is None else self.tokenizer.decode(ids)
+                self.tokenizer.decode(ids) if captions and self.tokenizer is not None else None
             ),
             caption_ids=ids,
             semantic_tokens=decoded.semantic_tokens,

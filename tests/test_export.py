@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from tap_deploy import graphs
-from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.bundle import Bundle
+from tap_deploy.errors import BundleError, InputError, VerificationError
 from tap_deploy.export import bundle_export
 from tap_deploy.export.folding import (
     folded_conv,
@@ -254,6 +258,25 @@ def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):
             micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD, on_stage=interrupt
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing_that_looks_done(tmp_path, assets):
+    """SIGKILL runs no clean-up: what is left is hidden, and no bundle."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    code = "from tap_deploy.cli import main; main()"
+    options = ["--config", assets["config"], "--synthetic-weights", "0", "-o", folder / "bundle"]
+    command = [sys.executable, "-c", code, "export", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not list(folder.rglob("*.onnx")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    (left,) = folder.iterdir()
+    assert left.name.startswith(".bundle.partial-")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Bundle.open(left)
+    assert not (folder / "bundle").exists()
 
 
 def test_existing_output_needs_force(micro_model, tmp_path):
