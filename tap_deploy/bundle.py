@@ -35,12 +35,15 @@ class Bundle:
             check_hashes: compare the SHA-256 of every file with the manifest, not only sizes.
 
         Raises:
-            BundleError: not a bundle, another schema, or a file is missing or changed.
+            BundleError: not a bundle, another schema, not verified, or a file is missing or
+                changed.
         """
         root = pathlib.Path(path)
         if not root.is_dir():
             raise BundleError(f"bundle {root} is not a folder; make one with: tap-export export")
         bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
+        if bundle.manifest.verification.get("passed") is not True:
+            raise BundleError(f"bundle {root} did not pass its verification; export it again")
         for name, record in bundle.manifest.files.items():
             bundle._check_file(name, record, check_hashes)
         return bundle

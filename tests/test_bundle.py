@@ -111,6 +111,13 @@ def test_foreign_preprocessing_is_refused(copy):
         Bundle.open(copy)
 
 
+@pytest.mark.parametrize("record", [{}, {"passed": False}, {"passed": "yes"}])
+def test_unverified_bundle_is_refused(copy, record):
+    edit_manifest(copy, verification=record)
+    with pytest.raises(BundleError, match="did not pass its verification"):
+        Bundle.open(copy)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "onnx/../../secret"])
 def test_files_outside_are_refused(copy, name):
     edit_manifest(copy, files={name: {"size_bytes": 1, "sha256": "0"}})
