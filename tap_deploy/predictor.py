@@ -116,8 +116,6 @@ class TapPredictor:
             SessionError: the backend is unknown, or a graph does not load.
             MissingDependencyError: the backend is not installed.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; expected at least 1, or None")
         bundle = Bundle.open(path, check_hashes=check_hashes)
         sessions = {
             name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)

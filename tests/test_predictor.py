@@ -248,8 +248,9 @@ def test_unknown_backend_precision_and_threads(micro_bundle):
         TapPredictor.from_bundle(micro_bundle.path, backend="cpu")
     with pytest.raises(BundleError, match="has no precision 'fp16'"):
         TapPredictor.from_bundle(micro_bundle.path, precision="fp16")
-    with pytest.raises(InputError, match="threads is 0"):
-        TapPredictor.from_bundle(micro_bundle.path, threads=0)
+    for threads in (0, 100_000):
+        with pytest.raises(InputError, match=f"threads is {threads}; expected 1 to"):
+            TapPredictor.from_bundle(micro_bundle.path, threads=threads)
 
 
 def test_closed_predictor_says_so(micro_bundle, golden):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 
 BACKENDS = ("onnxruntime",)
+# Far beyond any CPU; onnxruntime makes every thread that it is asked for, until the system ends.
+MAX_THREADS = 1024
 
 
 def create_session(
@@ -23,8 +25,13 @@ def create_session(
         threads: CPU threads for one call; None leaves the choice to the backend.
 
     Raises:
+        InputError: ``threads`` is not in 1 … ``MAX_THREADS``.
         SessionError: the backend is unknown or missing, or the graph does not load or fit.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(
+            f"threads is {threads}; expected 1 to {MAX_THREADS}, or None for all cores"
+        )
     if backend == "onnxruntime":
         from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
 
