@@ -26,7 +26,7 @@ from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.synthetic import synthetic_model
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions import sessions_from_bundle
 
 OURS, BASELINE = "onnxruntime fp32", "PyTorch eager fp32"
 PROMPTS = (1, 16, 64)
@@ -70,10 +70,7 @@ def stages(
     bundle: Bundle, model: TapModel, threads: int
 ) -> list[tuple[str, dict[str, Callable[[], object]]]]:
     """Return the name and the two candidates of every stage; inputs are made beforehand."""
-    sessions = {
-        name: create_session("onnxruntime", bundle.graph_path(name, "fp32"), spec, threads=threads)
-        for name, spec in bundle.graph_specs().items()
-    }
+    sessions = sessions_from_bundle(bundle, "onnxruntime", "fp32", threads=threads)
     config, rng = bundle.config, np.random.default_rng(0)
     size, grid, channels = config.image_size, config.grid_size, config.image_embed_dim
     images = rng.integers(0, 256, (1, size, size, 3), np.uint8)

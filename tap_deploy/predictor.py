@@ -21,7 +21,7 @@ from tap_deploy.masks import masks_from_logits, select_mask_token
 from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.tokenizer import Tokenizer
 
@@ -51,6 +51,9 @@ class _Decoded:
     mask_index: np.ndarray  # int64 [P]
     semantic_tokens: np.ndarray  # float32 [P, C]
     semantic_embeddings: np.ndarray  # float32 [P, E]
+
+
+_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(_Decoded))
 
 
 class TapPredictor:
@@ -117,12 +120,8 @@ class TapPredictor:
             MissingDependencyError: the backend is not installed.
         """
         bundle = Bundle.open(path, check_hashes=check_hashes)
-        sessions = {
-            name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)
-            for name, spec in bundle.graph_specs().items()
-        }
         return cls(
-            sessions,
+            sessions_from_bundle(bundle, backend, precision, threads=threads),
             bundle.config,
             vocabulary=bundle.vocabulary(),
             tokenizer=bundle.tokenizer(),
@@ -214,23 +213,13 @@ class TapPredictor:
         report("draw masks", 0, len(prompts))
         return Regions(
             masks=masks_from_logits(decoded.low_res_masks, encoded.frame) if masks else None,
-            iou_predictions=decoded.iou_predictions,
-            mask_index=decoded.mask_index,
-            concepts=(
-                None
-                if vocabulary is None
-                else vocabulary.top_k(decoded.semantic_embeddings, options.top_k)
-            ),
-            captions=(
-                self.tokenizer.decode(ids) if captions and self.tokenizer is not None else None
-            ),
+            concepts=_names(vocabulary, decoded.semantic_embeddings, options.top_k),
+            captions=self.tokenizer.decode(ids) if captions and self.tokenizer else None,
             caption_ids=ids,
-            semantic_tokens=decoded.semantic_tokens,
-            semantic_embeddings=decoded.semantic_embeddings,
-            low_res_masks=decoded.low_res_masks,
             prompts=prompts,
             image_height=encoded.frame.height,
             image_width=encoded.frame.width,
+            **{name: getattr(decoded, name) for name in _DECODED_FIELDS},
         )
 
     def close(self) -> None:
@@ -287,9 +276,8 @@ class TapPredictor:
         for chunk in _chunks(len(prompts), chunk_size):
             report("decode prompts", chunk.start, len(prompts))
             parts.append(self._decode_chunk(encoded, prompts[chunk]))
-        names = [field.name for field in dataclasses.fields(_Decoded)]
         return _Decoded(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+            **{n: np.concatenate([getattr(part, n) for part in parts]) for n in _DECODED_FIELDS}
         )
 
     def _decode_chunk(self, encoded: EncodedImage, prompts: Prompts) -> _Decoded:
@@ -370,6 +358,12 @@ def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts
     if points is None:
         return Prompts.from_boxes(boxes)
     return Prompts.from_points_and_boxes(points, boxes)
+
+
+def _names(
+    vocabulary: Vocabulary | None, semantic_embeddings: np.ndarray, top_k: int
+) -> list[list[tuple[str, float]]] | None:
+    return None if vocabulary is None else vocabulary.top_k(semantic_embeddings, top_k)
 
 
 def _chunks(count: int, size: int) -> list[slice]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import force_option, json_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import VARIANTS, TapConfig
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.errors import InputError
 from tap_deploy.files import check_output
 from tap_deploy.manifest import CheckpointRecord
 
@@ -51,7 +52,7 @@ def export_command(
     """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle."""
     check_output(output, force=force)
     name, tap_config = _named_config(model, config)
-    _require_export_extra()
+    require_export_extra()
     from tap_deploy.export.bundle_export import NUM_STAGES, export_bundle
 
     with stage_bar("export", NUM_STAGES + 1) as stage:
@@ -81,19 +82,6 @@ def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, 
     except (OSError, ValueError) as exc:
         raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
     return path.stem, TapConfig.from_dict(values)
-
-
-def _require_export_extra() -> None:
-    try:
-        import onnx_ir
-        import onnxscript
-        import torch
-    except ImportError as exc:
-        raise MissingDependencyError(
-            f"exporting needs {exc.name}, which is not installed; "
-            'install it with: pip install "tap-deploy[export]"'
-        ) from exc
-    del onnx_ir, onnxscript, torch
 
 
 def _load(

@@ -8,6 +8,7 @@ import pathlib
 import click
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import (
     backend_option,
     bundle_argument,
@@ -17,7 +18,7 @@ from tap_deploy.cli.options import (
 )
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.golden import GoldenSample
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.verify import FP32_TOLERANCE, Report, verify_sessions
 
 CHECKS_PER_SAMPLE = 9
@@ -63,12 +64,8 @@ def verify_bundle(
     on_check: object = None,
 ) -> Report:
     """Load the graphs of a bundle and compare them with samples."""
-    sessions = {
-        name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)
-        for name, spec in bundle.graph_specs().items()
-    }
     return verify_sessions(
-        sessions,
+        sessions_from_bundle(bundle, backend, precision, threads=threads),
         bundle.config,
         samples,
         backend=backend,
@@ -81,9 +78,7 @@ def verify_bundle(
 def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[GoldenSample]:
     if checkpoint is None:
         return [GoldenSample.load(bundle.golden_path())]
-    from tap_deploy.cli.export import _require_export_extra
-
-    _require_export_extra()
+    require_export_extra()
     from tap_deploy.export.samples import golden_samples
     from tap_deploy.reference.checkpoint import load_checkpoint
 

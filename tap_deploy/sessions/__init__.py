@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from tap_deploy.bundle import Bundle
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
@@ -37,3 +38,17 @@ def create_session(
 
         return OnnxRuntimeSession(path, spec, threads=threads)
     raise SessionError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+
+
+def sessions_from_bundle(
+    bundle: Bundle, backend: str, precision: str, *, threads: int | None = None
+) -> dict[str, Session]:
+    """Load the three graphs of a bundle, by graph name; see ``create_session``.
+
+    Raises:
+        BundleError: the bundle does not hold this precision.
+    """
+    return {
+        name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)
+        for name, spec in bundle.graph_specs().items()
+    }
