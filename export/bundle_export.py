@@ -95,7 +95,7 @@ def export_bundle(
     vocabulary = None if concepts is None else _checked_concepts(model, concepts)
     if tokenizer is not None:
         _check_tokenizer(model, tokenizer)
-    with atomic_folder(output, force=force) as folder:
+    with atomic_folder(output, force=force, marker=MANIFEST_NAME) as folder:
         records = export_graphs(model, folder, say)
         report = _verify(model, folder, records, say, on_check)
         report.require("the exported graphs differ from the reference, no bundle was written")

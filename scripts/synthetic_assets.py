@@ -47,12 +47,12 @@ CONCEPTS = (
     help="Folder to write to; files in the way are replaced.",
 )
 def main(config_path: Path, seed: int, output: Path) -> None:
-    """Write config.json, checkpoint.pkl, concepts.npz and tokenizer.model."""
+    """Write the config, checkpoint.pkl, concepts.npz and tokenizer.model."""
     values = json.loads(config_path.read_text(encoding="utf-8"))
     try:
         config = TapConfig.from_dict(values.get("config", values))
         output.mkdir(parents=True, exist_ok=True)
-        with atomic_file(output / "config.json") as partial:
+        with atomic_file(output / config_path.name) as partial:
             partial.write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
         save_checkpoint(synthetic_state_dict(config, seed), output / "checkpoint.pkl")
         made_up_vocabulary(config.sem_embed_dim, seed).save(output / "concepts.npz")

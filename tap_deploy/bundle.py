@@ -69,9 +69,14 @@ class Bundle:
                 f"bundle {self.path} has no precision {precision!r}; "
                 f"it has {', '.join(self.manifest.graphs)}"
             )
-        if name not in records or records[name].file not in self.manifest.files:
+        if name not in records:
             raise BundleError(f"bundle {self.path} lists no {precision} {name}; export it again")
-        return self.path / records[name].file
+        record = records[name]
+        needed = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
+        for file in needed:  # what is not listed was not checked
+            if not self._has(file):
+                raise BundleError(f"bundle {self.path} does not list {file}; export it again")
+        return self.path / record.file
 
     def vocabulary(self) -> Vocabulary | None:
         """Load the concepts that were exported with the model, if any."""
@@ -99,15 +104,21 @@ class Bundle:
         if relative.is_absolute() or ".." in relative.parts:
             raise BundleError(f"bundle {self.path}: manifest names {name!r}, outside of the bundle")
         file = self.path / relative
-        if not file.is_file():
-            raise BundleError(f"bundle {self.path}: {name} is missing; copy or export it again")
-        size = file.stat().st_size
+        try:
+            size = file.stat().st_size
+            digest = sha256_of_file(file) if check_hash and size == record.size_bytes else None
+        except FileNotFoundError as exc:
+            raise BundleError(
+                f"bundle {self.path}: {name} is missing; copy or export it again"
+            ) from exc
+        except OSError as exc:
+            raise BundleError(f"bundle {self.path}: {name} cannot be read: {exc}") from exc
         if size != record.size_bytes:
             raise BundleError(
                 f"bundle {self.path}: {name} has {size} bytes, expected {record.size_bytes}; "
                 "copy or export it again"
             )
-        if check_hash and (digest := sha256_of_file(file)) != record.sha256:
+        if digest is not None and digest != record.sha256:
             raise BundleError(
                 f"bundle {self.path}: {name} was changed: SHA-256 {digest[:12]}…, "
                 f"expected {record.sha256[:12]}…; copy or export it again"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.archives import arrays_from_npz
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
 
 _LAYOUT = "weights float [E, K] and K names of text"
-_ARCHIVE_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +52,10 @@ class Vocabulary:
         if not all(isinstance(name, str) for name in self.names):
             raise InputError("concept names are not all text; expected a tuple of str")
         if not np.isfinite(self.weights).all():
-            raise InputError("concept weights hold NaN or infinity; expected finite numbers")
+            raise InputError(
+                "concept weights hold NaN, infinity or more than float32 can; expected finite "
+                "numbers"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,8 +83,10 @@ class Vocabulary:
         array = np.asarray(weights)
         if array.dtype.kind != "f":
             raise InputError(f"concepts {path}: weights are {array.dtype}; expected {_LAYOUT}")
+        with np.errstate(over="ignore"):  # turns into infinity, which the constructor refuses
+            weights = array.astype(np.float32, copy=False)
         try:
-            return cls(weights=array.astype(np.float32, copy=False), names=tuple(names))
+            return cls(weights=weights, names=tuple(names))
         except InputError as exc:
             raise InputError(f"concepts {path}: {exc}") from exc
 
@@ -145,14 +148,11 @@ class Vocabulary:
 
 def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
     hint = f"expected {_LAYOUT}, as Vocabulary.save writes them"
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"concepts {path} is no .npz archive, or cut short; {hint}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            weights, names = arrays["weights"], arrays["names"]
-    except (KeyError, *_ARCHIVE_ERRORS) as exc:
-        problem = " ".join(str(exc).split())
-        raise InputError(f"concepts {path} cannot be read: {problem}; {hint}") from exc
+        arrays = arrays_from_npz(path, ("weights", "names"))
+    except ValueError as exc:
+        raise InputError(f"concepts {path} cannot be read: {exc}; {hint}") from exc
+    weights, names = arrays["weights"], arrays["names"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise InputError(f"concepts {path}: names are {names.dtype} {list(names.shape)}; {hint}")
     return weights, names.tolist()

@@ -171,10 +171,11 @@ class Preprocessing:
     """What must be done to a picture and its prompts before the graphs see them.
 
     It travels in every bundle, so that another implementation can be written from the
-    manifest alone. Means and deviations are applied inside ``image_encoder.onnx``; they
-    are listed for the record.
+    manifest alone. ``version`` stands for the rules, which are prose; the rest is data. Means
+    and deviations are applied inside ``image_encoder.onnx``; they are listed for the record.
     """
 
+    version: int = 1  # raised when the meaning of a rule changes
     color_order: str = "BGR"
     layout: str = "HWC uint8"
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
@@ -211,3 +212,11 @@ class Preprocessing:
         for name in ("mean", "std", "pad_value"):
             values[name] = list(values[name])
         return values
+
+    def agrees_with(self, values: Any) -> bool:
+        """Whether a contract read from JSON asks for the same; how it words its rules is free."""
+        names = ("version", "color_order", "layout", "mean", "std", "normalization_in_graph")
+        expected = self.to_dict()
+        return isinstance(values, dict) and all(
+            values.get(name) == expected[name] for name in (*names, "pad_value", "point_labels")
+        )

@@ -18,6 +18,10 @@ class TapError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        # Paths and foreign errors may bring line breaks along; a message is one line.
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
+
 
 class InputError(TapError, ValueError):
     """An image, prompt, option or config that cannot be used."""

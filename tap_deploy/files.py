@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from tap_deploy.errors import InputError
 
 CHUNK_BYTES = 1 << 22
+AT_FDCWD = -100  # renameat2: paths are relative to the working directory
+RENAME_EXCHANGE = 2
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -32,76 +35,114 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         InputError: the folder does not exist or cannot be written.
     """
     target = pathlib.Path(path)
-    with _translated(target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    partial = pathlib.Path(name)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        yield partial
-        with _translated(target):
-            partial.chmod(0o666 & ~_umask())
+        with translated_writes(target):
+            partial.touch(exist_ok=False)
+            yield partial
             os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that led here is the one to report
+            partial.unlink()
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[pathlib.Path]:
+def atomic_folder(
+    path: str | os.PathLike[str], *, force: bool = False, marker: str
+) -> Iterator[pathlib.Path]:
     """Yield a temporary folder beside ``path``; move it there if all went well.
 
-    A process that is killed leaves at most a hidden ``.NAME.partial-…`` folder behind.
+    What was at ``path`` stays until then, and comes back if the move fails. A process that is
+    killed leaves at most a hidden ``.NAME.partial-…`` folder behind.
 
     Args:
         path: the folder to make.
-        force: replace what is there.
+        force: replace a folder of the same kind.
+        marker: the file by which a folder of the same kind is known.
 
     Raises:
-        InputError: something is there and ``force`` is off, or the parent cannot be written.
+        InputError: see ``check_folder_output``; or the parent cannot be written.
     """
-    target = pathlib.Path(path)
-    check_output(target, force=force)
-    with _translated(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{target.name}.partial-"
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    target = pathlib.Path(path).resolve()
+    check_folder_output(target, force=force, marker=marker)
+    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     try:
-        yield partial
-        with _translated(target):
-            partial.chmod(0o777 & ~_umask())
-            _move_over(partial, target)
+        with translated_writes(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            yield partial
+            if force and target.is_dir():
+                _replace_folder(partial, target)
+            else:
+                os.rename(partial, target)  # refuses a folder that is not empty
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_output(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Refuse to overwrite: raise InputError if ``path`` exists and ``force`` is off."""
-    if os.path.lexists(path) and not force:
-        raise InputError(f"output {path} exists already; pass --force to replace it")
+def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
+    """Check before a long job that a file can be written.
+
+    Raises:
+        InputError: it exists and ``force`` is off, or its folder cannot be written.
+    """
+    target = pathlib.Path(path)
+    if os.path.lexists(target) and not force:
+        raise InputError(f"output {target} exists already; pass --force to replace it")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}; choose a folder that can be written")
 
 
-def _move_over(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Put ``partial`` in the place of ``target``; a folder cannot be replaced in one call."""
-    old = partial.with_name(partial.name + ".old")
-    if os.path.lexists(target):
-        os.replace(target, old)
-    os.replace(partial, target)
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
+def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: str) -> None:
+    """Check before a long job that a folder can be made or replaced.
+
+    Raises:
+        InputError: something is there and ``force`` is off, or it is neither empty nor a folder
+            with the ``marker``, so that replacing it would destroy something else.
+    """
+    target = pathlib.Path(path)
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise InputError(f"output {target} exists already; pass --force to replace it")
+    is_ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
+    if not is_ours:
+        raise InputError(
+            f"output {target} exists and is not a folder with {marker}; --force replaces only "
+            "such a folder; choose another output"
+        )
 
 
 @contextlib.contextmanager
-def _translated(target: pathlib.Path) -> Iterator[None]:
+def translated_writes(target: pathlib.Path) -> Iterator[None]:
+    """Turn an OSError into an InputError that names what could not be written, and why."""
     try:
         yield
     except OSError as exc:
+        reason = exc.strerror or str(exc)
         raise InputError(
-            f"cannot write {target}: {exc.strerror or exc}; choose a folder that can be written"
+            f"cannot write {target}: {reason}; choose a folder that can be written"
         ) from exc
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Put ``partial`` in the place of ``target``, and ``target`` in the place of ``partial``."""
+    if _exchange(partial, target):
+        return
+    old = partial.with_name(f"{partial.name}.old")
+    os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: pathlib.Path, b: pathlib.Path) -> bool:
+    """Swap two paths in one step, where the system can (Linux, most file systems)."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    swapped = renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE)
+    return bool(swapped == 0)

@@ -10,8 +10,25 @@ import os
 
 import numpy as np
 
+from tap_deploy.archives import arrays_from_npz
+from tap_deploy.config import MASK_UPSCALE
 from tap_deploy.errors import BundleError
 from tap_deploy.files import atomic_file
+
+# dtype and axes of every field; axes of one name have one size.
+_LAYOUT: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "images": ("uint8", ("B", "S", "S", 3)),
+    "image_embeddings": ("float32", ("B", "C", "grid", "grid")),
+    "point_coords": ("float32", ("P", "N", 2)),
+    "point_labels": ("int32", ("P", "N")),
+    "low_res_masks": ("float32", ("P", "M", "L", "L")),
+    "iou_predictions": ("float32", ("P", "M")),
+    "semantic_tokens": ("float32", ("P", "M", "C")),
+    "semantic_embeddings": ("float32", ("P", "M", "E")),
+    "mask_index": ("int64", ("P",)),
+    "caption_ids": ("int64", ("P", "T")),
+    "logits": ("float32", ("P", "steps", "V")),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,11 +87,38 @@ class GoldenSample:
         """Read a file that ``save`` wrote.
 
         Raises:
-            BundleError: the file is not such a file.
+            BundleError: the file is not such a file, or its arrays do not fit together.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in names})
-        except (OSError, ValueError, KeyError) as exc:
-            raise BundleError(f"golden samples in {path} cannot be read: {exc}") from exc
+            arrays = arrays_from_npz(path, tuple(_LAYOUT))
+            _check_layout(arrays)
+        except ValueError as exc:
+            raise BundleError(
+                f"golden samples in {path} cannot be read: {exc}; export the bundle again"
+            ) from exc
+        return cls(**arrays)
+
+
+def _check_layout(arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless dtypes and shapes are those of ``_LAYOUT``."""
+    sizes: dict[str | int, int] = {}
+    for name, (dtype, axes) in _LAYOUT.items():
+        array = arrays[name]
+        fits = array.dtype == np.dtype(dtype) and array.ndim == len(axes) and array.size > 0
+        if not fits or not all(
+            size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+            for axis, size in zip(axes, array.shape, strict=True)
+        ):
+            known = {axis: sizes[axis] for axis in axes if axis in sizes}
+            raise ValueError(
+                f"{name} is {array.dtype} {list(array.shape)}; expected {dtype} "
+                f"[{', '.join(map(str, axes))}], not empty, with {known or 'any sizes'}"
+            )
+    side = MASK_UPSCALE * sizes["grid"]
+    if sizes["L"] != side:
+        raise ValueError(f"low_res_masks have side {sizes['L']}; expected {side}")
+    if sizes["steps"] != sizes["T"] - 1:
+        raise ValueError(f"logits have {sizes['steps']} steps; expected {sizes['T'] - 1}")
+    index = arrays["mask_index"]
+    if index.min() < 0 or index.max() >= sizes["M"]:
+        raise ValueError(f"mask_index holds {index.tolist()}; expected 0 to {sizes['M'] - 1}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ _MODE_NAMES = {
     "CMYK": "CMYK",
 }
 _ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
-_CONVERT_HINT = "expected 8-bit RGB; convert it to RGB first, or pass convert=True"
+_CONVERT_HINT = "expected 8-bit RGB; convert it first, or pass convert=True (--convert)"
+_warning_filters = threading.Lock()  # they belong to the process; see _open
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,23 +138,36 @@ def model_image(
 def _from_file(path: str | os.PathLike[str], convert: bool) -> npt.NDArray[np.uint8]:
     name = f"image {os.fspath(path)!r}"
     try:
-        picture = Image.open(path)
+        picture = _open(path)
     except FileNotFoundError as exc:
         raise InputError(f"{name} does not exist; check the path") from exc
     except UnidentifiedImageError as exc:
         raise InputError(
             f"{name} is not a picture that Pillow knows; expected JPEG, PNG, WebP or the like"
         ) from exc
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise InputError(
-            f"{name} would unpack to more pixels than is safe; expected at most "
-            f"{Image.MAX_IMAGE_PIXELS}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
-            "trust it"
-        ) from exc
+    except Image.DecompressionBombError as exc:
+        raise InputError(_too_large(name, "far more pixels than are safe")) from exc
     except Exception as exc:  # a broken file may raise anything, see _from_pil
         raise InputError(f"{name} cannot be opened: {_one_line(exc)}") from exc
     with picture:
+        num_pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+        if limit is not None and num_pixels > limit:
+            raise InputError(_too_large(name, f"{num_pixels} pixels"))
         return _from_pil(picture, name, convert)
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    """Read the header, without the warning that Pillow prints where this module refuses."""
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _too_large(name: str, found: str) -> str:
+    return (
+        f"{name} would unpack to {found}; expected at most {Image.MAX_IMAGE_PIXELS}; shrink it, "
+        "or raise PIL.Image.MAX_IMAGE_PIXELS in Python if you trust it"
+    )
 
 
 def _from_pil(picture: Image.Image, name: str, convert: bool) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
@@ -95,7 +96,7 @@ class Manifest:
                 f"{path.parent} is not a bundle: {path.name} is missing; "
                 "make one with: tap-export export"
             ) from exc
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             raise BundleError(f"{path} cannot be read as JSON: {exc}; export it again") from exc
         found = values.get("schema_version") if isinstance(values, dict) else None
         if found != SCHEMA_VERSION:
@@ -110,26 +111,63 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> Manifest:
-        graphs = {
-            precision: {name: _graph_record(record) for name, record in records.items()}
-            for precision, records in values.pop("graphs").items()
-        }
-        files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
+        graphs = _objects(values.pop("graphs"))
+        files = _objects(values.pop("files"))
         config = TapConfig.from_dict(values.pop("config"))
-        preprocessing = values.pop("preprocessing")
-        if preprocessing != Preprocessing().to_dict():
+        if not Preprocessing().agrees_with(values.get("preprocessing")):
             raise InputError("its preprocessing contract is not the one of this program")
-        checkpoint = CheckpointRecord(**values.pop("checkpoint"))
-        return cls(
-            config=config,
-            preprocessing=preprocessing,
-            checkpoint=checkpoint,
-            graphs=graphs,
-            files=files,
-            **values,
+        return _record_from_json(
+            cls,
+            values
+            | {
+                "config": config,
+                "checkpoint": _record_from_json(CheckpointRecord, values["checkpoint"]),
+                "files": {n: _record_from_json(FileRecord, record) for n, record in files.items()},
+                "graphs": {
+                    precision: {
+                        name: _record_from_json(GraphRecord, record)
+                        for name, record in _objects(records).items()
+                    }
+                    for precision, records in graphs.items()
+                },
+            },
         )
 
 
-def _graph_record(values: dict[str, Any]) -> GraphRecord:
-    lines = {key: tuple(values[key]) for key in ("inputs", "outputs")}
-    return GraphRecord(**(values | lines))
+Record = TypeVar("Record")
+
+
+def _record_from_json(kind: type[Record], values: Any) -> Record:
+    """Build a dataclass from parsed JSON, holding every value against the field's type."""
+    fields = {}
+    hints = typing.get_type_hints(kind)
+    for name, value in _objects(values).items():
+        hint = hints.get(name)
+        value = tuple(value) if typing.get_origin(hint) is tuple else value
+        if hint is not None and not _is_a(value, hint):
+            raise TypeError(f"{name} is {str(value)[:40]!r}, not {hint}")
+        fields[name] = value
+    return kind(**fields)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as the manifest's dataclasses use them."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is dict:
+        keys, values = args
+        return isinstance(value, dict) and all(
+            _is_a(k, keys) and _is_a(v, values) for k, v in value.items()
+        )
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, args[0]) for item in value)
+    if args:  # a union
+        return any(_is_a(value, arg) for arg in args)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _objects(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} stands where an object is expected")
+    return value

@@ -17,6 +17,9 @@ import numpy as np
 
 MAX_DIMENSIONS = 32
 MAX_SIDE = 2**48  # of an array; keeps the product of the sides cheap to compute
+# Python hashes an integer modulo 2**61 - 1. Smaller ones all hash differently (but -1 and -2),
+# larger ones can be chosen to collide, and a dict of those takes quadratic time.
+MAX_KEY = 2**60
 
 _NUMBER_OR_TEXT = re.compile(r"(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5})\Z")
 # Hashing these neither runs foreign code nor recurses, whatever they hold.
@@ -87,6 +90,8 @@ def check_key(key: Any) -> Any:
     """Return a value that may be the key of a dict or the member of a set."""
     if type(key) not in _KEY_TYPES:
         raise Refused(f"a key of type {type(check_value(key)).__name__}")
+    if type(key) is int and abs(key) >= MAX_KEY:
+        raise Refused("a key that is an integer of 61 bits or more")
     return key
 
 
@@ -98,8 +103,8 @@ class Constructors:
     """
 
     def __init__(self, size_bytes: int) -> None:
-        # A true pickle stores every array once. With protocol 2 it passes here twice, as text
-        # and as array; one that is copied more often is a bomb.
+        # A true pickle stores every array, and every item of a set, once. With protocol 2 an
+        # array passes here twice, as text and as array; what is copied more often is a bomb.
         self._bytes_left = 2 * size_bytes
 
     def call(self, symbol: Symbol, arguments: Any) -> Any:
@@ -119,7 +124,7 @@ class Constructors:
             ):
                 return self._array(shape, dtype, order == "F", raw)
             case Symbol.FROM_BUFFER, (raw, dtype, shape, "K", tuple(axes)):
-                if not all(type(axis) is int for axis in axes):
+                if len(axes) > MAX_DIMENSIONS or not all(type(axis) is int for axis in axes):
                     raise ValueError("an array of an impossible axis order")
                 return self.call(symbol, (raw, dtype, shape, "C")).transpose(axes)
             case Symbol.SCALAR, (np.dtype() as dtype, bytes() | str() as raw):
@@ -128,6 +133,7 @@ class Constructors:
                 self._spend(len(text))
                 return text.encode("latin-1")
             case Symbol.SET, (list(items),):
+                self._spend(len(items))  # in a file an item takes a byte or more
                 return {check_key(item) for item in items}
             case Symbol.BYTES, ():
                 return b""
@@ -177,8 +183,10 @@ class Constructors:
         if isinstance(raw, str):  # bytes of Python 2
             raw = raw.encode("latin-1")
         self._spend(len(raw))
-        sides_fit = all(type(side) is int and 0 <= side < MAX_SIDE for side in shape)
-        if not sides_fit or len(shape) > MAX_DIMENSIONS:
+        # The length first: a long tuple may come up again and again.
+        if len(shape) > MAX_DIMENSIONS or not all(
+            type(side) is int and 0 <= side < MAX_SIDE for side in shape
+        ):
             raise ValueError("an array of an impossible shape")
         if math.prod(shape) * dtype.itemsize != len(raw):
             raise ValueError("an array whose shape and data differ in size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import types
 from collections.abc import Callable, Mapping
@@ -84,6 +85,7 @@ class TapPredictor:
             memory_limit_bytes: bound on the working memory of a graph call, in bytes; more
                 prompts than fit are run in chunks.
         """
+        _require_int("memory_limit_bytes", memory_limit_bytes, 1)
         self.config = config
         self.tokenizer = tokenizer
         self._sessions = dict(sessions)
@@ -261,6 +263,11 @@ class TapPredictor:
         return self._encode(images, frame)
 
     def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        if not isinstance(vocabulary, Vocabulary):
+            raise InputError(
+                f"vocabulary is a {type(vocabulary).__name__}; expected a Vocabulary, "
+                "see Vocabulary.load"
+            )
         found, expected = vocabulary.weights.shape[0], self.config.sem_embed_dim
         if found != expected:
             raise InputError(
@@ -272,13 +279,13 @@ class TapPredictor:
         """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
         num_points = prompts.coords.shape[1]
         chunk_size = prompts_per_call(self.config, num_points, self._memory_limit_bytes)
-        parts = [self._empty_decoded()]
+        decoded = self._empty_decoded(len(prompts))
         for chunk in _chunks(len(prompts), chunk_size):
             report("decode prompts", chunk.start, len(prompts))
-            parts.append(self._decode_chunk(encoded, prompts[chunk]))
-        return _Decoded(
-            **{n: np.concatenate([getattr(part, n) for part in parts]) for n in _DECODED_FIELDS}
-        )
+            part = self._decode_chunk(encoded, prompts[chunk])
+            for name in _DECODED_FIELDS:
+                getattr(decoded, name)[chunk] = getattr(part, name)
+        return decoded
 
     def _decode_chunk(self, encoded: EncodedImage, prompts: Prompts) -> _Decoded:
         outputs = self._session(graphs.PROMPT_DECODER).run(
@@ -298,14 +305,14 @@ class TapPredictor:
             semantic_embeddings=outputs[graphs.SEMANTIC_EMBEDDINGS][rows, index],
         )
 
-    def _empty_decoded(self) -> _Decoded:
+    def _empty_decoded(self, count: int) -> _Decoded:
         size = self.config.low_res_mask_size
         return _Decoded(
-            low_res_masks=np.empty((0, size, size), np.float32),
-            iou_predictions=np.empty(0, np.float32),
-            mask_index=np.empty(0, np.int64),
-            semantic_tokens=np.empty((0, self.config.image_embed_dim), np.float32),
-            semantic_embeddings=np.empty((0, self.config.sem_embed_dim), np.float32),
+            low_res_masks=np.empty((count, size, size), np.float32),
+            iou_predictions=np.empty(count, np.float32),
+            mask_index=np.empty(count, np.int64),
+            semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
+            semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
         )
 
     def _caption(
@@ -336,18 +343,30 @@ class _Options:
     seed: int | None
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}; expected at least 1")
-        if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}; expected at least 0")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; expected 0 or more")
-        if self.seed is not None and self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected 0 or more, or None")
+        _require_int("top_k", self.top_k, 1)
+        if self.max_new_tokens is not None:
+            _require_int("max_new_tokens", self.max_new_tokens, 0)
+        if self.seed is not None:
+            _require_int("seed", self.seed, 0)
+        _require_temperature(self.temperature)
+
+
+def _require_int(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+
+
+def _require_temperature(value: Any) -> None:
+    smallest = np.finfo(np.float32).tiny  # below, the logits divided by it overflow
+    is_number = isinstance(value, numbers.Real)
+    if not is_number or not (value == 0 or smallest <= value < float("inf")):
+        raise InputError(f"temperature is {value!r}; expected 0, or {smallest:.0e} or more")
 
 
 def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:
     if prompts is not None:
+        if not isinstance(prompts, Prompts):
+            raise InputError(f"prompts is a {type(prompts).__name__}; expected Prompts")
         if points is not None or boxes is not None:
             raise InputError("prompts were given beside points or boxes; pass one or the other")
         return prompts

@@ -90,7 +90,7 @@ def _regions(values: Any, name: str) -> list[Any]:
 def _numbers(values: Any, columns: int, name: str, expected: str) -> Row:
     try:
         rows = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise InputError(f"{name}: not an array of numbers; expected {expected}") from exc
     if rows.ndim and len(rows) == 0:
         return rows.reshape(0, columns)

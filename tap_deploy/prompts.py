@@ -195,7 +195,8 @@ class Prompts:
 
     def _point(self, place: npt.NDArray[np.intp]) -> str:
         x, y = self.coords[tuple(place)].tolist()
-        return f"region {place[0]}, point {place[1]} ({x:g}, {y:g})"
+        # 9 digits tell every float32 from its neighbours: 600.00006 must not read as 600.
+        return f"region {place[0]}, point {place[1]} ({x:.9g}, {y:.9g})"
 
 
 def _from_rows(rows: list[Row]) -> Prompts:

@@ -34,7 +34,7 @@ class Regions:
         concepts: per region the (name, probability) of its likeliest concepts, likeliest
             first; None without a vocabulary.
         captions: one text a region; None without a tokenizer.
-        caption_ids: int64 [P, L-1], BOS, the caption, EOS and padding; None if not asked for.
+        caption_ids: int64 [P, L-1], BOS, the caption, EOS and padding.
         semantic_tokens: float32 [P, C] of the chosen token, what captions are made from.
         semantic_embeddings: float32 [P, E] of the chosen token, what concepts are made from.
         low_res_masks: float32 [P, S, S], mask logits of the chosen token in the model frame.

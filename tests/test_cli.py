@@ -206,6 +206,7 @@ def test_export_refuses_an_output_that_cannot_be_written(assets, tmp_path):
         (["--box", "9,9,3,3"], "no area"),
         (["--sketch", "nowhere.json"], "nowhere.json"),
         ([*PROMPTS, "--backend", "abacus"], "unknown backend 'abacus'"),
+        ([*PROMPTS, "--threads", "99999"], "threads is 99999; expected 1 to "),
         ([*PROMPTS, "--precision", "int8"], "has no precision 'int8'"),
         ([*PROMPTS, "--concepts", "nowhere.npz"], "nowhere.npz"),
         ([*PROMPTS, "--overlay", "/dev/null/x.png"], "/dev/null/x.png"),
@@ -255,9 +256,62 @@ def test_version_help_and_completion():
         assert "_TAP_EXPORT_COMPLETE" in invoke("completion", shell).stdout
 
 
-def test_usage_errors_exit_with_2():
-    for args in (["nonsense"], ["run"], ["run", "a", "b", "--top-k", "many"]):
-        assert invoke(*args).exit_code == 2
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["run"], "Missing argument 'BUNDLE'. See: "),
+        (["run", "a", "b", "--top-k", "many"], "'many' is not a valid integer"),
+        (["run", "a", "b", "--top-k", "0"], "0 is not in the range"),
+        (["run", "a", "b", "--temperature", "-1"], "-1.0 is not in the range"),
+        (["run", "a", "b", "--threads", "0"], "0 is not in the range"),
+    ],
+)
+def test_usage_errors(args, message):
+    refused(invoke(*args), message)
+
+
+def test_force_does_not_delete_what_it_reads(bundle, assets, tmp_path):
+    """An output that holds an input, or is no bundle at all, is left alone."""
+    folder = shutil.copytree(bundle, tmp_path / "mixed")
+    inside = shutil.copy(assets["checkpoint"], folder)
+    options = inputs(assets, checkpoint=inside)
+    refused(invoke("export", *options, "-o", folder, "--force"), "lies inside the output")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "precious").write_text("1", "utf-8")
+    refused(
+        invoke("export", *inputs(assets), "-o", tmp_path / "models", "--force"),
+        "is not a folder with manifest.json",
+    )
+    assert (tmp_path / "models" / "precious").exists()
+
+
+def test_overlay_is_a_png_beside_the_picture(bundle, photo, tmp_path):
+    run = ["run", bundle, photo, *PROMPTS, "--force", "--overlay"]
+    refused(invoke(*run, tmp_path / "overlay.jpg"), "choose a name that ends in .png")
+    refused(invoke(*run, tmp_path / "nowhere" / "overlay.png"), "choose a folder that can be")
+    copied = tmp_path / "copy.png"
+    Image.open(photo).save(copied)
+    args = ["run", bundle, copied, *PROMPTS, "--force", "--overlay", copied]
+    refused(invoke(*args), "is the picture itself")
+
+
+def test_output_that_cannot_be_written(bundle):
+    """A full disk is an error; a reader that leaves early is none of ours."""
+    code = "from tap_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "inspect", str(bundle)]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 2
+    assert "No space left" in result.stderr
+    assert result.stderr.count("\n") == 1
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert process.returncode == 141
+    assert errors == b""
 
 
 def test_interruption_and_defects_are_no_failed_checks(monkeypatch, bundle):

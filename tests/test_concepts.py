@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,41 @@ def test_broken_archives_are_refused(vocabulary: Vocabulary, tmp_path: Path) -> 
     with path.open("wb") as file:
         np.save(file, vocabulary.weights)
     with pytest.raises(InputError, match=r"no \.npz archive"):
+        Vocabulary.load(path)
+
+
+def npz_entry(shape: tuple[int, ...], dtype: str) -> bytes:
+    """An array that declares a shape and holds nothing."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(2**24, 2**24), (2**40, 2**40), (10**6, 10**30)])
+@pytest.mark.parametrize("dtype", ["<f4", "<U9"])
+def test_a_shape_beyond_all_memory_is_refused(
+    tmp_path: Path, shape: tuple[int, ...], dtype: str
+) -> None:
+    path = tmp_path / "concepts.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights.npy", npz_entry(shape, dtype))
+        archive.writestr("names.npy", npz_entry(shape, dtype))
+    with pytest.raises(InputError, match=r"concepts\.npz cannot be read") as caught:
+        Vocabulary.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pkl"])
+def test_weights_beyond_float32_are_refused_without_a_warning(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"concepts.{suffix}"
+    weights, names = np.array([[1e300, -1e39]]), ["a", "b"]
+    if suffix == "npz":
+        np.savez(path, weights=weights, names=np.array(names))
+    else:
+        path.write_bytes(pickle.dumps([weights, names]))
+    with pytest.raises(InputError, match=r"concepts\.\w+: .* more than float32 can"):
         Vocabulary.load(path)
 
 

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
-from tap_deploy import Prompts, TapPredictor, graphs
+from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.prompt_options import load_sketch
 from tap_deploy.config import VARIANTS
 from tap_deploy.engines.rtx import rtx_engine_from_onnx
 from tap_deploy.image import load_image, model_image
-from tap_deploy.masks import masks_from_logits
+from tap_deploy.masks import masks_from_logits, select_mask_token
 
 TOLERANCE = 1e-3
 GIGABYTE = 1e9
@@ -73,7 +73,8 @@ def vit_b(tmp_path_factory):
 
 
 def test_vit_b_verifies_without_torch(vit_b):
-    output, seconds, peak = measured(CLI, "verify", vit_b.path, "--json")
+    without = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; "
+    output, seconds, peak = measured(without + CLI, "verify", vit_b.path, "--json")
     assert json.loads(output)["passed"]
     print(f"\nverify: {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB")
 
@@ -91,9 +92,11 @@ def test_vit_b_predicts_a_photograph_like_the_reference(vit_b, photo):
             Prompts.from_sketches(load_sketch(photo.parent / "sketch.json")),
         ]
     )
+    weights = np.random.default_rng(0).standard_normal((1024, 50)).astype(np.float32)
+    concepts = Vocabulary(weights=weights, names=tuple(f"concept {i}" for i in range(50)))
     with TapPredictor.from_bundle(vit_b.path) as predictor:
         encoded = predictor.encode(rgb)
-        regions = predictor.predict(encoded, prompts=prompts)
+        regions = predictor.predict(encoded, prompts=prompts, vocabulary=concepts, top_k=3)
     images, frame = model_image(rgb, 1024)
     with torch.inference_mode():
         embeddings = model.encode_image(torch.from_numpy(images))
@@ -102,15 +105,21 @@ def test_vit_b_predicts_a_photograph_like_the_reference(vit_b, photo):
             torch.from_numpy(prompts.model_coords(frame.scale)),
             torch.from_numpy(prompts.labels),
         )
-        rows, index = torch.arange(3), torch.from_numpy(regions.mask_index)
+        selected = select_mask_token(outputs.iou_predictions.numpy(), prompts.labels)
+        rows, index = torch.arange(3), torch.from_numpy(selected)
         chosen = {name: value[rows, index] for name, value in outputs._asdict().items()}
         ids = model.generate(chosen["semantic_tokens"]).numpy()
+    np.testing.assert_array_equal(regions.mask_index, selected)
     stages = {"image_embeddings": (encoded.image_embeddings, embeddings)}
     stages |= {name: (getattr(regions, name), value) for name, value in chosen.items()}
     for name, (actual, expected) in stages.items():
         difference = float(np.abs(actual - expected.numpy()).max())
         print(f"\n{name}: max abs {difference:.2e}", end="")
         assert difference <= TOLERANCE, name
+    expected_names = concepts.top_k(chosen["semantic_embeddings"].numpy(), 3)
+    assert [[n for n, _ in row] for row in regions.concepts] == [
+        [n for n, _ in row] for row in expected_names
+    ]
     masks = masks_from_logits(chosen["low_res_masks"].numpy(), frame)
     assert (masks != regions.masks).mean() <= 1e-4
     np.testing.assert_array_equal(regions.caption_ids, ids)

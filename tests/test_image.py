@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,13 @@ def message_of(image: Any, **options: Any) -> str:
     return message
 
 
-def png_with_16_bits(path: Path) -> Path:
-    rows = b"".join(b"\0" + b"\x12\x34" * 3 * 4 for _ in range(4))
-
+def write_png(path: Path, width: int, height: int, bits: int, rows: bytes) -> Path:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -110,7 +110,7 @@ def test_other_modes_are_refused_unless_converted(mode: str, word: str) -> None:
     picture = Image.new(mode, (6, 5))
     message = message_of(picture)
     assert word in message
-    assert "convert=True" in message
+    assert "convert=True (--convert)" in message
     assert load_image(picture, convert=True).shape == (5, 6, 3)
 
 
@@ -124,7 +124,8 @@ def test_more_than_8_bits_are_refused_always(mode: str, convert: bool) -> None:
 def test_a_16_bit_rgb_png_is_refused_although_pillow_calls_it_rgb(
     tmp_path: Path, convert: bool
 ) -> None:
-    path = png_with_16_bits(tmp_path / "deep.png")
+    rows = b"".join(b"\0" + b"\x12\x34" * 3 * 4 for _ in range(4))
+    path = write_png(tmp_path / "deep.png", 4, 4, 16, rows)
     assert "8 bits" in message_of(path, convert=convert)
 
 
@@ -208,6 +209,37 @@ def test_a_decompression_bomb_is_refused(
     Image.fromarray(rgb).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     assert "MAX_IMAGE_PIXELS" in message_of(path)
+
+
+@pytest.mark.parametrize(("side", "found"), [(10_000, "100000000 pixels"), (20_000, "far more")])
+def test_a_picture_that_pillow_warns_of_is_one_line(
+    tmp_path: Path, side: int, found: str
+) -> None:
+    path = write_png(tmp_path / "large.png", side, side, 8, b"")
+    code = (
+        "import sys, tap_deploy.errors, tap_deploy.image\n"
+        "try: tap_deploy.image.load_image(sys.argv[1])\n"
+        "except tap_deploy.errors.InputError as exc: print(exc)"
+    )
+    # A process of its own: pytest turns warnings into errors, Python prints them.
+    command = [sys.executable, "-W", "default", "-c", code, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1
+    assert f"large.png' would unpack to {found}" in result.stdout
+    assert f"expected at most {Image.MAX_IMAGE_PIXELS}; shrink it" in result.stdout
+
+
+def test_the_limit_itself_is_allowed_and_none_means_no_limit(
+    rgb: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(rgb).save(path)
+    for limit in (600, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        np.testing.assert_array_equal(load_image(path), rgb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    assert "600 pixels; expected at most 599" in message_of(path)
 
 
 def test_a_closed_picture_is_refused(rgb: np.ndarray, tmp_path: Path) -> None:

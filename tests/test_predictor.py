@@ -117,6 +117,42 @@ def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
     np.testing.assert_array_equal(parts.mask_index, whole.mask_index)
 
 
+def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
+    """Three captions a call: each region gets its own, and the chunks are really made."""
+    monkeypatch.setattr("tap_deploy.predictor.captions_per_call", lambda *sizes: 3)
+    calls = []
+    with TapPredictor.from_bundle(micro_bundle.path) as predictor:
+        regions = predictor.predict(
+            rgb(golden, 0),
+            points=np.concatenate([golden["points_px"][:4]] * 2),
+            on_progress=lambda *call: calls.append(call),
+        )
+    starts = [done for stage, done, _ in calls if stage == "write captions"]
+    assert starts == [0, 3, 6]
+    expected = np.concatenate([stopped(golden["text_tokens"][:4])] * 2)
+    np.testing.assert_array_equal(regions.caption_ids, expected)
+
+
+@pytest.mark.parametrize("max_new_tokens", [None, 0, 1, 2, 7, 38])
+@pytest.mark.parametrize("ending_row", [0, 3, 5])
+def test_captions_end_like_those_of_the_reference(
+    predictor, micro_model, golden, monkeypatch, max_new_tokens, ending_row
+):
+    """The golden captions hold no EOS, so a token that they do hold plays it."""
+    torch = pytest.importorskip("torch")
+    eos = int(golden["text_tokens"][ending_row, 4])
+    monkeypatch.setattr("tap_deploy.captioner.EOS_ID", eos)
+    monkeypatch.setattr("tap_deploy.reference.text_decoder.EOS_ID", eos)
+    tokens = np.ascontiguousarray(golden["semantic_tokens"][np.arange(8), golden["mask_index"]])
+    with torch.inference_mode():
+        expected = micro_model.generate(torch.from_numpy(tokens), max_new_tokens).numpy()
+    actual = predictor._captioner.generate(tokens, max_new_tokens=max_new_tokens)
+    np.testing.assert_array_equal(actual, expected)
+    if max_new_tokens is None:
+        assert (expected == eos).any()
+        assert (expected[ending_row, 5:] == 499).all()
+
+
 def test_no_regions(predictor, golden, micro_config):
     for empty in (
         predictor.predict(rgb(golden, 0), points=[]),
@@ -224,6 +260,13 @@ POINT = [[[1, 1, 1]]]
             "prompts were given beside points",
         ),
         ({"image": PICTURE, "points": POINT, "top_k": 0}, "top_k is 0"),
+        ({"image": PICTURE, "points": POINT, "top_k": 1.5}, r"top_k is 1\.5"),
+        ({"image": PICTURE, "points": POINT, "top_k": "3"}, "top_k is '3'"),
+        ({"image": PICTURE, "points": POINT, "seed": 1.5}, r"seed is 1\.5"),
+        ({"image": PICTURE, "points": POINT, "temperature": None}, "temperature is None"),
+        ({"image": PICTURE, "points": POINT, "temperature": 1e-320}, "temperature is 1e-320"),
+        ({"image": PICTURE, "points": POINT, "vocabulary": "x.pkl"}, "vocabulary is a str"),
+        ({"image": PICTURE, "prompts": [[1, 1, 1]]}, "prompts is a list; expected Prompts"),
         ({"image": PICTURE, "points": POINT, "temperature": -1.0}, "temperature is -1.0"),
         ({"image": PICTURE, "points": POINT, "temperature": float("nan")}, "temperature is nan"),
         ({"image": PICTURE, "points": POINT, "max_new_tokens": -1}, "max_new_tokens is -1"),
@@ -248,8 +291,8 @@ def test_unknown_backend_precision_and_threads(micro_bundle):
         TapPredictor.from_bundle(micro_bundle.path, backend="cpu")
     with pytest.raises(BundleError, match="has no precision 'fp16'"):
         TapPredictor.from_bundle(micro_bundle.path, precision="fp16")
-    for threads in (0, 100_000):
-        with pytest.raises(InputError, match=f"threads is {threads}; expected 1 to"):
+    for threads in (0, 100_000, 1.5):
+        with pytest.raises(InputError, match=rf"threads is {threads}; expected 1 to"):
             TapPredictor.from_bundle(micro_bundle.path, threads=threads)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tap_deploy.errors import CheckpointError, TapError, UnsafeCheckpointError
+from tap_deploy.pickled_values import Constructors, Symbol
 from tap_deploy.unpickle import MAX_INSTRUCTIONS, load_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -441,6 +442,56 @@ def test_data_that_are_copied_over_and_over_are_reported(tmp_path, kind):
     encode = b"c_codecs\nencode\n(g1\nVlatin1\ntR"
     data = text + swapped + b"(" + (array if kind == "array" else encode) * 20 + b"l."
     assert "more than its own size" in rejected(tmp_path, data)
+
+
+def test_a_list_that_is_copied_into_set_after_set_is_reported(tmp_path):
+    items = b"(" + b"".join(b"I%d\n" % i for i in range(2000)) + b"lp1\n"
+    one = b"c__builtin__\nset\n(g1\ntR"
+    assert "more than its own size" in rejected(tmp_path, b"(" + items + one * 1000 + b"l.")
+    assert load_bytes(tmp_path, b"(" + items + one + b"l.")[1] == set(range(2000))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_honest_sets_of_any_number_load(tmp_path, protocol):
+    sets = [{None}, set(range(3000)), {f"{i}" for i in range(300)}, *({i} for i in range(500))]
+    assert load_bytes(tmp_path, pickle.dumps(sets, protocol)) == sets
+
+
+COLLIDING = 2**61 - 1  # Python hashes integers modulo this
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("key", [COLLIDING, -COLLIDING, 2**60, -(2**60), 5 * COLLIDING, 10**40])
+def test_integers_that_can_be_made_to_collide_are_no_keys(tmp_path, key, protocol):
+    for content in ({key: None}, {key}, [{1: {key: 2}}], OrderedDict({key: 1})):
+        assert "61 bits" in refused(tmp_path, pickle.dumps(content, protocol))
+    assert load_bytes(tmp_path, pickle.dumps([key], protocol)) == [key]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ordinary_keys_load(tmp_path, protocol):
+    keys = [0, -7, 2**60 - 1, 1 - 2**60, True, None, 2.5, 1e300, float(COLLIDING), "a", b"a"]
+    content = [dict.fromkeys(keys), set(keys)]
+    assert load_bytes(tmp_path, pickle.dumps(content, protocol)) == content
+
+
+def test_a_dict_of_colliding_integers_is_refused_at_the_first(tmp_path):
+    content = pickle.dumps({i * COLLIDING: None for i in range(100)})
+    assert "61 bits" in refused(tmp_path, content)
+
+
+@pytest.mark.parametrize("part", ["shape", "axes"])
+def test_a_long_tuple_in_place_of_a_shape_is_rejected_unread(tmp_path, part):
+    class Unread(tuple):
+        def __iter__(self):
+            raise AssertionError("a long tuple may be used again and again")
+
+    constructors = Constructors(100)
+    long = Unread([0] * 100)
+    arguments = (b"", np.dtype("f4"), long if part == "shape" else (0,))
+    order = ("C",) if part == "shape" else ("K", long)
+    with pytest.raises(ValueError, match="impossible"):
+        constructors.call(Symbol.FROM_BUFFER, (*arguments, *order))
 
 
 def test_the_pickler_of_the_standard_library_reads_what_is_read_here(tmp_path):

@@ -132,6 +132,60 @@ def test_golden_sample_round_trip(sample, tmp_path):
     again = GoldenSample.load(tmp_path / "s.npz")
     for field in dataclasses.fields(sample):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(sample, field.name))
-    (tmp_path / "s.npz").write_bytes(b"PK no")
-    with pytest.raises(BundleError, match="golden samples"):
+
+
+def golden_problem(path):
+    with pytest.raises(BundleError, match="golden samples in") as caught:
+        GoldenSample.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_broken_golden_samples_are_refused(sample, tmp_path):
+    path = tmp_path / "s.npz"
+    assert "No such file" in golden_problem(path)
+    assert "directory" in golden_problem(tmp_path)
+    sample.save(path)
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 255
+    for broken in (b"", b"PK no", b"PK\x03\x04", whole[:2000], whole[:-1], bytes(changed)):
+        path.write_bytes(broken)
+        golden_problem(path)
+    with path.open("wb") as file:
+        np.save(file, sample.images)
+    assert "no .npz archive" in golden_problem(path)
+    with path.open("wb") as file:
+        np.savez(file, images=sample.images)
+    assert "image_embeddings" in golden_problem(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("images", lambda x: x[..., :2], r"images is uint8 \[1, 512, 512, 2\]; expected"),
+        ("images", lambda x: x.astype(np.float32), "images is float32"),
+        ("images", lambda x: x[:0], "not empty"),
+        ("image_embeddings", lambda x: np.concatenate([x, x]), "with {'B': 1}"),
+        ("image_embeddings", lambda x: x[..., :-1], "image_embeddings is"),
+        ("point_coords", lambda x: x[0], "point_coords is"),
+        ("point_labels", lambda x: x[:, 1:], r"with {'P': 4, 'N': 4}"),
+        ("point_labels", lambda x: x.astype(np.int64), "point_labels is int64"),
+        ("low_res_masks", lambda x: x[..., 1:, 1:], "low_res_masks have side"),
+        ("iou_predictions", lambda x: x[:, 1:], "iou_predictions is"),
+        ("semantic_tokens", lambda x: x[..., 1:], "semantic_tokens is"),
+        ("semantic_embeddings", lambda x: x[1:], "semantic_embeddings is"),
+        ("mask_index", lambda x: x + 4, "mask_index holds"),
+        ("mask_index", lambda x: x[1:], "mask_index is"),
+        ("caption_ids", lambda x: x.astype(np.float32), "caption_ids is float32"),
+        ("caption_ids", lambda x: x[:, 1:], "logits have"),
+        ("logits", lambda x: x[0], "logits is"),
+        ("logits", lambda x: x.astype(object), "pickle"),
+    ],
+)
+def test_golden_samples_of_other_shapes_are_refused(sample, tmp_path, name, change, message):
+    fields = {field.name for field in dataclasses.fields(sample)}
+    arrays = {field: getattr(sample, field) for field in fields}
+    np.savez(tmp_path / "s.npz", **arrays | {name: change(arrays[name])})
+    with pytest.raises(BundleError, match=message):
         GoldenSample.load(tmp_path / "s.npz")

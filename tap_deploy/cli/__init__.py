@@ -24,6 +24,7 @@ COMMANDS = {
 }
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class TapGroup(click.Group):
@@ -49,29 +50,43 @@ class TapGroup(click.Group):
             return super().main(args, standalone_mode=False, **extra)
         try:
             code = super().main(args, standalone_mode=False, **extra)
-        except TapError as exc:
-            click.echo(f"error: {exc}", err=True)
-            sys.exit(exc.exit_code)
-        except click.ClickException as exc:
-            exc.show()
-            sys.exit(EXIT_BAD_INPUT)
-        except click.Abort:
-            click.echo("interrupted", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+            sys.stdout.flush()  # or a full disk would go unnoticed
         except Exception as exc:
-            # A defect of ours. Python would exit with 1, which here means "a check failed".
-            traceback.print_exc()
-            click.echo(f"error: internal error, please report it: {exc!r}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
+            sys.exit(_explain(exc))
+        except SystemExit as exc:
+            # The one thing that click answers with 1 here is that our reader has left.
+            sys.exit(EXIT_BROKEN_PIPE if exc.code == 1 else exc.code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print one line about an error on stderr, and return the exit code for it."""
+    match error:
+        case TapError():
+            line, code = str(error), error.exit_code
+        case click.Abort():
+            line, code = "interrupted", EXIT_INTERRUPTED
+        case click.UsageError(ctx=context) if context is not None:
+            line = f"{error.format_message()} See: {context.command_path} --help"
+            code = EXIT_BAD_INPUT
+        case click.ClickException():
+            line, code = error.format_message(), EXIT_BAD_INPUT
+        case OSError() | MemoryError():
+            line, code = f"{type(error).__name__}: {error}", EXIT_BAD_INPUT
+        case _:
+            # A defect of ours. Python would exit with 1, which here means "a check failed".
+            traceback.print_exception(error)
+            line, code = f"internal error, please report it: {error!r}", EXIT_BAD_INPUT
+    click.echo(f"error: {' '.join(line.split())}", err=True)
+    return code
 
 
 @click.group(cls=TapGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tap-export")
 def main() -> None:
-    r"""Tokenize Anything, deployed: export a checkpoint, run and verify the bundle.
+    """Tokenize Anything, deployed: export a checkpoint, run and verify the bundle.
 
     \b
     Exit codes: 0 passed, 1 a check failed, 2 bad input or environment.
     Results go to stdout, everything else to stderr.
-    """
+    """  # noqa: D301

@@ -12,13 +12,13 @@ VARIABLE = "_TAP_EXPORT_COMPLETE"
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(shell: str) -> None:
-    r"""Print a script that completes commands and options in SHELL.
+    """Print a script that completes commands and options in SHELL.
 
     \b
     bash: tap-export completion bash > ~/.local/share/bash-completion/completions/tap-export
     zsh:  tap-export completion zsh > "${fpath[1]}/_tap-export"
     fish: tap-export completion fish > ~/.config/fish/completions/tap-export.fish
-    """
+    """  # noqa: D301
     from tap_deploy.cli import main
 
     completion = get_completion_class(shell)

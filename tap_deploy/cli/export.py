@@ -13,8 +13,8 @@ from tap_deploy.cli.options import force_option, json_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import VARIANTS, TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.files import check_output
-from tap_deploy.manifest import CheckpointRecord
+from tap_deploy.files import check_folder_output
+from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
 
 if TYPE_CHECKING:
     from tap_deploy.export.bundle_export import ExportedBundle
@@ -33,6 +33,11 @@ FILE = click.Path(path_type=pathlib.Path)
     metavar="SEED",
     help="Made-up weights in place of a checkpoint, to try and to time the machinery.",
 )
+@click.option(
+    "--mark-synthetic",
+    is_flag=True,
+    help="Record that the weights of --checkpoint are made up.",
+)
 @click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz.")
 @click.option("--tokenizer", type=FILE, help="SentencePiece model for the captions.")
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
@@ -43,6 +48,7 @@ def export_command(
     config: pathlib.Path | None,
     checkpoint: pathlib.Path | None,
     synthetic_weights: int | None,
+    mark_synthetic: bool,
     concepts: pathlib.Path | None,
     tokenizer: pathlib.Path | None,
     output: pathlib.Path,
@@ -50,14 +56,15 @@ def export_command(
     as_json: bool,
 ) -> None:
     """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle."""
-    check_output(output, force=force)
+    check_folder_output(output, force=force, marker=MANIFEST_NAME)
+    _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer])
     name, tap_config = _named_config(model, config)
     require_export_extra()
     from tap_deploy.export.bundle_export import NUM_STAGES, export_bundle
 
     with stage_bar("export", NUM_STAGES + 1) as stage:
         stage("load weights")
-        tap_model, record = _load(tap_config, checkpoint, synthetic_weights)
+        tap_model, record = _load(tap_config, checkpoint, synthetic_weights, mark_synthetic)
         exported = export_bundle(
             tap_model,
             output,
@@ -71,6 +78,14 @@ def export_command(
     click.echo(_as_json(exported) if as_json else _as_text(exported))
 
 
+def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:
+    """The old folder goes when the new one is complete; what it is made from must not."""
+    folder = output.resolve()
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(folder):
+            raise InputError(f"{path} lies inside the output {output}; choose another output")
+
+
 def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, TapConfig]:
     if (model is None) == (config is None):
         raise InputError("pass either --model or --config, to say which model it is")
@@ -79,13 +94,13 @@ def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, 
     path = pathlib.Path(str(config))
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
     return path.stem, TapConfig.from_dict(values)
 
 
 def _load(
-    config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None
+    config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None, mark_synthetic: bool
 ) -> tuple[TapModel, CheckpointRecord]:
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.synthetic import synthetic_model
@@ -102,7 +117,7 @@ def _load(
         sha256=found.sha256,
         md5=found.md5,
         known_as=found.known_as,
-        synthetic=False,
+        synthetic=mark_synthetic,
     )
 
 

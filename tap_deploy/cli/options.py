@@ -25,4 +25,6 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     help="Which graphs of the bundle to use.",
 )
-threads_option = click.option("--threads", type=int, help="CPU threads; default: all cores.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores."
+)

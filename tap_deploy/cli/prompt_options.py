@@ -65,6 +65,8 @@ def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
         raise InputError(f"sketch {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise InputError(f"sketch {path} is not text; expected JSON or lines of x,y") from exc
+    except ValueError as exc:  # a path with a NUL
+        raise InputError(f"sketch {path} cannot be read: {exc}") from exc
     if text.lstrip().startswith(("[", "{")):
         strokes = _strokes_from_json(text, path)
     else:
@@ -89,7 +91,10 @@ def _strokes_from_json(text: str, path: str | os.PathLike[str]) -> list[Stroke]:
         strokes = [np.array(stroke, np.float64) for stroke in ([values] if single else values)]
     except json.JSONDecodeError as exc:
         raise InputError(f"sketch {path} is not valid JSON: {exc}") from exc
-    except (TypeError, ValueError, LookupError) as exc:
+    except RecursionError as exc:
+        raise InputError(f"{_json_problem(path)}; it is nested too deeply") from exc
+    # OverflowError: an integer of more digits than a float can hold.
+    except (TypeError, ValueError, LookupError, OverflowError) as exc:
         raise InputError(_json_problem(path)) from exc
     if any(stroke.ndim != 2 or stroke.shape[1] != 2 for stroke in strokes):
         raise InputError(_json_problem(path))

@@ -20,7 +20,7 @@ from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.prompt_options import load_sketch, parse_box, parse_point
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file, check_output
+from tap_deploy.files import atomic_file, check_file_output
 from tap_deploy.image import load_image
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
@@ -43,12 +43,20 @@ FILE = click.Path(path_type=pathlib.Path)
 @click.option(
     "--sketch", "sketches", multiple=True, type=FILE, help="A region by a stroke: x,y points."
 )
-@click.option("--top-k", default=1, show_default=True, help="Names per region.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Names per region."
+)
 @click.option("--concepts", type=FILE, help="Names to choose from, in place of the bundle's.")
 @click.option("--captions/--no-captions", default=True, help="Write captions (default: yes).")
-@click.option("--max-new-tokens", type=int, help="Longest caption, in tokens.")
-@click.option("--temperature", default=0.0, show_default=True, help="Above 0: draw the tokens.")
-@click.option("--seed", type=int, help="Makes draws repeatable.")
+@click.option("--max-new-tokens", type=click.IntRange(min=0), help="Longest caption, in tokens.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Above 0: draw the tokens.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Makes draws repeatable.")
 @click.option("--convert", is_flag=True, help="Turn greyscale, alpha, CMYK pictures into RGB.")
 @click.option("--overlay", type=FILE, help="Draw the regions on the picture: a PNG to write.")
 @backend_option
@@ -82,7 +90,7 @@ def run_command(
     """
     prompts = _prompts(points, boxes, sketches)
     if overlay is not None:
-        check_output(overlay, force=force)
+        _check_overlay(overlay, image, force)
     picture = load_image(image, convert=convert)
     _warn_if_synthetic(bundle)
     vocabulary = None if concepts is None else Vocabulary.load(concepts)
@@ -105,6 +113,14 @@ def run_command(
         with atomic_file(overlay) as partial:
             regions.visualize(picture).save(partial, "PNG")
     click.echo(regions.to_json() if as_json else describe(regions))
+
+
+def _check_overlay(overlay: pathlib.Path, image: pathlib.Path, force: bool) -> None:
+    if overlay.suffix.lower() != ".png":
+        raise InputError(f"overlay {overlay} would be a PNG; choose a name that ends in .png")
+    if overlay.exists() and image.exists() and overlay.samefile(image):
+        raise InputError(f"overlay {overlay} is the picture itself; choose another name")
+    check_file_output(overlay, force=force)
 
 
 def describe(regions: Regions) -> str:

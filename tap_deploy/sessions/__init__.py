@@ -10,8 +10,8 @@ from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 
 BACKENDS = ("onnxruntime",)
-# Far beyond any CPU; onnxruntime makes every thread that it is asked for, until the system ends.
-MAX_THREADS = 1024
+# More than a few threads per CPU bring a machine down: onnxruntime's wait by spinning.
+THREADS_PER_CPU = 4
 
 
 def create_session(
@@ -26,13 +26,15 @@ def create_session(
         threads: CPU threads for one call; None leaves the choice to the backend.
 
     Raises:
-        InputError: ``threads`` is not in 1 … ``MAX_THREADS``.
+        InputError: ``threads`` is below 1 or far above the number of CPUs.
         SessionError: the backend is unknown or missing, or the graph does not load or fit.
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise InputError(
-            f"threads is {threads}; expected 1 to {MAX_THREADS}, or None for all cores"
-        )
+    if threads is not None:
+        most = THREADS_PER_CPU * (os.cpu_count() or 1)
+        if type(threads) is not int or not 1 <= threads <= most:
+            raise InputError(
+                f"threads is {threads!r}; expected 1 to {most}, or None for one per CPU core"
+            )
     if backend == "onnxruntime":
         from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
 

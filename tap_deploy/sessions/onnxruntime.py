@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ class OnnxRuntimeSession(Session):
         self._check_model(self._session.get_outputs(), spec.outputs, "outputs")
 
     def _check_model(self, nodes: Any, specs: tuple[TensorSpec, ...], kind: str) -> None:
-        found = {node.name: (node.type, len(node.shape)) for node in nodes}
-        expected = {spec.name: (_onnxruntime_type(spec.dtype), len(spec.shape)) for spec in specs}
+        found = {node.name: (node.type, _axes(node.shape)) for node in nodes}
+        expected = {spec.name: (_onnxruntime_type(spec.dtype), _axes(spec.shape)) for spec in specs}
         if found != expected:
             raise SessionError(
                 f"graph {self.spec.name}: {kind} of the file are {found}; expected {expected}; "
@@ -65,6 +66,8 @@ class OnnxRuntimeSession(Session):
             )
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        if self._session is None:
+            raise self._error("the session is closed; load it again")
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -78,6 +81,11 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Drop the session and its arena."""
         self._session = None
+
+
+def _axes(shape: Sequence[int | str | None]) -> list[int | str]:
+    """A shape in which all dynamic axes look alike: files may call them as they like."""
+    return [axis if isinstance(axis, int) else "*" for axis in shape]
 
 
 def _onnxruntime_type(dtype: str) -> str:
