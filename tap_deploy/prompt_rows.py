@@ -34,7 +34,7 @@ def point_rows(points: Any) -> list[Row]:
         if not whole.all():
             place = int(np.argmin(whole))
             raise InputError(
-                f"region {region}, point {place} has label {row[place, 2]:g}; expected one of "
+                f"region {region}, point {place} has label {row[place, 2]!s}; expected one of "
                 f"{LABELS_TEXT}"
             )
     return rows

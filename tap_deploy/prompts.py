@@ -194,9 +194,9 @@ class Prompts:
             )
 
     def _point(self, place: npt.NDArray[np.intp]) -> str:
-        x, y = self.coords[tuple(place)].tolist()
-        # 9 digits tell every float32 from its neighbours: 600.00006 must not read as 600.
-        return f"region {place[0]}, point {place[1]} ({x:.9g}, {y:.9g})"
+        # All digits of a float32, not rounded: 600.00006 must not read as 600.
+        x, y = (str(value).removesuffix(".0") for value in self.coords[tuple(place)])
+        return f"region {place[0]}, point {place[1]} ({x}, {y})"
 
 
 def _from_rows(rows: list[Row]) -> Prompts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,14 +97,21 @@ class Regions:
         """Return ``to_dict`` as one line of JSON."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
-    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int = 0, category_ids: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
         """Return COCO annotations: ``bbox``, ``area``, ``score`` and a compressed RLE.
 
         ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
         concept) are there if they were computed. Ids count from 1.
 
+        Args:
+            image_id: of the picture, for all annotations.
+            category_ids: the id of every concept in the data set at hand; without it all
+                annotations are of category 1, as those of class-agnostic proposals.
+
         Raises:
-            InputError: the regions have no masks.
+            InputError: the regions have no masks, or a name has no category id.
             MissingDependencyError: pycocotools is not installed.
         """
         masks = self.masks
@@ -119,21 +127,31 @@ class Regions:
         for index, mask in enumerate(masks):
             rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
             size, counts = [int(side) for side in rle["size"]], rle["counts"].decode("ascii")
-            annotation: dict[str, Any] = {
-                "id": index + 1,
-                "image_id": image_id,
-                "bbox": [float(number) for number in box_from_mask(mask)],
-                "area": int(np.count_nonzero(mask)),
-                "score": _number(self.iou_predictions[index]),
-                "iscrowd": 0,
-                "segmentation": {"size": size, "counts": counts},
-            }
-            if self.concepts is not None and self.concepts[index]:
-                annotation["category_name"] = self.concepts[index][0][0]
-            if self.captions is not None:
-                annotation["caption"] = self.captions[index]
-            annotations.append(annotation)
+            annotations.append(
+                {
+                    "id": index + 1,
+                    "image_id": image_id,
+                    "bbox": [float(number) for number in box_from_mask(mask)],
+                    "area": int(np.count_nonzero(mask)),
+                    "score": _number(self.iou_predictions[index]),
+                    "iscrowd": 0,
+                    "segmentation": {"size": size, "counts": counts},
+                }
+                | self._coco_words(index, category_ids)
+            )
         return annotations
+
+    def _coco_words(self, index: int, category_ids: Mapping[str, int] | None) -> dict[str, Any]:
+        words: dict[str, Any] = {"category_id": 1}
+        if self.concepts is not None and self.concepts[index]:
+            name = words["category_name"] = self.concepts[index][0][0]
+            if category_ids is not None:
+                if name not in category_ids:
+                    raise InputError(f"region {index} is {name!r}, which has no category id")
+                words["category_id"] = category_ids[name]
+        if self.captions is not None:
+            words["caption"] = self.captions[index]
+        return words
 
     def visualize(self, image: ImageSource) -> Image.Image:
         """Draw masks, prompts and labels on the picture that was predicted on, mode RGB.

@@ -212,9 +212,7 @@ def test_a_decompression_bomb_is_refused(
 
 
 @pytest.mark.parametrize(("side", "found"), [(10_000, "100000000 pixels"), (20_000, "far more")])
-def test_a_picture_that_pillow_warns_of_is_one_line(
-    tmp_path: Path, side: int, found: str
-) -> None:
+def test_a_picture_that_pillow_warns_of_is_one_line(tmp_path: Path, side: int, found: str) -> None:
     path = write_png(tmp_path / "large.png", side, side, 8, b"")
     code = (
         "import sys, tap_deploy.errors, tap_deploy.image\n"

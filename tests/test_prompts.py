@@ -196,6 +196,31 @@ def test_points_outside_the_picture_are_refused(x: float, y: float) -> None:
     assert "clip" in message
 
 
+@pytest.mark.parametrize(
+    ("x", "shown"),
+    [(100.00001, "100.00001"), (-0.1, "-0.1"), (-1e-9, "-1e-09"), (1e30, "1e+30"), (101, "101")],
+)
+def test_a_point_just_outside_does_not_read_as_inside(x: float, shown: str) -> None:
+    message = problem_of(Prompts.from_points([[[x, 5, 1]]]))
+    assert f"({shown}, 5) lies outside the picture; expected x in 0..100 " in message
+
+
+def test_a_label_that_is_nearly_whole_does_not_read_as_whole() -> None:
+    with pytest.raises(InputError, match=r"has label 1\.0000000001; expected one of"):
+        Prompts.from_points([[[5, 6, 1 + 1e-10]]])
+
+
+@pytest.mark.parametrize("build", [Prompts.from_points, Prompts.from_boxes, Prompts.from_sketches])
+def test_huge_integers_and_deep_lists_are_refused(build: Any) -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    for values in ([[[10**400, 1, 1]]], [[10**400, 1, 1, 1]], [[[10**400, 1]]], deep):
+        with pytest.raises(InputError, match="expected") as caught:
+            build(values)
+        assert "\n" not in str(caught.value)
+
+
 def test_the_border_belongs_to_the_picture_and_padding_may_stand_anywhere() -> None:
     Prompts.from_points([[[0, 0, 1], [WIDTH, HEIGHT, 0]]]).check(WIDTH, HEIGHT)
     Prompts.from_points([[[5, 6, 1], [-9, 999, 4]]]).check(WIDTH, HEIGHT)
@@ -289,6 +314,11 @@ def test_sketch_files(tmp_path: Path, content: str, expected: list[Any]) -> None
         "1,2,3",
         "hello",
         "1,2\nx,y",
+        "[" * 100_000,
+        "[" * 100_000 + "]" * 100_000,
+        '{"a":' * 100_000,
+        "[[1, " + "9" * 400 + "]]",
+        "[[1, " + "9" * 5000 + "]]",
     ],
 )
 def test_nonsense_sketch_files_are_refused(tmp_path: Path, content: str) -> None:
@@ -304,3 +334,7 @@ def test_unreadable_sketch_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(InputError, match="not text"):
         load_sketch(tmp_path / "binary")
+    with pytest.raises(InputError, match="directory"):
+        load_sketch(tmp_path)
+    with pytest.raises(InputError, match="null byte"):
+        load_sketch("a\0b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,29 @@ def test_coco_annotations_restore_the_masks() -> None:
     assert first["score"] == 0.9
     assert first["category_name"] == "Bär"
     assert first["caption"] == "a brown bear"
+
+
+def test_coco_categories() -> None:
+    regions = made_up()
+    names = [row[0][0] for row in regions.concepts or []]
+    assert [a["category_id"] for a in regions.to_coco()] == [1, 1]
+    ids = {name: 10 + i for i, name in enumerate(names)}
+    assert [a["category_id"] for a in regions.to_coco(category_ids=ids)] == list(ids.values())
+    with pytest.raises(InputError, match=r"has no category id"):
+        regions.to_coco(category_ids={"something": 1})
+
+
+def test_coco_data_set_loads(tmp_path: Path) -> None:
+    """The reader that everybody uses takes a file made of the annotations."""
+    coco = pytest.importorskip("pycocotools.coco")
+    file = tmp_path / "data.json"
+    data = {
+        "images": [{"id": 1, "height": HEIGHT, "width": WIDTH, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "region"}],
+        "annotations": made_up().to_coco(image_id=1),
+    }
+    file.write_text(json.dumps(data), "utf-8")
+    assert len(coco.COCO(str(file)).getAnnIds(imgIds=[1], catIds=[1])) == 2
 
 
 def test_coco_leaves_out_what_was_not_computed() -> None:

@@ -25,7 +25,11 @@ FILE = click.Path(path_type=pathlib.Path)
 
 @click.command("export")
 @click.option("--model", type=click.Choice(list(VARIANTS)), help="A published variant.")
-@click.option("--config", type=FILE, help="JSON file with the fields of TapConfig.")
+@click.option(
+    "--config",
+    type=FILE,
+    help='JSON file with the fields of TapConfig, or with them under "config".',
+)
 @click.option("--checkpoint", type=FILE, help="Weights: official .pkl, .pth or .safetensors.")
 @click.option(
     "--synthetic-weights",
@@ -96,7 +100,9 @@ def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, 
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
-    return path.stem, TapConfig.from_dict(values)
+    # Also where a bundle's manifest keeps it.
+    inner = values.get("config", values) if isinstance(values, dict) else values
+    return path.stem, TapConfig.from_dict(inner)
 
 
 def _load(

@@ -27,7 +27,9 @@ def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
 
         def begin(stage: str) -> None:
             nonlocal begun
+            bar.current_item = stage  # update() shows no item for the first, unfinished step
             bar.update(1 if begun else 0, stage)
+            bar.render_progress()
             begun = True
 
         yield begin

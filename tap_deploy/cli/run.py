@@ -41,7 +41,11 @@ FILE = click.Path(path_type=pathlib.Path)
 )
 @click.option("--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1", help="A region by its box.")
 @click.option(
-    "--sketch", "sketches", multiple=True, type=FILE, help="A region by a stroke: x,y points."
+    "--sketch",
+    "sketches",
+    multiple=True,
+    type=FILE,
+    help="A region by a stroke: a JSON list [[x, y], …], or a line x,y per point.",
 )
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Names per region."
@@ -98,6 +102,7 @@ def run_command(
         stage_bar("run", 5) as stage,
         _predictor(bundle, backend, precision, threads, stage) as predictor,
     ):
+        _note_what_is_missing(predictor, vocabulary, captions)
         regions = predictor.predict(
             picture,
             prompts=prompts,
@@ -158,6 +163,18 @@ def _warn_if_synthetic(path: str) -> None:
     if Bundle.open(path, check_hashes=False).manifest.checkpoint.synthetic:
         click.echo(
             "note: this bundle holds synthetic weights; masks, names and captions mean nothing",
+            err=True,
+        )
+
+
+def _note_what_is_missing(
+    predictor: TapPredictor, vocabulary: Vocabulary | None, captions: bool
+) -> None:
+    if vocabulary is None and predictor.vocabulary is None:
+        click.echo("note: no names: the bundle has no concepts; pass --concepts FILE", err=True)
+    if captions and predictor.tokenizer is None:
+        click.echo(
+            "note: no captions, only token ids: the bundle was exported without --tokenizer",
             err=True,
         )
 
