@@ -44,7 +44,7 @@ _SMALL_UP_TO = (72 / 256, 82 / 256)
 _LARGE_FROM = (112 / 256, 102 / 256)
 _NEAR_UP_TO = (4 / 256, 16 / 256)
 _PLACE_MARGIN = 7 / 256  # on both sides of a border between thirds
-_DIRECTION_RATIO = 1.6  # the longer way between two centres is at least so much longer
+_DIRECTION_RATIO = 1.8  # the longer way between two centres is at least so much longer
 _DIRECTION_DISTANCE = 30 / 256
 
 

@@ -9,7 +9,7 @@ from tap_deploy.training.captions import Box, CaptionParts, parts_from_boxes
 from tap_deploy.training.sprites import Sprite
 
 _NOBODY = -1
-_MIN_VISIBLE_SHARE = 0.5  # of the whole object: less could not be named
+_MIN_VISIBLE_SHARE = 0.55  # of the whole object: less could not be named
 _MIN_VISIBLE_PIXELS = 300  # on a picture of 256 x 256
 
 

@@ -45,12 +45,9 @@ def is_colored(glyph: Glyph) -> bool:
 
     An object that may be painted has one if it has in any of its paints.
     """
-    image = Image.fromarray(glyph.pixels)
+    levels, solid = _levels(Image.fromarray(glyph.pixels)), glyph.pixels[..., 3] >= _SOLID
     turns = np.arange(_HUES_TO_LOOK_AT) / _HUES_TO_LOOK_AT if glyph.any_color else np.zeros(1)
-    largest = []
-    for turn in turns:
-        pixels = np.asarray(_recolored(image, turn, 1.0, 1.0))
-        largest.append(color_shares(pixels[pixels[..., 3] >= _SOLID][:, :3]).max())
+    largest = [color_shares(_painted(levels, turn, 1.0, 1.0)[solid]).max() for turn in turns]
     return float(max(largest)) >= _COLORED_SHARE
 
 
@@ -89,15 +86,16 @@ def draw_sprite(
     scale = long_side / max(image.size)  # now that it is turned, so that the size is exact
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     image = image.resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    levels, alpha = _levels(image), np.asarray(image.getchannel("A"))
+    mask = alpha >= _SOLID
     for _ in range(_TRIES):
         turn = rng.uniform(0, 1) if glyph.any_color else rng.uniform(-_HUE_JITTER, _HUE_JITTER)
-        pixels = np.asarray(_recolored(image, turn, rng.uniform(0.85, 1.1), rng.uniform(0.85, 1.1)))
-        mask = pixels[..., 3] >= _SOLID
-        if not colored or color_word(pixels[mask][:, :3]):
+        pixels = _painted(levels, turn, rng.uniform(0.85, 1.1), rng.uniform(0.85, 1.1))
+        if not colored or color_word(pixels[mask]):
             return Sprite(
                 name=glyph.name,
                 name_index=glyph.name_index,
-                pixels=pixels,
+                pixels=np.dstack([pixels, alpha]),
                 mask=mask,
                 colored=colored,
             )
@@ -110,17 +108,19 @@ def _cut(image: Image.Image) -> Image.Image:
     return image.crop(solid.getbbox())
 
 
-def _recolored(
-    image: Image.Image, hue_turns: float, saturation: float, brightness: float
-) -> Image.Image:
-    """Return the RGBA image with its hue turned, and saturation and brightness times a factor."""
-    levels = np.array(image.convert("RGB").convert("HSV"))
-    levels[..., 0] += np.uint8(round(hue_turns * 256) % 256)  # and starts again after 255
-    for channel, factor in ((1, saturation), (2, brightness)):
-        levels[..., channel] = np.minimum(_LEVELS * factor, 255).astype(np.uint8)[
-            levels[..., channel]
-        ]
-    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(levels, 2, 0)]
-    recolored = Image.merge("HSV", bands).convert("RGB")
-    recolored.putalpha(image.getchannel("A"))
-    return recolored
+def _levels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return hue, saturation and value of an RGBA image, uint8 [h, w, 3]."""
+    return np.asarray(image.convert("RGB").convert("HSV"))
+
+
+def _painted(
+    levels: npt.NDArray[np.uint8], hue_turns: float, saturation: float, brightness: float
+) -> npt.NDArray[np.uint8]:
+    """Return RGB, uint8 [h, w, 3], with the hue turned and the rest times a factor each."""
+    hue = levels[..., 0] + np.uint8(round(hue_turns * 256) % 256)  # and starts again after 255
+    scaled = [
+        np.minimum(_LEVELS * factor, 255).astype(np.uint8)[levels[..., channel]]
+        for channel, factor in ((1, saturation), (2, brightness))
+    ]
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in (hue, *scaled)]
+    return np.asarray(Image.merge("HSV", bands).convert("RGB"))
