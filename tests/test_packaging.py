@@ -68,9 +68,9 @@ def test_nothing_generic_lands_in_site_packages(wheel):
     assert top_level == {"tap_deploy", f"tap_deploy-{tap_deploy.__version__}.dist-info"}
 
 
-def test_types_and_licences_are_in_the_wheel(wheel):
+def test_types_data_and_licences_are_in_the_wheel(wheel):
     names = wheel.namelist()
-    assert "tap_deploy/py.typed" in names
+    assert {"tap_deploy/py.typed", "tap_deploy/training/concept_space.npz"} <= set(names)
     assert metadata_file(wheel, "licenses/LICENSE") == (PROJECT / "LICENSE").read_text("utf-8")
     assert "BAAI" in metadata_file(wheel, "licenses/NOTICE")
 
@@ -92,6 +92,7 @@ def test_the_metadata(wheel):
         "rtx",
         "cuda",
         "coco",
+        "train",
         "test",
     }
 
@@ -144,9 +145,8 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
     parser.read(PROJECT / "setup.cfg", encoding="utf-8")
     extras = parser["options.extras_require"]
     tested = [parser["options"]["install_requires"]]
-    tested += [
-        extras[name] for name in ("onnxruntime", "export", "quantize", "coco", "rtx", "test")
-    ]
+    names = ("onnxruntime", "export", "quantize", "coco", "rtx", "train", "test")
+    tested += [extras[name] for name in names]
     pins = pinned()
     for line in "\n".join(tested).split():
         requirement = requirements.Requirement(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -108,8 +110,13 @@ class TextDecoder(nn.Module):
         shape = (c.text_depth, 2, num_prompts, c.text_heads, c.text_seq_len, TEXT_HEAD_DIM)
         return self.encoder.weight.new_zeros(shape)
 
-    def decode(self, x: torch.Tensor, cache: torch.Tensor, past: int) -> torch.Tensor:
-        """Run S new embeddings [P, S, D] through the blocks; returns logits [P, S, V]."""
+    def decode(
+        self, x: torch.Tensor, cache: torch.Tensor | Sequence[torch.Tensor], past: int
+    ) -> torch.Tensor:
+        """Run S new embeddings [P, S, D] through the blocks; returns logits [P, S, V].
+
+        The cache is that of ``new_cache``, or its layers one by one.
+        """
         cos, sin = (t.to(x) for t in rotary_table(past + x.shape[1]))
         for layer, block in enumerate(self.transformer.blocks):
             x = block(x, cos[past:], sin[past:], cache[layer], past)
@@ -128,7 +135,9 @@ class TextDecoder(nn.Module):
         """
         prefix = self.encoder(semantic_tokens).unsqueeze(1)
         x = torch.cat([prefix, self.transformer.tok_embeddings(input_ids)], dim=1)
-        return self.decode(x, self.new_cache(len(x)), past=0)[:, 1:]
+        # Each layer in memory of its own: gradients need what a layer wrote left alone.
+        cache = [layer.clone() for layer in self.new_cache(len(x))]
+        return self.decode(x, cache, past=0)[:, 1:]
 
     def generate(
         self,

@@ -1,0 +1,129 @@
+"""``python -m tap_deploy.training``: train the demo model, in one go or in pieces."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+
+from tap_deploy.errors import InputError, TapError
+from tap_deploy.training.caption_tokenizer import train_tokenizer
+from tap_deploy.training.concept_space import concept_vocabulary
+from tap_deploy.training.config import DTYPES, TrainingConfig
+from tap_deploy.training.run import RunOptions, train
+from tap_deploy.training.run_folder import RunFolder
+from tap_deploy.training.scenes import SceneGenerator
+
+_CHANGEABLE = ("steps", "seed", "dtype", "learning_rate", "pictures_per_step")
+
+
+@click.command("training", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-o", "--output", type=click.Path(path_type=pathlib.Path), required=True, help="Run folder."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--minutes", type=click.FloatRange(min=0), help="Stop after so long, to be resumed.")
+@click.option("--steps", type=int, help="Length of a new run.")
+@click.option("--seed", type=int, help="Of weights, scenes and prompts of a new run.")
+@click.option("--learning-rate", type=float, help="The highest of a new run.")
+@click.option("--pictures-per-step", type=int, help="Scenes in a batch of a new run.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of the products in a new run.")
+@click.option("--device", help="Default: cuda if there is a GPU, else cpu.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Scene makers."
+)
+@click.option("--report-every", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--held-out-regions", type=click.IntRange(min=1), default=100, show_default=True)
+def train_command(
+    output: pathlib.Path,
+    resume: bool,
+    minutes: float | None,
+    device: str | None,
+    threads: int | None,
+    workers: int,
+    report_every: int,
+    held_out_regions: int,
+    **changes: Any,
+) -> None:
+    """Train a small TAP on made scenes. One line of progress is printed per report.
+
+    A run can be stopped with Ctrl-C, and goes on with --resume.
+    """
+    folder = RunFolder(path=output)
+    begin_or_check(folder, resume, {name: changes[name] for name in _CHANGEABLE})
+    if threads is not None:
+        torch.set_num_threads(threads)
+    options = RunOptions(
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        workers=workers,
+        report_every=report_every,
+        held_out_regions=held_out_regions,
+        minutes=minutes,
+    )
+    size = folder.read_config().model.image_size
+    train(
+        folder,
+        SceneGenerator("train", size),
+        SceneGenerator("validation", size),
+        options,
+        say=click.echo,
+        should_stop=stop_on_signals(),
+    )
+
+
+def begin_or_check(folder: RunFolder, resume: bool, changes: dict[str, Any]) -> None:
+    """Begin a run with some numbers changed, or make sure that there is one to go on with.
+
+    Raises:
+        InputError: numbers were changed for a run that goes on, or see ``RunFolder``.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not resume:
+        config = TrainingConfig(**given)
+        tokenizer = train_tokenizer(vocab_size=config.model.vocab_size)
+        folder.begin(config, concept_vocabulary(), tokenizer)
+    elif given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{options} cannot change in a run that goes on; leave it out")
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """Return a function that tells whether the user or the system has asked the run to stop.
+
+    The first SIGINT or SIGTERM is only taken note of, so that the run ends between two steps; a
+    second one ends it at once.
+    """
+    asked = threading.Event()
+
+    def take_note(number: int, frame: types.FrameType | None) -> None:
+        asked.set()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, take_note)
+    return asked.is_set
+
+
+def main() -> None:
+    """Run the command; errors end as one line and exit code 2."""
+    try:
+        train_command(standalone_mode=False)
+    except TapError as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()

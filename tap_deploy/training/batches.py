@@ -1,0 +1,139 @@
+"""Batches: scenes as tensors, each a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tap_deploy.image import model_image
+from tap_deploy.prompts import Prompts
+from tap_deploy.training.caption_tokenizer import CaptionEncoder
+from tap_deploy.training.config import TrainingConfig
+from tap_deploy.training.dense_head import coverage, dense_classes
+from tap_deploy.training.prompt_sampling import first_prompts
+from tap_deploy.training.scene_source import SceneSource
+
+if TYPE_CHECKING:
+    from tap_deploy.training.scenes import Scene, SceneObject
+
+_SCENES_A_SEED = 10**9  # runs with different seeds share no scene before they have drawn so many
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """B pictures with R regions each, P = B * R; region p lies on picture p // R.
+
+    images: uint8 BGR ``[B, H, W, 3]``, the model frame.
+    point_coords: float32 ``[P, 2, 2]`` XY, pixels of the model frame: the first prompts.
+    point_labels: int64 ``[P, 2]``, see ``PointLabel``.
+    targets: float32 ``[P, S, S]``, the part of each low-resolution pixel that the object covers.
+    concepts: int64 ``[P]``, which of the names it has.
+    caption_ids: int64 ``[P, L]``, BOS, the caption, EOS and padding.
+    cell_classes: int64 ``[B, grid, grid]``, see ``dense_classes``.
+    """
+
+    images: torch.Tensor
+    point_coords: torch.Tensor
+    point_labels: torch.Tensor
+    targets: torch.Tensor
+    concepts: torch.Tensor
+    caption_ids: torch.Tensor
+    cell_classes: torch.Tensor
+
+    @property
+    def regions_per_picture(self) -> int:
+        """Return R."""
+        return len(self.concepts) // len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+class BatchMaker(Dataset[Batch]):
+    """The batch of every step; the index is the step, counted from 0."""
+
+    def __init__(
+        self, config: TrainingConfig, scenes: SceneSource, captions: CaptionEncoder
+    ) -> None:
+        self.config, self.scenes, self.captions = config, scenes, captions
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        """Make the batch of a step."""
+        count = self.config.pictures_per_step
+        first_seed = self.config.seed * _SCENES_A_SEED + step * count
+        rng = np.random.default_rng([self.config.seed, step])
+        scenes = [self.scenes.scene(first_seed + i) for i in range(count)]
+        regions = [self._regions(scene, rng) for scene in scenes]
+        flat = [region for picture in regions for region in picture]
+        prompts = first_prompts(
+            [region.mask for region in flat],
+            [region.box for region in flat],
+            self.config.box_noise,
+            rng,
+        )
+        return self._batch(scenes, flat, prompts)
+
+    def _regions(self, scene: Scene, rng: np.random.Generator) -> list[SceneObject]:
+        """Pick R objects; all of them once before any comes again with another prompt."""
+        order = rng.permutation(len(scene.objects))
+        return [scene.objects[i] for i in np.resize(order, self.config.regions_per_picture)]
+
+    def _batch(
+        self, scenes: Sequence[Scene], regions: Sequence[SceneObject], prompts: Prompts
+    ) -> Batch:
+        size = self.config.model.low_res_mask_size
+        image_size = self.config.model.image_size
+        targets = np.stack([coverage(region.mask, size) for region in regions])
+        images = np.concatenate([model_image(scene.image, image_size)[0] for scene in scenes])
+        return Batch(
+            images=torch.from_numpy(images),
+            point_coords=torch.from_numpy(prompts.coords),
+            point_labels=torch.from_numpy(prompts.labels.astype(np.int64)),
+            targets=torch.from_numpy(targets),
+            concepts=torch.tensor([region.name_index for region in regions]),
+            caption_ids=self._caption_ids(regions),
+            cell_classes=torch.from_numpy(np.stack([self._cells(scene) for scene in scenes])),
+        )
+
+    def _caption_ids(self, regions: Sequence[SceneObject]) -> torch.Tensor:
+        """Encode the captions, in rows as long as the longest needs: there is no time to waste."""
+        ids = self.captions.encode([region.caption for region in regions])
+        longest = int((ids != self.captions.pad_id).sum(axis=1).max())
+        return torch.from_numpy(ids[:, :longest])
+
+    def _cells(self, scene: Scene) -> npt.NDArray[np.int64]:
+        return dense_classes(
+            [item.mask for item in scene.objects],
+            [item.name_index for item in scene.objects],
+            self.config.model.grid_size,
+            background=len(self.scenes.names),
+        )
+
+
+def batches_from(maker: BatchMaker, first_step: int, workers: int) -> Iterator[Batch]:
+    """Yield the batches from a step to the end of the run, in order.
+
+    Args:
+        maker: makes them.
+        first_step: counted from 0.
+        workers: processes that work ahead; 0 makes each batch when it is asked for.
+    """
+    loader = DataLoader(
+        maker,
+        batch_size=None,
+        sampler=range(first_step, len(maker)),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    yield from loader

@@ -1,0 +1,148 @@
+"""TrainingConfig: every number that a training run depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import InputError
+from tap_deploy.training.caption_tokenizer import DEFAULT_VOCAB_SIZE
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+# 256 pixels of 16: a grid of 16 x 16 in four windows, so that windowing is exercised.
+DEMO_MODEL = TapConfig(
+    image_size=256,
+    patch_size=16,
+    window_size=8,
+    encoder_depth=8,
+    encoder_dim=192,
+    encoder_heads=6,
+    image_embed_dim=128,
+    sem_embed_dim=128,
+    text_depth=3,
+    text_dim=256,
+    text_seq_len=40,
+    vocab_size=DEFAULT_VOCAB_SIZE,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What is trained, on how much, and how.
+
+    Attributes:
+        model: sizes of the model.
+        seed: of weights, scenes and prompts; together with a step it decides on a batch.
+        steps: length of the run, in steps; the learning rate has fallen to 0 at its end.
+        pictures_per_step: B, scenes in a batch.
+        regions_per_picture: R, prompts on each; B * R = P regions in a batch.
+        learning_rate: of AdamW, at its highest.
+        warmup_steps: steps in which the learning rate rises from 0.
+        weight_decay: of AdamW, on every parameter. Biases too: without it, a QK product can
+            outgrow float16 (TAP v1.0 did).
+        max_gradient_norm: gradients are clipped to this length.
+        average_decay: of the moving average of the weights, which is what is kept in the end.
+        iou_weight: of the squared error of the IoU predictions.
+        concept_weight: of the KL divergence in the concept space.
+        caption_weight: of the cross-entropy of the captions.
+        dense_weight: of the auxiliary classification of grid cells, at first.
+        dense_fade_from: part of the run, 0..1, after which that weight falls.
+        dense_fade_to: part of the run, 0..1, from which on it is 0.
+        box_noise: the edges of a box prompt move by up to this part of its sides.
+        max_extra_points: most points that the second stage adds to a prompt.
+        sketch_share: part of the prompts, 0..1, whose extra points are drawn from the object
+            rather than from the error, as those of a sketch are.
+        dtype: of the products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    model: TapConfig = DEMO_MODEL
+    seed: int = 0
+    steps: int = 20_000
+    pictures_per_step: int = 8
+    regions_per_picture: int = 6
+    learning_rate: float = 1e-3
+    warmup_steps: int = 500
+    weight_decay: float = 0.05
+    max_gradient_norm: float = 1.0
+    average_decay: float = 0.999
+    iou_weight: float = 1.0
+    concept_weight: float = 1.0
+    caption_weight: float = 1.0
+    dense_weight: float = 1.0
+    dense_fade_from: float = 0.4
+    dense_fade_to: float = 0.7
+    box_noise: float = 0.1
+    max_extra_points: int = 8
+    sketch_share: float = 0.5
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "pictures_per_step", "regions_per_picture", "max_extra_points"):
+            self._require_range(name, 1, math.inf)
+        for name in ("seed", "warmup_steps", "weight_decay"):
+            self._require_range(name, 0, math.inf)
+        for name in ("iou_weight", "concept_weight", "caption_weight", "dense_weight"):
+            self._require_range(name, 0, math.inf)
+        for name in ("learning_rate", "max_gradient_norm"):
+            self._require_range(name, 1e-12, math.inf)
+        self._require_range("average_decay", 0, 1 - 1e-9)
+        self._require_range("box_noise", 0, 0.4)  # beyond it, edges could change places
+        for name in ("dense_fade_from", "dense_fade_to", "sketch_share"):
+            self._require_range(name, 0, 1)
+        if self.dense_fade_from > self.dense_fade_to:
+            raise InputError(
+                f"dense_fade_from is {self.dense_fade_from}; expected at most dense_fade_to "
+                f"({self.dense_fade_to})"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+
+    def _require_range(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high or math.isinf(value):
+            upper = "" if math.isinf(high) else f" and at most {high:g}"
+            raise InputError(f"{name} is {value}; expected at least {low:g}{upper}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0: linear up, then half a cosine."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+    def dense_weight_at(self, step: int) -> float:
+        """Return the weight of the auxiliary classification in a step, counted from 0."""
+        part = step / self.steps
+        if part < self.dense_fade_from:
+            return self.dense_weight
+        if part >= self.dense_fade_to:
+            return 0.0
+        left = (self.dense_fade_to - part) / (self.dense_fade_to - self.dense_fade_from)
+        return self.dense_weight * left
+
+    def average_decay_at(self, step: int) -> float:
+        """Return the decay of the moving average in a step: lower at first, to forget noise."""
+        return min(self.average_decay, (1 + step) / (10 + step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TrainingConfig:
+        """Build a config from what ``to_dict`` gave.
+
+        Raises:
+            InputError: not an object, a field is unknown or missing, or out of its range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise InputError(f"training config holds {found}; expected exactly {sorted(names)}")
+        return cls(**values | {"model": TapConfig.from_dict(values["model"])})

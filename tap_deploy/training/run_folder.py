@@ -1,0 +1,110 @@
+"""The folder of a training run: its config, tokenizer, concepts, state, progress and result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file
+from tap_deploy.reference.checkpoint import save_checkpoint
+from tap_deploy.reference.model import TapModel
+from tap_deploy.training.config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Where the files of a run are.
+
+    ``model.safetensors`` is the averaged model, float32, and ``model.json`` its sizes; with
+    ``tokenizer.model`` and ``concepts.npz`` they are what ``tap-export export`` takes.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Return the file of the ``TrainingConfig``."""
+        return self.path / "training.json"
+
+    @property
+    def state(self) -> Path:
+        """Return the file to resume from."""
+        return self.path / "state.pt"
+
+    @property
+    def progress(self) -> Path:
+        """Return the file of JSON lines, see ``Progress``."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Return the SentencePiece model."""
+        return self.path / "tokenizer.model"
+
+    @property
+    def concepts(self) -> Path:
+        """Return the vocabulary."""
+        return self.path / "concepts.npz"
+
+    @property
+    def model(self) -> Path:
+        """Return the weights of the averaged model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def model_config(self) -> Path:
+        """Return the file of its ``TapConfig``."""
+        return self.path / "model.json"
+
+    def begin(self, config: TrainingConfig, vocabulary: Vocabulary, tokenizer: bytes) -> None:
+        """Make the folder with all that a run begins with.
+
+        Args:
+            config: of the run.
+            vocabulary: of the names of the scenes, in their order.
+            tokenizer: a SentencePiece model.
+
+        Raises:
+            InputError: a run was begun here before, or the folder cannot be made.
+        """
+        if self.config.exists():
+            raise InputError(
+                f"{self.path} holds a training run already; pass --resume to continue it, or "
+                "choose another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InputError(f"cannot make folder {self.path}: {exc.strerror}") from exc
+        with atomic_file(self.tokenizer) as partial:
+            partial.write_bytes(tokenizer)
+        vocabulary.save(self.concepts)
+        _write_json(self.model_config, config.model.to_dict())
+        _write_json(self.config, config.to_dict())  # last: from now on the run has begun
+
+    def read_config(self) -> TrainingConfig:
+        """Return the config that the run was begun with.
+
+        Raises:
+            InputError: no run was begun here.
+        """
+        try:
+            values = json.loads(self.config.read_text("utf-8"))
+        except (OSError, ValueError) as exc:
+            raise InputError(
+                f"{self.path} holds no training run to resume ({exc}); begin one without --resume"
+            ) from exc
+        return TrainingConfig.from_dict(values)
+
+    def write_model(self, model: TapModel) -> None:
+        """Write the weights of a model."""
+        save_checkpoint(model, self.model)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -1,0 +1,91 @@
+"""``python -m tap_deploy.training``: begin, stop, go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from click.testing import CliRunner
+from training_standin import TINY, StandInScenes, vocabulary
+
+from tap_deploy.errors import InputError
+from tap_deploy.training import __main__ as cli
+from tap_deploy.training.caption_tokenizer import train_tokenizer
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the command on a tiny model and stand-in scenes; returns what it prints."""
+    texts = [item.caption for seed in range(100) for item in StandInScenes().scene(seed).objects]
+    monkeypatch.setattr(cli, "SceneGenerator", lambda split, size: StandInScenes(split == "train"))
+    monkeypatch.setattr(cli, "concept_vocabulary", vocabulary)
+    monkeypatch.setattr(cli, "train_tokenizer", lambda vocab_size: train_tokenizer(texts, 60))
+    fields = {"model": TINY.model, "pictures_per_step": 2, "regions_per_picture": 2}
+    begin = cli.TrainingConfig
+    monkeypatch.setattr(cli, "TrainingConfig", lambda **given: begin(**fields | given))
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+
+    def invoke(*args):
+        args = ["--output", str(tmp_path / "run"), "--workers", "0", "--threads", "1", *args]
+        result = CliRunner().invoke(cli.train_command, args, standalone_mode=False)
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    yield invoke
+    torch.set_num_threads(threads)
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
+def test_a_run_is_begun_stopped_and_finished(run, tmp_path):
+    first = run("--steps", "3", "--minutes", "0", "--held-out-regions", "2")
+    assert first.startswith("1/3 | total ")
+    config = json.loads((tmp_path / "run/training.json").read_text())
+    assert config["steps"] == 3 and config["pictures_per_step"] == 2
+    second = run("--resume", "--report-every", "1", "--held-out-regions", "2")
+    assert [line.split()[0] for line in second.splitlines()] == ["2/3", "3/3"]
+    assert run("--resume") == ""  # nothing is left to do
+    expected = {
+        "concepts.npz",
+        "model.json",
+        "model.safetensors",
+        "progress.jsonl",
+        "state.pt",
+        "tokenizer.model",
+        "training.json",
+    }
+    assert {path.name for path in (tmp_path / "run").iterdir()} == expected
+
+
+def test_a_run_cannot_change_halfway(run):
+    with pytest.raises(InputError, match="no training run to resume"):
+        run("--resume")
+    run("--steps", "1", "--held-out-regions", "2")
+    with pytest.raises(InputError, match="--steps, --learning-rate cannot change"):
+        run("--resume", "--steps", "5", "--learning-rate", "1")
+    with pytest.raises(InputError, match="pass --resume to continue it"):
+        run("--steps", "1")
+
+
+def test_a_signal_asks_the_run_to_stop_and_a_second_one_is_for_the_system(run):
+    asked = cli.stop_on_signals()
+    assert not asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked()
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_errors_end_as_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["training", "--output", str(tmp_path), "--resume"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1

@@ -1,0 +1,206 @@
+"""Terms of the objective, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.errors import InputError
+from tap_deploy.training.config import TrainingConfig
+from tap_deploy.training.dense_head import DenseHead, coverage, dense_classes
+from tap_deploy.training.losses import (
+    ConceptSpace,
+    answering_tokens,
+    caption_loss,
+    iou_loss,
+    mask_ious,
+    mask_losses,
+)
+
+
+def logit(probability):
+    return math.log(probability / (1 - probability))
+
+
+def test_token_0_answers_boxes_and_the_others_points():
+    labels = torch.tensor([[2, 3, 1], [1, 4, 4], [0, 1, 4]])
+    expected = [[True, False, False, False], *[[False, True, True, True]] * 2]
+    assert answering_tokens(labels, 4).tolist() == expected
+
+
+def test_mask_loss_of_two_pixels_by_hand():
+    """p = 0.8 on the object, 0.4 beside it."""
+    logits = torch.tensor([[[[logit(0.8), logit(0.4)]]]])
+    focal = (0.2**2 * -math.log(0.8) + 0.4**2 * -math.log(0.6)) / 2
+    dice = 1 - (2 * 0.8 + 1) / (0.8 + 0.4 + 1 + 1)
+    loss = mask_losses(logits, torch.tensor([[[1.0, 0.0]]]))
+    assert loss.shape == (1, 1)
+    assert loss.item() == pytest.approx(20 * focal + dice, rel=1e-5)
+
+
+def test_mask_loss_tells_the_masks_of_a_region_apart():
+    target = torch.zeros(2, 4, 4)
+    target[:, :2] = 1
+    good, bad = target * 20 - 10, 10 - target * 20
+    losses = mask_losses(torch.stack([bad, good, bad], dim=1), target)
+    assert losses.argmin(dim=1).tolist() == [1, 1]
+    assert (losses[:, 1] < 0.01).all() and (losses[:, 0] > 100).all()
+
+
+def test_a_pixel_covered_in_part_is_best_answered_by_that_part():
+    """Else the edge, where the logits cross 0, would not lie where the object ends."""
+    target = torch.full((1, 1, 1), 0.25)
+    probability = torch.tensor([0.05, 0.15, 0.25, 0.35, 0.5])
+    logits = probability.logit().reshape(1, 5, 1, 1)
+    focal = mask_losses(logits, target) - mask_losses_dice(probability, 0.25)
+    assert focal.argmin().item() == 2
+    assert focal[0, 2].item() == pytest.approx(0, abs=1e-6)
+
+
+def mask_losses_dice(p, y):
+    return 1 - (2 * p * y + 1) / (p + y + 1)
+
+
+def test_mask_iou_by_hand():
+    targets = torch.tensor([[[1.0, 0.6], [0.4, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    logits = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]], [[[-1.0, -1.0], [-1.0, -1.0]]]])
+    assert mask_ious(logits, targets).tolist() == [[pytest.approx(1 / 3)], [1.0]]
+
+
+def test_iou_loss_counts_only_tokens_that_may_answer():
+    predictions = torch.tensor([[0.5, 9.0], [9.0, 0.2]])
+    answering = torch.tensor([[True, False], [False, True]])
+    loss = iou_loss(predictions, torch.tensor([[0.7, 0.0], [0.0, 0.5]]), answering)
+    assert loss.item() == pytest.approx((0.2**2 + 0.3**2) / 2)
+
+
+@pytest.fixture
+def space():
+    """Two concepts at 60 degrees, logit scale 2."""
+    units = np.array([[1.0, 0.5], [0.0, math.sqrt(0.75)]])
+    return ConceptSpace(Vocabulary(weights=(2 * units).astype(np.float32), names=("a", "b")))
+
+
+def test_concept_targets_follow_from_how_alike_the_concepts_are(space):
+    likely = math.exp(2) / (math.exp(2) + math.exp(1))
+    np.testing.assert_allclose(
+        space.targets, [[likely, 1 - likely], [1 - likely, likely]], rtol=1e-6
+    )
+
+
+def test_concept_loss_by_hand(space):
+    """An embedding at a right angle to a: cosines 0 and sqrt(0.75)."""
+    found = math.exp(2 * math.sqrt(0.75)) / (1 + math.exp(2 * math.sqrt(0.75)))
+    a = math.exp(2) / (math.exp(2) + math.exp(1))
+    expected = a * math.log(a / (1 - found)) + (1 - a) * math.log((1 - a) / found)
+    embedding = torch.tensor([[0.0, 3.0]])  # its length does not matter
+    assert space.loss(embedding, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_concept_loss_is_zero_for_the_vector_of_the_concept(space):
+    assert space.loss(space.weights.T * 7, torch.tensor([0, 1])).item() < 1e-6
+
+
+def test_concept_probabilities_are_those_of_the_runtime(space):
+    embeddings = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    vocabulary = Vocabulary(weights=space.weights.numpy(), names=("a", "b"))
+    ours = space.log_probabilities(torch.from_numpy(embeddings)).exp()
+    np.testing.assert_allclose(ours, vocabulary.scores(embeddings), rtol=1e-5)
+
+
+def test_caption_loss_is_blind_to_padding():
+    """BOS 1, token 3, EOS 2, padding 4: only two tokens count."""
+    ids = torch.tensor([[1, 3, 2, 4]])
+    logits = torch.zeros(1, 3, 5)
+    logits[0, 0, 3] = math.log(4)  # probability 4 / 8
+    logits[0, 2] = torch.tensor([9.0, -9.0, 3.0, 0.0, 1.0])
+    expected = (-math.log(4 / 8) - math.log(1 / 5)) / 2
+    assert caption_loss(logits, ids, pad_id=4).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_text_decoder_can_be_trained(micro_config):
+    """Gradients of all layers reach the semantic token, and agree with finite differences."""
+    from tap_deploy.reference.text_decoder import TextDecoder
+
+    torch.manual_seed(0)
+    decoder = TextDecoder(micro_config).double()
+    token = torch.randn(1, micro_config.image_embed_dim, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[1, 7, 9]])
+    direction = torch.randn_like(token)
+
+    def loss(x):
+        return caption_loss(decoder(x, ids[:, :-1]), ids, micro_config.pad_id)
+
+    (gradient,) = torch.autograd.grad(loss(token), token)
+    with torch.no_grad():
+        step = 1e-6 * direction
+        slope = (loss(token + step) - loss(token - step)) / 2e-6
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5)
+    assert abs(slope.item()) > 1e-4
+
+
+def test_cells_take_the_class_that_covers_most_of_them():
+    left, corner = np.zeros((2, 8, 8), bool)
+    left[:, :3] = True  # half of the second column of cells
+    corner[0:2, 4:8] = True
+    found = dense_classes([left, corner], [5, 6], grid=4, background=9)
+    assert found.tolist() == [[5, 5, 6, 6], *[[5, 5, 9, 9]] * 3]
+    assert dense_classes([], [], grid=2, background=9).tolist() == [[9, 9], [9, 9]]
+
+
+def test_coverage_by_hand():
+    mask = np.zeros((4, 4), bool)
+    mask[0, :3] = True
+    assert coverage(mask, 2).tolist() == [[0.5, 0.25], [0, 0]]
+
+
+def test_dense_loss_falls_to_zero_for_sure_cells():
+    head = DenseHead(3, 2)
+    with torch.no_grad():
+        head.classify.weight.copy_(30 * torch.eye(3).reshape(3, 3, 1, 1))
+        head.classify.bias.zero_()
+    cells = torch.tensor([[[0, 1], [2, 2]]])
+    features = torch.nn.functional.one_hot(cells, 3).permute(0, 3, 1, 2).float()
+    assert head.loss(features, cells).item() == pytest.approx(0, abs=1e-6)
+    assert head.loss(0 * features, cells).item() == pytest.approx(math.log(3))
+
+
+def test_the_schedules():
+    config = TrainingConfig(
+        steps=100, warmup_steps=10, learning_rate=1.0, dense_fade_from=0.2, dense_fade_to=0.6
+    )
+    rates = [config.learning_rate_at(step) for step in (0, 9, 10, 55, 100)]
+    assert rates == pytest.approx([0.1, 1, 1, 0.5, 0], abs=1e-9)
+    weights = [config.dense_weight_at(step) for step in (0, 19, 40, 59, 60, 99)]
+    assert weights == pytest.approx([1, 1, 0.5, 0.025, 0, 0])
+    assert config.average_decay_at(0) == pytest.approx(0.1)
+    assert config.average_decay_at(10**6) == config.average_decay
+
+
+def test_a_config_survives_json():
+    import json
+
+    config = TrainingConfig(steps=7, learning_rate=3e-4)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"average_decay": 1.0}, "average_decay is 1.0; expected at least 0 and at most"),
+        ({"dense_fade_from": 0.9}, "dense_fade_from is 0.9; expected at most dense_fade_to"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected one of auto, float32, bfloat16"),
+    ],
+)
+def test_numbers_out_of_range_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainingConfig(**values)
+    with pytest.raises(InputError, match="expected exactly"):
+        TrainingConfig.from_dict({"steps": 1})
