@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.cli.export import config_from_file
+from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import (
     backend_option,
     bundle_argument,
@@ -110,13 +112,11 @@ def reference_subject(
         CheckpointError: the weights do not fit.
         MissingDependencyError: torch is not installed.
     """
-    from tap_deploy.cli.export import _named_config, _require_export_extra
-
-    _require_export_extra()
+    require_export_extra()
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.training.reference_subject import ReferenceSubject
 
-    sizes = bundle.config if config is None else _named_config(None, config)[1]
+    sizes = bundle.config if config is None else config_from_file(config)
     vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
     if vocabulary is None or tokenizer is None:
         raise BundleError(

@@ -96,13 +96,22 @@ def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, 
     if model is not None:
         return model, TapConfig.from_name(model)
     path = pathlib.Path(str(config))
+    return path.stem, config_from_file(path)
+
+
+def config_from_file(path: pathlib.Path) -> TapConfig:
+    """Read a config from a JSON file: its fields, or an object that has them under "config".
+
+    Raises:
+        InputError: the file cannot be read, or the fields are not those of a config.
+    """
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
     # Also where a bundle's manifest keeps it.
     inner = values.get("config", values) if isinstance(values, dict) else values
-    return path.stem, TapConfig.from_dict(inner)
+    return TapConfig.from_dict(inner)
 
 
 def _load(

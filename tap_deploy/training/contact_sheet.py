@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.files import atomic_file
-from tap_deploy.overlay_colors import PALETTE, Color
 from tap_deploy.training.backgrounds import SPLITS
 from tap_deploy.training.scenes import Scene, SceneGenerator, SceneObject
+from tap_deploy.visualize.colors import PALETTE, Color
 
 _COLUMNS = 5
 _PICTURE = 320  # pixels of a scene on the sheet, along either side
