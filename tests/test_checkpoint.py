@@ -27,6 +27,7 @@ from tap_deploy.errors import (
     UnsafeCheckpointError,
 )
 from tap_deploy.reference import checkpoint as checkpoint_module
+from tap_deploy.reference import synthetic as synthetic_module
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from tap_deploy.reference.image_encoder import relative_index
 from tap_deploy.reference.state import meta_model
@@ -348,6 +349,68 @@ def test_a_wrong_relative_position_index_is_reported(tmp_path, config, weights):
     assert f"entry {INDEX} is not the index" in save_and_fail(tmp_path, weights, config)
 
 
+@pytest.mark.parametrize("name", ["pixel_mean", "pixel_rsig"])
+@pytest.mark.parametrize("factor", [1.0015, 0.9985, 1 / 255, -1.0])
+def test_other_pixels_than_the_contract_promises_are_reported(
+    tmp_path, config, weights, name, factor
+):
+    expected = [round(value, 6) for value in weights[name].tolist()]
+    weights[name] = weights[name].copy()
+    weights[name][1] *= factor
+    message = save_and_fail(tmp_path, weights, config)
+    found = [round(value, 6) for value in weights[name].tolist()]
+    assert f"entry {name} is {found}; expected {expected}" in message
+
+
+def test_pixels_in_the_order_rgb_are_reported(tmp_path, config, weights):
+    weights["pixel_mean"] = weights["pixel_mean"][::-1].copy()
+    assert "entry pixel_mean is [123.675" in save_and_fail(tmp_path, weights, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_rounded_pixels_are_fine(tmp_path, config, weights, dtype):
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    for name in ("pixel_mean", "pixel_rsig"):
+        state[name] = state[name].to(dtype)
+    save_checkpoint(state, tmp_path / "micro.pth")
+    load_checkpoint(tmp_path / "micro.pth", config)
+
+
+ABSURD = [
+    ({"encoder_depth": 4 * 10**9}, "field encoder_depth is 4000000000; expected at most 1024"),
+    ({"text_depth": 10**6}, "field text_depth"),
+    ({"prompt_decoder_depth": 10**6}, "field prompt_decoder_depth"),
+    ({"num_mask_tokens": 10**6}, "field num_mask_tokens"),
+    ({"encoder_dim": 12 * 2**40}, "field encoder_dim"),
+    ({"vocab_size": 2**80}, "field vocab_size"),
+    ({"image_size": 16 * 10**9, "window_size": 10**9}, "field image_size"),
+    ({"image_size": 2**20, "patch_size": 1, "window_size": 2**20}, "more than torch can count"),
+    ({"image_size": 2**18, "window_size": 2**12}, r"model of \d+ numbers; expected at most"),
+    ({"text_dim": 2**17}, r"model of \d+ numbers"),
+    ({"encoder_dim": 12 * 2**14, "encoder_depth": 1024}, r"model of \d+ numbers"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "message"), ABSURD)
+def test_absurd_sizes_are_reported_and_not_allocated(tmp_path, weights, sizes, message):
+    config = TapConfig(**sizes)
+    with pytest.raises(InputError, match=message) as error:
+        synthetic_model(config)
+    message_of(error)
+    save_checkpoint({WEIGHT: weights[WEIGHT]}, tmp_path / "a.pkl")
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(tmp_path / "a.pkl", config)
+
+
+def test_synthetic_weights_beyond_the_memory_are_reported(config, monkeypatch):
+    def no_memory(*args: object) -> None:
+        raise MemoryError("Unable to allocate 8 TiB")
+
+    monkeypatch.setattr(synthetic_module, "synthetic_array", no_memory)
+    with pytest.raises(InputError, match="do not fit into memory"):
+        synthetic_model(config)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
 def test_weights_of_an_unfit_dtype_are_reported(tmp_path, config, weights, dtype):
     weights[WEIGHT] = weights[WEIGHT].astype(dtype)
@@ -516,7 +579,7 @@ def test_an_unknown_suffix_is_reported(tmp_path, weights, name):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_folder_is_reported(tmp_path, weights, suffix):
-    with pytest.raises(CheckpointError, match="cannot write"):
+    with pytest.raises(InputError, match=r"cannot write .*nowhere.*choose a folder"):
         save_checkpoint(weights, tmp_path / "nowhere" / f"micro{suffix}")
 
 
@@ -530,7 +593,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path, weights, suff
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(checkpoint_module.WRITERS, suffix, full_disk)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(InputError, match="No space left"):
         save_checkpoint(weights, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
 
 SPEC = GraphSpec(
@@ -94,6 +95,41 @@ def test_truncated_file(micro_bundle, tmp_path):
 def test_a_file_of_another_graph_is_refused(micro_bundle):
     with pytest.raises(SessionError, match="graph adder: inputs of the file are"):
         create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), SPEC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda outputs: outputs[:-1],
+        lambda outputs: (*outputs, TensorSpec("extra", "float32", ("P",))),
+        lambda outputs: (dataclasses.replace(outputs[0], name="other"), *outputs[1:]),
+        lambda outputs: (dataclasses.replace(outputs[0], dtype="float16"), *outputs[1:]),
+        lambda outputs: (dataclasses.replace(outputs[0], shape=("P", 4)), *outputs[1:]),
+    ],
+    ids=["missing", "additional", "renamed", "dtype", "rank"],
+)
+def test_a_file_with_other_outputs_is_refused(micro_bundle, change):
+    """Its inputs are those of the spec, so only the outputs can give it away."""
+    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    wrong = dataclasses.replace(spec, outputs=change(spec.outputs))
+    with pytest.raises(SessionError, match=r"graph prompt_decoder: outputs of the file are"):
+        create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), wrong)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (None, 0)])
+def test_threads_reach_onnxruntime(micro_bundle, threads, expected):
+    path = micro_bundle.graph_path(PROMPT_DECODER, "fp32")
+    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    with create_session("onnxruntime", path, spec, threads=threads) as session:
+        options = session._session.get_session_options()
+        assert options.intra_op_num_threads == expected  # 0: onnxruntime chooses
+
+
+def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle):
+    sessions = sessions_from_bundle(micro_bundle, "onnxruntime", "fp32", threads=1)
+    for session in sessions.values():
+        assert session._session.get_session_options().intra_op_num_threads == 1
+        session.close()
 
 
 def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):

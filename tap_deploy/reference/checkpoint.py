@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -15,6 +14,7 @@ import torch
 
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import CheckpointError, InputError
+from tap_deploy.files import atomic_file
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import dtype_name, model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
@@ -87,7 +87,9 @@ def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkp
 
     Raises:
         CheckpointError: as ``read_checkpoint``, or the entries do not fit ``config``: some are
-            missing, unexpected, misshapen, of an unfit dtype, or not finite.
+            missing, unexpected, misshapen, of an unfit dtype, or not finite, or
+            ``pixel_mean`` or ``pixel_rsig`` is not that of ``Preprocessing``.
+        InputError: the sizes of ``config`` are beyond every machine.
     """
     checkpoint = read_checkpoint(path)
     model = model_from_state_dict(checkpoint.state_dict, config, source=printable(path))
@@ -104,8 +106,8 @@ def save_checkpoint(
     torch's; ``.safetensors`` is the best to pass on. The file appears when it is complete.
 
     Raises:
-        InputError: another suffix.
-        CheckpointError: the file cannot be written, or a dtype has no place in the format.
+        InputError: another suffix, or the file cannot be written.
+        CheckpointError: the library of the format failed; a dtype may have no place in it.
         MissingDependencyError: ``.safetensors``, and safetensors is not installed.
     """
     path = Path(path)
@@ -117,18 +119,13 @@ def save_checkpoint(
     values = model_or_state_dict
     payload = values.state_dict() if isinstance(values, torch.nn.Module) else values
     state = _state_from_payload(dict(payload), printable(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        WRITERS[path.suffix](state, temporary)
-        temporary.chmod(mode)  # safetensors makes files that nobody else can read
-        temporary.replace(path)
-    except (OSError, TypeError, RuntimeError) as exc:
+        with atomic_file(path) as partial:
+            mode = partial.stat().st_mode
+            WRITERS[path.suffix](state, partial)
+            partial.chmod(mode)  # safetensors makes files that nobody else can read
+    except (TypeError, RuntimeError) as exc:
         raise CheckpointError(f"cannot write {printable(path)}: {printable(exc)}") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _state_from_payload(payload: Any, source: str) -> dict[str, torch.Tensor]:

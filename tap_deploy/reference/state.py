@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from tap_deploy.config import VARIANTS, TapConfig
-from tap_deploy.errors import CheckpointError
+from tap_deploy.config import VARIANTS, Preprocessing, TapConfig
+from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.reference.image_encoder import relative_index
 from tap_deploy.reference.model import TapModel
 from tap_deploy.unpickle import printable
@@ -15,6 +17,13 @@ StateDict = dict[str, torch.Tensor]
 INDEX_SUFFIX = "rel_pos_embed.index"
 COUNTER_SUFFIX = "num_batches_tracked"
 MAX_LISTED = 5  # entries that a message names
+# The largest published model has 32 layers and 0.8 billion numbers. Beyond these limits torch
+# fails in ways of its own, or the system ends the process.
+MAX_LAYERS = 1024
+MAX_SIDE = 2**20  # of anything that is not a number of layers
+MAX_NUMBERS = 2**31
+LAYER_FIELDS = ("encoder_depth", "prompt_decoder_depth", "text_depth", "num_mask_tokens")
+PIXEL_TOLERANCE = 1e-3  # relative; rounding to float16 takes half of it
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -25,9 +34,31 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def meta_model(config: TapConfig) -> TapModel:
-    """Return a model that has names and shapes, but no memory behind them."""
-    with torch.device("meta"):
-        return TapModel(config)
+    """Return a model that has names and shapes, but no memory behind them.
+
+    Raises:
+        InputError: the sizes are beyond every machine.
+    """
+    for field in dataclasses.fields(config):
+        limit = MAX_LAYERS if field.name in LAYER_FIELDS else MAX_SIDE
+        if (value := getattr(config, field.name)) > limit:
+            raise InputError(f"config field {field.name} is {value}; expected at most {limit}")
+    try:
+        with torch.device("meta"):
+            model = TapModel(config)
+    except RuntimeError as exc:  # a tensor of 2**63 bytes or more
+        raise InputError(_too_large("more than torch can count")) from exc
+    numbers = sum(entry.numel() for entry in model.state_dict().values())
+    if numbers > MAX_NUMBERS:
+        raise InputError(_too_large(str(numbers)))
+    return model
+
+
+def _too_large(numbers: str) -> str:
+    return (
+        f"config describes a model of {numbers} numbers; expected at most {MAX_NUMBERS}: "
+        "check its sizes"
+    )
 
 
 def model_from_state_dict(state: StateDict, config: TapConfig, *, source: str) -> TapModel:
@@ -47,7 +78,8 @@ def model_from_state_dict(state: StateDict, config: TapConfig, *, source: str) -
 
     Raises:
         CheckpointError: entries are missing, unexpected or misshapen, hold NaN or infinity,
-            or have a dtype that fits no weight.
+            have a dtype that fits no weight, or normalise pixels unlike ``Preprocessing``.
+        InputError: the sizes are beyond every machine.
     """
     model = meta_model(config)
     expected = model.state_dict()
@@ -55,7 +87,9 @@ def model_from_state_dict(state: StateDict, config: TapConfig, *, source: str) -
         state.setdefault(name, value)
     _check_names_and_shapes(state, expected, config, source)
     _check_indices(state, config, source)
+    stored = {name: entry.dtype for name, entry in state.items()}
     ready = {name: _ready(name, state.pop(name), expected[name], source) for name in expected}
+    _check_pixels(ready, stored, source)
     model.load_state_dict(ready, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -128,3 +162,22 @@ def _ready(name: str, value: torch.Tensor, expected: torch.Tensor, source: str) 
             "download the file again, or train with a lower learning rate"
         )
     return value
+
+
+def _check_pixels(state: StateDict, stored: dict[str, torch.dtype], source: str) -> None:
+    """Every manifest promises the mean and deviation of ``Preprocessing``; hold weights to it."""
+    contract = Preprocessing()
+    expected = {
+        "pixel_mean": torch.tensor(contract.mean),
+        "pixel_rsig": 1.0 / torch.tensor(contract.std),
+    }
+    for name, values in expected.items():
+        tolerance = max(PIXEL_TOLERANCE, torch.finfo(stored[name]).eps / 2)  # bfloat16 is coarse
+        if not torch.allclose(state[name], values, rtol=tolerance, atol=0):
+            found, wanted = (
+                [round(value, 6) for value in tensor.tolist()] for tensor in (state[name], values)
+            )
+            raise CheckpointError(
+                f"{source}: entry {name} is {found}; expected {wanted}, in the order BGR: "
+                "the weights were made for other pixels"
+            )

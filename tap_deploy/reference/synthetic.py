@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tap_deploy.config import Preprocessing, TapConfig
+from tap_deploy.errors import InputError
 from tap_deploy.reference.image_encoder import relative_index
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import dtype_name, meta_model
@@ -66,15 +67,28 @@ def _scaled(name: str, draw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def synthetic_state_dict(config: TapConfig, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Return stand-in weights by name, in the dtypes of the model (float32 and int64)."""
-    return {
-        name: synthetic_array(name, tuple(entry.shape), dtype_name(entry), seed)
-        for name, entry in meta_model(config).state_dict().items()
-    }
+    """Return stand-in weights by name, in the dtypes of the model (float32 and int64).
+
+    Raises:
+        InputError: the sizes are beyond every machine, or the memory of this one.
+    """
+    try:
+        return {
+            name: synthetic_array(name, tuple(entry.shape), dtype_name(entry), seed)
+            for name, entry in meta_model(config).state_dict().items()
+        }
+    except MemoryError as exc:
+        raise InputError(
+            "synthetic weights of this config do not fit into memory; choose smaller sizes"
+        ) from exc
 
 
 def synthetic_model(config: TapConfig, seed: int = 0) -> TapModel:
-    """Return a model with stand-in weights, in evaluation mode, without gradients."""
+    """Return a model with stand-in weights, in evaluation mode, without gradients.
+
+    Raises:
+        InputError: as ``synthetic_state_dict``.
+    """
     model = meta_model(config)
     state = {k: torch.from_numpy(v) for k, v in synthetic_state_dict(config, seed).items()}
     model.load_state_dict(state, strict=True, assign=True)
