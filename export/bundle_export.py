@@ -37,6 +37,7 @@ from tap_deploy.manifest import (
     GraphRecord,
     Manifest,
 )
+from tap_deploy.precisions import FP32
 from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions import create_session
 from tap_deploy.tokenizer import Tokenizer
@@ -50,7 +51,6 @@ WRAPPERS = {
 # What `on_stage` is called for: three graphs, the samples, the check, the move.
 NUM_STAGES = len(WRAPPERS) + 2 + len(SAMPLE_SIZES)
 
-PRECISION = "fp32"
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -110,7 +110,7 @@ def export_bundle(
             preprocessing=Preprocessing().to_dict(),
             checkpoint=checkpoint,
             tools=tool_versions(),
-            graphs={PRECISION: records},
+            graphs={FP32: records},
             files=file_records(folder),
             verification=report.to_dict(),
         )
@@ -125,10 +125,8 @@ def export_graphs(
     records = {}
     for name, spec in graphs.graph_specs(model.config).items():
         say(f"export {name}")
-        path = folder / ONNX_FOLDER / PRECISION / f"{name}.onnx"
-        exported = export_graph(WRAPPERS[name](model), spec, path)
-        file = path.relative_to(folder).as_posix()
-        records[name] = dataclasses.replace(exported.record, file=file)
+        file = f"{ONNX_FOLDER}/{FP32}/{name}.onnx"
+        records[name] = export_graph(WRAPPERS[name](model), spec, folder, file)
         gc.collect()  # the traced program holds copies of the weights in reference cycles
     return records
 
@@ -153,7 +151,7 @@ def _verify(
         model.config,
         samples,
         backend="onnxruntime",
-        precision=PRECISION,
+        precision=FP32,
         tolerance=FP32_TOLERANCE,
         on_check=on_check,
     )

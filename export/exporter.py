@@ -2,77 +2,42 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
 import logging
-import os
 import pathlib
 import warnings
 from collections.abc import Iterator
 
-import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import ShapeInferencePass
 from torch import nn
 
 from tap_deploy.export.cleanup import clean_up
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.manifest import GraphRecord
+from tap_deploy.onnx_files import save_graph
 
 OPSET = 20  # the newest that TensorRT 10.3 takes; Gelu is one op from here on
 IR_VERSION = 10
-# A protobuf ends at 2 GiB; weights beyond this go to a file of their own.
-EXTERNAL_DATA_BYTES = 1_800_000_000
 
 # Any sizes but 0 and 1, which the tracer would take for constants; all different.
 EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "T": 7}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportedGraph:
-    """A written ONNX file and its record for the manifest."""
-
-    path: pathlib.Path
-    record: GraphRecord
-
-
-def export_graph(module: nn.Module, spec: GraphSpec, path: pathlib.Path) -> ExportedGraph:
-    """Export a module as an ONNX file.
+def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
+    """Export a module as an ONNX file, and return its record.
 
     Args:
         module: takes and gives the tensors of ``spec``, in order.
         spec: names, dtypes and axes.
-        path: the file to write; weights over 1.8 GB go to ``<path>.data`` beside it.
+        root: folder that ``file`` is relative to.
+        file: the file to write; see ``save_graph``.
 
     The file is checked by ``onnx.checker`` and by shape inference before this returns.
     """
     model = onnx_from_module(module, spec)
     clean_up(model, spec)
-    ShapeInferencePass(check_type=True, strict_mode=True)(model)
-    weights_bytes = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = weights_bytes > EXTERNAL_DATA_BYTES
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, path, external_data=f"{path.name}.data" if external else None)
-    onnx.checker.check_model(os.fspath(path))
-    inputs, outputs = GraphRecord.describe(spec)
-    record = GraphRecord(
-        file=path.name,
-        inputs=inputs,
-        outputs=outputs,
-        opset=model.opset_imports[""],
-        ir_version=model.ir_version,
-        num_nodes=len(model.graph),
-        op_types=dict(sorted(collections.Counter(n.op_type for n in model.graph).items())),
-        weights_bytes=weights_bytes,
-        external_data=external,
-    )
-    return ExportedGraph(path=path, record=record)
+    return save_graph(model, spec, root, file)
 
 
 def onnx_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:

@@ -11,9 +11,9 @@ from tap_deploy.errors import BundleError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GraphSpec, graph_specs
 from tap_deploy.manifest import MANIFEST_NAME, FileRecord, Manifest
+from tap_deploy.precisions import FP32, VARIANT_DTYPES
 from tap_deploy.tokenizer import Tokenizer
 
-PRECISIONS = ("fp32", "fp16", "int8")
 TOKENIZER_FILE = "tokenizer.model"
 CONCEPTS_FILE = "concepts.npz"
 GOLDEN_FILE = "golden/samples.npz"
@@ -53,24 +53,24 @@ class Bundle:
         """Sizes of the model."""
         return self.manifest.config
 
-    def graph_specs(self) -> dict[str, GraphSpec]:
-        """What the graphs of this bundle take and give, by graph name."""
-        return graph_specs(self.config)
+    def graph_specs(self, variant: str = FP32) -> dict[str, GraphSpec]:
+        """What the graphs of a variant take and give, by graph name; see ``precisions``."""
+        return graph_specs(self.config, VARIANT_DTYPES[variant])
 
-    def graph_path(self, name: str, precision: str) -> pathlib.Path:
-        """Return the ONNX file of a graph.
+    def graph_path(self, name: str, variant: str) -> pathlib.Path:
+        """Return the ONNX file of a graph, in one of the variants of ``precisions``.
 
         Raises:
-            BundleError: the bundle does not hold this graph in this precision.
+            BundleError: the bundle does not hold this graph in this variant.
         """
-        records = self.manifest.graphs.get(precision)
+        records = self.manifest.graphs.get(variant)
         if records is None:
             raise BundleError(
-                f"bundle {self.path} has no precision {precision!r}; "
+                f"bundle {self.path} has no precision {variant!r}; "
                 f"it has {', '.join(self.manifest.graphs)}"
             )
         if name not in records:
-            raise BundleError(f"bundle {self.path} lists no {precision} {name}; export it again")
+            raise BundleError(f"bundle {self.path} lists no {variant} {name}; export it again")
         record = records[name]
         needed = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
         for file in needed:  # what is not listed was not checked

@@ -63,9 +63,10 @@ class CheckpointRecord:
 class Manifest:
     """The content of ``manifest.json``.
 
-    ``graphs`` maps precision to graph name to record; ``files`` maps a path relative to the
-    bundle (``/`` between its parts) to size and digest; ``verification`` is the report of the
-    check against the reference that the export made.
+    ``graphs`` maps variant (see ``tap_deploy.precisions``) to graph name to record; ``files``
+    maps a path relative to the bundle (``/`` between its parts) to size and digest;
+    ``verification`` is the report of the check against the reference that the export made;
+    ``precisions`` maps variant to what is known of how it was made and how good it is.
     """
 
     schema_version: int
@@ -77,6 +78,7 @@ class Manifest:
     graphs: dict[str, dict[str, GraphRecord]]
     files: dict[str, FileRecord]
     verification: dict[str, Any]
+    precisions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""

@@ -314,13 +314,14 @@ def test_concepts_and_tokenizer_must_fit_the_model(micro_model, tmp_path, assets
 def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     micro_model, micro_config, tmp_path, monkeypatch
 ):
+    from tap_deploy import onnx_files
     from tap_deploy.export import exporter
 
-    monkeypatch.setattr(exporter, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_BYTES", 1000)
     spec = graphs.graph_specs(micro_config)[graphs.TEXT_DECODER]
     wrapper = bundle_export.WRAPPERS[graphs.TEXT_DECODER](micro_model)
-    exported = exporter.export_graph(wrapper, spec, tmp_path / "text_decoder.onnx")
-    assert exported.record.external_data
+    record = exporter.export_graph(wrapper, spec, tmp_path, "text_decoder.onnx")
+    assert record.external_data
     assert (tmp_path / "text_decoder.onnx.data").stat().st_size > 1_000_000
     assert (tmp_path / "text_decoder.onnx").stat().st_size < 200_000
-    create_session("onnxruntime", exported.path, spec)
+    create_session("onnxruntime", tmp_path / record.file, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tap_deploy.bundle import PRECISIONS
+from tap_deploy.precisions import PRECISIONS
 from tap_deploy.sessions import BACKENDS
 
 bundle_argument = click.argument("bundle", type=click.Path())

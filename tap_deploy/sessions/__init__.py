@@ -7,6 +7,7 @@ import os
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.precisions import variant_for
 from tap_deploy.sessions.contract import Session
 
 BACKENDS = ("onnxruntime",)
@@ -50,7 +51,8 @@ def sessions_from_bundle(
     Raises:
         BundleError: the bundle does not hold this precision.
     """
+    variant = variant_for(precision, on_cpu=True)
     return {
-        name: create_session(backend, bundle.graph_path(name, precision), spec, threads=threads)
-        for name, spec in bundle.graph_specs().items()
+        name: create_session(backend, bundle.graph_path(name, variant), spec, threads=threads)
+        for name, spec in bundle.graph_specs(variant).items()
     }

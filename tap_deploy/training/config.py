@@ -63,11 +63,11 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 20_000
-    pictures_per_step: int = 8
-    regions_per_picture: int = 6
+    steps: int = 8_000
+    pictures_per_step: int = 16
+    regions_per_picture: int = 3
     learning_rate: float = 1e-3
-    warmup_steps: int = 500
+    warmup_steps: int = 300
     weight_decay: float = 0.05
     max_gradient_norm: float = 1.0
     average_decay: float = 0.999
