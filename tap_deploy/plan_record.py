@@ -34,6 +34,7 @@ class PlanRecord:
         size_bytes: of the plan.
         profiles: input -> {"min", "opt", "max"} -> shape: the optimization profile.
         flags: every setting of the builder that shapes the plan, JSON types.
+        options: those of ``tap-export build`` that were not the defaults, to build it again.
         build_seconds: wall time of parsing and building.
         layer_precisions: data type -> number of layers whose output has it, from the engine
             inspector; None where no GPU could deserialise the plan.
@@ -54,6 +55,7 @@ class PlanRecord:
     size_bytes: int
     profiles: dict[str, dict[str, Any]]
     flags: dict[str, Any]
+    options: tuple[str, ...]
     build_seconds: float
     layer_precisions: dict[str, int] | None
 

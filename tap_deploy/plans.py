@@ -13,7 +13,7 @@ import hashlib
 import json
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bundle import Bundle
@@ -73,7 +73,7 @@ def load_plan(
             f"bundle {bundle.path} has no {backend} engine of {graph} in {variant}; {remedy}"
         )
     record = PlanRecord.read(path.with_suffix(".json"))
-    remedy = f"build it with: {build_command(bundle, backend, variant, record.flags)} --force"
+    remedy = f"build it with: {build_command(bundle, backend, variant, record.options)} --force"
     problem = _mismatch(record, backend, backend_version, compute_capability, variant, graph)
     problem = problem or _other_graph(bundle, record)
     if problem:
@@ -216,18 +216,10 @@ def selftest_passed(folder: pathlib.Path) -> bool | None:
     return isinstance(values, dict) and values.get("passed") is True
 
 
-def build_command(
-    bundle: Bundle, backend: str, variant: str, flags: Mapping[str, Any] | None = None
-) -> str:
-    """Return the command line that builds the plans of a variant, as they were built before.
-
-    ``flags`` are those of a record; its entry ``"options"`` holds the options of the command.
-    """
+def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:
+    """Return the command line that builds the plans of a variant, with further options."""
     words = ["tap-export", "build", str(bundle.path), "--backend", backend, "--precision", variant]
-    options = (flags or {}).get("options")
-    if isinstance(options, list):
-        words += [str(option) for option in options]
-    return shlex.join(words)
+    return shlex.join([*words, *options])
 
 
 def _mismatch(
