@@ -147,7 +147,7 @@ def test_notes_go_to_stderr(orin, bundle, tmp_path):
         (["--backend", "tensorrt_rtx", "--compute-capability", "x"], "'x' is none, like 86"),
         (["--opt-level", "6"], "6 is not in the range 0<=x<=5"),
         (["--hardware-compatible", "same-sm"], "has no hardware compatibility 'same-sm'"),
-        (["--precision", "fp16"], "has no precision 'fp16'; it has fp32"),
+        (["--precision", "fp16"], "has no precision 'fp16'"),
         (["--max-prompts", "0"], "max_prompts is 0; expected 1 or more"),
     ],
 )
