@@ -58,7 +58,7 @@ MEGABYTE, GIB = 1e6, 1 << 30
 @click.option(
     "--hardware-compatible",
     type=click.Choice(["ampere+", "same-sm"]),
-    help="For other GPUs, too; not for RTX, not on Jetson.",
+    help="For other GPUs, too; not for RTX.",
 )
 @click.option(
     "--compute-capability",
