@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.config import BOS_ID, EOS_ID
+from tap_deploy.config import BOS_ID, DEMO, EOS_ID, VARIANTS
 from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.training.captions import PLACES, RELATIONS, CaptionParts
 from tap_deploy.training.colors import COLOR_WORDS
 from tap_deploy.training.emoji_names import OBJECT_NAMES
 
-DEFAULT_VOCAB_SIZE = 576  # nearly every word is one piece
+DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
 _NO_COLOR = ("",)
 _SIZES = ("", "small", "large")
 # Never in a caption, so it becomes the last piece: its id is the one that pads rows of ids.
