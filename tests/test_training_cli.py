@@ -68,7 +68,7 @@ def test_a_run_cannot_change_halfway(run):
     with pytest.raises(InputError, match="no training run to resume"):
         run("--resume")
     run("--steps", "1", "--held-out-regions", "2")
-    with pytest.raises(InputError, match="^--learning-rate cannot change"):
+    with pytest.raises(InputError, match=r"^--learning-rate cannot change"):
         run("--resume", "--steps", "5", "--learning-rate", "1")
     with pytest.raises(InputError, match="pass --resume to continue it"):
         run("--steps", "1")

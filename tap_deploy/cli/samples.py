@@ -114,14 +114,13 @@ def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
 def describe(answers: list[SampleAnswer]) -> str:
     """Return a line for each answer, and a second one where another would have been right."""
     lines = []
+    width = 2 + max(len(name) for answer in answers for name in (answer.name, answer.right_name))
     for answer in answers:
-        lines.append(
-            f"{answer.picture:8}{answer.prompt:8}mask IoU {answer.mask_iou:.2f}  "
-            f"{answer.name:18}{answer.caption}"
-        )
+        head = f"{answer.picture:8}{answer.prompt:8}mask IoU {answer.mask_iou:.2f}  "
+        lines.append(f"{head}{answer.name:{width}}{answer.caption}")
         if (answer.name, answer.caption) != (answer.right_name, answer.right_caption):
-            right = f"{answer.right_name:18}{answer.right_caption}"
-            lines.append(f"{'':18}{'right:':>13}  {right}")
+            right = f"{answer.right_name:{width}}{answer.right_caption}"
+            lines.append(f"{'right:  ':>{len(head)}}{right}")
     names = sum(answer.name == answer.right_name for answer in answers)
     captions = sum(answer.caption == answer.right_caption for answer in answers)
     masks = sum(answer.mask_iou for answer in answers) / len(answers)
