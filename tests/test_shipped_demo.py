@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +143,11 @@ def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path):
     for sample in load_samples():
         with Image.open(tmp_path / "overlays" / sample.picture.name) as overlay:
             assert overlay.size == (1024, 1024)
+
+
+def test_the_first_picture_of_the_readme_is_the_overlay():
+    root = Path(__file__).resolve().parent.parent
+    first = re.search(r"!\[[^\]]*\]\(([^)]*)\)", (root / "README.md").read_text("utf-8"))
+    assert first is not None and first[1] == "docs/overlay.png"
+    with Image.open(root / first[1]) as picture:
+        assert picture.size == (1024, 1024)
