@@ -286,6 +286,15 @@ def test_force_does_not_delete_what_it_reads(bundle, assets, tmp_path):
     assert (tmp_path / "models" / "precious").exists()
 
 
+def test_an_overlay_can_be_enlarged(bundle, photo, tmp_path):
+    overlay = tmp_path / "large.png"
+    args = ["run", bundle, photo, "--point", "285,160", "--overlay", overlay]
+    assert invoke(*args, "--overlay-scale", "2").exit_code == 0
+    with Image.open(photo) as original, Image.open(overlay) as drawn:
+        assert drawn.size == (2 * original.width, 2 * original.height)
+    refused(invoke(*args, "--overlay-scale", "17"), "17 is not in the range")
+
+
 def test_overlay_is_a_png_beside_the_picture(bundle, photo, tmp_path):
     run = ["run", bundle, photo, *PROMPTS, "--force", "--overlay"]
     refused(invoke(*run, tmp_path / "overlay.jpg"), "choose a name that ends in .png")

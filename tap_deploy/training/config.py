@@ -6,27 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-from tap_deploy.config import TapConfig
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.training.caption_tokenizer import DEFAULT_VOCAB_SIZE
 
 DTYPES = ("auto", "float32", "bfloat16")
 
-# 256 pixels of 16: a grid of 16 x 16 in four windows, so that windowing is exercised.
-DEMO_MODEL = TapConfig(
-    image_size=256,
-    patch_size=16,
-    window_size=8,
-    encoder_depth=8,
-    encoder_dim=160,
-    encoder_heads=5,
-    image_embed_dim=128,
-    sem_embed_dim=128,
-    text_depth=2,
-    text_dim=192,
-    text_seq_len=40,
-    vocab_size=DEFAULT_VOCAB_SIZE,
-)
+DEMO_MODEL = VARIANTS[DEMO]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
