@@ -13,11 +13,24 @@ def require_export_extra() -> None:
     Raises:
         MissingDependencyError: one of them is not; the message has the command that brings it.
     """
-    for name in ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"):
+    _require(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export")
+
+
+def require_quantize_extra() -> None:
+    """Check that what reads and writes ONNX graphs is there; PyTorch is not needed.
+
+    Raises:
+        MissingDependencyError: one of them is not; the message has the command that brings it.
+    """
+    _require(("onnx", "onnx_ir", "onnxscript"), "quantize")
+
+
+def _require(modules: tuple[str, ...], extra: str) -> None:
+    for name in modules:
         try:
             importlib.import_module(name)
         except ImportError as exc:
             raise MissingDependencyError(
                 f"this needs {name}, which cannot be imported ({exc}); "
-                'install it with: pip install "tap-deploy[export]"'
+                f'install it with: pip install "tap-deploy[{extra}]"'
             ) from exc
