@@ -57,10 +57,9 @@ def peak_elements(graph: ir.Graph) -> int:
     for value in graph.inputs:
         allocate(value)
     for node in graph:
-        read = {value for value in node.inputs if value in buffers}
-        for value in node.inputs:
-            if value in buffers:
-                uses[buffers[value]] -= 1
+        read = [value for value in node.inputs if value is not None and value in buffers]
+        for value in read:
+            uses[buffers[value]] -= 1
         for output in node.outputs:
             shared = _shared_buffer(node, output, buffers, uses)
             if shared is None:
@@ -81,7 +80,7 @@ def _shared_buffer(
 ) -> int | None:
     """Return the buffer of an input that an output may take over, if any."""
     for value in node.inputs:
-        if value not in buffers:
+        if value is None or value not in buffers:
             continue
         is_free = uses[buffers[value]] == 0 and elements(value) == elements(output)
         if node.op_type in _VIEWS or (node.op_type in _IN_PLACE and is_free):

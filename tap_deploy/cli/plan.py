@@ -97,7 +97,8 @@ def describe(plan: DevicePlan) -> str:
         f"         ({device.source})",
         f"work     counted from the {plan.counted_from} graphs of the bundle",
         "",
-        f"{'stage':34}{'GFLOP':>9}{'MB moved':>10}{'roofline ms':>13}{'expected ms':>18}  limited by",
+        f"{'stage':34}{'GFLOP':>9}{'MB moved':>10}{'roofline ms':>13}{'expected ms':>18}"
+        "  limited by",
         *map(_stage_line, plan.stages),
         f"{'end to end':53}{plan.roofline_ms:13.2f}{_range(*low_high):>18}",
         "",
@@ -106,8 +107,8 @@ def describe(plan: DevicePlan) -> str:
         *_budget_lines("build", plan.build),
         *_budget_lines("run", plan.run),
         "",
-        "The roofline is the stated peaks of arithmetic and bandwidth. The range goes from the best",
-        "published implementations to usual ones:",
+        "The roofline is the stated peaks of arithmetic and bandwidth. The range goes from the",
+        "best published implementations to usual ones:",
         *(f"  {f.value:g} {f.unit}: {f.source}" for f in FACTORS.values()),
         "Measure it: python -m benchmarks.engines BUNDLE --backend tensorrt",
     ]
