@@ -298,7 +298,9 @@ class IOptimizationProfile(_Unconstructible):
 
     def __bool__(self) -> bool:
         return all(
-            lo <= mid <= hi for shapes in self._shapes.values() for lo, mid, hi in zip(*shapes)
+            lo <= mid <= hi
+            for shapes in self._shapes.values()
+            for lo, mid, hi in zip(*shapes, strict=True)
         )
 
 
@@ -485,7 +487,7 @@ class Builder(Strict):
 
 def _fits(shape: list[int], pattern: tuple[int, ...]) -> bool:
     return len(shape) == len(pattern) and all(
-        size >= 1 and wanted in (-1, size) for size, wanted in zip(shape, pattern)
+        size >= 1 and wanted in (-1, size) for size, wanted in zip(shape, pattern, strict=True)
     )
 
 
