@@ -32,7 +32,8 @@ class Captioner:
         """Write one caption per region.
 
         Args:
-            semantic_tokens: float32 ``[P, C]``, the token of the chosen mask.
+            semantic_tokens: float ``[P, C]``, the token of the chosen mask; cast to the dtype
+                of the graph.
             max_new_tokens: at most, and by default, ``config.max_new_tokens``.
             temperature: 0 takes the best token, above 0 draws from the softmax.
             rng: random state for the draws.
@@ -55,13 +56,18 @@ class Captioner:
         for position in range(1, count + 1):
             next_ids = state.decode_step(position, ids[rows, position - 1], temperature, rng)
             ids[rows, position] = next_ids
-            finished = (ids[rows] == EOS_ID).any(axis=1)
+            finished = finished_rows(ids[rows])
             if finished.all():
                 break
             if 2 * finished.sum() >= len(rows):
                 state = state.keep(~finished, position + 1)
                 rows = rows[~finished]
         return blank_after_eos(ids, self.config.pad_id)
+
+
+def finished_rows(ids: np.ndarray) -> np.ndarray:
+    """Which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
+    return (ids == EOS_ID).any(axis=1)
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:
@@ -75,9 +81,9 @@ class _DecodeState:
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
         self.session, self.config = session, config
-        self.semantic_tokens = np.ascontiguousarray(semantic_tokens)
+        dtype = session.spec.inputs[0].dtype
+        self.semantic_tokens = np.ascontiguousarray(semantic_tokens, dtype)
         rows = len(semantic_tokens)
-        dtype = self.semantic_tokens.dtype.name
         cache_shape = graphs.kv_cache_shape(config, rows)
         self.cache = session.allocate(cache_shape, dtype)
         self.next_ids = session.allocate((rows,), "int32")
