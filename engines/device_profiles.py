@@ -37,7 +37,7 @@ class DeviceProfile:
 
     @property
     def tf32_tflops(self) -> float:
-        """Peak of fp32 graphs: TensorRT runs their products in TF32, at half the fp16 rate."""
+        """Peak of fp32 graphs built with ``--tf32``; without it, there are no tensor cores."""
         return self.fp16_tflops / 2
 
     def peak_flops(self, precision: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from tap_deploy.config import TapConfig
 from tap_deploy.engines.device_profiles import GIBIBYTE, DeviceProfile
+from tap_deploy.engines.forecast import WEIGHT_COPIES
 from tap_deploy.engines.roofline import activation_bytes, weight_bytes
 from tap_deploy.engines.work import GraphWork
 from tap_deploy.graphs import graph_specs, kv_cache_shape
@@ -21,8 +22,6 @@ RUNTIME_BYTES = 3 * GIBIBYTE // 4  # CUDA context, TensorRT and its kernels, Pyt
 # are larger than their weights by 3 MB (encoder), 8 MB (prompt decoder) and 14 MB (text decoder).
 ENGINE_FACTOR = 1.02
 ENGINE_FIXED_BYTES = 8_000_000
-# While it times kernels, a builder keeps copies of the weights: 3 to 4 of them were seen.
-BUILD_WEIGHT_COPIES = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +66,7 @@ def build_budget(
     largest = max(weight_bytes(work, precision) for work in works.values())
     activations = max(activation_bytes(work.peak_elements, precision) for work in works.values())
     items = _fixed_items(device) | {
-        f"{BUILD_WEIGHT_COPIES} copies of the weights of the largest graph": BUILD_WEIGHT_COPIES
-        * largest,
+        f"{WEIGHT_COPIES} copies of the weights of the largest graph": WEIGHT_COPIES * largest,
         "workspace": workspace_bytes,
         "activations while kernels are timed": activations,
     }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
-from tap_deploy.sessions.contract import Session
+
+if TYPE_CHECKING:  # the package of sessions imports this module
+    from tap_deploy.sessions.contract import Session
 
 
 class Captioner:

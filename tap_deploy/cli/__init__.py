@@ -19,6 +19,7 @@ COMMANDS = {
     "build": ("tap_deploy.cli.build", "build_command"),
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
+    "selftest": ("tap_deploy.cli.selftest", "selftest_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
     "plan": ("tap_deploy.cli.plan", "plan_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),

@@ -10,7 +10,7 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import bundle_argument, json_option
-from tap_deploy.precisions import FP16, PRECISIONS
+from tap_deploy.precisions import FP16, FP32, PRECISIONS
 
 if TYPE_CHECKING:
     from tap_deploy.engines.dram import DramBudget
@@ -40,11 +40,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--max-prompts", type=POSITIVE, default=64, show_default=True, help="As for build.")
 @click.option("--max-points", type=POSITIVE, default=16, show_default=True, help="As for build.")
 @click.option(
-    "--workspace-gib",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Limit of the builder's workspace, in GiB.",
+    "--workspace", default="1GiB", show_default=True, metavar="SIZE", help="As for build."
 )
 @json_option
 def plan_command(
@@ -56,7 +52,7 @@ def plan_command(
     tokens: int | None,
     max_prompts: int,
     max_points: int,
-    workspace_gib: float,
+    workspace: str,
     as_json: bool,
 ) -> None:
     """Estimate time and memory of BUNDLE on a device, from its graphs and the device's peaks.
@@ -66,6 +62,7 @@ def plan_command(
     require_quantize_extra()
     from tap_deploy.engines.device_profiles import device_profile
     from tap_deploy.engines.plan import PlanOptions, plan_for_device
+    from tap_deploy.engines.target import bytes_from_text
 
     profile = device_profile(device)
     options = PlanOptions(
@@ -75,7 +72,7 @@ def plan_command(
         tokens=tokens,
         max_prompts=max_prompts,
         max_points=max_points,
-        workspace_bytes=int(workspace_gib * GIBIBYTE),
+        workspace_bytes=bytes_from_text(workspace),
     )
     plan = plan_for_device(Bundle.open(bundle), profile, options)
     click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else describe(plan))
@@ -85,7 +82,7 @@ def describe(plan: DevicePlan) -> str:
     """Return a plan for people to read."""
     from tap_deploy.engines.roofline import FACTORS
 
-    device, low_high = plan.device, plan.expected_ms
+    device, low_high, is_fp32 = plan.device, plan.expected_ms, plan.options.precision == FP32
     shared = "shared by CPU and GPU" if device.memory_is_shared else "on the card"
     lines = [
         f"ESTIMATE for {plan.model} in {plan.options.precision} on {device.title}; "
@@ -110,6 +107,10 @@ def describe(plan: DevicePlan) -> str:
         "The roofline is the stated peaks of arithmetic and bandwidth. The range goes from the",
         "best published implementations to usual ones:",
         *(f"  {f.value:g} {f.unit}: {f.source}" for f in FACTORS.values()),
+        *(
+            ["fp32: products in TF32, as built with --tf32; without it they are far slower"]
+            * is_fp32
+        ),
         "Measure it: python -m benchmarks.engines BUNDLE --backend tensorrt",
     ]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.precisions import variant_for
+from tap_deploy.selftest_marks import check_mark, mark_name
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import CPU, CUDA, Device, DeviceOptions
@@ -141,6 +142,9 @@ def _chosen(
     variant = variant_for(precision, on_cpu=where.kind == CPU)
     if not allow_failed:
         check_verdict(bundle, variant)
+    if not allow_failed and not is_engine:  # engines keep theirs beside their plans
+        name = mark_name(backend, on_cpu=where.kind == CPU, provider=provider)
+        check_mark(bundle, variant, name)
     return Loader(
         bundle=bundle,
         backend=backend,
