@@ -66,6 +66,12 @@ class MachineState:
         return self.gpus[0].compute_capability if self.gpus else None
 
     @property
+    def sm_numbers(self) -> tuple[int, ...] | None:
+        """``compute_capability`` as numbers that can be compared; None if there are none."""
+        match = re.fullmatch(r"(\d+)\.(\d+)", self.compute_capability or "")
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
     def title(self) -> str:
         """Board, GPU or processor in one line."""
         sm = f", SM {self.compute_capability}" if self.compute_capability else ""
