@@ -62,7 +62,7 @@ REAL_VALUES = {
     "1": {"NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}},
 }
 _NOT_ENUMERATIONS = {"Dims"}
-_ENUM_PROPERTIES = {"name", "value"}
+_ENUM_PROPERTIES = {"name", "value", "itemsize"}  # the last: DataType of RTX
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -113,8 +113,9 @@ class DeviceCaptioner:
         Args:
             tokens_address: where the semantic tokens ``[rows, C]`` lie.
             rows: how many.
-            max_new_tokens, temperature, rng: as in ``Captioner.generate``. Above 0, each step
-                brings the logits to the host, which draws.
+            max_new_tokens: as in ``Captioner.generate``.
+            temperature: as there; above 0, each step brings the logits to the host, which draws.
+            rng: random state for the draws.
 
         Returns:
             ids int64 ``[rows, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
@@ -214,9 +215,7 @@ class DeviceCaptioner:
         self._memory.synchronize(self._stream)
         return fetched[:, :rows].T
 
-    def _draw(
-        self, rows: int, position: int, temperature: float, rng: np.random.Generator
-    ) -> None:
+    def _draw(self, rows: int, position: int, temperature: float, rng: np.random.Generator) -> None:
         """Replace the best tokens of a position by drawn ones; the host does it."""
         shape = (rows, self._config.vocab_size)
         logits = self._logits.download(shape, self._float, self._stream)

@@ -111,4 +111,5 @@ class Loader:
         if self.backend == TENSORRT_RTX:
             folder = self._cache_folder(options)
             cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
-        return TensorRtEngine(trt, loaded.plan, spec, cache)
+        host_code = loaded.record.version_compatible
+        return TensorRtEngine(trt, loaded.plan, spec, cache_file=cache, host_code=host_code)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.errors import SessionError
-from tap_deploy.graphs import GraphSpec, TensorSpec
+from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.contract import Session, Tensors, check_graph, resolve_shape
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, axis_bounds, size_bytes
@@ -37,7 +37,13 @@ class TensorRtEngine(DeviceGraph):
     can_capture = True
 
     def __init__(
-        self, trt: Any, plan: bytes, spec: GraphSpec, cache_file: RuntimeCacheFile | None = None
+        self,
+        trt: Any,
+        plan: bytes,
+        spec: GraphSpec,
+        *,
+        cache_file: RuntimeCacheFile | None = None,
+        host_code: bool = False,
     ) -> None:
         """Deserialise a plan; CUDA must be activated.
 
@@ -46,6 +52,7 @@ class TensorRtEngine(DeviceGraph):
             plan: the bytes of the plan.
             spec: what the engine must look like.
             cache_file: where TensorRT-RTX keeps what it compiles; None for TensorRT.
+            host_code: run code of the plan on the CPU, as version-compatible plans need.
 
         Raises:
             SessionError: TensorRT refuses the plan, or the engine is not the graph of ``spec``.
@@ -53,6 +60,8 @@ class TensorRtEngine(DeviceGraph):
         self.spec = spec
         self._log = _error_log(trt)
         self._runtime = trt.Runtime(self._log)
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self.error("cannot deserialise the plan; build it again with: tap-export build")
