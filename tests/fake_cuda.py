@@ -247,7 +247,10 @@ class FakeCuda:
     def end_capture(self, handle: int) -> int:
         stream = self.stream(handle)
         self.require(stream.recording is not None, "not recording")
+        # It is over, whether that goes well or not.
         operations, stream.recording = stream.recording, None
+        with self.called("end_capture"):
+            pass
         if stream.spoilt:
             raise CudaFault(CudaError.cudaErrorStreamCaptureInvalidated)
         graph = self._address(1)

@@ -195,7 +195,7 @@ def test_steps_are_replayed(load, cuda, picture, points):
 
 @pytest.mark.parametrize(
     "function",
-    ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags"],
+    ["cudaStreamBeginCapture", "end_capture", "cudaGraphInstantiateWithFlags"],
 )
 def test_without_cuda_graphs_it_goes_on_and_says_so(
     load, cuda, picture, points, expected, caplog, function

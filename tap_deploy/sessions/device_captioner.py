@@ -177,7 +177,7 @@ class DeviceCaptioner:
                 graph = self._memory.capture(self._stream, executor.enqueue)
         except SessionError as exc:
             self._record = False
-            logger.warning("CUDA graphs are off, captions take longer: %s", exc)
+            logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
             return
         self._recorded[batch, position] = graph
 
