@@ -81,7 +81,8 @@ class _DecodeState:
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
         self.session, self.config = session, config
-        dtype = session.spec.inputs[0].dtype
+        dtypes = {tensor.name: tensor.dtype for tensor in session.spec.inputs}
+        dtype = dtypes[graphs.SEMANTIC_TOKENS]
         self.semantic_tokens = np.ascontiguousarray(semantic_tokens, dtype)
         rows = len(semantic_tokens)
         cache_shape = graphs.kv_cache_shape(config, rows)
