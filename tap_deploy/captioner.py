@@ -67,7 +67,8 @@ class Captioner:
 
 def finished_rows(ids: np.ndarray) -> np.ndarray:
     """Which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
-    return (ids == EOS_ID).any(axis=1)
+    finished: np.ndarray = (ids == EOS_ID).any(axis=1)
+    return finished
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:

@@ -20,8 +20,9 @@ from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.predict_options import PredictOptions, require_int
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions import DeviceOptions, pipeline_from_bundle
+from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import (
     DecodedPrompts,
     Embeddings,
@@ -89,8 +90,9 @@ class TapPredictor:
         require_int("memory_limit_bytes", memory_limit_bytes, 1)
         self.config = config
         self.tokenizer = tokenizer
-        is_pipeline = isinstance(sessions, Pipeline)
-        self._pipeline = sessions if is_pipeline else HostPipeline(sessions, config)
+        self._pipeline: Pipeline = (
+            sessions if isinstance(sessions, Pipeline) else HostPipeline(sessions, config)
+        )
         self._vocabulary = vocabulary
         self._memory_limit_bytes = memory_limit_bytes
         self._current: EncodedImage | None = None

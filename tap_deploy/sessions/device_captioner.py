@@ -85,7 +85,8 @@ class DeviceCaptioner:
 
     def _bytes_per_row(self) -> int:
         """Bytes of one slot for one region."""
-        return int(np.prod(graphs.kv_slot_shape(self._config, 1))) * self._itemsize
+        _, *slot = graphs.kv_cache_shape(self._config, 1)
+        return int(np.prod(slot)) * self._itemsize
 
     def _write_constants(self) -> None:
         rows, width = self._config.text_seq_len + 1, self._row_bytes // ID_BYTES
