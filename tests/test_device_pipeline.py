@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import gc
 import logging
@@ -15,11 +16,18 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.bundle_build import build_engines
 from tap_deploy.engines.gpu import Gpu
+from tap_deploy.engines.islands import choose_islands
+from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import BundleError, InputError, MissingDependencyError, SessionError
-from tap_deploy.sessions import DeviceOptions
+from tap_deploy.golden import GoldenSample
+from tap_deploy.onnx_files import save_graph
+from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.options import DeviceOptions
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
 from tests.strict_tensorrt_runtime import live_objects, runtime_module
@@ -35,14 +43,16 @@ def engine_bundle(micro_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
     """The micro bundle with engines of every fake version."""
     path = tmp_path_factory.mktemp("engines") / "bundle"
     shutil.copytree(micro_bundle.path, path)
+    add_fp16_graphs(Bundle.open(path))
     bundle = Bundle.open(path)
-    for backend, version in ENGINES:
+    engines = [(backend, version, "fp32") for backend, version in ENGINES]
+    for backend, version, precision in [*engines, ("tensorrt", "10.3", "fp16")]:
         with pytest.MonkeyPatch.context() as monkeypatch:
             module = runtime_module(version, FakeCuda(), backend)
             monkeypatch.setitem(sys.modules, backend, module)
             target = BuildTarget(
                 backend=backend,
-                precision="fp32",
+                precision=precision,
                 max_prompts=MAX_PROMPTS,
                 max_points=MAX_POINTS,
             )
@@ -50,6 +60,21 @@ def engine_bundle(micro_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
                 build_engines(bundle, target, find_gpu=lambda: GPU, available_bytes=lambda: 1 << 40)
             )
     return bundle
+
+
+def add_fp16_graphs(bundle: Bundle) -> None:
+    """Typed fp16 graphs with the islands that they always have; the micro model needs no more."""
+    import onnx_ir
+
+    measured = collections.defaultdict(float)
+    with bundle_addition(bundle) as addition:
+        records = {}
+        for name, spec in bundle.graph_specs("fp16").items():
+            model = onnx_ir.load(bundle.graph_path(name, "fp32"))
+            half_from_single(model, spec, choose_islands(model, measured))
+            records[name] = save_graph(model, spec, addition.folder, f"onnx/fp16/{name}.onnx")
+        addition.graphs["fp16"] = records
+        addition.precisions["fp16"] = {"verdict": {"passed": True}}
 
 
 @pytest.fixture
@@ -64,13 +89,18 @@ def load(engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: pathl
     """A function that loads the bundle on a fake engine; the module is its attribute ``trt``."""
 
     def loaded(
-        cuda: FakeCuda, backend: str = "tensorrt", version: str = "10.3", **options: Any
+        cuda: FakeCuda,
+        backend: str = "tensorrt",
+        version: str = "10.3",
+        precision: str = "fp32",
+        **options: Any,
     ) -> TapPredictor:
         loaded.trt = runtime_module(version, cuda, backend)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, backend, loaded.trt)  # type: ignore[attr-defined]
         return TapPredictor.from_bundle(
             engine_bundle.path,
             backend,
+            precision,
             check_hashes=False,
             device_options=DeviceOptions(cache_folder=tmp_path / "cache", **options),
         )
@@ -513,3 +543,111 @@ def test_missing_tensorrt(engine_bundle, cuda, monkeypatch):
         monkeypatch.setitem(sys.modules, backend, None)
         with pytest.raises(MissingDependencyError, match=text):
             TapPredictor.from_bundle(engine_bundle.path, backend)
+
+
+def test_fp16_between_the_graphs_and_float32_outside(
+    load, cuda, engine_bundle, picture, points, micro_config
+):
+    """The same graphs on the CPU: onnxruntime computes what it computes in the fake engines."""
+    with TapPredictor.from_bundle(engine_bundle.path, precision="fp16") as on_cpu:
+        expected = predict(on_cpu, picture, points)
+    with load(cuda, precision="fp16") as predictor:
+        encoded = predictor.encode(picture)
+        assert encoded.image_embeddings.dtype == np.float32
+        cuda.reset_counts()
+        assert_same(predict(predictor, encoded, points), expected)
+        assert cuda.copied_bytes("d2d") == 2 * len(points) * micro_config.image_embed_dim * 2
+    assert cuda.leaks() == {}
+
+
+def test_verification_of_engines(load, cuda, engine_bundle, tmp_path):
+    """Graph by graph, behind the contract of host arrays."""
+    load(cuda).close()
+    sample = GoldenSample.load(engine_bundle.golden_path())
+    report = verify_bundle(engine_bundle, [sample], "tensorrt", "fp32")
+    assert report.passed, str(report)
+    assert report.backend == "tensorrt"
+    assert cuda.leaks() == {}
+    assert live_objects(load.trt) == {}
+
+
+def test_sessions_of_engines(load, cuda, engine_bundle, golden, micro_config):
+    load(cuda).close()
+    sessions = sessions_from_bundle(engine_bundle, "tensorrt", "fp32")
+    size = micro_config.image_size
+    images = np.zeros((3, size, size, 3), np.uint8)
+    images[1] += 90
+    # The engine takes one picture at a time.
+    outputs = sessions["image_encoder"].run({"images": images})["image_embeddings"]
+    alone = sessions["image_encoder"].run({"images": images[1:2]})["image_embeddings"]
+    np.testing.assert_array_equal(outputs[1:2], alone)
+    assert (outputs[0] == outputs[2]).all() and (outputs[0] != outputs[1]).any()
+    decoder = sessions["prompt_decoder"]
+    feed = {
+        "image_embeddings": golden["image_embeddings"][:1],
+        "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
+        "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
+    }
+    cuda.fail("cudaMemcpyAsync", after=1)
+    with pytest.raises(SessionError, match="cudaMemcpyAsync failed"):
+        decoder.run(feed)
+    iou = decoder.run(feed)["iou_predictions"]
+    np.testing.assert_allclose(iou, golden["iou_predictions"][:4], atol=1e-4)
+    with pytest.raises(InputError, match="at most 4 prompts"):
+        decoder.run(
+            feed
+            | {
+                "point_coords": np.zeros((5, 1, 2), np.float32),
+                "point_labels": np.zeros((5, 1), np.int32),
+            }
+        )
+    for _ in range(2):
+        decoder.close()
+    with pytest.raises(SessionError, match="the session is closed"):
+        decoder.run(feed)
+    del sessions, decoder
+    gc.collect()
+    assert cuda.leaks() == {}
+
+
+def test_a_precision_that_failed_its_verdict(micro_bundle, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(micro_bundle.path, path)
+    with bundle_addition(Bundle.open(path)) as addition:
+        addition.precisions["fp32"] = {"verdict": {"passed": False}}
+    with pytest.raises(BundleError, match=r"fp32 failed its accuracy check.*--allow-failed"):
+        TapPredictor.from_bundle(path)
+    TapPredictor.from_bundle(path, allow_failed=True).close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"backend": "tensorrt", "device": "cpu"}, InputError, "'tensorrt' needs a GPU"),
+        ({"backend": "tensorrt", "provider": "cuda"}, InputError, "a provider is for backend"),
+        ({"provider": "cuda"}, InputError, "a provider is for backend 'onnxruntime' with"),
+        ({"device": "gpu"}, InputError, "unknown device 'gpu'; expected cpu, cuda or cuda:N"),
+        ({"device": "cuda", "threads": 1}, InputError, "threads are for device 'cpu'"),
+        ({"device": "cuda", "provider": "dml"}, InputError, "unknown provider 'dml'"),
+        ({"device": "cuda:3"}, SessionError, "there is no GPU 3; this machine has 1"),
+    ],
+)
+def test_arguments_that_do_not_fit(micro_bundle, cuda, arguments, error, message):
+    with pytest.raises(error, match=message):
+        TapPredictor.from_bundle(micro_bundle.path, check_hashes=False, **arguments)
+    assert cuda.leaks() == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"contexts": 0},
+        {"contexts": True},
+        {"eos_interval_steps": 0},
+        {"max_points": 1.5},
+        {"cuda_graphs": 1},
+    ],
+)
+def test_bad_device_options(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        DeviceOptions(**options)
