@@ -42,6 +42,7 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.interrupted = False
+            self._share = 0.0
             self._phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, steps), nested
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -58,8 +59,10 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
             self._phases.pop(phase_name, None)
 
         def _report(self, phase_name: str) -> None:
+            # A phase may end early and another begin; what was shown is not taken back.
+            self._share = max(self._share, _share(list(self._phases.values())))
             try:
-                on_progress(_share(list(self._phases.values())), phase_name)
+                on_progress(self._share, phase_name)
             except KeyboardInterrupt:
                 self.interrupted = True
 

@@ -68,7 +68,10 @@ def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) ->
 
 
 def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
-    words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
+    # Polygraphy leaves the TF32 flag of a strongly typed build alone, and its default is on.
+    environment = [] if target.tf32 else ["NVIDIA_TF32_OVERRIDE=0"]
+    environment += ["POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
+    words = ["env", *environment] if environment else []
     words += ["polygraphy", "convert", str(build.onnx_path), "--convert-to", "trt"]
     words += ["--output", str(output), "--strongly-typed"]
     for bound in _BOUNDS:
@@ -79,8 +82,6 @@ def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) 
         ]
     words += ["--pool-limit", f"workspace:{target.workspace_bytes}"]
     words += ["--builder-optimization-level", str(target.opt_level)]
-    if target.tf32:
-        words.append("--tf32")
     if target.timing_cache is not None:
         cache = str(target.timing_cache)
         words += ["--load-timing-cache", cache, "--save-timing-cache", cache]

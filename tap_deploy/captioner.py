@@ -71,7 +71,8 @@ class Captioner:
 
 def finished_rows(ids: np.ndarray) -> np.ndarray:
     """Which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
-    return (ids == EOS_ID).any(axis=1)
+    finished: np.ndarray = (ids == EOS_ID).any(axis=1)
+    return finished
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:
@@ -85,7 +86,8 @@ class _DecodeState:
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
         self.session, self.config = session, config
-        dtype = session.spec.inputs[0].dtype
+        dtypes = {tensor.name: tensor.dtype for tensor in session.spec.inputs}
+        dtype = dtypes[graphs.SEMANTIC_TOKENS]
         self.semantic_tokens = np.ascontiguousarray(semantic_tokens, dtype)
         rows = len(semantic_tokens)
         cache_shape = graphs.kv_cache_shape(config, rows)

@@ -62,7 +62,7 @@ REAL_VALUES = {
     "1": {"NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}},
 }
 _NOT_ENUMERATIONS = {"Dims"}
-_ENUM_PROPERTIES = {"name", "value"}
+_ENUM_PROPERTIES = {"name", "value", "itemsize"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,11 @@ class Strict(metaclass=StrictType):
 class _Unconstructible(Strict):
     def __init__(self, *args: Any) -> None:
         raise TypeError(f"{type(self).__name__}: No constructor defined!")
+
+
+class _Unimplemented(Strict):
+    def __init__(self, *args: Any) -> None:
+        raise NotImplementedError(f"the fake does not implement {type(self).__name__}")
 
 
 class ILogger(Strict):
@@ -549,7 +554,7 @@ def strict_module(version: str, backend: str = "tensorrt", **implementations: An
         else:
             values = {"_names": frozenset(members) | ADDED_NAMES.get(name, set())}
             values |= {"_label": label, "_trt": module, "__module__": backend}
-            base = chosen.get(name, _Unconstructible)
+            base = chosen.get(name, _Unimplemented)
             setattr(module, name, StrictType(name, (base,), values))
     _derive_logger(module)
     return module

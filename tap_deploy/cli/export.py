@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import force_option, json_option
+from tap_deploy.cli.options import force_option, json_option, samples_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import VARIANTS, TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.files import check_folder_output
 from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
+from tap_deploy.precisions import FP32, PRECISIONS
 
 if TYPE_CHECKING:
+    from tap_deploy.engines.fp16 import Fp16Graphs
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
 
@@ -44,6 +47,16 @@ FILE = click.Path(path_type=pathlib.Path)
 )
 @click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz.")
 @click.option("--tokenizer", type=FILE, help="SentencePiece model for the captions.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=(FP32,),
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="Precisions of the bundle; repeatable. fp32 is always made.",
+)
+@samples_option
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
 @force_option
 @json_option
@@ -55,11 +68,17 @@ def export_command(
     mark_synthetic: bool,
     concepts: pathlib.Path | None,
     tokenizer: pathlib.Path | None,
+    precisions: tuple[str, ...],
+    samples: tuple[pathlib.Path, ...],
     output: pathlib.Path,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle."""
+    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle.
+
+    A further precision is added when the bundle is complete: if that fails, the bundle remains.
+    """
+    further = _further_precisions(precisions)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer])
     name, tap_config = _named_config(model, config)
@@ -79,7 +98,16 @@ def export_command(
             force=force,
             on_stage=stage,
         )
-    click.echo(_as_json(exported) if as_json else _as_text(exported))
+    converted = [convert_bundle(exported.bundle, samples) for _ in further]
+    click.echo(_as_json(exported) if as_json else _as_text(exported, converted))
+
+
+def _further_precisions(precisions: tuple[str, ...]) -> list[str]:
+    """Return what has to be made from fp32; refused before the minutes of an export."""
+    further = [name for name in dict.fromkeys(precisions) if name != FP32]
+    for name in further:
+        require_convertible(name)
+    return further
 
 
 def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:
@@ -138,12 +166,13 @@ def _load(
 
 def _as_json(exported: ExportedBundle) -> str:
     manifest = json.loads(exported.bundle.manifest.to_json())
-    keys = ("model", "checkpoint", "graphs", "tools", "verification")
+    keys = ("model", "checkpoint", "graphs", "tools", "verification", "precisions")
     result = {"bundle": str(exported.bundle.path)} | {key: manifest[key] for key in keys}
     return json.dumps(result, indent=2)
 
 
-def _as_text(exported: ExportedBundle) -> str:
+def _as_text(exported: ExportedBundle, converted: list[Fp16Graphs]) -> str:
     from tap_deploy.cli.inspect import describe
 
-    return f"{exported.report}\n\n{describe(exported.bundle)}"
+    parts = [str(exported.report), *map(describe_fp16, converted), describe(exported.bundle)]
+    return "\n\n".join(parts)

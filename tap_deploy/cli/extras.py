@@ -7,6 +7,15 @@ import importlib
 from tap_deploy.errors import MissingDependencyError
 
 
+def require_quantize_extra() -> None:
+    """Check that what reads, counts and changes ONNX graphs is there; PyTorch is not needed.
+
+    Raises:
+        MissingDependencyError: a package is not; the message has the command that brings it.
+    """
+    _require(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "quantize")
+
+
 def require_export_extra() -> None:
     """Check that PyTorch and the exporters are there.
 
@@ -16,17 +25,8 @@ def require_export_extra() -> None:
     _require(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export")
 
 
-def require_quantize_extra() -> None:
-    """Check that what reads and writes ONNX graphs is there; PyTorch is not needed.
-
-    Raises:
-        MissingDependencyError: one of them is not; the message has the command that brings it.
-    """
-    _require(("onnx", "onnx_ir", "onnxscript"), "quantize")
-
-
-def _require(modules: tuple[str, ...], extra: str) -> None:
-    for name in modules:
+def _require(packages: tuple[str, ...], extra: str) -> None:
+    for name in packages:
         try:
             importlib.import_module(name)
         except ImportError as exc:

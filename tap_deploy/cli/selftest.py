@@ -11,8 +11,10 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.cli.options import (
     backend_option,
     bundle_argument,
+    device_option,
     json_option,
     precision_option,
+    provider_option,
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
@@ -32,17 +34,17 @@ from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 @bundle_argument
 @backend_option
 @precision_option
+@device_option
+@provider_option
 @threads_option
-@click.option("--device", help="cpu, cuda or cuda:N; default: the CPU, or the GPU for engines.")
-@click.option("--provider", help="For onnxruntime on a GPU: cuda, tensorrt or nv_tensorrt_rtx.")
 @json_option
 def selftest_command(
     bundle: str,
     backend: str,
     precision: str,
-    threads: int | None,
     device: str | None,
     provider: str | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Run the golden samples of BUNDLE on this machine, and keep the verdict in BUNDLE.

@@ -94,7 +94,8 @@ class StagedTensor:
         row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self.mapped:
             whole = self.view((len(self._bytes) // row_bytes, *shape), dtype)
-            return whole[np.asarray(rows)]
+            chosen: np.ndarray = whole[np.asarray(rows)]
+            return chosen
         staged = self.view((len(rows), *shape), dtype)
         for array, row in zip(staged, rows, strict=True):
             self.memory.copy_to_host(array, self.address + int(row) * row_bytes, stream)

@@ -123,7 +123,8 @@ def check_graph(spec: GraphSpec, inputs: Found, outputs: Found) -> None:
 
     Args:
         spec: what the graph must look like.
-        inputs, outputs: name -> NumPy dtype name and axes; any axis that is no number is dynamic.
+        inputs: name -> NumPy dtype name and axes; any axis that is no number is dynamic.
+        outputs: the same.
 
     Raises:
         SessionError: they differ.

@@ -73,7 +73,7 @@ class CudaPythonMemory(DeviceMemory):
         cuda = self._cuda
         flags = cuda.cudaHostAllocMapped if mapped else cuda.cudaHostAllocDefault
         address = int(self._call("cudaHostAlloc", size_bytes, int(flags)))
-        array = np.frombuffer((ctypes.c_uint8 * size_bytes).from_address(address), np.uint8)
+        array = np.frombuffer(memoryview(_bytes_at(address, size_bytes)), np.uint8)
         if not mapped:
             return PinnedBlock(array)
         return PinnedBlock(array, int(self._call("cudaHostGetDevicePointer", address, 0)))
@@ -164,3 +164,7 @@ class CudaPythonMemory(DeviceMemory):
             texts.append(text.decode() if isinstance(text, bytes) else str(text))
         advice = "; use fewer contexts or an engine for fewer prompts"
         return f"{texts[0]} ({texts[1]})" + (advice if "MemoryAllocation" in texts[0] else "")
+
+
+def _bytes_at(address: int, size_bytes: int) -> Any:
+    return (ctypes.c_uint8 * size_bytes).from_address(address)

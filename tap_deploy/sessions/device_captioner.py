@@ -85,7 +85,8 @@ class DeviceCaptioner:
 
     def _bytes_per_row(self) -> int:
         """Bytes of one slot for one region."""
-        return int(np.prod(graphs.kv_slot_shape(self._config, 1))) * self._itemsize
+        _, *slot = graphs.kv_cache_shape(self._config, 1)
+        return int(np.prod(slot)) * self._itemsize
 
     def _write_constants(self) -> None:
         rows, width = self._config.text_seq_len + 1, self._row_bytes // ID_BYTES
@@ -113,8 +114,9 @@ class DeviceCaptioner:
         Args:
             tokens_address: where the semantic tokens ``[rows, C]`` lie.
             rows: how many.
-            max_new_tokens, temperature, rng: as in ``Captioner.generate``. Above 0, each step
-                brings the logits to the host, which draws.
+            max_new_tokens: as in ``Captioner.generate``.
+            temperature: as there; above 0, each step brings the logits to the host, which draws.
+            rng: random state for the draws.
 
         Returns:
             ids int64 ``[rows, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
@@ -176,7 +178,7 @@ class DeviceCaptioner:
                 graph = self._memory.capture(self._stream, executor.enqueue)
         except SessionError as exc:
             self._record = False
-            logger.warning("CUDA graphs are off, captions take longer: %s", exc)
+            logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
             return
         self._recorded[batch, position] = graph
 
@@ -214,9 +216,7 @@ class DeviceCaptioner:
         self._memory.synchronize(self._stream)
         return fetched[:, :rows].T
 
-    def _draw(
-        self, rows: int, position: int, temperature: float, rng: np.random.Generator
-    ) -> None:
+    def _draw(self, rows: int, position: int, temperature: float, rng: np.random.Generator) -> None:
         """Replace the best tokens of a position by drawn ones; the host does it."""
         shape = (rows, self._config.vocab_size)
         logits = self._logits.download(shape, self._float, self._stream)

@@ -82,7 +82,12 @@ class DeviceLane(Lane):
         for spec in prompt_inputs:
             self._decoder.bind(spec.name, self._inputs[spec.name].address)
         self._captioner = DeviceCaptioner(
-            device_graphs[graphs.TEXT_DECODER], self._config, options, buffers, self._stream, scratch
+            device_graphs[graphs.TEXT_DECODER],
+            self._config,
+            options,
+            buffers,
+            self._stream,
+            scratch,
         )
         self._dtype = self._decoder_graph.spec.outputs[0].dtype
         self._token_bytes = self._config.image_embed_dim * np.dtype(self._dtype).itemsize

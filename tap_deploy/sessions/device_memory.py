@@ -136,6 +136,6 @@ def open_device_memory(device_index: int = 0) -> DeviceMemory:
         except ImportError as exc:  # also a package that does not find its libraries
             reasons.append(f"{kind.name}: {exc}")
     raise MissingDependencyError(
-        f"running on a GPU needs pycuda or cuda-python; neither can be loaded ({'; '.join(reasons)})"
-        '; install one with: pip install "tap-deploy[cuda]" (cuda-python), or: pip install pycuda'
+        f"running on a GPU needs pycuda or cuda-python; cannot load {'; '.join(reasons)}; "
+        'install one with: pip install "tap-deploy[cuda]" (cuda-python), or: pip install pycuda'
     )

@@ -63,11 +63,11 @@ class Loader:
             path = self.bundle.graph_path(spec.name, self.variant)
             provider = None if self.device.kind == CPU else self._provider(DeviceOptions())
             return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
-        from tap_deploy.sessions.tensorrt import TensorRtSession
+        from tap_deploy.sessions.device_session import DeviceSession
 
         memory = open_device_memory(self.device.index)
         load = functools.partial(self._graph, memory, DeviceOptions(), spec)
-        return TensorRtSession(memory, load)
+        return DeviceSession(memory, load)
 
     def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
         if self.backend == ONNXRUNTIME:
@@ -111,4 +111,5 @@ class Loader:
         if self.backend == TENSORRT_RTX:
             folder = self._cache_folder(options)
             cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
-        return TensorRtEngine(trt, loaded.plan, spec, cache)
+        host_code = loaded.record.version_compatible
+        return TensorRtEngine(trt, loaded.plan, spec, cache_file=cache, host_code=host_code)

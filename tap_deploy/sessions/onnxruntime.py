@@ -120,5 +120,3 @@ def _numpy_name(onnxruntime_type: str) -> str:
     """Turn ``tensor(float)`` into ``float32``."""
     inner = onnxruntime_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
-
-

@@ -36,7 +36,7 @@ class Embeddings(abc.ABC):
         """
 
 
-class Tokens(abc.ABC):
+class Tokens:
     """Chosen semantic tokens ``[P, C]`` of the regions of one call, wherever they lie."""
 
 

@@ -53,9 +53,7 @@ class Provider:
         """
         full = PROVIDERS.get("cuda" if name is None else name, name)
         if full not in PROVIDERS.values():
-            raise InputError(
-                f"unknown provider {name!r}; expected one of {', '.join(PROVIDERS)}"
-            )
+            raise InputError(f"unknown provider {name!r}; expected one of {', '.join(PROVIDERS)}")
         return cls(name=str(full), device_index=device_index)
 
     def providers(self) -> list[Any]:
@@ -88,7 +86,9 @@ def require_real_inference(
 
     Args:
         runtime: the module onnxruntime.
-        path, spec, options: what to load.
+        path: the ONNX file.
+        spec: what the graph must look like.
+        options: of the session; profiling is turned on in them.
         provider: who is to run it.
         load: makes the session.
 

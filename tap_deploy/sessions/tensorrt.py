@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import collections
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from tap_deploy import graphs
 from tap_deploy.errors import SessionError
-from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.sessions.buffers import Buffers, StagedTensor
-from tap_deploy.sessions.contract import Session, Tensors, check_graph, resolve_shape
-from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, axis_bounds, size_bytes
-from tap_deploy.sessions.device_memory import DeviceMemory
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.sessions.contract import check_graph, resolve_shape
+from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, axis_bounds
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile
 from tap_deploy.sessions.tensorrt_versions import ContextFactory
 
@@ -37,7 +31,13 @@ class TensorRtEngine(DeviceGraph):
     can_capture = True
 
     def __init__(
-        self, trt: Any, plan: bytes, spec: GraphSpec, cache_file: RuntimeCacheFile | None = None
+        self,
+        trt: Any,
+        plan: bytes,
+        spec: GraphSpec,
+        *,
+        cache_file: RuntimeCacheFile | None = None,
+        host_code: bool = False,
     ) -> None:
         """Deserialise a plan; CUDA must be activated.
 
@@ -46,6 +46,7 @@ class TensorRtEngine(DeviceGraph):
             plan: the bytes of the plan.
             spec: what the engine must look like.
             cache_file: where TensorRT-RTX keeps what it compiles; None for TensorRT.
+            host_code: run code of the plan on the CPU, as version-compatible plans need.
 
         Raises:
             SessionError: TensorRT refuses the plan, or the engine is not the graph of ``spec``.
@@ -53,6 +54,8 @@ class TensorRtEngine(DeviceGraph):
         self.spec = spec
         self._log = _error_log(trt)
         self._runtime = trt.Runtime(self._log)
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self.error("cannot deserialise the plan; build it again with: tap-export build")
@@ -87,16 +90,18 @@ class TensorRtEngine(DeviceGraph):
         return SessionError(f"graph {self.spec.name}: TensorRT {message}{logged}")
 
     def _check_engine(self, trt: Any) -> None:
-        engine, found = self._engine, {"inputs": {}, "outputs": {}}  # type: ignore[var-annotated]
+        engine = self._engine
+        inputs: dict[str, tuple[str, list[int | None]]] = {}
+        outputs: dict[str, tuple[str, list[int | None]]] = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             dtype = engine.get_tensor_dtype(name).name
             shape = [None if size < 0 else int(size) for size in engine.get_tensor_shape(name)]
-            found["inputs" if is_input else "outputs"][name] = (DTYPES.get(dtype, dtype), shape)
+            (inputs if is_input else outputs)[name] = (DTYPES.get(dtype, dtype), shape)
             if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise self.error(f"wants {name} in host memory; build it with: tap-export build")
-        check_graph(self.spec, found["inputs"], found["outputs"])
+        check_graph(self.spec, inputs, outputs)
 
     def _profile_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         shapes = {}
@@ -144,109 +149,6 @@ class TensorRtExecutor(DeviceExecutor):
     def close(self) -> None:
         """Let go of the context."""
         self._context = None
-
-
-class TensorRtSession(Session):
-    """An engine behind the contract of host arrays: for verification, graph by graph.
-
-    It copies all inputs in and all outputs out; a predictor runs on ``DevicePipeline`` instead.
-    Calls are made one at a time.
-    """
-
-    def __init__(
-        self,
-        memory: DeviceMemory,
-        load: Callable[[], DeviceGraph],
-        on_close: Callable[[], None] | None = None,
-    ) -> None:
-        """Load an engine and allocate for the largest sizes that it takes."""
-        self._memory, self._on_close = memory, on_close
-        self._lock = threading.Lock()
-        self._buffers = Buffers(memory)
-        self._graph: DeviceGraph | None = None
-        with memory.activated():
-            try:
-                self._graph = load()
-                super().__init__(self._graph.spec)
-                self._stream = self._buffers.stream()
-                scratch = self._buffers.device(self._graph.scratch_bytes)
-                self._executor = self._graph.executor(self._stream, scratch)
-                self._tensors = self._allocated(self._graph)
-            except BaseException:
-                self._free()
-                raise
-
-    def _allocated(self, graph: DeviceGraph) -> dict[str, StagedTensor]:
-        tensors = {}
-        for spec in (*graph.spec.inputs, *graph.spec.outputs):
-            itemsize = np.dtype(spec.dtype).itemsize
-            tensors[spec.name] = self._buffers.staged(size_bytes(spec, graph.limits, itemsize))
-            self._executor.bind(spec.name, tensors[spec.name].address)
-        return tensors
-
-    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
-        with self._lock, self._memory.activated():
-            if self._graph is None:
-                raise self._error("the session is closed; load it again")
-            for part in self._parts(self._graph, inputs):
-                taken = {name: array[part] for name, array in inputs.items()}
-                self._run_part(self._graph, taken, {n: a[part] for n, a in outputs.items()})
-
-    def _parts(self, graph: DeviceGraph, inputs: Tensors) -> list[slice]:
-        """Pictures are independent, and engines take few at once: split them."""
-        most = graph.limits.get("B")
-        if most is None:
-            return [slice(None)]
-        pictures = len(inputs[graphs.IMAGES])
-        return [slice(start, start + most) for start in range(0, pictures, most)]
-
-    def _run_part(self, graph: DeviceGraph, inputs: Tensors, outputs: Tensors) -> None:
-        sizes = _sizes(self.spec, inputs)
-        graph.check_sizes(sizes)
-        for spec in self.spec.inputs:
-            array = inputs[spec.name]
-            if spec.name == graphs.PAST_KEY_VALUES:
-                # More slots than were filled: they are masked, but must be finite.
-                sizes["T"] = max(sizes["T"], graph.minima["T"])
-                array = _padded(array, sizes["T"])
-            self._tensors[spec.name].upload(array, self._stream)
-        try:
-            self._executor.set_sizes(sizes)
-            self._executor.enqueue()
-            fetched = {
-                name: self._tensors[name].download(array.shape, array.dtype.name, self._stream)
-                for name, array in outputs.items()
-            }
-        finally:  # also after a failure: the next call writes into the same buffers
-            self._memory.synchronize(self._stream)
-        for name, array in outputs.items():
-            np.copyto(array, fetched[name])
-
-    def close(self) -> None:
-        """Free engine and buffers."""
-        with self._lock, self._memory.activated():
-            self._free()
-
-    def _free(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-        self._graph = None
-        self._buffers.close()
-        if self._on_close is not None:
-            self._on_close()
-            self._on_close = None
-
-
-def _sizes(spec: GraphSpec, inputs: Tensors) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for tensor in spec.inputs:
-        sizes |= {a: inputs[tensor.name].shape[i] for i, a in tensor.dynamic_axes.items()}
-    return sizes
-
-
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
-    padding = np.zeros((length - len(array), *array.shape[1:]), array.dtype)
-    return np.concatenate([array, padding]) if len(padding) else array
 
 
 def _error_log(trt: Any) -> Any:

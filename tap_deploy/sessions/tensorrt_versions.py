@@ -29,7 +29,7 @@ def import_tensorrt(backend: str) -> Any:
     """
     try:
         return importlib.import_module(backend)
-    except ImportError as exc:
+    except (ImportError, OSError) as exc:  # OSError: its libraries are not there
         raise MissingDependencyError(
             f"backend {backend!r} cannot be loaded ({exc}); {INSTALL[backend]}"
         ) from exc
