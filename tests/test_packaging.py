@@ -23,7 +23,14 @@ SOURCES = {
     "export": "tap_deploy/export",
     "engines": "tap_deploy/engines",
 }
-SCRIPTS = ("scripts/venv", "scripts/check", "scripts/test", "scripts/demo", ".ci/run")
+SCRIPTS = (
+    "scripts/venv",
+    "scripts/check",
+    "scripts/test",
+    "scripts/demo",
+    "scripts/test-jetpack6",
+    ".ci/run",
+)
 
 
 @pytest.fixture(scope="module")
