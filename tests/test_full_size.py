@@ -175,6 +175,7 @@ def test_vit_b_builds_with_tensorrt_rtx(vit_b, precision):
 
 def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
     """GFLOP of one call, counted from the graphs, against figures from the architecture."""
+    from tap_deploy import graphs
     from tap_deploy.engines.work import count_work
 
     def gflop(name, **sizes):
