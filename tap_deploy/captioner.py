@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
-from tap_deploy.sessions.contract import Session
+
+if TYPE_CHECKING:  # the package of sessions imports this module
+    from tap_deploy.sessions.contract import Session
 
 
 class Captioner:
@@ -32,7 +36,8 @@ class Captioner:
         """Write one caption per region.
 
         Args:
-            semantic_tokens: float32 ``[P, C]``, the token of the chosen mask.
+            semantic_tokens: float ``[P, C]``, the token of the chosen mask; cast to the dtype
+                of the graph.
             max_new_tokens: at most, and by default, ``config.max_new_tokens``.
             temperature: 0 takes the best token, above 0 draws from the softmax.
             rng: random state for the draws.
@@ -55,13 +60,19 @@ class Captioner:
         for position in range(1, count + 1):
             next_ids = state.decode_step(position, ids[rows, position - 1], temperature, rng)
             ids[rows, position] = next_ids
-            finished = (ids[rows] == EOS_ID).any(axis=1)
+            finished = finished_rows(ids[rows])
             if finished.all():
                 break
             if 2 * finished.sum() >= len(rows):
                 state = state.keep(~finished, position + 1)
                 rows = rows[~finished]
         return blank_after_eos(ids, self.config.pad_id)
+
+
+def finished_rows(ids: np.ndarray) -> np.ndarray:
+    """Which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
+    finished: np.ndarray = (ids == EOS_ID).any(axis=1)
+    return finished
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 import types
 from collections.abc import Callable, Mapping
@@ -11,20 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
-from tap_deploy.captioner import Captioner
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError, SessionError
+from tap_deploy.errors import InputError
 from tap_deploy.image import Frame, ImageSource, load_image, model_image
-from tap_deploy.masks import masks_from_logits, select_mask_token
+from tap_deploy.masks import masks_from_logits
 from tap_deploy.memory import captions_per_call, prompts_per_call
+from tap_deploy.predict_options import PredictOptions, require_int
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.float_types import to_float32, to_spec_dtypes
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.pipeline import (
+    DecodedPrompts,
+    Embeddings,
+    HostPipeline,
+    Lane,
+    Pipeline,
+    Tokens,
+)
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -36,26 +42,20 @@ OnProgress = Callable[[str, int, int], None]
 class EncodedImage:
     """A picture that went through the image encoder.
 
-    image_embeddings: float32 ``[1, C, grid, grid]``.
+    embeddings: what the prompt decoder reads; on a GPU it stays there.
     frame: where the picture lies in the model frame.
     """
 
-    image_embeddings: np.ndarray
+    embeddings: Embeddings
     frame: Frame
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Decoded:
-    """The chosen token of every prompt: what is left of the prompt decoder's outputs."""
-
-    low_res_masks: np.ndarray  # float32 [P, S, S]
-    iou_predictions: np.ndarray  # float32 [P]
-    mask_index: np.ndarray  # int64 [P]
-    semantic_tokens: np.ndarray  # float32 [P, C]
-    semantic_embeddings: np.ndarray  # float32 [P, E]
+    @property
+    def image_embeddings(self) -> np.ndarray:
+        """The embeddings as float32 ``[1, C, grid, grid]``; from a GPU they are fetched."""
+        return self.embeddings.numpy()
 
 
-_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(_Decoded))
+_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
 
 
 class TapPredictor:
@@ -69,7 +69,7 @@ class TapPredictor:
 
     def __init__(
         self,
-        sessions: Mapping[str, Session],
+        sessions: Mapping[str, Session] | Pipeline,
         config: TapConfig,
         *,
         vocabulary: Vocabulary | None = None,
@@ -79,18 +79,20 @@ class TapPredictor:
         """Put a predictor together from parts; ``from_bundle`` is the usual way.
 
         Args:
-            sessions: one session per graph name.
+            sessions: one session per graph name, or the graphs as a whole. The predictor closes
+                them.
             config: sizes of the model.
             vocabulary: concepts to choose names from.
             tokenizer: turns caption ids into text.
             memory_limit_bytes: bound on the working memory of a graph call, in bytes; more
-                prompts than fit are run in chunks.
+                prompts than fit are run in chunks. Engines have their own limit.
         """
-        _require_int("memory_limit_bytes", memory_limit_bytes, 1)
+        require_int("memory_limit_bytes", memory_limit_bytes, 1)
         self.config = config
         self.tokenizer = tokenizer
-        self._sessions = dict(sessions)
-        self._captioner = Captioner(self._sessions[graphs.TEXT_DECODER], config)
+        self._pipeline: Pipeline = (
+            sessions if isinstance(sessions, Pipeline) else HostPipeline(sessions, config)
+        )
         self._vocabulary = vocabulary
         self._memory_limit_bytes = memory_limit_bytes
         self._current: EncodedImage | None = None
@@ -104,8 +106,12 @@ class TapPredictor:
         precision: str = "fp32",
         threads: int | None = None,
         *,
+        device: str | None = None,
+        provider: str | None = None,
+        device_options: DeviceOptions | None = None,
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
         check_hashes: bool = True,
+        allow_failed: bool = False,
     ) -> TapPredictor:
         """Load a bundle.
 
@@ -114,20 +120,41 @@ class TapPredictor:
             backend: what runs the graphs; see ``tap_deploy.sessions.BACKENDS``.
             precision: ``fp32``, or another one that the bundle holds.
             threads: CPU threads of a call; None leaves the choice to the backend.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
+                the first GPU with ``tensorrt`` and ``tensorrt_rtx``.
+            provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
+                ``nv_tensorrt_rtx``.
+            device_options: choices for a GPU: calls at once, CUDA graphs, and more.
             memory_limit_bytes: bound on the working memory of a graph call, in bytes.
             check_hashes: compare the SHA-256 of every file with the manifest first.
+            allow_failed: also load a precision whose accuracy check failed, and engines whose
+                self-test did.
 
         Raises:
-            BundleError: the bundle is missing, incomplete or changed, or lacks the precision.
+            BundleError: the bundle is missing, incomplete or changed, or lacks the precision or
+                the engine; or they failed their check.
+            InputError: arguments that cannot be used, or not together.
             SessionError: the backend is unknown, or a graph does not load.
-            MissingDependencyError: the backend is not installed.
+            MissingDependencyError: a package is not installed.
         """
         bundle = Bundle.open(path, check_hashes=check_hashes)
+        vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
+        require_int("memory_limit_bytes", memory_limit_bytes, 1)
+        pipeline = pipeline_from_bundle(
+            bundle,
+            backend,
+            precision,
+            threads=threads,
+            device=device,
+            provider=provider,
+            options=device_options,
+            allow_failed=allow_failed,
+        )
         return cls(
-            sessions_from_bundle(bundle, backend, precision, threads=threads),
+            pipeline,
             bundle.config,
-            vocabulary=bundle.vocabulary(),
-            tokenizer=bundle.tokenizer(),
+            vocabulary=vocabulary,
+            tokenizer=tokenizer,
             memory_limit_bytes=memory_limit_bytes,
         )
 
@@ -153,7 +180,9 @@ class TapPredictor:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
             SessionError: the backend failed.
         """
-        return self._encode(*model_image(load_image(image), self.config.image_size))
+        images, frame = model_image(load_image(image), self.config.image_size)
+        with self._pipeline.lane() as lane:
+            return EncodedImage(embeddings=lane.encode(images), frame=frame)
 
     def set_image(self, image: ImageSource | EncodedImage) -> None:
         """Encode a picture and keep it: ``predict`` without an image then uses it."""
@@ -203,16 +232,22 @@ class TapPredictor:
             InputError: an argument cannot be used; the message says which and why.
             SessionError: the backend failed.
         """
-        options = _Options(top_k, max_new_tokens if captions else 0, temperature, seed)
+        options = PredictOptions(top_k, max_new_tokens if captions else 0, temperature, seed)
         vocabulary = self._vocabulary if vocabulary is None else vocabulary
         if vocabulary is not None:
             self._check_vocabulary(vocabulary)
         prompts = _gather_prompts(points, boxes, prompts)
         report = on_progress if on_progress is not None else _no_progress
         report("encode image", 0, 1)
-        encoded = self._encoded(image, prompts)
-        decoded = self._decode(encoded, prompts, report)
-        ids = self._caption(decoded.semantic_tokens, options, report)
+        images, embeddings, frame = self._prepared(image, prompts)
+        with self._pipeline.lane() as lane:
+            if images is not None:
+                embeddings = lane.encode(images)
+            assert embeddings is not None
+            encoded = EncodedImage(embeddings=embeddings, frame=frame)
+            tokens = lane.new_tokens(len(prompts))
+            decoded = self._decode(lane, encoded, prompts, tokens, report)
+            ids = self._caption(lane, tokens, len(prompts), options, report)
         report("draw masks", 0, len(prompts))
         return Regions(
             masks=masks_from_logits(decoded.low_res_masks, encoded.frame) if masks else None,
@@ -227,9 +262,7 @@ class TapPredictor:
 
     def close(self) -> None:
         """Free the sessions; the predictor must not be used afterwards."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        self._pipeline.close()
 
     def __enter__(self) -> TapPredictor:
         return self
@@ -242,26 +275,22 @@ class TapPredictor:
     ) -> None:
         self.close()
 
-    def _session(self, name: str) -> Session:
-        if name not in self._sessions:
-            raise SessionError("this predictor is closed; load the bundle again")
-        return self._sessions[name]
+    def _prepared(
+        self, image: ImageSource | EncodedImage | None, prompts: Prompts
+    ) -> tuple[np.ndarray | None, Embeddings | None, Frame]:
+        """Return the picture in the model frame, or its embeddings if it was encoded before.
 
-    def _encode(self, images: np.ndarray, frame: Frame) -> EncodedImage:
-        outputs = to_float32(self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images}))
-        return EncodedImage(image_embeddings=outputs[graphs.IMAGE_EMBEDDINGS], frame=frame)
-
-    def _encoded(self, image: ImageSource | EncodedImage | None, prompts: Prompts) -> EncodedImage:
-        """Encode unless that was done before; prompts are checked first, as they are cheap."""
+        Picture and prompts are checked before a lane is taken: that may fail, and needs no GPU.
+        """
         image = self._current if image is None else image
         if image is None:
             raise InputError("no image: pass one to predict, or call set_image first")
         if isinstance(image, EncodedImage):
             prompts.check(image.frame.width, image.frame.height)
-            return image
+            return None, image.embeddings, image.frame
         images, frame = model_image(load_image(image), self.config.image_size)
         prompts.check(frame.width, frame.height)
-        return self._encode(images, frame)
+        return images, None, frame
 
     def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
         if not isinstance(vocabulary, Vocabulary):
@@ -276,39 +305,36 @@ class TapPredictor:
                 "the semantic embedding of this model"
             )
 
-    def _decode(self, encoded: EncodedImage, prompts: Prompts, report: OnProgress) -> _Decoded:
+    def _decode(
+        self,
+        lane: Lane,
+        encoded: EncodedImage,
+        prompts: Prompts,
+        tokens: Tokens,
+        report: OnProgress,
+    ) -> DecodedPrompts:
         """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
         num_points = prompts.coords.shape[1]
-        chunk_size = prompts_per_call(self.config, num_points, self._memory_limit_bytes)
+        chunk_size = self._pipeline.max_prompts or prompts_per_call(
+            self.config, num_points, self._memory_limit_bytes
+        )
         decoded = self._empty_decoded(len(prompts))
         for chunk in _chunks(len(prompts), chunk_size):
             report("decode prompts", chunk.start, len(prompts))
-            part = self._decode_chunk(encoded, prompts[chunk])
+            part = lane.decode_prompts(
+                encoded.embeddings,
+                prompts[chunk].model_coords(encoded.frame.scale),
+                np.ascontiguousarray(prompts[chunk].labels),
+                tokens,
+                chunk.start,
+            )
             for name in _DECODED_FIELDS:
                 getattr(decoded, name)[chunk] = getattr(part, name)
         return decoded
 
-    def _decode_chunk(self, encoded: EncodedImage, prompts: Prompts) -> _Decoded:
-        session = self._session(graphs.PROMPT_DECODER)
-        inputs = {
-            graphs.IMAGE_EMBEDDINGS: encoded.image_embeddings,
-            graphs.POINT_COORDS: prompts.model_coords(encoded.frame.scale),
-            graphs.POINT_LABELS: np.ascontiguousarray(prompts.labels),
-        }
-        outputs = to_float32(session.run(to_spec_dtypes(session.spec, inputs)))
-        index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], prompts.labels)
-        rows = np.arange(len(prompts))
-        return _Decoded(
-            low_res_masks=outputs[graphs.LOW_RES_MASKS][rows, index],
-            iou_predictions=outputs[graphs.IOU_PREDICTIONS][rows, index],
-            mask_index=index,
-            semantic_tokens=outputs[graphs.SEMANTIC_TOKENS][rows, index],
-            semantic_embeddings=outputs[graphs.SEMANTIC_EMBEDDINGS][rows, index],
-        )
-
-    def _empty_decoded(self, count: int) -> _Decoded:
+    def _empty_decoded(self, count: int) -> DecodedPrompts:
         size = self.config.low_res_mask_size
-        return _Decoded(
+        return DecodedPrompts(
             low_res_masks=np.empty((count, size, size), np.float32),
             iou_predictions=np.empty(count, np.float32),
             mask_index=np.empty(count, np.int64),
@@ -317,51 +343,24 @@ class TapPredictor:
         )
 
     def _caption(
-        self, semantic_tokens: np.ndarray, options: _Options, report: OnProgress
+        self, lane: Lane, tokens: Tokens, count: int, options: PredictOptions, report: OnProgress
     ) -> np.ndarray:
         rng = np.random.default_rng(options.seed)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
-        chunk_size = captions_per_call(self.config, self._memory_limit_bytes)
-        for chunk in _chunks(len(semantic_tokens), chunk_size):
-            report("write captions", chunk.start, len(semantic_tokens))
-            ids = self._captioner.generate(
-                semantic_tokens[chunk],
+        chunk_size = self._pipeline.max_prompts or captions_per_call(
+            self.config, self._memory_limit_bytes
+        )
+        for chunk in _chunks(count, chunk_size):
+            report("write captions", chunk.start, count)
+            ids = lane.caption(
+                tokens,
+                chunk,
                 max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 rng=rng,
             )
             parts.append(ids)
         return np.concatenate(parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """Arguments of ``predict`` that are only numbers, checked."""
-
-    top_k: int
-    max_new_tokens: int | None
-    temperature: float
-    seed: int | None
-
-    def __post_init__(self) -> None:
-        _require_int("top_k", self.top_k, 1)
-        if self.max_new_tokens is not None:
-            _require_int("max_new_tokens", self.max_new_tokens, 0)
-        if self.seed is not None:
-            _require_int("seed", self.seed, 0)
-        _require_temperature(self.temperature)
-
-
-def _require_int(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
-
-
-def _require_temperature(value: Any) -> None:
-    smallest = np.finfo(np.float32).tiny  # below, the logits divided by it overflow
-    is_number = isinstance(value, numbers.Real)
-    if not is_number or not (value == 0 or smallest <= value < float("inf")):
-        raise InputError(f"temperature is {value!r}; expected 0, or {smallest:.0e} or more")
 
 
 def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:

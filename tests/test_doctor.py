@@ -16,13 +16,16 @@ import click.testing
 import numpy as np
 import pytest
 
-from tap_deploy.cli import doctor, packages, probe
+from tap_deploy.cli import doctor, machine_checks, packages, probe
+from tap_deploy.machine import host as machine_host
+from tap_deploy.machine.host import CommandResult, Host
+from tap_deploy.machine.memory import memory_of
 
 SETUP_CFG = Path(__file__).parent.parent / "setup.cfg"
 
 
-def check_of(name: str) -> doctor.Check:
-    (check,) = [check for check in doctor.diagnose() if check.name == name]
+def check_of(name: str, host: Host | None = None) -> doctor.Check:
+    (check,) = [check for check in doctor.diagnose(host) if check.name == name]
     return check
 
 
@@ -157,7 +160,7 @@ def test_an_onnxruntime_that_cannot_be_imported(monkeypatch):
         raise ImportError("libpython is gone\ntrace")
 
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    monkeypatch.setattr(machine_checks.importlib, "import_module", broken)
     check = check_of("onnxruntime")
     assert check.status == "missing"
     assert check.detail.endswith("CPU libpython is gone")
@@ -195,49 +198,63 @@ def nvidia_smi(folder: Path, script: str) -> None:
     ],
 )
 def test_the_driver_is_asked(monkeypatch, tmp_path, script, status, detail):
-    monkeypatch.setattr(doctor, "_JETSON_RELEASE", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
     if script is not None:
         nvidia_smi(tmp_path, script)
-    check = check_of("nvidia driver")
+    check = check_of("nvidia driver", Host(root=tmp_path))
     assert (check.status, check.detail) == (status, detail)
     assert (check.remedy is None) == (status == "ok")
 
 
-def test_a_driver_that_hangs_is_given_up(monkeypatch):
+def test_a_driver_that_hangs_is_given_up(monkeypatch, tmp_path):
     def hang(command: list[str], **options: object) -> None:
         raise subprocess.TimeoutExpired(command, 20)
 
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(doctor.subprocess, "run", hang)
-    assert check_of("nvidia driver").detail == "nvidia-smi failed: TimeoutExpired"
+    monkeypatch.setattr(machine_host.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(machine_host.subprocess, "run", hang)
+    check = check_of("nvidia driver", Host(root=tmp_path))
+    assert check.detail == "nvidia-smi failed: TimeoutExpired"
+
+
+def no_programs(command):
+    return CommandResult(problem=f"{command[0]} not found")
 
 
 def test_on_a_jetson_tensorrt_and_the_driver_come_with_the_system(monkeypatch, tmp_path):
-    release = tmp_path / "nv_tegra_release"
-    release.write_text("# R36 (release), REVISION: 4.0\n", encoding="utf-8")
-    monkeypatch.setattr(doctor, "_JETSON_RELEASE", release)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.0\n", "utf-8")
+    host = Host(root=tmp_path, run=no_programs)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert check_of("nvidia driver").detail == "# R36 (release), REVISION: 4.0"
-    assert check_of("tensorrt").remedy == "sudo apt-get install python3-libnvinfer"
+    check = check_of("nvidia driver", host)
+    assert (check.status, check.detail) == ("ok", "part of Jetson Linux 36.4.0")
+    assert check_of("tensorrt", host).remedy == "sudo apt-get install python3-libnvinfer"
 
 
-def test_little_room_is_a_warning_and_blocks_nothing(monkeypatch):
+@pytest.mark.parametrize(("sm", "status"), [("7.0", "missing"), ("7.5", "ok"), ("12.0", "ok")])
+def test_the_generation_of_the_gpu(tmp_path, sm, status):
+    answer = CommandResult(output=f"A GPU, 580.1, {sm}, 16 GiB\n")
+    check = check_of("gpu", Host(root=tmp_path, run=lambda command: answer))
+    assert check.status == status
+    assert check.detail.startswith(f"SM {sm}")
+
+
+def test_little_room_is_a_warning_and_blocks_nothing(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**31, 2**30, 2**30))
-    monkeypatch.setattr(doctor, "_available_memory", lambda: 2**31)
-    checks = doctor.diagnose()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 2097152 kB\n", "utf-8")
+    checks = doctor.diagnose(Host(root=tmp_path, run=no_programs))
     warnings = {check.name: check for check in checks if check.status == "warning"}
     assert set(warnings) == {"disk space", "memory"}
     assert warnings["disk space"].detail.startswith("1.0 GiB available; ")
+    assert warnings["memory"].detail.startswith("2.0 GiB available; ")
     assert all(check.remedy for check in warnings.values())
     assert not {"disk space", "memory"} & set(doctor.missing_for("export", checks))
 
 
 def test_available_memory_is_less_than_what_is_installed():
-    installed = doctor.os.sysconf("SC_PHYS_PAGES") * doctor.os.sysconf("SC_PAGE_SIZE")
-    assert 0 < doctor._available_memory() <= installed
+    memory = memory_of(Host())
+    assert 0 < memory.available_bytes <= memory.total_bytes
 
 
 def test_the_report_names_what_is_missing_and_its_remedy(monkeypatch):

@@ -173,6 +173,21 @@ def test_vit_b_builds_with_tensorrt_rtx(vit_b, precision):
     assert peak <= forecast
 
 
+def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
+    """GFLOP of one call, counted from the graphs, against figures from the architecture."""
+    from tap_deploy import graphs
+    from tap_deploy.engines.work import count_work
+
+    def gflop(name, **sizes):
+        work = count_work(vit_b.graph_path(name, "fp32"), vit_b.graph_specs()[name], sizes)
+        return work.flops / GIGABYTE
+
+    assert gflop(graphs.IMAGE_ENCODER, B=1) == pytest.approx(808, rel=0.02)
+    assert gflop(graphs.PROMPT_DECODER, P=1, N=2) == pytest.approx(3.7, rel=0.02)
+    assert gflop(graphs.PROMPT_DECODER, P=64, N=2) == pytest.approx(187, rel=0.02)
+    assert gflop(graphs.TEXT_DECODER, P=1, T=40) == pytest.approx(0.11, rel=0.02)
+
+
 def test_vit_h_exports_with_external_data(tmp_path):
     result, peak = export("tap_vit_h", tmp_path / "bundle")
     assert result["verification"]["passed"]

@@ -8,12 +8,12 @@ from tap_deploy.errors import MissingDependencyError
 
 
 def require_quantize_extra() -> None:
-    """Check that what turns fp32 graphs into others is there.
+    """Check that what reads, counts and changes ONNX graphs is there; PyTorch is not needed.
 
     Raises:
         MissingDependencyError: a package is not; the message has the command that brings it.
     """
-    _require(("onnx", "onnx_ir", "onnxruntime"), "quantize")
+    _require(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "quantize")
 
 
 def require_export_extra() -> None:

@@ -8,6 +8,7 @@ import click
 
 from tap_deploy.precisions import PRECISIONS
 from tap_deploy.sessions import BACKENDS
+from tap_deploy.sessions.providers import PROVIDERS
 
 bundle_argument = click.argument("bundle", type=click.Path())
 json_option = click.option(
@@ -33,6 +34,21 @@ samples_option = click.option(
     type=click.Path(path_type=pathlib.Path),
     metavar="DIR|FILE",
     help="Pictures to measure activations on, beside the golden samples; repeatable.",
+)
+device_option = click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Where the graphs run; default: cpu with onnxruntime, the first GPU with engines.",
+)
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(list(PROVIDERS)),
+    help="How onnxruntime uses a GPU; default: cuda.",
+)
+allow_failed_option = click.option(
+    "--allow-failed",
+    is_flag=True,
+    help="Also use a precision or engines that failed their check.",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores."

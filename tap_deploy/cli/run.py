@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
 
 import click
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.options import (
+    allow_failed_option,
     backend_option,
     bundle_argument,
+    device_option,
     force_option,
     json_option,
     precision_option,
+    provider_option,
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
@@ -73,7 +75,10 @@ FILE = click.Path(path_type=pathlib.Path)
 )
 @backend_option
 @precision_option
+@device_option
+@provider_option
 @threads_option
+@allow_failed_option
 @force_option
 @json_option
 def run_command(
@@ -93,7 +98,10 @@ def run_command(
     overlay_scale: int,
     backend: str,
     precision: str,
+    device: str | None,
+    provider: str | None,
     threads: int | None,
+    allow_failed: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -107,22 +115,29 @@ def run_command(
     picture = load_image(image, convert=convert)
     _warn_if_synthetic(bundle)
     vocabulary = None if concepts is None else Vocabulary.load(concepts)
-    with (
-        stage_bar("run", 5) as stage,
-        _predictor(bundle, backend, precision, threads, stage) as predictor,
-    ):
-        _note_what_is_missing(predictor, vocabulary, captions)
-        regions = predictor.predict(
-            picture,
-            prompts=prompts,
-            top_k=top_k,
-            captions=captions,
-            vocabulary=vocabulary,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            on_progress=lambda name, done, total: stage(name) if done == 0 else None,
-        )
+    with stage_bar("run", 5) as stage:
+        stage("load bundle")
+        with TapPredictor.from_bundle(
+            bundle,
+            backend,
+            precision,
+            threads,
+            device=device,
+            provider=provider,
+            allow_failed=allow_failed,
+        ) as predictor:
+            _note_what_is_missing(predictor, vocabulary, captions)
+            regions = predictor.predict(
+                picture,
+                prompts=prompts,
+                top_k=top_k,
+                captions=captions,
+                vocabulary=vocabulary,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                on_progress=lambda name, done, total: stage(name) if done == 0 else None,
+            )
     if overlay is not None:
         with atomic_file(overlay) as partial:
             regions.visualize(picture, overlay_scale).save(partial, "PNG")
@@ -186,10 +201,3 @@ def _note_what_is_missing(
             "note: no captions, only token ids: the bundle was exported without --tokenizer",
             err=True,
         )
-
-
-def _predictor(
-    bundle: str, backend: str, precision: str, threads: int | None, stage: Callable[[str], None]
-) -> TapPredictor:
-    stage("load bundle")
-    return TapPredictor.from_bundle(bundle, backend, precision, threads)

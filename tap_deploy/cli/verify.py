@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -11,10 +13,13 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import (
+    allow_failed_option,
     backend_option,
     bundle_argument,
+    device_option,
     json_option,
     precision_option,
+    provider_option,
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
@@ -22,6 +27,8 @@ from tap_deploy.errors import MissingDependencyError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.precisions import FP16, variant_for
 from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.options import CPU, Device
 from tap_deploy.verify import Report, verify_sessions
 
 if TYPE_CHECKING:
@@ -37,7 +44,10 @@ TORCH_HALF, ONNX_REFERENCE = "torch-half", "onnx-reference"  # as in tap_deploy.
 @bundle_argument
 @backend_option
 @precision_option
+@device_option
+@provider_option
 @threads_option
+@allow_failed_option
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=pathlib.Path),
@@ -56,7 +66,10 @@ def verify_command(
     bundle: str,
     backend: str,
     precision: str,
+    device: str | None,
+    provider: str | None,
     threads: int | None,
+    allow_failed: bool,
     checkpoint: pathlib.Path | None,
     evaluator: str,
     as_json: bool,
@@ -70,7 +83,18 @@ def verify_command(
     opened = Bundle.open(bundle)
     samples = _samples(opened, checkpoint)
     with stage_bar("verify", CHECKS_PER_SAMPLE * len(samples)) as stage:
-        report = verify_bundle(opened, samples, backend, precision, threads, stage, evaluator)
+        report = verify_bundle(
+            opened,
+            samples,
+            backend,
+            precision,
+            threads,
+            stage,
+            evaluator,
+            device=device,
+            provider=provider,
+            allow_failed=allow_failed,
+        )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     report.require(f"bundle {bundle} differs from the reference; do not use it")
     if not report.is_witness and evaluator == AUTO:
@@ -88,6 +112,10 @@ def verify_bundle(
     threads: int | None = None,
     on_check: object = None,
     evaluator: str = AUTO,
+    *,
+    device: str | None = None,
+    provider: str | None = None,
+    allow_failed: bool = False,
 ) -> Report:
     """Load the graphs of a bundle and compare them with samples.
 
@@ -95,24 +123,35 @@ def verify_bundle(
     provider does not.
     """
     chosen = None
-    hides_overflow = backend == "onnxruntime" and precision == FP16
+    on_cpu = device is None or Device.from_name(device).kind == CPU
+    hides_overflow = backend == "onnxruntime" and on_cpu and precision == FP16
     if evaluator in (TORCH_HALF, ONNX_REFERENCE) or (evaluator == AUTO and hides_overflow):
         chosen = _rounding_evaluator(bundle, precision, None if evaluator == AUTO else evaluator)
-    sessions = (
-        sessions_from_bundle(bundle, backend, precision, threads=threads)
-        if chosen is None
-        else chosen.sessions
-    )
-    return verify_sessions(
-        sessions,
-        bundle.config,
-        samples,
-        backend=backend if chosen is None else "cpu",
-        precision=precision,
-        evaluator=backend if chosen is None else chosen.name,
-        is_witness=chosen is not None or not hides_overflow,
-        on_check=lambda check: on_check(check.tensor) if callable(on_check) else None,
-    )
+    with contextlib.ExitStack() as stack:
+        if chosen is not None:
+            sessions: Mapping[str, Session] = chosen.sessions
+        else:
+            sessions = sessions_from_bundle(
+                bundle,
+                backend,
+                precision,
+                threads=threads,
+                device=device,
+                provider=provider,
+                allow_failed=allow_failed,
+            )
+            for session in sessions.values():
+                stack.enter_context(session)
+        return verify_sessions(
+            sessions,
+            bundle.config,
+            samples,
+            backend=backend if chosen is None else "cpu",
+            precision=precision,
+            evaluator=backend if chosen is None else chosen.name,
+            is_witness=chosen is not None or not hides_overflow,
+            on_check=lambda check: on_check(check.tensor) if callable(on_check) else None,
+        )
 
 
 def _rounding_evaluator(bundle: Bundle, precision: str, name: str | None) -> Evaluator | None:

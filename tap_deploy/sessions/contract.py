@@ -115,6 +115,38 @@ def _axis_fits(axis: Axis, size: int, sizes: dict[str, int]) -> bool:
     return size == axis
 
 
+Found = Mapping[str, tuple[str, Sequence[int | str | None]]]
+
+
+def check_graph(spec: GraphSpec, inputs: Found, outputs: Found) -> None:
+    """Compare inputs and outputs that a backend found in a file with the spec.
+
+    Args:
+        spec: what the graph must look like.
+        inputs: name -> NumPy dtype name and axes; any axis that is no number is dynamic.
+        outputs: the same.
+
+    Raises:
+        SessionError: they differ.
+    """
+    for kind, found, tensors in (
+        ("inputs", inputs, spec.inputs),
+        ("outputs", outputs, spec.outputs),
+    ):
+        plain = {name: (dtype, _axes(shape)) for name, (dtype, shape) in found.items()}
+        expected = {tensor.name: (tensor.dtype, _axes(tensor.shape)) for tensor in tensors}
+        if plain != expected:
+            raise SessionError(
+                f"graph {spec.name}: {kind} of the file are {plain}; expected {expected}; "
+                "was it exported by another version? Export it again"
+            )
+
+
+def _axes(shape: Sequence[int | str | None]) -> list[int | str]:
+    """A shape in which all dynamic axes look alike: files may call them as they like."""
+    return [axis if isinstance(axis, int) else "*" for axis in shape]
+
+
 def resolve_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Return the shape of a tensor once its dynamic axes are known."""
     return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)

@@ -6,16 +6,20 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tap_deploy.errors import MissingDependencyError, SessionError
-from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.sessions.contract import Session, Tensors
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.sessions.contract import Session, Tensors, check_graph
+from tap_deploy.sessions.providers import Provider, require_real_inference
 
 ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import onnxruntime.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as exc:
@@ -26,44 +30,69 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _first_line(error: BaseException) -> str:
+def load_session(
+    path: str | os.PathLike[str],
+    spec: GraphSpec,
+    *,
+    threads: int | None = None,
+    provider: Provider | None = None,
+) -> Any:
+    """Load a file and hold it against a spec; a provider must prove that it works.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        SessionError: the file does not load or is another graph, or the provider does not run it.
+    """
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider is not None:
+        return require_real_inference(runtime, path, spec, options, provider, _checked)
+    return _checked(runtime, path, spec, options, ["CPUExecutionProvider"])
+
+
+def _checked(
+    runtime: Any, path: str | os.PathLike[str], spec: GraphSpec, options: Any, providers: list[Any]
+) -> Any:
+    try:
+        # Without its own retry on the CPU: that would pass for the provider asked for.
+        session = runtime.InferenceSession(
+            os.fspath(path), options, providers=providers, enable_fallback=0
+        )
+    # onnxruntime raises a class of its own per status code, with no common base.
+    except Exception as exc:
+        raise SessionError(
+            f"graph {spec.name}: onnxruntime cannot load {path}: {first_line(exc)}"
+        ) from exc
+    check_graph(spec, _described(session.get_inputs()), _described(session.get_outputs()))
+    return session
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class OnnxRuntimeSession(Session):
-    """A graph on onnxruntime's CPU provider.
+    """A graph on onnxruntime, on the CPU or on a GPU provider, with arrays of the host.
 
     Inputs and outputs are bound at the addresses of the NumPy arrays (IO binding): nothing is
-    copied on the way in or out, and an output can be written into a slot of the KV cache.
+    copied on the way in or out, and an output can be written into a slot of the KV cache. A GPU
+    provider copies behind that; ``OnnxRuntimeGraph`` keeps tensors on the device.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], spec: GraphSpec, *, threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        *,
+        threads: int | None = None,
+        provider: Provider | None = None,
     ) -> None:
         super().__init__(spec)
-        self._runtime = _import_onnxruntime()
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = self._runtime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        # onnxruntime raises a class of its own per status code, with no common base.
-        except Exception as exc:
-            raise self._error(f"onnxruntime cannot load {path}: {_first_line(exc)}") from exc
-        self._check_model(self._session.get_inputs(), spec.inputs, "inputs")
-        self._check_model(self._session.get_outputs(), spec.outputs, "outputs")
-
-    def _check_model(self, nodes: Any, specs: tuple[TensorSpec, ...], kind: str) -> None:
-        found = {node.name: (node.type, _axes(node.shape)) for node in nodes}
-        expected = {spec.name: (_onnxruntime_type(spec.dtype), _axes(spec.shape)) for spec in specs}
-        if found != expected:
-            raise SessionError(
-                f"graph {self.spec.name}: {kind} of the file are {found}; expected {expected}; "
-                "was it exported by another version? Export it again"
-            )
+        self._session = load_session(path, spec, threads=threads, provider=provider)
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         if self._session is None:
@@ -76,18 +105,18 @@ class OnnxRuntimeSession(Session):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as exc:
-            raise self._error(f"onnxruntime failed: {_first_line(exc)}") from exc
+            raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
 
     def close(self) -> None:
         """Drop the session and its arena."""
         self._session = None
 
 
-def _axes(shape: Sequence[int | str | None]) -> list[int | str]:
-    """A shape in which all dynamic axes look alike: files may call them as they like."""
-    return [axis if isinstance(axis, int) else "*" for axis in shape]
+def _described(nodes: Any) -> dict[str, tuple[str, Sequence[int | str | None]]]:
+    return {node.name: (_numpy_name(node.type), node.shape) for node in nodes}
 
 
-def _onnxruntime_type(dtype: str) -> str:
-    names = {"float32": "float", "float16": "float16"}
-    return f"tensor({names.get(dtype, np.dtype(dtype).name)})"
+def _numpy_name(onnxruntime_type: str) -> str:
+    """Turn ``tensor(float)`` into ``float32``."""
+    inner = onnxruntime_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)

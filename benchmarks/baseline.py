@@ -1,0 +1,58 @@
+"""PyTorch eager on the reference model, beside a backend: same inputs, same machine."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.stages import CAPTION, DECODE, ENCODE, Inputs, Stage
+from tap_deploy.config import TapConfig
+from tap_deploy.masks import select_mask_token
+from tap_deploy.reference.checkpoint import load_checkpoint
+
+NAME = "PyTorch eager fp32"
+
+
+class TorchBaseline:
+    """The calls of the reference model, on the GPU if PyTorch has one and one is used."""
+
+    def __init__(self, checkpoint: pathlib.Path, config: TapConfig, *, on_gpu: bool) -> None:
+        self.device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
+        model, _ = load_checkpoint(checkpoint, config)
+        self.model: Any = model.to(self.device).eval()
+        self.config = config
+
+    def with_baseline(self, stage: Stage, inputs: Inputs) -> Callable[[], object]:
+        """Return the call that stands beside a stage."""
+        images = torch.from_numpy(inputs.images).to(self.device)
+        coords, labels = (torch.from_numpy(a).to(self.device) for a in inputs.first(stage.prompts))
+        with torch.inference_mode():
+            embeddings = self.model.encode_image(images)
+            tokens = self._tokens(embeddings, coords, labels)
+        calls = {
+            ENCODE: lambda: self.model.encode_image(images),
+            DECODE: lambda: self.model.decode_prompts(embeddings, coords, labels),
+            CAPTION: lambda: self.model.generate(tokens),
+        }
+        # Masks of the original size are left to the other side: this one is not slowed by them.
+        whole = lambda: self.model.generate(  # noqa: E731
+            self._tokens(self.model.encode_image(images), coords, labels)
+        )
+        call = calls.get(stage.kind, whole)
+        return lambda: self._finished(call)
+
+    def _tokens(self, embeddings: Any, coords: Any, labels: Any) -> Any:
+        outputs = self.model.decode_prompts(embeddings, coords, labels)
+        iou = outputs.iou_predictions.float().cpu().numpy()
+        index = torch.from_numpy(select_mask_token(iou, labels.cpu().numpy())).to(self.device)
+        return outputs.semantic_tokens[torch.arange(len(index), device=self.device), index]
+
+    def _finished(self, call: Callable[[], object]) -> object:
+        with torch.inference_mode():
+            result = call()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return result

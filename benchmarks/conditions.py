@@ -1,0 +1,111 @@
+"""What a figure depends on: machine, clocks, versions, precision, engines, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import resource
+import sys
+from typing import Any
+
+from tap_deploy import __version__
+from tap_deploy.bundle import Bundle
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import memory_of
+from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
+from tap_deploy.plans import all_records
+from tap_deploy.sessions import ENGINE_BACKENDS
+
+PACKAGES = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("cuda-python", "cuda-bindings", "pycuda", "torch"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryMark:
+    """Memory at one time. ``gpu`` is what the driver says is in use; None on a Jetson."""
+
+    available_bytes: int
+    gpu: str | None
+
+    @classmethod
+    def now(cls, host: Host) -> MemoryMark:
+        """Look."""
+        answer = host.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"])
+        lines = [line for line in answer.output.splitlines() if line.strip()[:1].isdigit()]
+        used = lines[0].strip() if lines else None
+        return cls(available_bytes=memory_of(host).available_bytes, gpu=used)
+
+
+def conditions(
+    bundle: Bundle, backend: str, precision: str, variant: str, settings: dict[str, Any], host: Host
+) -> dict[str, Any]:
+    """Return everything that the figures of a run depend on, JSON types.
+
+    Args:
+        bundle: what is run.
+        backend: by what.
+        precision: as it was asked for.
+        variant: the graphs that stand for it.
+        settings: the options of the run.
+        host: the machine.
+    """
+    state = machine_state(host)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": state_as_dict(state),
+        "model": bundle.manifest.model,
+        "weights": bundle.manifest.checkpoint.file,
+        "backend": backend,
+        "precision": precision,
+        "variant": variant,
+        "settings": settings,
+        "engines": _engines(bundle, backend, variant, state.compute_capability),
+        "scope": "pictures in the model frame and results in host memory, transfers counted; "
+        "end to end includes full-size masks, but no decoding of picture files",
+        "versions": {"tap-deploy": __version__, "python": platform.python_version(), **_versions()},
+        "gpu_before": gpu_conditions(host),
+    }
+
+
+def peak_memory(before: MemoryMark, after: MemoryMark) -> dict[str, Any]:
+    """Return the memory that loading and running took; on a Jetson the GPU's is in both figures."""
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "peak_rss_bytes": kibibytes * unit,
+        "available_before_bytes": before.available_bytes,
+        "available_after_bytes": after.available_bytes,
+        "gpu_used_before": before.gpu,
+        "gpu_used_after": after.gpu,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _engines(
+    bundle: Bundle, backend: str, variant: str, compute_capability: str | None
+) -> list[dict[str, Any]]:
+    """Return what the sidecars say of the engines that may have run: builder, size, layers."""
+    if backend not in ENGINE_BACKENDS:
+        return []
+    fields = ("graph", "backend_version", "compute_capabilities", "driver", "size_bytes")
+    fields += ("build_seconds", "flags", "profiles", "layer_precisions")
+    return [
+        {"plan": str(path.relative_to(bundle.path))}
+        | {name: getattr(record, name) for name in fields}
+        for path, record in all_records(bundle)
+        if (record.backend, record.variant) == (backend, variant)
+        and (compute_capability is None or record.runs_on(compute_capability))
+    ]

@@ -1,0 +1,274 @@
+"""Every stage of a bundle on any backend, with what the figures depend on.
+
+python -m benchmarks.engines BUNDLE --backend tensorrt --precision fp16 --json FILE
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from benchmarks.conditions import MemoryMark, conditions, peak_memory
+from benchmarks.harness import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
+from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
+from tap_deploy.bundle import Bundle
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.state import gpu_conditions
+from tap_deploy.precisions import PRECISIONS, variant_for
+from tap_deploy.sessions import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
+from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+
+FILE = click.Path(path_type=pathlib.Path)
+BASELINE = "PyTorch eager fp32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is made; see the options of the command."""
+
+    backend: str
+    precision: str
+    device: str | None
+    provider: str | None
+    threads: int | None
+    prompts: tuple[int, ...]
+    tokens: int | None
+    iterations: int
+    seconds: float
+    cuda_graphs: bool
+    zero_copy: bool
+    allow_failed: bool
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no GPU is used."""
+        is_engine = self.backend in ENGINE_BACKENDS
+        return not is_engine and Device.from_name(self.device or CPU).kind == CPU
+
+
+@click.command()
+@click.argument("bundle", type=FILE)
+@click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--device", help="cpu, cuda or cuda:N; default: the CPU, or the GPU for engines.")
+@click.option("--provider", help="For onnxruntime on a GPU: cuda, tensorrt or nv_tensorrt_rtx.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+@click.option(
+    "--prompts",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 16, 64),
+    show_default=True,
+    help="Regions of a call; may be repeated.",
+)
+@click.option("--tokens", type=click.IntRange(min=1), help="Longest caption; default: the model's.")
+@click.option("--iterations", type=click.IntRange(min=1), default=MIN_ITERATIONS, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=MIN_SECONDS,
+    show_default=True,
+    help="Least time of each stage.",
+)
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
+@click.option("--zero-copy", is_flag=True, help="Mapped host memory, for boards that share DRAM.")
+@click.option("--allow-failed", is_flag=True, help="Also time what failed its self-test.")
+@click.option("--peaks", help="Also give shares of the peaks of a device, as for plan; needs onnx.")
+@click.option("--checkpoint", type=FILE, help="Time PyTorch on these weights beside it.")
+@click.option("--json", "json_path", type=FILE, help="Write figures and conditions to a file.")
+def main(
+    bundle: pathlib.Path,
+    peaks: str | None,
+    checkpoint: pathlib.Path | None,
+    json_path: pathlib.Path | None,
+    **options: Any,
+) -> None:
+    """Time encoder, prompt decoder, captions and the whole on this machine."""
+    opened, settings = Bundle.open(bundle), Settings(**options)
+    report = run(opened, settings, checkpoint, on_row=click.echo)
+    if peaks is not None:
+        from benchmarks.peak_share import peak_shares
+
+        variant = report["conditions"]["variant"]
+        report["peaks"] = peak_shares(opened, variant, settings.precision, peaks, report["stages"])
+    click.echo(summary(report))
+    if json_path is not None:
+        with atomic_file(json_path) as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+def run(
+    bundle: Bundle,
+    settings: Settings,
+    checkpoint: pathlib.Path | None = None,
+    *,
+    host: Host | None = None,
+    on_row: Any = lambda line: None,
+) -> dict[str, Any]:
+    """Time the stages; return figures and conditions as JSON types.
+
+    Raises:
+        InputError: no number of prompts fits the engines.
+        TapError: the bundle does not load on this backend.
+    """
+    host = Host() if host is None else host
+    variant = variant_for(settings.precision, on_cpu=settings.on_cpu)
+    values = dataclasses.asdict(settings)
+    if settings.on_cpu:
+        values["cuda_graphs"] = values["zero_copy"] = None  # there are none
+    report = conditions(bundle, settings.backend, settings.precision, variant, values, host)
+    before = MemoryMark.now(host)
+    pipeline = _pipeline(bundle, settings)
+    try:
+        prompts = _fitting(settings.prompts, pipeline.max_prompts)
+        on_row(header(settings, checkpoint is not None))
+        with stages(bundle, pipeline, prompts, settings.tokens) as rows:
+            inputs = Inputs.random(bundle.config, max(prompts))
+            baseline_of = _with_baseline(bundle, settings, checkpoint, inputs)
+            timed = list(_timed(rows, settings, baseline_of, on_row))
+        after = MemoryMark.now(host)
+    finally:
+        pipeline.close()
+    return {
+        "conditions": report | {"gpu_after": gpu_conditions(host)},
+        "memory": peak_memory(before, after),
+        "stages": timed,
+    }
+
+
+def _pipeline(bundle: Bundle, settings: Settings) -> Any:
+    device_options = DeviceOptions(cuda_graphs=settings.cuda_graphs, zero_copy=settings.zero_copy)
+    return pipeline_from_bundle(
+        bundle,
+        settings.backend,
+        settings.precision,
+        threads=settings.threads,
+        device=settings.device,
+        provider=settings.provider,
+        options=None if settings.on_cpu else device_options,
+        allow_failed=settings.allow_failed,
+    )
+
+
+def _fitting(prompts: tuple[int, ...], most: int | None) -> tuple[int, ...]:
+    fitting = tuple(count for count in prompts if most is None or count <= most)
+    if not fitting:
+        raise InputError(
+            f"prompts are {list(prompts)}, the engines take {most}; lower --prompts, or build them "
+            "with a larger --max-prompts"
+        )
+    for count in sorted(set(prompts) - set(fitting)):
+        click.echo(f"note: P={count} is left out: the engines take {most} prompts", err=True)
+    return fitting
+
+
+def _with_baseline(
+    bundle: Bundle, settings: Settings, checkpoint: pathlib.Path | None, inputs: Inputs
+) -> Any:
+    if checkpoint is None:
+        return lambda stage: None
+    from benchmarks.baseline import TorchBaseline
+
+    baseline = TorchBaseline(checkpoint, bundle.config, on_gpu=not settings.on_cpu)
+    return lambda stage: baseline.with_baseline(stage, inputs)
+
+
+def _timed(
+    rows: list[Stage], settings: Settings, baseline_of: Any, on_row: Any
+) -> Iterator[dict[str, Any]]:
+    for stage in rows:
+        candidates = {settings.backend: stage.call}
+        beside = baseline_of(stage)
+        if beside is not None:
+            candidates[BASELINE] = beside
+        results = measure(
+            candidates, min_iterations=settings.iterations, min_seconds=settings.seconds
+        )
+        on_row(table_row(stage, results, settings.backend))
+        yield as_json(stage, results, settings.backend)
+
+
+def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str, Any]:
+    """Return a stage and its figures as JSON types; throughput is calls by wall time."""
+    latency = results[backend]
+    seconds = latency.mean_ms / 1e3
+    values = {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "prompts": stage.prompts,
+        "tokens": stage.tokens,
+        "latency": dataclasses.asdict(latency),
+        "is_noisy": latency.is_noisy,
+        "images_per_second" if stage.kind == ENCODE else "regions_per_second": (
+            stage.prompts / seconds
+        ),
+    }
+    if stage.kind == CAPTION:
+        steps = stage.tokens + 1  # the visual prefix is a step, too
+        values["microseconds_per_step"] = 1e3 * latency.median_ms / steps
+        values["tokens_per_second"] = stage.prompts * stage.tokens / seconds
+    if BASELINE in results:
+        values["baseline"] = dataclasses.asdict(results[BASELINE])
+        values["speed_up"] = results[BASELINE].median_ms / latency.median_ms
+    return values
+
+
+def header(settings: Settings, has_baseline: bool) -> str:
+    """Return the head of the Markdown table."""
+    columns = [f"{settings.backend} {settings.precision}", "median ms", "p90", "p99", "cv", "per s"]
+    columns += [f"{BASELINE}, median ms", "ratio"] * has_baseline
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def table_row(stage: Stage, results: dict[str, Latency], backend: str) -> str:
+    """Return one Markdown row."""
+    latency = results[backend]
+    noisy = " (noisy)" if latency.is_noisy else ""
+    cells = [stage.name, *(f"{ms:.2f}" for ms in (latency.median_ms, latency.p90_ms))]
+    cells += [f"{latency.p99_ms:.2f}", f"{100 * latency.cv:.1f} %{noisy}"]
+    cells.append(f"{1e3 * stage.prompts / latency.mean_ms:.1f}")
+    if BASELINE in results:
+        median = results[BASELINE].median_ms
+        cells += [f"{median:.2f}", f"{median / latency.median_ms:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return the conditions in a few lines, and what is wrong with them."""
+    values = report["conditions"]
+    machine, board = values["machine"], values["machine"]["jetson"]
+    lines = [
+        "",
+        f"{values['date']}, {machine['title']}, {values['model']} ({values['weights']}), "
+        f"{values['variant']} graphs",
+        ", ".join(f"{name} {version}" for name, version in values["versions"].items()),
+        f"peak memory of the process {report['memory']['peak_rss_bytes'] / 1e6:.0f} MB",
+    ]
+    if board is not None:
+        mode = board["power_mode"]["name"] if board["power_mode"] else "unknown"
+        lines.append(f"power mode {mode}, GPU clock {board['gpu_clock']}")
+        if board["gpu_clock"] and board["gpu_clock"]["min_hz"] != board["gpu_clock"]["max_hz"]:
+            lines.append("warning: the GPU clock may move; hold it: sudo jetson_clocks")
+    for share in report.get("peaks", []):
+        lines.append(
+            f"{share['stage']}: {100 * share['share_of_arithmetic_peak']:.0f} % of the peak of "
+            f"arithmetic, {100 * share['share_of_bandwidth']:.0f} % of the bandwidth of a "
+            f"{share['device']}"
+        )
+    noisy = [stage["stage"] for stage in report["stages"] if stage["is_noisy"]]
+    if noisy:
+        lines.append(
+            f"warning: above 2.5 % variation, the machine was not quiet: {', '.join(noisy)}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What is timed: each stage of a model behind the pipeline contract, and the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.config import TapConfig
+from tap_deploy.image import Frame
+from tap_deploy.masks import masks_from_logits
+from tap_deploy.sessions.device_lane import DeviceLane
+from tap_deploy.sessions.pipeline import Lane, Pipeline
+
+END_TO_END, ENCODE, DECODE, CAPTION = "end to end", "encode", "decode", "caption"
+POINTS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Something to call and to time.
+
+    Attributes:
+        kind: ``encode``, ``decode``, ``caption`` or ``end to end``.
+        prompts: regions of a call; 1 for the encoder.
+        tokens: steps of the text decoder after the prefix; 0 where none runs.
+        call: does it once, and returns when it is done.
+        baseline: the same in PyTorch, where that is compared.
+    """
+
+    kind: str
+    prompts: int
+    tokens: int
+    call: Callable[[], object]
+    baseline: Callable[[], object] | None = None
+
+    @property
+    def name(self) -> str:
+        """The stage in words."""
+        count = "1 image" if self.kind == ENCODE else f"P={self.prompts}"
+        return f"{self.kind} {count}" + (f", {self.tokens} tokens" if self.tokens else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A random picture and random boxes on it; the work does not depend on what they show.
+
+    images: uint8 ``[1, S, S, 3]``.
+    coords: float32 ``[P, 2, 2]`` XY, pixels of the model frame.
+    labels: int32 ``[P, 2]``, both corners of a box.
+    """
+
+    images: np.ndarray
+    coords: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def random(cls, config: TapConfig, prompts: int) -> Inputs:
+        """Make the inputs of a model; the same ones every time."""
+        rng = np.random.default_rng(0)
+        size = config.image_size
+        corners = np.sort(rng.uniform(0, size, (prompts, 2, POINTS)), axis=2)
+        return cls(
+            images=rng.integers(0, 256, (1, size, size, 3), np.uint8),
+            coords=np.ascontiguousarray(corners.transpose(0, 2, 1), np.float32),
+            labels=np.tile(np.array([2, 3], np.int32), (prompts, 1)),
+        )
+
+    def first(self, prompts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return coordinates and labels of the first prompts."""
+        return self.coords[:prompts], self.labels[:prompts]
+
+
+@contextlib.contextmanager
+def stages(
+    bundle: Bundle, pipeline: Pipeline, prompts: Sequence[int], max_new_tokens: int | None
+) -> Iterator[list[Stage]]:
+    """Yield the stages of a model; the lane that they run in is taken until the end.
+
+    Args:
+        bundle: has the sizes.
+        pipeline: runs the graphs.
+        prompts: numbers of regions to time.
+        max_new_tokens: longest caption; None for as long as the model writes. Captions that end
+            earlier are not prolonged: the steps that ran are counted.
+    """
+    config, inputs = bundle.config, Inputs.random(bundle.config, max(prompts))
+    with pipeline.lane() as lane:
+        bench = _Bench(lane, config, inputs, max_new_tokens)
+        rows = [Stage(kind=ENCODE, prompts=1, tokens=0, call=bench.encode)]
+        for count in prompts:
+            rows.append(bench.stage(DECODE, count, bench.decode))
+        for count in prompts:
+            rows.append(bench.stage(CAPTION, count, bench.caption))
+        for count in prompts:
+            rows.append(bench.stage(END_TO_END, count, bench.end_to_end))
+        yield rows
+
+
+class _Bench:
+    """The calls of one lane."""
+
+    def __init__(
+        self, lane: Lane, config: TapConfig, inputs: Inputs, max_new_tokens: int | None
+    ) -> None:
+        self.lane, self.config, self.inputs = lane, config, inputs
+        self.max_new_tokens = max_new_tokens
+        self.embeddings = lane.encode(inputs.images)
+        self.tokens = lane.new_tokens(len(inputs.labels))
+        self.frame = Frame.for_image(config.image_size, config.image_size, config.image_size)
+
+    def stage(self, kind: str, prompts: int, call: Callable[[int], object]) -> Stage:
+        steps = 0
+        if kind != DECODE:
+            self.decode(prompts)
+            steps = steps_of(self.caption(prompts), self.config)
+        return Stage(kind=kind, prompts=prompts, tokens=steps, call=lambda: call(prompts))
+
+    def encode(self) -> object:
+        embeddings = self.lane.encode(self.inputs.images)
+        if isinstance(self.lane, DeviceLane):  # others are done when they return
+            self.lane.synchronize()
+        return embeddings
+
+    def decode(self, prompts: int) -> object:
+        coords, labels = self.inputs.first(prompts)
+        return self.lane.decode_prompts(self.embeddings, coords, labels, self.tokens, 0)
+
+    def caption(self, prompts: int) -> np.ndarray:
+        return self.lane.caption(
+            self.tokens,
+            slice(0, prompts),
+            max_new_tokens=self.max_new_tokens,
+            temperature=0.0,
+            rng=np.random.default_rng(0),
+        )
+
+    def end_to_end(self, prompts: int) -> object:
+        """From a picture in the model frame to masks and token ids."""
+        coords, labels = self.inputs.first(prompts)
+        embeddings = self.lane.encode(self.inputs.images)
+        decoded = self.lane.decode_prompts(embeddings, coords, labels, self.tokens, 0)
+        ids = self.caption(prompts)
+        return masks_from_logits(decoded.low_res_masks, self.frame), ids
+
+
+def steps_of(ids: np.ndarray, config: TapConfig) -> int:
+    """Return how many tokens the longest caption of ids ``[P, positions]`` has, EOS included."""
+    return int((ids[:, 1:] != config.pad_id).sum(axis=1).max(initial=0))

@@ -1,0 +1,110 @@
+"""``tap-export selftest``: does this machine compute what the model says?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.options import (
+    backend_option,
+    bundle_argument,
+    device_option,
+    json_option,
+    precision_option,
+    provider_option,
+    threads_option,
+)
+from tap_deploy.cli.progress import stage_bar
+from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
+from tap_deploy.machine.state import machine_state
+from tap_deploy.plans import plan_folder
+from tap_deploy.precisions import variant_for
+from tap_deploy.selftest import SelftestSubject, run_selftest
+from tap_deploy.selftest_marks import mark_name
+from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
+from tap_deploy.sessions.device_memory import open_device_memory
+from tap_deploy.sessions.options import CPU, CUDA, Device
+from tap_deploy.sessions.tensorrt_versions import import_tensorrt
+
+
+@click.command("selftest")
+@bundle_argument
+@backend_option
+@precision_option
+@device_option
+@provider_option
+@threads_option
+@json_option
+def selftest_command(
+    bundle: str,
+    backend: str,
+    precision: str,
+    device: str | None,
+    provider: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Run the golden samples of BUNDLE on this machine, and keep the verdict in BUNDLE.
+
+    What fails is marked, and refused by run and TapPredictor unless they are told otherwise;
+    exit code 1. To look without marking: tap-export verify.
+    """
+    opened = Bundle.open(bundle)
+    subject = _subject(opened, backend, precision, device, provider)
+    with stage_bar("selftest", CHECKS_PER_SAMPLE) as stage:
+        result = run_selftest(
+            subject,
+            lambda: sessions_from_bundle(
+                opened,
+                backend,
+                precision,
+                threads=threads,
+                device=device,
+                provider=provider,
+                allow_failed=True,
+            ),
+            on_check=lambda check: stage(check.tensor),
+        )
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+    result.require()
+
+
+def _subject(
+    bundle: Bundle, backend: str, precision: str, device: str | None, provider: str | None
+) -> SelftestSubject:
+    """Find out what runs the graphs here, and where its verdict belongs."""
+    is_engine = backend in ENGINE_BACKENDS
+    on_cpu = not is_engine and Device.from_name(device or CPU).kind == CPU
+    variant = variant_for(precision, on_cpu=on_cpu)
+    version = str(import_tensorrt(backend).__version__) if is_engine else _version(backend)
+    plans = None
+    if is_engine:
+        memory = open_device_memory(Device.from_name(device or CUDA).index)
+        plans = plan_folder(
+            bundle,
+            backend=backend,
+            backend_version=version,
+            compute_capability=memory.compute_capability,
+            variant=variant,
+        )
+    return SelftestSubject(
+        bundle=bundle,
+        backend=mark_name(backend, on_cpu=is_engine or on_cpu, provider=provider),
+        precision=precision,
+        variant=variant,
+        backend_version=version,
+        device=machine_state().title,
+        plans=plans,
+    )
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown version"

@@ -1,0 +1,172 @@
+"""A machine as a whole, as far as running and timing a model depends on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+from typing import Any
+
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.jetson import Jetson, jetson_of
+from tap_deploy.machine.memory import Memory, memory_of
+
+_GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total")
+_GPU_STATE_FIELDS = (
+    *("clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"),
+    *("power.draw", "power.limit", "persistence_mode"),
+)
+_NOTHING = ("[N/A]", "N/A", "[Not Supported]", "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as ``nvidia-smi`` describes it; what it does not say is None."""
+
+    name: str
+    driver: str | None
+    compute_capability: str | None
+    memory: str | None
+
+    def __str__(self) -> str:
+        parts = (self.name, self.driver, self.compute_capability, self.memory)
+        return ", ".join(part for part in parts if part)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineState:
+    """What figures and verdicts of a machine depend on.
+
+    Attributes:
+        cpu: name of the processor.
+        jetson: the board, None elsewhere.
+        gpus: what the driver knows.
+        gpu_problem: why the driver knows none; None if it knows some.
+        cuda: version of the CUDA toolkit that ``/usr/local/cuda`` holds.
+        tensorrt_library: version of the Debian package of the TensorRT library.
+        tensorrt_python: version of the Debian package of its Python module.
+        memory: of the CPU; on a Jetson the GPU shares it.
+    """
+
+    cpu: str
+    jetson: Jetson | None
+    gpus: tuple[Gpu, ...]
+    gpu_problem: str | None
+    cuda: str | None
+    tensorrt_library: str | None
+    tensorrt_python: str | None
+    memory: Memory
+
+    @property
+    def compute_capability(self) -> str | None:
+        """SM version of the first GPU, ``8.7``."""
+        if self.jetson is not None and self.jetson.compute_capability is not None:
+            return self.jetson.compute_capability
+        return self.gpus[0].compute_capability if self.gpus else None
+
+    @property
+    def sm_numbers(self) -> tuple[int, ...] | None:
+        """``compute_capability`` as numbers that can be compared; None if there are none."""
+        match = re.fullmatch(r"(\d+)\.(\d+)", self.compute_capability or "")
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def title(self) -> str:
+        """Board, GPU or processor in one line."""
+        sm = f", SM {self.compute_capability}" if self.compute_capability else ""
+        if self.jetson is not None:
+            return f"{self.jetson.model}, L4T {self.jetson.l4t}{sm}"
+        if self.gpus:
+            return f"{self.gpus[0].name}, driver {self.gpus[0].driver}{sm}"
+        return self.cpu
+
+
+def machine_state(host: Host | None = None) -> MachineState:
+    """Look at a machine; without a host, at this one. What cannot be found out is None."""
+    host = Host() if host is None else host
+    packages = _debian_packages(host)
+    gpus, problem = _gpus(host)
+    libraries = [name for name in packages if re.fullmatch(r"libnvinfer\d+", name)]
+    library = max(libraries, key=lambda name: int(name[len("libnvinfer") :]), default="")
+    return MachineState(
+        cpu=_cpu_name(host),
+        jetson=jetson_of(host, packages),
+        gpus=gpus,
+        gpu_problem=problem,
+        cuda=_cuda_version(host),
+        tensorrt_library=packages.get(library),
+        tensorrt_python=packages.get("python3-libnvinfer"),
+        memory=memory_of(host),
+    )
+
+
+def gpu_conditions(host: Host | None = None) -> dict[str, str]:
+    """Return clocks, temperature and power of the first GPU, as ``nvidia-smi`` words them."""
+    host = Host() if host is None else host
+    rows = _query(host, _GPU_STATE_FIELDS)
+    values = zip(_GPU_STATE_FIELDS, rows[0], strict=True) if rows else ()
+    return {name: value for name, value in values if value not in _NOTHING}
+
+
+def state_as_dict(state: MachineState) -> dict[str, Any]:
+    """Return a state as JSON types."""
+    return dataclasses.asdict(state) | {
+        "title": state.title,
+        "compute_capability": state.compute_capability,
+    }
+
+
+def _gpus(host: Host) -> tuple[tuple[Gpu, ...], str | None]:
+    answer = host.run(_query_command(_GPU_FIELDS))
+    if not answer.succeeded:
+        return (), answer.problem
+    gpus = []
+    for row in _rows(answer.output, len(_GPU_FIELDS)):
+        name, *others = (None if value in _NOTHING else value for value in row)
+        driver, capability, memory = others
+        gpus.append(
+            Gpu(
+                name=name or "unknown GPU",
+                driver=driver,
+                compute_capability=capability,
+                memory=memory,
+            )
+        )
+    return tuple(gpus), None if gpus else "nvidia-smi found no GPU"
+
+
+def _query(host: Host, fields: tuple[str, ...]) -> list[list[str]]:
+    return _rows(host.run(_query_command(fields)).output, len(fields))
+
+
+def _query_command(fields: tuple[str, ...]) -> list[str]:
+    return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+
+
+def _rows(output: str, columns: int) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
+    return [row for row in rows if len(row) == columns]
+
+
+def _debian_packages(host: Host) -> dict[str, str]:
+    """Return version by name of the installed packages that matter here."""
+    packages = {}
+    for paragraph in re.split(r"\n\s*\n", host.text("/var/lib/dpkg/status") or ""):
+        fields = dict(re.findall(r"^(Package|Status|Version): (.+)$", paragraph, re.MULTILINE))
+        if fields.get("Status", "").endswith(" installed") and "Version" in fields:
+            packages[fields["Package"]] = fields["Version"]
+    return packages
+
+
+def _cuda_version(host: Host) -> str | None:
+    try:
+        version = json.loads(host.text("/usr/local/cuda/version.json") or "")["cuda"]["version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(version)
+
+
+def _cpu_name(host: Host) -> str:
+    match = re.search(r"^model name\s*:\s*(.+)$", host.text("/proc/cpuinfo") or "", re.MULTILINE)
+    return match[1] if match else platform.processor() or platform.machine()

@@ -1,0 +1,46 @@
+"""Arguments of a prediction that are only numbers, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any
+
+import numpy as np
+
+from tap_deploy.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """See ``TapPredictor.predict``.
+
+    Raises:
+        InputError: a value cannot be used.
+    """
+
+    top_k: int
+    max_new_tokens: int | None
+    temperature: float
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        require_int("top_k", self.top_k, 1)
+        if self.max_new_tokens is not None:
+            require_int("max_new_tokens", self.max_new_tokens, 0)
+        if self.seed is not None:
+            require_int("seed", self.seed, 0)
+        _require_temperature(self.temperature)
+
+
+def require_int(name: str, value: Any, minimum: int) -> None:
+    """Raise InputError unless a value is a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+
+
+def _require_temperature(value: Any) -> None:
+    smallest = np.finfo(np.float32).tiny  # below, the logits divided by it overflow
+    is_number = isinstance(value, numbers.Real)
+    if not is_number or not (value == 0 or smallest <= value < float("inf")):
+        raise InputError(f"temperature is {value!r}; expected 0, or {smallest:.0e} or more")

@@ -1,0 +1,198 @@
+"""The golden samples of a bundle on the machine that shall run it; what fails is not used.
+
+A board may compute wrong numbers without an error: drivers and engine builders have such bugs. So
+the verdict is kept where the graphs are loaded from: beside the plans of an engine, or in the
+manifest for a backend that loads the ONNX files, and ``sessions`` refuses what failed. A self-test
+that does not come to its end counts as failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.errors import SessionError, VerificationError
+from tap_deploy.golden import GoldenSample
+from tap_deploy.plans import record_selftest
+from tap_deploy.selftest_marks import mark_variant
+from tap_deploy.sessions.contract import Session
+from tap_deploy.verify import Check, verify_sessions
+
+UNFINISHED = "the self-test did not come to its end"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelftestSubject:
+    """What is tested, and where its verdict is kept.
+
+    Attributes:
+        bundle: an opened bundle.
+        backend: what runs the graphs, as ``selftest_marks.mark_name`` calls it.
+        precision: one of ``precisions.PRECISIONS``.
+        variant: the graphs that stand for it, see ``precisions``.
+        backend_version: of the package that runs them.
+        device: the machine and its GPU, for the record.
+        plans: folder of the engine plans; None for a backend that loads the ONNX files.
+    """
+
+    bundle: Bundle
+    backend: str
+    precision: str
+    variant: str
+    backend_version: str
+    device: str
+    plans: pathlib.Path | None = None
+
+    def record(self, verdict: Mapping[str, Any]) -> None:
+        """Keep a verdict, ``{"passed": bool, …}``, JSON types.
+
+        Raises:
+            InputError: the bundle cannot be written.
+        """
+        if self.plans is None:
+            mark_variant(self.bundle, self.variant, self.backend, verdict)
+        else:
+            record_selftest(self.plans, verdict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelftestResult:
+    """The verdict on one backend and precision on one machine.
+
+    Attributes:
+        subject: what was tested.
+        checks: every comparison that was made, in order.
+        seconds: stage -> wall time, with what it takes to compare.
+        error: why it ended early; None if it did not.
+        finished_at: UTC, ISO 8601.
+    """
+
+    subject: SelftestSubject
+    checks: tuple[Check, ...]
+    seconds: dict[str, float]
+    error: str | None
+    finished_at: str
+
+    @property
+    def passed(self) -> bool:
+        """True if it came to its end, something was compared and nothing was off."""
+        return self.error is None and bool(self.checks) and all(c.passed for c in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as JSON types, the failed comparisons as lines."""
+        return {
+            "passed": self.passed,
+            "backend": self.subject.backend,
+            "backend_version": self.subject.backend_version,
+            "precision": self.subject.precision,
+            "device": self.subject.device,
+            "finished_at": self.finished_at,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            "comparisons": len(self.checks),
+            "failed": [str(check) for check in self.checks if not check.passed],
+            "error": self.error,
+        }
+
+    def __str__(self) -> str:
+        subject = self.subject
+        stages = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        failed = sum(not check.passed for check in self.checks)
+        lines = [*map(str, self.checks), *([f"error: {self.error}"] if self.error else [])]
+        lines.append(
+            f"{'PASSED' if self.passed else 'FAILED'}: {len(self.checks)} comparisons, {failed} "
+            f"failed, in {sum(self.seconds.values()):.1f} s ({stages})"
+        )
+        lines.append(
+            f"{subject.backend} {subject.backend_version}, {subject.precision}, {subject.device}"
+        )
+        return "\n".join(lines)
+
+    def require(self) -> None:
+        """Raise VerificationError if it has not passed."""
+        if self.passed:
+            return
+        subject = self.subject
+        reason = self.error or next(
+            (" ".join(str(check).split()) for check in self.checks if not check.passed),
+            "nothing was compared",
+        )
+        raise VerificationError(
+            f"bundle {subject.bundle.path} fails its self-test with {subject.backend} in "
+            f"{subject.precision} on this machine, is marked and will be refused: {reason}; try "
+            "another precision, see docs/jetson.md for known bugs, or use it with --allow-failed"
+        )
+
+
+def run_selftest(
+    subject: SelftestSubject,
+    load_sessions: Callable[[], Mapping[str, Session]],
+    *,
+    on_check: Callable[[Check], None] | None = None,
+) -> SelftestResult:
+    """Run the golden samples, stage by stage, and keep the verdict.
+
+    Args:
+        subject: what is tested.
+        load_sessions: loads one session per graph name, whatever an earlier verdict says; they
+            are closed here.
+        on_check: called with every comparison as it is made.
+
+    Raises:
+        BundleError: the bundle has no golden samples, or no graphs or plans to load.
+        InputError: the bundle cannot be written.
+        SessionError: a graph does not load.
+        MissingDependencyError: the backend is not installed.
+    """
+    samples = [GoldenSample.load(subject.bundle.golden_path())]
+    checks: list[Check] = []
+    seconds: dict[str, float] = {}
+    with _closed_at_the_end(load_sessions()) as sessions:
+        # A wrong engine may take the process down: what is kept now is then the verdict.
+        subject.record({"passed": False, "error": UNFINISHED})
+        start = time.perf_counter()
+
+        def note(check: Check) -> None:
+            nonlocal start
+            now = time.perf_counter()
+            seconds[check.graph] = seconds.get(check.graph, 0.0) + now - start
+            checks.append(check)
+            if on_check is not None:
+                on_check(check)
+            start = time.perf_counter()
+
+        error = None
+        try:
+            verify_sessions(
+                sessions,
+                subject.bundle.config,
+                samples,
+                backend=subject.backend,
+                precision=subject.precision,
+                on_check=note,
+            )
+        except SessionError as exc:
+            error = str(exc)
+    result = SelftestResult(
+        subject=subject,
+        checks=tuple(checks),
+        seconds=seconds,
+        error=error,
+        finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    subject.record(result.to_dict())
+    return result
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(sessions: Mapping[str, Session]) -> Iterator[Mapping[str, Session]]:
+    try:
+        yield sessions
+    finally:
+        for session in sessions.values():
+            session.close()

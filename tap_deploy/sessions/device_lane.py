@@ -1,0 +1,257 @@
+"""One call's way through the graphs on a GPU: a stream, and buffers for the largest call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from tap_deploy import graphs
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import InputError
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.masks import select_mask_token
+from tap_deploy.sessions.buffers import Buffers, StagedTensor
+from tap_deploy.sessions.device_captioner import DeviceCaptioner
+from tap_deploy.sessions.device_embeddings import DeviceEmbeddings, EmbeddingStore
+from tap_deploy.sessions.device_graph import DeviceGraph, size_bytes
+from tap_deploy.sessions.device_memory import DeviceMemory
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.pipeline import (
+    FOREIGN,
+    DecodedPrompts,
+    Embeddings,
+    Lane,
+    Tokens,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeviceTokens(Tokens):
+    """Rows of semantic tokens in device memory; they belong to the call that the lane serves."""
+
+    address: int
+    count: int
+
+
+class DeviceLane(Lane):
+    """The graphs in one stream, so that what follows needs no waiting for what went before.
+
+    To the GPU go pictures, coordinates and labels. To the host come IoU predictions, which
+    choose a token per prompt, then the chosen masks, embeddings and tokens, and caption ids.
+    Image embeddings, tokens on their way to the captions, and the cache stay where they are.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        device_graphs: Mapping[str, DeviceGraph],
+        config: TapConfig,
+        options: DeviceOptions,
+        store: EmbeddingStore,
+    ) -> None:
+        """Allocate everything; CUDA must be activated."""
+        self._memory, self._config, self._store = memory, config, store
+        self._encoder_graph = device_graphs[graphs.IMAGE_ENCODER]
+        self._decoder_graph = device_graphs[graphs.PROMPT_DECODER]
+        self._buffers, self._token_buffers = Buffers(memory), Buffers(memory)
+        self._captioner: DeviceCaptioner | None = None
+        try:
+            self._allocate(device_graphs, options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self, device_graphs: Mapping[str, DeviceGraph], options: DeviceOptions) -> None:
+        buffers = self._buffers
+        self._stream = buffers.stream()
+        # One scratch for all: in one stream, one run ends before the next begins.
+        scratch = buffers.device(max(graph.scratch_bytes for graph in device_graphs.values()))
+        self._encoder = self._encoder_graph.executor(self._stream, scratch)
+        self._decoder = self._decoder_graph.executor(self._stream, scratch)
+        self._inputs = self._staged(self._encoder_graph, self._encoder_graph.spec.inputs, options)
+        prompt_inputs = self._decoder_graph.spec.inputs[1:]
+        self._inputs |= self._staged(self._decoder_graph, prompt_inputs, options)
+        outputs = self._decoder_graph.spec.outputs
+        self._outputs = self._staged(self._decoder_graph, outputs, options)
+        for name, tensor in self._outputs.items():
+            self._decoder.bind(name, tensor.address)
+        self._encoder.bind(graphs.IMAGES, self._inputs[graphs.IMAGES].address)
+        for spec in prompt_inputs:
+            self._decoder.bind(spec.name, self._inputs[spec.name].address)
+        self._captioner = DeviceCaptioner(
+            device_graphs[graphs.TEXT_DECODER],
+            self._config,
+            options,
+            buffers,
+            self._stream,
+            scratch,
+        )
+        self._dtype = self._decoder_graph.spec.outputs[0].dtype
+        self._token_bytes = self._config.image_embed_dim * np.dtype(self._dtype).itemsize
+        self._token_room = 0
+        self._token_address = 0
+        self.synchronize()
+
+    def _staged(
+        self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
+    ) -> dict[str, StagedTensor]:
+        limits = dict(graph.limits) | {"B": 1}
+        return {
+            spec.name: self._buffers.staged(
+                size_bytes(spec, limits, np.dtype(spec.dtype).itemsize),
+                zero_copy=options.zero_copy,
+            )
+            for spec in specs
+        }
+
+    def encode(self, images: np.ndarray) -> Embeddings:
+        """Run the image encoder into memory that the result owns."""
+        _check(self._encoder_graph.spec, 0, images)
+        embeddings = self._store.take()
+        self._inputs[graphs.IMAGES].upload(images, self._stream)
+        self._encoder.set_sizes({"B": 1})
+        self._encoder.bind(graphs.IMAGE_EMBEDDINGS, embeddings.address)
+        self._encoder.enqueue()
+        return embeddings
+
+    def new_tokens(self, count: int) -> Tokens:
+        """Return room for ``count`` tokens; memory grows when a call asks for more than ever."""
+        if count > self._token_room:
+            self.synchronize()
+            self._token_room = 0
+            self._token_buffers.close()
+            room = max(self._decoder_graph.limits["P"], 1 << (count - 1).bit_length())
+            self._token_address = self._token_buffers.device(room * self._token_bytes)
+            self._token_room = room
+        return DeviceTokens(self._token_address, count)
+
+    def decode_prompts(
+        self,
+        embeddings: Embeddings,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        tokens: Tokens,
+        start: int,
+    ) -> DecodedPrompts:
+        """Run the prompt decoder and choose a token per prompt; waits twice for the GPU.
+
+        The first wait is for the IoU predictions, a few numbers, which say what to fetch: a
+        quarter of the masks, and rows of tokens that are copied on the device.
+        """
+        if not isinstance(embeddings, DeviceEmbeddings) or embeddings.store is not self._store:
+            raise InputError(FOREIGN)
+        assert isinstance(tokens, DeviceTokens)
+        _check(self._decoder_graph.spec, 1, coords)
+        _check(self._decoder_graph.spec, 2, labels)
+        count, points = labels.shape
+        sizes = {"P": count, "N": points}
+        self._decoder_graph.check_sizes(sizes)
+        self._inputs[graphs.POINT_COORDS].upload(coords, self._stream)
+        self._inputs[graphs.POINT_LABELS].upload(labels, self._stream)
+        self._decoder.set_sizes(sizes)
+        self._decoder.bind(graphs.IMAGE_EMBEDDINGS, embeddings.address)
+        self._decoder.enqueue()
+        shape = (count, self._config.num_mask_tokens)
+        fetched = self._outputs[graphs.IOU_PREDICTIONS].download(shape, self._dtype, self._stream)
+        self.synchronize()
+        predictions = fetched.astype(np.float32)
+        index = select_mask_token(predictions, labels)
+        chosen = np.arange(count) * self._config.num_mask_tokens + index
+        target = tokens.address + start * self._token_bytes
+        self._gather_tokens(chosen, target)
+        return self._fetched(predictions, index, chosen)
+
+    def _gather_tokens(self, chosen: np.ndarray, target: int) -> None:
+        """Copy the chosen rows side by side, on the device."""
+        source = self._outputs[graphs.SEMANTIC_TOKENS].address
+        for i, row in enumerate(chosen.tolist()):
+            self._memory.copy_on_device(
+                target + i * self._token_bytes,
+                source + row * self._token_bytes,
+                self._token_bytes,
+                self._stream,
+            )
+
+    def _fetched(
+        self, predictions: np.ndarray, index: np.ndarray, chosen: np.ndarray
+    ) -> DecodedPrompts:
+        config, rows = self._config, chosen.tolist()
+        shapes = {
+            graphs.LOW_RES_MASKS: (config.low_res_mask_size, config.low_res_mask_size),
+            graphs.SEMANTIC_TOKENS: (config.image_embed_dim,),
+            graphs.SEMANTIC_EMBEDDINGS: (config.sem_embed_dim,),
+        }
+        fetched = {
+            name: self._outputs[name].download_rows(rows, shape, self._dtype, self._stream)
+            for name, shape in shapes.items()
+        }
+        self.synchronize()
+        arrays = {name: array.astype(np.float32) for name, array in fetched.items()}
+        return DecodedPrompts(
+            iou_predictions=predictions[np.arange(len(index)), index], mask_index=index, **arrays
+        )
+
+    def caption(
+        self,
+        tokens: Tokens,
+        rows: slice,
+        *,
+        max_new_tokens: int | None,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Write captions with ``DeviceCaptioner``."""
+        assert isinstance(tokens, DeviceTokens) and self._captioner is not None
+        start, stop, _ = rows.indices(tokens.count)
+        return self._captioner.generate(
+            tokens.address + start * self._token_bytes,
+            stop - start,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rng=rng,
+        )
+
+    def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
+        """Fetch floats of the graphs' dtype from an address, as float32."""
+        buffers = Buffers(self._memory)
+        try:
+            count = int(np.prod(array_shape)) * np.dtype(self._dtype).itemsize
+            staged = buffers.pinned(count)
+            self._memory.copy_to_host(staged, address, self._stream)
+            self.synchronize()
+            return staged.view(self._dtype).reshape(array_shape).astype(np.float32)
+        finally:
+            buffers.close()
+
+    def synchronize(self) -> None:
+        """Wait until the stream is idle."""
+        self._memory.synchronize(self._stream)
+
+    @property
+    def captioner(self) -> DeviceCaptioner:
+        """The decode loop, for its counters."""
+        assert self._captioner is not None
+        return self._captioner
+
+    def close(self) -> None:
+        """Free everything of this lane; executors belong to their graphs."""
+        with contextlib.suppress(Exception):
+            self.synchronize()
+        if self._captioner is not None:
+            self._captioner.close()
+        self._token_buffers.close()
+        self._buffers.close()
+
+
+def _check(spec: GraphSpec, index: int, array: np.ndarray) -> None:
+    """Hold an input against the spec, before it is copied as bytes."""
+    expected = spec.inputs[index]
+    fits = array.dtype == np.dtype(expected.dtype) and array.ndim == len(expected.shape)
+    if not fits or any(
+        axis != size if isinstance(axis, int) else size < 1
+        for axis, size in zip(expected.shape, array.shape, strict=True)
+    ):
+        raise InputError(f"input is {array.dtype} {list(array.shape)}; expected {expected}")

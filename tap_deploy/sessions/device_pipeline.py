@@ -1,0 +1,146 @@
+"""A model on a GPU: graphs, lanes, and their end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from tap_deploy import graphs
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import SessionError
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.sessions.device_embeddings import EmbeddingStore
+from tap_deploy.sessions.device_graph import DeviceGraph, size_bytes
+from tap_deploy.sessions.device_lane import DeviceLane
+from tap_deploy.sessions.device_memory import DeviceMemory
+from tap_deploy.sessions.lane_pool import LanePool
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.pipeline import CLOSED, Lane, Pipeline
+
+LoadGraph = Callable[[GraphSpec], DeviceGraph]
+
+
+class DevicePipeline(Pipeline):
+    """Graphs on a GPU; see ``DeviceLane`` for what moves and what stays.
+
+    Everything is allocated here. It is freed by ``close``, when the object is collected, and
+    when the program ends, whichever comes first.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        load: LoadGraph,
+        specs: Mapping[str, GraphSpec],
+        config: TapConfig,
+        options: DeviceOptions,
+    ) -> None:
+        """Load three graphs and allocate for their largest calls.
+
+        Args:
+            memory: the GPU.
+            load: loads a graph; called once per graph, with CUDA activated.
+            specs: what the graphs must look like, by name.
+            config: sizes of the model.
+            options: choices of the user.
+
+        Raises:
+            SessionError: a graph does not load, or memory does not suffice; nothing is left.
+        """
+        self._memory = memory
+        resources = _Resources(memory)
+        try:
+            with memory.activated():
+                device_graphs = {n: resources.add_graph(load(s)) for n, s in specs.items()}
+                embeddings = specs[graphs.PROMPT_DECODER].inputs[0]
+                itemsize = np.dtype(embeddings.dtype).itemsize
+                resources.store = EmbeddingStore(
+                    memory, size_bytes(embeddings, {}, itemsize), _downloader(weakref.ref(self))
+                )
+                for _ in range(options.contexts):
+                    resources.lanes.append(
+                        DeviceLane(memory, device_graphs, config, options, resources.store)
+                    )
+        except BaseException:
+            resources.close()
+            raise
+        self._embeddings_shape = tuple(int(axis) for axis in embeddings.shape)
+        self._pool = LanePool(resources.lanes, CLOSED)
+        self.max_prompts = min(
+            device_graphs[name].limits["P"] for name in (graphs.PROMPT_DECODER, graphs.TEXT_DECODER)
+        )
+        self.lanes = tuple(resources.lanes)
+        # Not finalize's own hook: registered here, this runs before what CUDA's packages
+        # registered when they were imported, while the context still is.
+        self._finalizer = weakref.finalize(self, resources.close)
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """Take a lane; whatever happens in it, it is idle when it is given back."""
+        with self._pool.taken() as lane, self._memory.activated():
+            try:
+                yield lane
+            except BaseException:
+                # The error that led here is the one to report.
+                with contextlib.suppress(Exception):
+                    lane.synchronize()
+                raise
+            lane.synchronize()
+
+    def download(self, address: int) -> np.ndarray:
+        """Fetch embeddings, float32 ``[1, C, grid, grid]``."""
+        with self._pool.taken() as lane, self._memory.activated():
+            return lane.download(address, self._embeddings_shape)
+
+    def close(self) -> None:
+        """Wait for the calls that run, then free everything."""
+        if self._pool.close():
+            atexit.unregister(self._finalizer)
+            self._finalizer()
+
+
+class _Resources:
+    """What a pipeline must free; it knows nothing of the pipeline, so that it can outlive it."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self._graphs: list[DeviceGraph] = []
+        self.lanes: list[DeviceLane] = []
+        self.store: EmbeddingStore | None = None
+
+    def add_graph(self, graph: DeviceGraph) -> DeviceGraph:
+        """Remember a graph as soon as it is there."""
+        self._graphs.append(graph)
+        return graph
+
+    def close(self) -> None:
+        """Free recorded graphs and buffers, contexts and engines, embeddings."""
+        # It may run when the program ends, or the GPU was lost: then there is nothing to free.
+        with contextlib.suppress(SessionError), self._memory.activated():
+            for lane in self.lanes:
+                lane.close()
+            for graph in self._graphs:
+                graph.close()
+        if self.store is not None:
+            with contextlib.suppress(SessionError), self._memory.activated():
+                self.store.close()
+        self.lanes.clear()
+        self._graphs.clear()
+
+
+def _downloader(pipeline: weakref.ref[DevicePipeline]) -> Callable[[int], np.ndarray]:
+    """Return ``pipeline.download`` without keeping the pipeline alive."""
+
+    def download(address: int) -> np.ndarray:
+        alive = pipeline()
+        if alive is None:
+            raise SessionError(CLOSED)
+        return alive.download(address)
+
+    return download

@@ -1,0 +1,115 @@
+"""From a bundle to sessions or a pipeline, for one backend, variant and device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.device_graph import DeviceGraph
+from tap_deploy.sessions.device_memory import DeviceMemory, open_device_memory
+from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.providers import PROVIDERS, Provider
+from tap_deploy.sessions.runtime_cache import RuntimeCacheFile, default_cache_folder
+
+ONNXRUNTIME = "onnxruntime"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+    """What is to be loaded, checked; see ``pipeline_from_bundle`` for the fields."""
+
+    bundle: Bundle
+    backend: str
+    variant: str
+    device: Device
+    provider: str | None
+    threads: int | None
+    allow_failed: bool
+
+    def sessions(self) -> dict[str, Session]:
+        """Load the graphs behind the contract of host arrays."""
+        sessions: dict[str, Session] = {}
+        try:
+            for name, spec in self.bundle.graph_specs(self.variant).items():
+                sessions[name] = self._session(spec)
+        except BaseException:
+            for session in sessions.values():
+                session.close()
+            raise
+        return sessions
+
+    def pipeline(self, options: DeviceOptions) -> Pipeline:
+        """Load the graphs on a GPU, with everything between them left there."""
+        from tap_deploy.sessions.device_pipeline import DevicePipeline
+
+        memory = open_device_memory(self.device.index)
+        return DevicePipeline(
+            memory,
+            functools.partial(self._graph, memory, options),
+            self.bundle.graph_specs(self.variant),
+            self.bundle.config,
+            options,
+        )
+
+    def _session(self, spec: GraphSpec) -> Session:
+        from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
+
+        if self.backend == ONNXRUNTIME:
+            path = self.bundle.graph_path(spec.name, self.variant)
+            provider = None if self.device.kind == CPU else self._provider(DeviceOptions())
+            return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
+        from tap_deploy.sessions.device_session import DeviceSession
+
+        memory = open_device_memory(self.device.index)
+        load = functools.partial(self._graph, memory, DeviceOptions(), spec)
+        return DeviceSession(memory, load)
+
+    def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
+        if self.backend == ONNXRUNTIME:
+            return self._onnxruntime_graph(options, spec)
+        return self._engine(memory, options, spec)
+
+    def _onnxruntime_graph(self, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
+        from tap_deploy.sessions.onnxruntime_graph import OnnxRuntimeGraph
+
+        slots = self.bundle.config.text_seq_len
+        limits = {"B": 1, "P": options.max_prompts, "N": options.max_points, "T": slots}
+        path = self.bundle.graph_path(spec.name, self.variant)
+        return OnnxRuntimeGraph(path, spec, self._provider(options), limits)
+
+    def _provider(self, options: DeviceOptions) -> Provider:
+        provider = Provider.from_name(self.provider, self.device.index)
+        if provider.name != PROVIDERS["tensorrt"]:
+            return provider
+        folder = self._cache_folder(options) / "onnxruntime-tensorrt"
+        return dataclasses.replace(provider, engine_cache=folder)
+
+    def _cache_folder(self, options: DeviceOptions) -> pathlib.Path:
+        return default_cache_folder() if options.cache_folder is None else options.cache_folder
+
+    def _engine(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
+        from tap_deploy.plans import load_plan
+        from tap_deploy.sessions.tensorrt import TensorRtEngine
+        from tap_deploy.sessions.tensorrt_versions import TENSORRT_RTX, import_tensorrt
+
+        trt = import_tensorrt(self.backend)
+        loaded = load_plan(
+            self.bundle,
+            backend=self.backend,
+            backend_version=trt.__version__,
+            compute_capability=memory.compute_capability,
+            variant=self.variant,
+            graph=spec.name,
+            allow_failed_selftest=self.allow_failed,
+        )
+        cache = None
+        if self.backend == TENSORRT_RTX:
+            folder = self._cache_folder(options)
+            cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
+        host_code = loaded.record.version_compatible
+        return TensorRtEngine(trt, loaded.plan, spec, cache_file=cache, host_code=host_code)

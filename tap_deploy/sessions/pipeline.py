@@ -1,0 +1,226 @@
+"""The three graphs as one path from a picture to captions, wherever they run.
+
+A predictor takes a lane, encodes, decodes prompts and writes captions in it, and gives it back.
+What goes from graph to graph is a handle: an array for ``HostPipeline``, device memory for
+``DevicePipeline``, which brings only results to the host.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from tap_deploy import graphs
+from tap_deploy.captioner import Captioner
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import InputError, SessionError
+from tap_deploy.masks import select_mask_token
+from tap_deploy.sessions.contract import Session
+
+CLOSED = "this predictor is closed; load the bundle again"
+
+
+class Embeddings(abc.ABC):
+    """Image embeddings of one picture, wherever they lie."""
+
+    @abc.abstractmethod
+    def numpy(self) -> np.ndarray:
+        """Return them as float32 ``[1, C, grid, grid]``.
+
+        Raises:
+            SessionError: the pipeline that made them is closed.
+        """
+
+
+class Tokens:
+    """Chosen semantic tokens ``[P, C]`` of the regions of one call, wherever they lie."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedPrompts:
+    """The chosen token of every prompt: what is left of the prompt decoder's outputs."""
+
+    low_res_masks: np.ndarray  # float32 [P, S, S]
+    iou_predictions: np.ndarray  # float32 [P]
+    mask_index: np.ndarray  # int64 [P]
+    semantic_tokens: np.ndarray  # float32 [P, C]
+    semantic_embeddings: np.ndarray  # float32 [P, E]
+
+
+class Lane(abc.ABC):
+    """One call's way through the graphs; not for several threads at once."""
+
+    @abc.abstractmethod
+    def encode(self, images: np.ndarray) -> Embeddings:
+        """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
+
+    @abc.abstractmethod
+    def new_tokens(self, count: int) -> Tokens:
+        """Return room for the tokens of ``count`` regions; one call of ``predict`` needs one."""
+
+    @abc.abstractmethod
+    def decode_prompts(
+        self,
+        embeddings: Embeddings,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        tokens: Tokens,
+        start: int,
+    ) -> DecodedPrompts:
+        """Run the prompt decoder and choose a token per prompt.
+
+        Args:
+            embeddings: what ``encode`` returned.
+            coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
+            labels: int32 ``[P, N]``.
+            tokens: receives the chosen tokens in its rows from ``start`` on.
+            start: see ``tokens``.
+
+        Raises:
+            InputError: more prompts or points than the graph takes, or foreign embeddings.
+            SessionError: the backend failed.
+        """
+
+    @abc.abstractmethod
+    def caption(
+        self,
+        tokens: Tokens,
+        rows: slice,
+        *,
+        max_new_tokens: int | None,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Write captions for some rows of ``tokens``; see ``Captioner.generate``."""
+
+
+class Pipeline(abc.ABC):
+    """The graphs of a model, loaded. Calls from several threads are safe.
+
+    max_prompts: most prompts of one ``decode_prompts`` and rows of one ``caption``; None where
+        only memory limits them.
+    """
+
+    max_prompts: int | None = None
+
+    @abc.abstractmethod
+    def lane(self) -> contextlib.AbstractContextManager[Lane]:
+        """Take a lane for one call, waiting for one if all are taken.
+
+        Raises:
+            SessionError: the pipeline is closed.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Wait for the calls that run, and free everything; a second time does nothing."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostEmbeddings(Embeddings):
+    """Embeddings in an array, in the dtype of the graph."""
+
+    array: np.ndarray
+
+    def numpy(self) -> np.ndarray:
+        """Return float32 ``[1, C, grid, grid]``."""
+        return self.array.astype(np.float32, copy=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostTokens(Tokens):
+    """Tokens in an array, in the dtype of the graph."""
+
+    array: np.ndarray
+
+
+class HostPipeline(Pipeline, Lane):
+    """Graphs behind the session contract: arrays in, arrays out."""
+
+    def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
+        self._sessions, self.config = dict(sessions), config
+        self.captioner = Captioner(self._sessions[graphs.TEXT_DECODER], config)
+
+    @contextlib.contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """Yield itself: sessions take calls from several threads."""
+        if not self._sessions:
+            raise SessionError(CLOSED)
+        yield self
+
+    def encode(self, images: np.ndarray) -> Embeddings:
+        """Run the image encoder."""
+        outputs = self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images})
+        return HostEmbeddings(outputs[graphs.IMAGE_EMBEDDINGS])
+
+    def new_tokens(self, count: int) -> Tokens:
+        """Allocate an array."""
+        spec = self._session(graphs.TEXT_DECODER).spec.inputs[0]
+        return HostTokens(np.empty((count, self.config.image_embed_dim), spec.dtype))
+
+    def decode_prompts(
+        self,
+        embeddings: Embeddings,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        tokens: Tokens,
+        start: int,
+    ) -> DecodedPrompts:
+        """Run the prompt decoder and choose a token per prompt."""
+        if not isinstance(embeddings, HostEmbeddings) or not isinstance(tokens, HostTokens):
+            raise InputError(FOREIGN)
+        outputs = self._session(graphs.PROMPT_DECODER).run(
+            {
+                graphs.IMAGE_EMBEDDINGS: embeddings.array,
+                graphs.POINT_COORDS: coords,
+                graphs.POINT_LABELS: labels,
+            }
+        )
+        index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], labels)
+        rows = np.arange(len(index))
+        chosen = {
+            name: outputs[name][rows, index].astype(np.float32, copy=False)
+            for name in CHOSEN_OUTPUTS
+        }
+        tokens.array[start : start + len(rows)] = outputs[graphs.SEMANTIC_TOKENS][rows, index]
+        return DecodedPrompts(mask_index=index, **chosen)
+
+    def caption(
+        self,
+        tokens: Tokens,
+        rows: slice,
+        *,
+        max_new_tokens: int | None,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Write captions with ``Captioner``."""
+        if not isinstance(tokens, HostTokens):
+            raise InputError(FOREIGN)
+        return self.captioner.generate(
+            tokens.array[rows], max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
+        )
+
+    def close(self) -> None:
+        """Close the sessions."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def _session(self, name: str) -> Session:
+        if name not in self._sessions:
+            raise SessionError(CLOSED)
+        return self._sessions[name]
+
+
+FOREIGN = "this picture was encoded by another predictor; encode it with this one"
+CHOSEN_OUTPUTS = (
+    graphs.LOW_RES_MASKS,
+    graphs.IOU_PREDICTIONS,
+    graphs.SEMANTIC_TOKENS,
+    graphs.SEMANTIC_EMBEDDINGS,
+)

@@ -1,0 +1,161 @@
+"""CUDA through pycuda, which builds against the CUDA that JetPack ships."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tap_deploy.errors import SessionError
+from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
+
+
+class PycudaMemory(DeviceMemory):
+    """``DeviceMemory`` on ``pycuda.driver``.
+
+    It works in the GPU's primary context, the one that TensorRT and torch use:
+    ``pycuda.autoinit`` would make another, in which their addresses mean nothing. A thread must
+    push the context before it uses it; ``activated`` does that.
+    """
+
+    name = "pycuda"
+
+    def __init__(self, device_index: int = 0) -> None:
+        self._driver = importlib.import_module("pycuda.driver")  # ImportError: not installed
+        self.device_index = device_index
+        with self._translated("primary context"):
+            if device_index == 0:
+                # It also leaves the context current in the importing thread, as users expect.
+                self._context = importlib.import_module("pycuda.autoprimaryctx").context
+            else:
+                self._driver.init()
+                self._context = self._driver.Device(device_index).retain_primary_context()
+            # autoprimaryctx lets CUDA_DEVICE choose the GPU: ask, do not assume.
+            self._device = self._context.get_device()
+        self._streams: dict[int, Any] = {}
+        self._allocations: dict[int, Any] = {}
+        self._pinned: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def activated(self) -> Iterator[None]:
+        """Push the primary context, and pop it afterwards."""
+        with self._translated("Context.push"):
+            self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    @property
+    def compute_capability(self) -> str:
+        """The architecture, such as ``8.7``."""
+        with self._translated("Device.compute_capability"):
+            major, minor = self._device.compute_capability()
+        return f"{major}.{minor}"
+
+    def alloc(self, size_bytes: int) -> int:
+        """Return the address of new device memory."""
+        with self._translated("mem_alloc"):
+            allocation = self._driver.mem_alloc(size_bytes)
+        self._allocations[int(allocation)] = allocation
+        return int(allocation)
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        with self._translated("DeviceAllocation.free"):
+            self._allocations.pop(address).free()
+
+    def alloc_pinned(self, size_bytes: int, *, mapped: bool = False) -> PinnedBlock:
+        """Return page-locked host memory."""
+        flags = self._driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        with self._translated("pagelocked_empty"):
+            array = self._driver.pagelocked_empty(size_bytes, np.uint8, mem_flags=flags)
+            device_address = int(array.base.get_device_pointer()) if mapped else None
+        self._pinned[array.ctypes.data] = array.base
+        return PinnedBlock(array, device_address)
+
+    def free_pinned(self, block: PinnedBlock) -> None:
+        """Give page-locked memory back."""
+        with self._translated("PagelockedHostAllocation.free"):
+            self._pinned.pop(block.array.ctypes.data).free()
+
+    def copy_to_device(self, address: int, array: np.ndarray, stream: int) -> None:
+        """Copy a host array to an address."""
+        with self._translated("memcpy_htod_async"):
+            self._driver.memcpy_htod_async(address, array, self._streams[stream])
+
+    def copy_to_host(self, array: np.ndarray, address: int, stream: int) -> None:
+        """Fill a host array from an address."""
+        with self._translated("memcpy_dtoh_async"):
+            self._driver.memcpy_dtoh_async(array, address, self._streams[stream])
+
+    def copy_on_device(self, target: int, source: int, size_bytes: int, stream: int) -> None:
+        """Copy between two addresses."""
+        with self._translated("memcpy_dtod_async"):
+            self._driver.memcpy_dtod_async(target, source, size_bytes, self._streams[stream])
+
+    def clear(self, address: int, size_bytes: int, stream: int) -> None:
+        """Fill with zero bytes."""
+        with self._translated("memset_d8_async"):
+            self._driver.memset_d8_async(address, 0, size_bytes, self._streams[stream])
+
+    def create_stream(self) -> int:
+        """Return the handle of a new stream."""
+        with self._translated("Stream"):
+            stream = self._driver.Stream(NON_BLOCKING)
+        self._streams[int(stream.handle)] = stream
+        return int(stream.handle)
+
+    def destroy_stream(self, stream: int) -> None:
+        """Give a stream back; pycuda destroys it with its last reference."""
+        del self._streams[stream]
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for a stream."""
+        with self._translated("Stream.synchronize"):
+            self._streams[stream].synchronize()
+
+    def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
+        """Record what ``enqueue`` puts into the stream."""
+        recorded = self._streams[stream]
+        if not hasattr(recorded, "begin_capture"):
+            raise SessionError("this pycuda has no CUDA graphs; use a newer one, or cuda-python")
+        with self._translated("Stream.begin_capture"):
+            recorded.begin_capture()
+        try:
+            enqueue()
+        except BaseException:
+            # Leave capture mode; that the capture was spoilt is known already.
+            with contextlib.suppress(SessionError), self._translated("Stream.end_capture"):
+                recorded.end_capture()
+            raise
+        with self._translated("Stream.end_capture"):
+            return recorded.end_capture().instantiate()
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Replay a graph."""
+        with self._translated("GraphExec.launch"):
+            graph.launch(self._streams[stream])
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Do nothing: pycuda destroys a graph with its last reference."""
+
+    @contextlib.contextmanager
+    def _translated(self, call: str) -> Iterator[None]:
+        try:
+            yield
+        except ImportError:
+            raise
+        # pycuda has an error class per kind of failure, and Boost adds its own.
+        except Exception as exc:
+            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+            advice = "; use fewer contexts or an engine for fewer prompts"
+            is_memory = isinstance(exc, MemoryError)
+            raise SessionError(
+                f"CUDA: {call} failed: {reason}{advice if is_memory else ''}"
+            ) from exc

@@ -1,0 +1,173 @@
+"""The contract of device memory, on both packages: real copies, errors, recorded graphs."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.sessions.buffers import Buffers
+from tap_deploy.sessions.device_memory import open_device_memory
+from tests.fake_cuda import (
+    CudaError,
+    FakeCuda,
+    block_cuda,
+    install_cuda_python,
+    install_pycuda,
+)
+
+PACKAGES = ("cuda-python", "old cuda-python", "pycuda")
+
+
+@pytest.fixture
+def cuda():
+    return FakeCuda(devices=2)
+
+
+@pytest.fixture(params=PACKAGES)
+def memory(request, monkeypatch, cuda):
+    if request.param == "pycuda":
+        install_pycuda(monkeypatch, cuda)
+    else:
+        install_cuda_python(monkeypatch, cuda, old=request.param != "cuda-python")
+    return open_device_memory()
+
+
+def test_there_and_back(memory, cuda):
+    with memory.activated():
+        stream, address, other = memory.create_stream(), memory.alloc(4000), memory.alloc(4000)
+        assert address % 256 == 0
+        block = memory.alloc_pinned(4000)
+        array = block.array.view(np.float32)
+        array[:] = np.arange(1000)
+        memory.copy_to_device(address, array, stream)
+        memory.copy_on_device(other, address + 400, 2000, stream)
+        memory.clear(other, 40, stream)
+        memory.synchronize(stream)
+        array[:] = -1
+        memory.copy_to_host(array[:500], other, stream)
+        assert (array == -1).all()  # it has not happened yet
+        memory.synchronize(stream)
+        np.testing.assert_array_equal(array[:10], np.zeros(10))
+        np.testing.assert_array_equal(array[10:500], np.arange(110, 600))
+        assert (array[500:] == -1).all()
+        memory.free(address)
+        memory.free(other)
+        memory.free_pinned(block)
+        memory.destroy_stream(stream)
+    gc.collect()
+    assert cuda.leaks() == {}
+
+
+def test_recorded_work_is_done_again(memory, cuda):
+    with memory.activated():
+        stream, address = memory.create_stream(), memory.alloc(256)
+        block = memory.alloc_pinned(256)
+        block.array[:] = 7
+        graph = memory.capture(stream, lambda: memory.copy_to_device(address, block.array, stream))
+        memory.synchronize(stream)
+        assert (cuda.device_view(address, 256) == 0xFF).all()  # recorded, not done
+        for value in (7, 8):
+            block.array[:] = value
+            memory.launch(graph, stream)
+            memory.synchronize(stream)
+            assert (cuda.device_view(address, 256) == value).all()
+        memory.destroy_graph(graph)
+        del graph
+        gc.collect()
+        assert cuda.graphs == {}
+
+
+def test_a_recording_that_fails_leaves_the_stream_usable(memory, cuda):
+    with memory.activated():
+        stream, address = memory.create_stream(), memory.alloc(256)
+
+        def spoil():
+            memory.clear(address, 256, stream)
+            memory.alloc(256)
+
+        with pytest.raises(SessionError, match="StreamCapture"):
+            memory.capture(stream, spoil)
+        memory.clear(address, 256, stream)
+        memory.synchronize(stream)
+        assert not cuda.device_view(address, 256).any()
+        memory.free(address)
+        assert cuda.device_blocks == {}
+    gc.collect()
+    assert cuda.graphs == {}
+
+
+def test_errors_are_one_line_of_ours(memory, cuda):
+    cuda.memory_bytes = 1000
+    with memory.activated():
+        with pytest.raises(SessionError, match=r"^CUDA: .*MemoryAllocation.*; use fewer") as c:
+            memory.alloc(2000)
+        assert "\n" not in str(c.value)
+        stream = memory.create_stream()
+        block = memory.alloc_pinned(512)
+        with pytest.raises(SessionError, match="IllegalAddress"):
+            memory.copy_to_device(123, block.array, stream)
+        address = memory.alloc(256)
+        with pytest.raises(SessionError, match="IllegalAddress"):
+            memory.copy_to_device(address, block.array, stream)  # 512 bytes into 256
+        with pytest.raises(SessionError, match="IllegalAddress"):
+            memory.copy_to_device(address, np.zeros(4, np.uint8), stream)  # not pinned
+
+
+def test_mapped_memory_is_one_memory(memory, cuda):
+    with memory.activated():
+        buffers = Buffers(memory)
+        tensor, stream = buffers.staged(512, zero_copy=True), buffers.stream()
+        tensor.upload(np.arange(128, dtype=np.float32), stream)
+        assert cuda.copies == []
+        np.testing.assert_array_equal(
+            cuda.device_view(tensor.address, 512).view(np.float32), np.arange(128)
+        )
+        rows = tensor.download_rows([3, 0], (8,), "float32", stream)
+        np.testing.assert_array_equal(rows, [np.arange(24, 32), np.arange(8)])
+        buffers.close()
+    gc.collect()
+    assert cuda.leaks() == {}
+
+
+def test_the_other_gpu(memory, monkeypatch, cuda):
+    assert open_device_memory(1).device_index == 1
+    with pytest.raises(SessionError):
+        open_device_memory(2)
+    with memory.activated():
+        assert memory.compute_capability == "8.9"
+
+
+def test_pycuda_works_in_the_primary_context(monkeypatch, cuda):
+    """Without it, nothing works in a thread; with it, what was current before comes back."""
+    install_pycuda(monkeypatch, cuda)
+    memory = open_device_memory()
+    with pytest.raises(SessionError, match="invalid device context"):
+        memory.alloc(256)
+    with memory.activated():
+        memory.free(memory.alloc(256))
+    with pytest.raises(SessionError, match="invalid device context"):
+        memory.alloc(256)
+
+
+def test_cuda_python_gives_the_chosen_gpu_back(monkeypatch, cuda):
+    install_cuda_python(monkeypatch, cuda)
+    first, second = open_device_memory(0), open_device_memory(1)
+    with first.activated(), second.activated():
+        assert second._call("cudaGetDevice") == 1
+    assert first._call("cudaGetDevice") == 0
+
+
+def test_neither_package(monkeypatch):
+    block_cuda(monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r"pycuda: .*cuda-python: .*\[cuda\]"):
+        open_device_memory()
+
+
+def test_no_driver(monkeypatch, cuda):
+    install_cuda_python(monkeypatch, cuda)
+    cuda.fail("cudaGetDeviceCount", code=CudaError.cudaErrorNoDevice)
+    with pytest.raises(SessionError, match=r"CUDA: cudaGetDeviceCount failed: cudaErrorNoDevice"):
+        open_device_memory()

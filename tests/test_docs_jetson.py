@@ -1,0 +1,68 @@
+"""docs/jetson.md: its commands and options exist, and its tables say what the code says."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import click
+import pytest
+
+from benchmarks.engines import main as benchmark
+from tap_deploy.cli import COMMANDS
+from tap_deploy.machine.jetson import COMPONENTS
+
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "jetson.md").read_text("utf-8")
+
+
+def command_lines(start: str) -> list[str]:
+    """The lines of code blocks, and code in the text, that begin with a command."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL))
+    return [line.strip() for line in (*lines, *spans) if line.strip().startswith(start)]
+
+
+def check_options(command: click.Command, words: list[str]) -> None:
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    used = {word.split("=")[0] for word in words if word.startswith("--")}
+    assert used <= known, f"{words} uses {sorted(used - known)}"
+
+
+LINES = sorted(set(command_lines("tap-export ")))
+
+
+def test_the_page_shows_every_step():
+    used = {shlex.split(line, comments=True)[1] for line in LINES}
+    assert used >= {"export", "convert", "plan", "doctor", "build", "selftest", "run", "inspect"}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_exist(line):
+    words = shlex.split(line.split(" > ")[0].replace("…", ""), comments=True)
+    name = words[1]
+    if name == "quantize" and name not in COMMANDS:
+        pytest.skip("the command is not part of this version")
+    module, attribute = COMMANDS[name]
+    check_options(getattr(importlib.import_module(module), attribute), words[2:])
+
+
+@pytest.mark.parametrize("line", sorted(set(command_lines("python -m benchmarks.engines"))))
+def test_benchmark_options_exist(line):
+    check_options(benchmark, shlex.split(line, comments=True)[3:])
+
+
+def test_options_named_in_the_text_exist():
+    module, attribute = COMMANDS["build"]
+    build = getattr(importlib.import_module(module), attribute)
+    for option in ("--opt-level", "--force-memory", "--emit", "--workspace", "--max-prompts"):
+        assert option in PAGE
+        check_options(build, [option])
+
+
+def test_versions_are_those_that_the_doctor_expects():
+    rows = re.findall(r"^\| ([\d., ]+) \| [^|]+\| [^|]+\| (\S+) \| (\S+) \| (\S+) \|$", PAGE, re.M)
+    found = {jetpack: tuple(rest) for row, *rest in rows for jetpack in row.split(", ")}
+    assert found == COMPONENTS

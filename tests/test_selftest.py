@@ -1,0 +1,298 @@
+"""The self-test fails closed: what is wrong, or did not finish, is marked and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tap_deploy import TapPredictor, graphs
+from tap_deploy.bundle import Bundle, file_records
+from tap_deploy.bundle_update import record_precision
+from tap_deploy.cli import main
+from tap_deploy.errors import BundleError, SessionError, VerificationError
+from tap_deploy.golden import GoldenSample
+from tap_deploy.manifest import MANIFEST_NAME
+from tap_deploy.plan_record import PlanRecord
+from tap_deploy.plans import load_plan, save_plan, selftest_passed
+from tap_deploy.selftest import SelftestSubject, run_selftest
+from tap_deploy.selftest_marks import check_mark, mark_name, mark_variant
+from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.fake import FakeSession
+
+SAMPLE_OUTPUTS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
+
+
+@pytest.fixture
+def bundle(micro_bundle, tmp_path):
+    shutil.copytree(micro_bundle.path, tmp_path / "bundle")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def sample(micro_bundle):
+    return GoldenSample.load(micro_bundle.golden_path())
+
+
+def subject_of(bundle, **changes):
+    values = {
+        "bundle": bundle,
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "variant": "fp32",
+        "backend_version": "1.0",
+        "device": "a board",
+    }
+    return SelftestSubject(**(values | changes))
+
+
+def fake_sessions(bundle, sample, wrong=None):
+    """Sessions that answer as the sample does; ``wrong`` maps a graph to what spoils its answer."""
+
+    def encode(inputs):
+        return {graphs.IMAGE_EMBEDDINGS: sample.image_embeddings.copy()}
+
+    def decode(inputs):
+        return {name: getattr(sample, name).copy() for name in SAMPLE_OUTPUTS}
+
+    def step(inputs):
+        given = inputs[graphs.SEMANTIC_TOKENS]
+        distances = ((given[:, None] - sample.chosen_tokens[None]) ** 2).sum(axis=2)
+        rows, position = distances.argmin(axis=1), int(inputs[graphs.POSITION][0])
+        ids = sample.caption_ids[rows, position]
+        logits = np.full((len(rows), bundle.config.vocab_size), -1e6, np.float32)
+        if position:
+            logits[np.arange(len(rows)), ids] = sample.logits[rows, position - 1, 0]
+        return {graphs.NEXT_IDS: ids.astype(np.int32), graphs.LOGITS: logits}
+
+    answers = dict(zip(graphs.GRAPH_NAMES, (encode, decode, step), strict=True))
+    for name, spoil in (wrong or {}).items():
+        answers[name] = spoiled(answers[name], spoil)
+    return {n: FakeSession(spec, answers[n]) for n, spec in bundle.graph_specs().items()}
+
+
+def spoiled(answer, spoil):
+    def compute(inputs):
+        outputs = answer(inputs)
+        spoil(outputs)
+        return outputs
+
+    return compute
+
+
+def shifted(outputs):
+    outputs[graphs.IMAGE_EMBEDDINGS] += 0.01
+
+
+def one_nan(outputs):
+    outputs[graphs.LOW_RES_MASKS][0, 0, 0, 0] = np.nan
+
+
+def other_tokens(outputs):
+    outputs[graphs.NEXT_IDS] ^= 1
+
+
+def broken(outputs):
+    raise SessionError("graph prompt_decoder: an illegal memory access")
+
+
+def test_right_answers_pass(bundle, sample):
+    sessions = fake_sessions(bundle, sample)
+    seen = []
+    result = run_selftest(subject_of(bundle), lambda: sessions, on_check=seen.append)
+    assert result.passed
+    assert len(seen) == len(result.checks) == 9
+    assert set(result.seconds) == {*graphs.GRAPH_NAMES, "end to end"}
+    assert all(session.closed for session in sessions.values())
+    verdict = Bundle.open(bundle.path).manifest.precisions["fp32"]["selftest"]["onnxruntime"]
+    assert verdict == result.to_dict()
+    assert (verdict["passed"], verdict["failed"], verdict["error"]) == (True, [], None)
+    assert verdict["device"] == "a board"
+    sessions_from_bundle(bundle, "onnxruntime", "fp32")
+    result.require()
+
+
+@pytest.mark.parametrize(
+    ("graph", "spoil", "reason"),
+    [
+        (graphs.IMAGE_ENCODER, shifted, "FAIL image_encoder image_embeddings"),
+        (graphs.PROMPT_DECODER, one_nan, "FAIL prompt_decoder low_res_masks"),
+        (graphs.TEXT_DECODER, other_tokens, "FAIL text_decoder caption_ids"),
+        (graphs.PROMPT_DECODER, broken, "an illegal memory access"),
+    ],
+    ids=["off", "nan", "tokens", "broken"],
+)
+def test_wrong_answers_are_marked_and_refused(bundle, sample, graph, spoil, reason):
+    sessions = fake_sessions(bundle, sample, {graph: spoil})
+    result = run_selftest(subject_of(bundle), lambda: sessions)
+    assert not result.passed
+    assert reason in " ".join(str(result).split())
+    with pytest.raises(VerificationError, match=reason) as caught:
+        result.require()
+    assert caught.value.exit_code == 1
+    assert all(session.closed for session in sessions.values())
+    with pytest.raises(BundleError, match=r"failed its self-test with onnxruntime on a board"):
+        TapPredictor.from_bundle(bundle.path)
+    allowed = sessions_from_bundle(
+        Bundle.open(bundle.path), "onnxruntime", "fp32", allow_failed=True
+    )
+    assert set(allowed) == set(graphs.GRAPH_NAMES)
+
+
+def test_a_later_pass_takes_the_mark_away(bundle, sample):
+    run_selftest(
+        subject_of(bundle),
+        lambda: fake_sessions(bundle, sample, {graphs.IMAGE_ENCODER: shifted}),
+    )
+    run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample))
+    TapPredictor.from_bundle(bundle.path).close()
+
+
+def test_a_test_that_takes_the_process_down_has_failed(bundle, sample):
+    """What is on the disk while the graphs run is the verdict if they never return."""
+
+    def stop(outputs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_selftest(
+            subject_of(bundle), lambda: fake_sessions(bundle, sample, {graphs.TEXT_DECODER: stop})
+        )
+    with pytest.raises(BundleError, match="failed its self-test"):
+        TapPredictor.from_bundle(bundle.path)
+
+
+def test_graphs_that_do_not_load_are_not_marked(bundle):
+    def load():
+        raise SessionError("no driver")
+
+    with pytest.raises(SessionError, match="no driver"):
+        run_selftest(subject_of(bundle), load)
+    assert bundle.manifest.precisions == {}
+
+
+def test_verdicts_of_other_ways_to_run_stay(bundle, sample):
+    record_precision(bundle, "fp32", {"islands": [1]})
+    mark_variant(bundle, "fp32", mark_name("onnxruntime", on_cpu=False), {"passed": False})
+    run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample))
+    record = Bundle.open(bundle.path).manifest.precisions["fp32"]
+    assert record["islands"] == [1]
+    assert set(record["selftest"]) == {"onnxruntime", "onnxruntime-cuda"}
+    check_mark(bundle, "fp32", "onnxruntime")
+    with pytest.raises(BundleError, match="with onnxruntime-cuda on a machine"):
+        check_mark(bundle, "fp32", "onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("verdict", ["passed", [], {"passed": "yes"}, {}, None])
+def test_a_verdict_that_cannot_be_read_is_a_failure(bundle, verdict):
+    record_precision(bundle, "fp32", {"selftest": {"onnxruntime": verdict}})
+    with pytest.raises(BundleError, match="failed its self-test"):
+        check_mark(bundle, "fp32", "onnxruntime")
+
+
+def test_verdicts_that_are_no_object_are_a_failure(bundle):
+    record_precision(bundle, "fp32", {"selftest": "passed"})
+    with pytest.raises(BundleError, match="failed its self-test"):
+        check_mark(bundle, "fp32", "onnxruntime")
+
+
+def plan_record(bundle, plan):
+    import hashlib
+
+    file = bundle.manifest.graphs["fp32"][graphs.IMAGE_ENCODER].file
+    return PlanRecord(
+        graph=graphs.IMAGE_ENCODER,
+        backend="tensorrt",
+        backend_version="10.3.0",
+        compute_capabilities=("8.7",),
+        minimum_compute_capability=None,
+        version_compatible=False,
+        gpu="Orin",
+        driver=None,
+        variant="fp32",
+        onnx_sha256=bundle.manifest.files[file].sha256,
+        onnx_data_sha256=None,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        size_bytes=len(plan),
+        profiles={},
+        flags={},
+        options=(),
+        build_seconds=1.0,
+        layer_precisions=None,
+    )
+
+
+def test_engines_keep_their_verdict_beside_their_plans(bundle, sample):
+    folder = save_plan(bundle, b"plan", plan_record(bundle, b"plan")).parent
+    subject = subject_of(bundle, backend="tensorrt", plans=folder)
+    wrong = {graphs.TEXT_DECODER: other_tokens}
+    run_selftest(subject, lambda: fake_sessions(bundle, sample, wrong))
+    assert selftest_passed(folder) is False
+    assert bundle.manifest.precisions == {}  # the ONNX files are not to blame
+
+    def load(**options):
+        return load_plan(
+            bundle,
+            backend="tensorrt",
+            backend_version="10.3.0",
+            compute_capability="8.7",
+            variant="fp32",
+            graph=graphs.IMAGE_ENCODER,
+            **options,
+        )
+
+    with pytest.raises(BundleError, match="failed their self-test"):
+        load()
+    assert load(allow_failed_selftest=True).plan == b"plan"
+    run_selftest(subject, lambda: fake_sessions(bundle, sample))
+    assert selftest_passed(folder) is True
+    assert load().plan == b"plan"
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, ["selftest", *map(str, args)])
+
+
+def test_the_command(bundle):
+    result = invoke(bundle.path, "--json")
+    assert result.exit_code == 0, result.output
+    verdict = json.loads(result.stdout)
+    assert verdict["passed"] is True
+    assert verdict["comparisons"] == 9
+    assert sum(verdict["seconds"].values()) < 60
+    assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
+        "fp32": {"selftest": {"onnxruntime": verdict}}
+    }
+
+
+def test_the_command_on_a_model_that_is_off(bundle, sample):
+    spoil_golden(bundle, sample)
+    result = invoke(bundle.path)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("FAIL image_encoder   image_embeddings")
+    assert "FAILED: 9 comparisons" in result.stdout
+    assert "fails its self-test with onnxruntime in fp32" in result.stderr
+    run = CliRunner().invoke(main, ["run", str(bundle.path), "photo.jpg", "--point", "1,1"])
+    assert run.exit_code == 2
+
+
+def test_the_command_needs_a_backend_that_is_there(bundle):
+    result = invoke(bundle.path, "--backend", "abacus")
+    assert result.exit_code == 2
+    assert "unknown backend 'abacus'" in result.stderr
+    assert Bundle.open(bundle.path).manifest.precisions == {}
+
+
+def spoil_golden(bundle, sample):
+    """Expect other embeddings; every hash fits."""
+    path = bundle.golden_path()
+    other = sample.image_embeddings + np.float32(0.5)
+    dataclasses.replace(sample, image_embeddings=other).save(path)
+    name = path.relative_to(bundle.path).as_posix()
+    files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
+    manifest = dataclasses.replace(bundle.manifest, files=files)
+    (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")

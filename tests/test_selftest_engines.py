@@ -1,0 +1,122 @@
+"""Self-test and benchmark of engines, on a fake GPU and a strict fake of TensorRT 10.3."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.engines import run
+from tap_deploy import TapPredictor
+from tap_deploy.bundle import Bundle, file_records
+from tap_deploy.cli import main
+from tap_deploy.engines.bundle_build import build_engines
+from tap_deploy.engines.gpu import Gpu
+from tap_deploy.engines.target import BuildTarget
+from tap_deploy.errors import BundleError
+from tap_deploy.golden import GoldenSample
+from tap_deploy.manifest import MANIFEST_NAME
+from tests.fake_cuda import FakeCuda, install_cuda_python
+from tests.strict_tensorrt_runtime import runtime_module
+from tests.test_benchmark_engines import settings
+
+VERSION = "10.3"
+GPU = Gpu(name="Fake RTX", compute_capability="8.9", driver="580", integrated=False)
+
+
+def install(monkeypatch, cuda):
+    monkeypatch.setitem(sys.modules, "tensorrt", runtime_module(VERSION, cuda, "tensorrt"))
+
+
+@pytest.fixture(scope="module")
+def engine_bundle(micro_bundle, tmp_path_factory):
+    path = tmp_path_factory.mktemp("engines") / "bundle"
+    bundle = Bundle.open(shutil.copytree(micro_bundle.path, path))
+    target = BuildTarget(backend="tensorrt", precision="fp32", max_prompts=4, max_points=5)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(monkeypatch, FakeCuda())
+        list(build_engines(bundle, target, find_gpu=lambda: GPU, available_bytes=lambda: 1 << 40))
+    return bundle
+
+
+@pytest.fixture
+def bundle(engine_bundle, tmp_path, monkeypatch):
+    cuda = FakeCuda()
+    install_cuda_python(monkeypatch, cuda)
+    install(monkeypatch, cuda)
+    return Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "bundle"))
+
+
+def selftest(bundle, *options):
+    command = ["selftest", str(bundle.path), "--backend", "tensorrt", "--precision", "fp32"]
+    return CliRunner().invoke(main, [*command, *options])
+
+
+def verdict(bundle):
+    (path,) = bundle.path.glob("engines/*/selftest.json")
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_engines_that_are_right(bundle):
+    result = selftest(bundle, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == verdict(bundle)
+    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 9)
+    assert found["backend_version"].startswith("10.3")
+    assert Bundle.open(bundle.path).manifest.precisions == {}
+    TapPredictor.from_bundle(bundle.path, "tensorrt").close()
+
+
+def test_engines_that_are_wrong_are_refused_until_a_selftest_passes(bundle):
+    sample = GoldenSample.load(bundle.golden_path())
+    expect(bundle, dataclasses.replace(sample, low_res_masks=sample.low_res_masks + np.float32(1)))
+    result = selftest(bundle)
+    assert result.exit_code == 1
+    assert "FAIL prompt_decoder  low_res_masks" in result.stdout
+    assert "fails its self-test with tensorrt in fp32" in result.stderr
+    assert verdict(bundle)["passed"] is False
+    with pytest.raises(BundleError, match="failed their self-test"):
+        TapPredictor.from_bundle(bundle.path, "tensorrt")
+    TapPredictor.from_bundle(bundle.path, "tensorrt", allow_failed=True).close()
+    TapPredictor.from_bundle(bundle.path).close()  # the ONNX files are not to blame
+    expect(bundle, sample)
+    assert selftest(bundle).exit_code == 0
+    TapPredictor.from_bundle(bundle.path, "tensorrt").close()
+
+
+def test_engines_that_are_not_there(bundle):
+    shutil.rmtree(bundle.path / "engines")
+    result = selftest(bundle)
+    assert result.exit_code == 2
+    assert "tap-export build" in result.stderr
+    assert not list(bundle.path.glob("engines/*/selftest.json"))
+
+
+def test_the_benchmark_runs_engines(bundle):
+    report = run(bundle, settings(backend="tensorrt", threads=None, prompts=(2, 9), tokens=2))
+    assert [stage["stage"] for stage in report["stages"]] == [
+        "encode 1 image",
+        "decode P=2",
+        "caption P=2, 2 tokens",
+        "end to end P=2, 2 tokens",
+    ]  # nine prompts are more than the engines take
+    found = report["conditions"]
+    assert found["settings"]["cuda_graphs"] is True
+    assert {engine["graph"] for engine in found["engines"]} == set(bundle.graph_specs())
+    assert all(engine["backend_version"].startswith("10.3") for engine in found["engines"])
+
+
+def expect(bundle, sample):
+    """Make a sample the golden one; every hash fits."""
+    path = bundle.golden_path()
+    sample.save(path)
+    name = path.relative_to(bundle.path).as_posix()
+    files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
+    manifest = dataclasses.replace(bundle.manifest, files=files)
+    (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
