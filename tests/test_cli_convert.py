@@ -117,7 +117,7 @@ def test_without_a_witness_nothing_is_proven(converted, monkeypatch):
 
 
 def test_verify_fails_with_1_on_another_graph(converted, tmp_path):
-    """A graph whose weights were changed in the eighth digit of ten passes, not in the second."""
+    """Two percent on one layer is beyond what rounding can explain."""
     bundle = Bundle.open(shutil.copytree(converted[0], tmp_path / "bundle"))
     name = "prompt_decoder"
     with bundle_addition(bundle) as addition:

@@ -149,14 +149,45 @@ print(peak() - before)
     assert int(output) <= 1.25 * limit + 2 * kept
 
 
+@pytest.fixture(scope="module")
+def vit_b_fp16(vit_b, photo):
+    """Converts in a process of its own, so that its peak memory can be told."""
+    args = ("convert", vit_b.path, "--precision", "fp16", "--samples", photo, "--json")
+    output, seconds, peak = measured(CLI, *args)
+    result = json.loads(output)["precisions"]["fp16"]
+    print(f"\nfp16: made and checked in {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB")
+    for check in result["verification"]["checks"]:
+        print(
+            f"  {check['graph']} {check['tensor']}: max rel {check['max_rel']:.1e}, "
+            f"mean rel {check['mean_rel']:.1e} {check['note']}"
+        )
+    return Bundle.open(vit_b.path), result, peak
+
+
+def test_vit_b_in_fp16_is_like_the_reference(vit_b_fp16):
+    """Every output, by an evaluator that rounds to fp16 after every node."""
+    bundle, result, peak = vit_b_fp16
+    assert result["verification"]["proven"]
+    assert result["verification"]["evaluator"] == "torch-half"
+    for name in graphs.GRAPH_NAMES:
+        sizes = [bundle.manifest.graphs[v][name].weights_bytes for v in ("fp32", "fp16")]
+        assert sizes[1] < 0.55 * sizes[0]
+    assert peak < 8e9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
-def test_vit_b_compiles_with_tensorrt_rtx(vit_b, name):
+def test_vit_b_compiles_with_tensorrt_rtx(vit_b_fp16, name, precision):
     pytest.importorskip("tensorrt_rtx")
+    bundle = vit_b_fp16[0]
     start = time.perf_counter()
-    engine = rtx_engine_from_onnx(vit_b.graph_path(name, "fp32"), vit_b.graph_specs()[name])
+    engine = rtx_engine_from_onnx(
+        bundle.graph_path(name, precision), bundle.graph_specs(precision)[name]
+    )
     seconds = time.perf_counter() - start
-    print(f"\n{name}: TensorRT-RTX engine of {len(engine) / 1e6:.0f} MB in {seconds:.1f} s")
-    assert len(engine) > 0.9 * vit_b.manifest.graphs["fp32"][name].weights_bytes
+    size = f"engine of {len(engine) / 1e6:.0f} MB in {seconds:.1f} s"
+    print(f"\n{name} {precision}: TensorRT-RTX {size}")
+    assert len(engine) > 0.9 * bundle.manifest.graphs[precision][name].weights_bytes
 
 
 def test_vit_h_exports_with_external_data(tmp_path):
