@@ -249,7 +249,7 @@ def test_run_refuses_changed_and_truncated_bundles(copy, photo):
 
 def test_version_help_and_completion():
     assert invoke("--version").stdout.strip() == f"tap-export, version {__version__}"
-    for command in ("export", "run", "verify", "inspect", "doctor", "completion"):
+    for command in ("export", "convert", "run", "verify", "inspect", "doctor", "completion"):
         assert command in invoke("--help").stdout
         assert "--help" in invoke(command, "--help").stdout
     for shell in ("bash", "zsh", "fish"):

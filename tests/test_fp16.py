@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import pathlib
 import shutil
 
 import numpy as np
@@ -331,4 +330,3 @@ def test_measuring_needs_whole_captions(micro_bundle):
     max_abs = measure(micro_bundle, [golden_inputs(micro_bundle)])
     assert max_abs[graphs.TEXT_DECODER][graphs.PRESENT_KEY_VALUES] > 0
     assert max(max_abs[graphs.TEXT_DECODER].values()) > 1e38
-    assert pathlib.Path(micro_bundle.path, "onnx").is_dir()
