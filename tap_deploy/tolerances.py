@@ -51,11 +51,15 @@ HALF_UNIT = 2.0**-11
 # units on average, and the worst of millions of elements is a few times the average.
 _MEAN, _MAX = 8 * HALF_UNIT, 20 * HALF_UNIT
 _FP16 = Tolerance(max=_MAX, mean=_MEAN, relative=True)
+# IoU predictions are a few small numbers, what is left of a sum of hundreds of larger products:
+# the same rounding is a larger share of them.
+_FP16_IOU = Tolerance(max=_MAX, mean=12 * HALF_UNIT, relative=True)
 # Two candidates may each be off by the tolerance of their scores, in opposite directions.
 _FP16_CHOICE = Tolerance(max=2 * _MAX, relative=True)
 FP16_TOLERANCES: Tolerances = {
     graphs.IMAGE_EMBEDDINGS: _FP16,
     **{name: _FP16 for name in PROMPT_OUTPUTS},
+    graphs.IOU_PREDICTIONS: _FP16_IOU,
     graphs.LOGITS: _FP16,
     CAPTION_IDS: _FP16_CHOICE,
     MASK_INDEX: _FP16_CHOICE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,21 @@ def micro_bundle(
         concepts=assets["concepts"],
         tokenizer=assets["tokenizer"],
     ).bundle
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(
+    tmp_path_factory: pytest.TempPathFactory, micro_bundle: Bundle, photo: pathlib.Path
+) -> Bundle:
+    """The micro bundle with fp16 graphs, measured on the golden sample and a photograph."""
+    pytest.importorskip("onnx_ir")
+    from tap_deploy.engines.fp16 import add_fp16
+
+    folder = tmp_path_factory.mktemp("bundles") / "tap_micro_fp16"
+    shutil.copytree(micro_bundle.path, folder)
+    bundle = Bundle.open(folder)
+    add_fp16(bundle, pictures=[photo])
+    return bundle
 
 
 @pytest.fixture(scope="session")

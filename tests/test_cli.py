@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tap_deploy import __version__
-from tap_deploy.cli import main
+from tap_deploy.cli import COMMANDS, main
 
 PROMPTS = ["--point", "285,160", "--box", "172,17,412,308"]
 
@@ -249,7 +249,7 @@ def test_run_refuses_changed_and_truncated_bundles(copy, photo):
 
 def test_version_help_and_completion():
     assert invoke("--version").stdout.strip() == f"tap-export, version {__version__}"
-    for command in ("export", "build", "run", "verify", "inspect", "doctor", "completion"):
+    for command in COMMANDS:
         assert command in invoke("--help").stdout
         assert "--help" in invoke(command, "--help").stdout
     for shell in ("bash", "zsh", "fish"):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
 
-from tap_deploy import Prompts, TapPredictor, Vocabulary
+from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.prompt_options import load_sketch
 from tap_deploy.config import VARIANTS
@@ -175,7 +175,6 @@ def test_vit_b_builds_with_tensorrt_rtx(vit_b, precision):
 
 def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
     """GFLOP of one call, counted from the graphs, against figures from the architecture."""
-    from tap_deploy import graphs
     from tap_deploy.engines.work import count_work
 
     def gflop(name, **sizes):
@@ -186,6 +185,32 @@ def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
     assert gflop(graphs.PROMPT_DECODER, P=1, N=2) == pytest.approx(3.7, rel=0.02)
     assert gflop(graphs.PROMPT_DECODER, P=64, N=2) == pytest.approx(187, rel=0.02)
     assert gflop(graphs.TEXT_DECODER, P=1, T=40) == pytest.approx(0.11, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def vit_b_fp16(vit_b, photo):
+    """Converts in a process of its own, so that its peak memory can be told."""
+    args = ("convert", vit_b.path, "--precision", "fp16", "--samples", photo, "--json")
+    output, seconds, peak = measured(CLI, *args)
+    result = json.loads(output)["precisions"]["fp16"]
+    print(f"\nfp16: made and checked in {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB")
+    for check in result["verification"]["checks"]:
+        print(
+            f"  {check['graph']} {check['tensor']}: max rel {check['max_rel']:.1e}, "
+            f"mean rel {check['mean_rel']:.1e} {check['note']}"
+        )
+    return Bundle.open(vit_b.path), result, peak
+
+
+def test_vit_b_in_fp16_is_like_the_reference(vit_b_fp16):
+    """Every output, by an evaluator that rounds to fp16 after every node."""
+    bundle, result, peak = vit_b_fp16
+    assert result["verification"]["proven"]
+    assert result["verification"]["evaluator"] == "torch-half"
+    for name in graphs.GRAPH_NAMES:
+        sizes = [bundle.manifest.graphs[v][name].weights_bytes for v in ("fp32", "fp16")]
+        assert sizes[1] < 0.55 * sizes[0]
+    assert peak < 8e9
 
 
 def test_vit_h_exports_with_external_data(tmp_path):

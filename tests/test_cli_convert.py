@@ -1,0 +1,135 @@
+"""fp16 on the command line: made with an export or later, verified by something that rounds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.cli import main
+from tap_deploy.engines import evaluators
+from tap_deploy.export import samples
+from tap_deploy.files import sha256_of_file
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def refused(result, message, code=2):
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def converted(micro_bundle, tmp_path_factory, photo):
+    """A bundle, and what ``convert`` printed when it added fp16."""
+    path = tmp_path_factory.mktemp("convert") / "bundle"
+    shutil.copytree(micro_bundle.path, path)
+    args = ("--precision", "fp16", "--samples", photo, "--threads", 1, "--json")
+    result = invoke("convert", path, *args)
+    assert result.exit_code == 0, result.output
+    return path, json.loads(result.stdout)
+
+
+def test_convert_prints_what_it_recorded(converted):
+    path, printed = converted
+    manifest = Bundle.open(path).manifest
+    assert printed["precision"] == "fp16"
+    assert printed["precisions"] == manifest.precisions
+    assert set(printed["graphs"]) == set(manifest.graphs["fp16"])
+    names = [sample["name"] for sample in printed["precisions"]["fp16"]["samples"]]
+    assert names == ["golden", "coffee.jpg"]
+    assert manifest.graphs["fp32"]
+
+
+def test_convert_replaces_only_when_told_to(converted, tmp_path):
+    path = shutil.copytree(converted[0], tmp_path / "bundle")
+    before = sha256_of_file(path / "manifest.json")
+    refused(invoke("convert", path, "--precision", "fp16"), "pass --force to replace them")
+    assert sha256_of_file(path / "manifest.json") == before
+    result = invoke("convert", path, "--precision", "fp16", "--force")
+    assert result.exit_code == 0, result.output
+    assert "image_encoder: 16 nodes stay fp32" in result.stdout
+    assert "PASSED: 9 comparisons, 0 failed (cpu, fp16, evaluated by torch-half)" in result.stdout
+    record = Bundle.open(path).manifest.precisions["fp16"]
+    assert [sample["name"] for sample in record["samples"]] == ["golden"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("convert", "B", "--precision", "int8"), "tap-export quantize"),
+        (("convert", "B", "--precision", "fp32"), "every bundle has fp32 already"),
+        (("convert", "B"), "--precision"),
+        (("convert", "B", "--precision", "fp16", "--samples", "gone"), "gone are not there"),
+        (("export", "--precision", "int8", "-o", "out"), "tap-export quantize"),
+        (("verify", "B", "--precision", "fp16"), "has no precision 'fp16'"),
+        (("verify", "B", "--evaluator", "gpu"), "--evaluator"),
+    ],
+)
+def test_what_cannot_be_done_is_said_first(micro_bundle, args, message):
+    refused(invoke(*(micro_bundle.path if arg == "B" else arg for arg in args)), message)
+
+
+def test_export_makes_both_precisions(assets, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "SAMPLE_SIZES", samples.SAMPLE_SIZES[:1])
+    inputs = ("--config", assets["config"], "--checkpoint", assets["checkpoint"])
+    precisions = ("--precision", "fp32", "--precision", "fp16", "--precision", "fp16")
+    result = invoke("export", *inputs, *precisions, "-o", tmp_path / "bundle", "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert list(printed["graphs"]) == ["fp32", "fp16"]
+    assert printed["precisions"]["fp16"]["verification"]["proven"] is True
+    assert set(Bundle.open(tmp_path / "bundle").manifest.graphs) == {"fp32", "fp16"}
+
+
+def test_verify_says_who_rounded(converted):
+    result = invoke("verify", converted[0], "--precision", "fp16")
+    assert result.exit_code == 0, result.output
+    assert "(cpu, fp16, evaluated by torch-half)" in result.stdout
+    printed = json.loads(invoke("verify", converted[0], "--json").stdout)
+    assert (printed["evaluator"], printed["proven"]) == ("onnxruntime", True)
+
+
+def test_without_a_witness_nothing_is_proven(converted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(evaluators, "REFERENCE_LIMIT_BYTES", 0)
+    result = invoke("verify", converted[0], "--precision", "fp16", "--json")
+    refused(result, "fp16 is not proven: onnxruntime on a CPU hides overflow")
+    printed = json.loads(result.stdout)
+    assert (printed["passed"], printed["proven"]) == (True, False)
+    assert printed["evaluator"] == "onnxruntime"
+    asked_for = invoke("verify", converted[0], "--precision", "fp16", "--evaluator", "backend")
+    assert asked_for.exit_code == 0, asked_for.output
+    assert "NOT PROVEN: onnxruntime does not round as fp16 does" in asked_for.stdout
+
+
+def test_verify_fails_with_1_on_another_graph(converted, tmp_path):
+    """Two percent on one layer is beyond what rounding can explain."""
+    bundle = Bundle.open(shutil.copytree(converted[0], tmp_path / "bundle"))
+    name = "prompt_decoder"
+    with bundle_addition(bundle) as addition:
+        for graph, record in bundle.manifest.graphs["fp16"].items():
+            target = addition.folder / record.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            model = ir.load(bundle.path / record.file)
+            if graph == name:
+                value = model.graph.initializers["upscaler.up2.weight.T"]
+                array = value.const_value.numpy() * np.float16(1.02)
+                value.const_value = ir.tensor(array.astype(np.float16), name=value.name)
+            ir.save(model, target)
+        addition.graphs["fp16"] = bundle.manifest.graphs["fp16"]
+    result = invoke("verify", bundle.path, "--precision", "fp16")
+    refused(result, "first: prompt_decoder low_res_masks", code=1)
