@@ -14,6 +14,7 @@ import pytest
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
+from tap_deploy.graphs import GraphSpec
 from tap_deploy.predictor import TapPredictor
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -147,6 +148,23 @@ def is_residual(node: Any) -> bool:
     return re.fullmatch(r"blocks\.\d+/Add(_\d)?", node.name) is not None and not any(
         value.is_initializer() for value in node.inputs
     )
+
+
+@pytest.fixture(scope="session")
+def rtx_plan(micro_config: TapConfig) -> Any:
+    """Compile an ONNX file of the micro model with NVIDIA's builder; it needs no GPU for that."""
+    pytest.importorskip("tensorrt_rtx")
+    from tap_deploy.engines.builder import engine_from_onnx
+    from tap_deploy.engines.profiles import optimization_profile
+    from tap_deploy.engines.target import BuildTarget
+
+    target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
+
+    def build(path: pathlib.Path, spec: GraphSpec) -> bytes:
+        profile = optimization_profile(spec, target, micro_config.text_seq_len)
+        return engine_from_onnx(path, target, profile=profile).plan
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from tap_deploy.engines.calibration_table import CalibrationTable
 from tap_deploy.engines.qdq import QuantizationPlan, default_nodes, qdq_from_ranges
 from tap_deploy.engines.quantization_plan import SENSITIVE, attention_nodes
 from tap_deploy.engines.quantized_weights import quantized_weight, scales_from_amax
-from tap_deploy.engines.rtx import rtx_engine_from_onnx
 from tap_deploy.errors import InputError
 from tap_deploy.onnx_files import save_graph
 
@@ -167,9 +166,10 @@ def test_onnxruntime_computes_every_node_in_int8(micro_bundle, model_of, ranges,
         ("text_decoder", {"for_cpu": True}),
     ],
 )
-def test_an_nvidia_builder_compiles_it(micro_bundle, model_of, ranges, name, options, tmp_path):
+def test_an_nvidia_builder_compiles_it(
+    micro_bundle, model_of, ranges, rtx_plan, name, options, tmp_path
+):
     """Over fp32; tests/test_quantize.py builds all three over fp16."""
-    pytest.importorskip("tensorrt_rtx")
     model, spec = model_of(name), micro_bundle.graph_specs()[name]
     plan = QuantizationPlan.default(model)
     if options.pop("attention", False):
@@ -178,7 +178,7 @@ def test_an_nvidia_builder_compiles_it(micro_bundle, model_of, ranges, name, opt
         plan = dataclasses.replace(plan, nodes=(*plan.nodes, *attention_nodes(model), *sums))
     quantized = qdq_from_ranges(model, ranges[name], plan, **options)
     save_graph(quantized, spec, tmp_path, "q.onnx")
-    assert rtx_engine_from_onnx(tmp_path / "q.onnx", spec)
+    assert rtx_plan(tmp_path / "q.onnx", spec)
 
 
 def test_attention_pattern(model_of, ranges):

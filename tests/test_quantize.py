@@ -20,7 +20,6 @@ from tap_deploy.engines import quantize
 from tap_deploy.engines.calibration_table import load_tables
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import QuantizeOptions, few_images_warning, quantize_bundle
-from tap_deploy.engines.rtx import rtx_engine_from_onnx
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.predictor import TapPredictor
 
@@ -66,11 +65,10 @@ def test_the_command(quantized):
 
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
-def test_an_nvidia_builder_compiles_int8_over_fp16(quantized, name):
-    pytest.importorskip("tensorrt_rtx")
+def test_an_nvidia_builder_compiles_int8_over_fp16(quantized, rtx_plan, name):
     bundle, _ = quantized
     path = bundle.graph_path(name, "int8")
-    assert rtx_engine_from_onnx(path, bundle.graph_specs("int8")[name])
+    assert rtx_plan(path, bundle.graph_specs("int8")[name])
     model = ir.load(path)
     scales = {n.inputs[1].dtype for n in model.graph if n.op_type == "QuantizeLinear"}
     assert scales == {ir.DataType.FLOAT16}
@@ -135,6 +133,19 @@ def test_without_pictures_it_refuses(micro_bundle, tmp_path):
     assert code == 2
     assert "holds no pictures" in err
     assert "int8_fp32" not in Bundle.open(micro_bundle.path).manifest.graphs
+
+
+def test_export_makes_int8_as_well(assets, pictures, tmp_path):
+    arguments = ["export", "--synthetic-weights", "0", "--config", assets["config"]]
+    arguments += ["-o", tmp_path / "bundle", "--precision", "int8"]
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "int8 needs real pictures" in err
+    assert not (tmp_path / "bundle").exists()
+    code, out, err = run(*arguments, "--calibration-data", pictures / "a.png")
+    assert code == 0, err
+    assert "int8 ranges by entropy on 1 picture" in out
+    assert "int8_fp32" in Bundle.open(tmp_path / "bundle").manifest.graphs
 
 
 def test_options():

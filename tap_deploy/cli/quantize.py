@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,16 +14,20 @@ from tap_deploy.cli.options import bundle_argument, force_option, json_option, t
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.precisions import CALIBRATION_METHODS, FP32
 
+if TYPE_CHECKING:
+    from tap_deploy.engines.quantize import QuantizeOptions
+
 FILE = click.Path(path_type=pathlib.Path)
+calibration_data_option = click.option(
+    "--calibration-data",
+    type=FILE,
+    help="For int8: real pictures, as a folder, a picture, or a list of paths (.txt, .json).",
+)
 
 
 @click.command("quantize")
 @bundle_argument
-@click.option(
-    "--calibration-data",
-    type=FILE,
-    help="Real pictures: a folder, a picture, or a list of paths (.txt, .json).",
-)
+@calibration_data_option
 @click.option(
     "--prompts",
     type=FILE,
@@ -67,7 +71,7 @@ def quantize_command(
     For a CPU over the fp32 graphs; for engines over the fp16 graphs, if the bundle has any.
     """
     require_quantize_extra()
-    from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+    from tap_deploy.engines.quantize import QuantizeOptions
 
     options = QuantizeOptions(
         calibration_data=calibration_data,
@@ -79,18 +83,28 @@ def quantize_command(
         seed=seed,
         threads=threads,
     )
-    opened = Bundle.open(bundle)
+    summary = add_int8(Bundle.open(bundle), options)
+    click.echo(json.dumps(summary, indent=2) if as_json else describe_int8(summary))
+
+
+def add_int8(bundle: Bundle, options: QuantizeOptions) -> dict[str, Any]:
+    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.quantize``.
+
+    Returns:
+        what was added, JSON types: bundle, calibration, graphs by variant and name.
+    """
+    from tap_deploy.engines.quantize import quantize_bundle
+
     images = options.images()
     with stage_bar("calibrate", len(images) + 1) as stage:
         quantize_bundle(
-            opened,
+            bundle,
             options,
             images=images,
             on_progress=lambda done, total: stage(f"picture {min(done + 1, total)} of {total}"),
             on_warning=lambda text: click.echo(f"warning: {text}", err=True),
         )
-    summary = _summary(opened)
-    click.echo(json.dumps(summary, indent=2) if as_json else _as_text(summary))
+    return _summary(bundle)
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
@@ -115,11 +129,13 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
     return {"bundle": str(bundle.path), "calibration": calibration, "graphs": graphs}
 
 
-def _as_text(summary: dict[str, Any]) -> str:
+def describe_int8(summary: dict[str, Any]) -> str:
+    """Return what was added, for people to read."""
     calibration = summary["calibration"]
+    count = calibration["num_samples"]
     lines = [
         f"{summary['bundle']}: int8 ranges by {calibration['method']} on "
-        f"{calibration['num_samples']} pictures"
+        f"{count} picture{'s' if count != 1 else ''}"
     ]
     for variant, graphs in summary["graphs"].items():
         for name, graph in graphs.items():
