@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
+    "samples": ("tap_deploy.cli.samples", "samples_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
     "doctor": ("tap_deploy.cli.doctor", "doctor_command"),
     "completion": ("tap_deploy.cli.completion", "completion_command"),
