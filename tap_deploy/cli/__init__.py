@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "selftest": ("tap_deploy.cli.selftest", "selftest_command"),
+    "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
     "samples": ("tap_deploy.cli.samples", "samples_command"),
     "plan": ("tap_deploy.cli.plan", "plan_command"),

@@ -60,8 +60,8 @@ def require_convertible(precision: str) -> None:
     """
     if precision == INT8:
         raise InputError(
-            "int8 needs calibration: make it from the finished bundle with: "
-            "tap-export quantize BUNDLE"
+            "int8 needs real pictures to calibrate with: make it with: "
+            "tap-export quantize BUNDLE --calibration-data DIR"
         )
     if precision != FP16:
         raise InputError(f"every bundle has {precision} already; expected --precision {FP16}")

@@ -12,15 +12,17 @@ from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_conver
 from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import force_option, json_option, samples_option
 from tap_deploy.cli.progress import stage_bar
+from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
 from tap_deploy.files import check_folder_output
 from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
-from tap_deploy.precisions import FP32, PRECISIONS
+from tap_deploy.precisions import FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.fp16 import Fp16Graphs
+    from tap_deploy.bundle import Bundle
+    from tap_deploy.engines.quantize import QuantizeOptions
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
 
@@ -62,6 +64,7 @@ FILE = click.Path(path_type=pathlib.Path)
     help="Precisions of the bundle; repeatable. fp32 is always made.",
 )
 @samples_option
+@calibration_data_option
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
 @force_option
 @json_option
@@ -75,6 +78,7 @@ def export_command(
     tokenizer: pathlib.Path | None,
     precisions: tuple[str, ...],
     samples: tuple[pathlib.Path, ...],
+    calibration_data: pathlib.Path | None,
     output: pathlib.Path,
     force: bool,
     as_json: bool,
@@ -83,9 +87,9 @@ def export_command(
 
     A further precision is added when the bundle is complete: if that fails, the bundle remains.
     """
-    further = _further_precisions(precisions)
+    further = _further_precisions(precisions, calibration_data)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
-    _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer])
+    _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer, calibration_data])
     name, tap_config = _named_config(model, config)
     if model == DEMO:
         demo = DemoModel()
@@ -108,16 +112,43 @@ def export_command(
             force=force,
             on_stage=stage,
         )
-    converted = [convert_bundle(exported.bundle, samples) for _ in further]
-    click.echo(_as_json(exported) if as_json else _as_text(exported, converted))
+    added = [_add(name, exported.bundle, samples, calibration_data) for name in further]
+    click.echo(_as_json(exported) if as_json else _as_text(exported, added))
 
 
-def _further_precisions(precisions: tuple[str, ...]) -> list[str]:
-    """Return what has to be made from fp32; refused before the minutes of an export."""
-    further = [name for name in dict.fromkeys(precisions) if name != FP32]
+def _further_precisions(
+    precisions: tuple[str, ...], calibration_data: pathlib.Path | None
+) -> list[str]:
+    """Return what has to be made from fp32, fp16 before int8, which is made of both.
+
+    What cannot be made is refused now, before the minutes of an export.
+    """
+    further = [name for name in PRECISIONS if name in precisions and name != FP32]
     for name in further:
-        require_convertible(name)
+        if name == INT8:
+            _int8_options(calibration_data).images()
+        else:
+            require_convertible(name)
     return further
+
+
+def _int8_options(calibration_data: pathlib.Path | None) -> QuantizeOptions:
+    require_export_extra()
+    from tap_deploy.engines.quantize import QuantizeOptions
+
+    return QuantizeOptions(calibration_data=calibration_data)
+
+
+def _add(
+    precision: str,
+    bundle: Bundle,
+    samples: tuple[pathlib.Path, ...],
+    calibration_data: pathlib.Path | None,
+) -> str:
+    """Add a precision to the finished bundle, and return what was made, for people to read."""
+    if precision == INT8:
+        return describe_int8(add_int8(bundle, _int8_options(calibration_data)))
+    return describe_fp16(convert_bundle(bundle, samples))
 
 
 def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:
@@ -176,8 +207,8 @@ def _as_json(exported: ExportedBundle) -> str:
     return json.dumps(result, indent=2)
 
 
-def _as_text(exported: ExportedBundle, converted: list[Fp16Graphs]) -> str:
+def _as_text(exported: ExportedBundle, added: list[str]) -> str:
     from tap_deploy.cli.inspect import describe
 
-    parts = [str(exported.report), *map(describe_fp16, converted), describe(exported.bundle)]
+    parts = [str(exported.report), *added, describe(exported.bundle)]
     return "\n\n".join(parts)
