@@ -282,6 +282,8 @@ def test_a_failed_call_leaves_it_usable(load, cuda, picture, points, expected, f
         with pytest.raises(SessionError, match=r"^(CUDA|graph)") as caught:
             predict(predictor, picture, points)
         assert "\n" not in str(caught.value)
+        # Nothing is left that would write later, into what serves another call by then.
+        assert not any(stream.pending for stream in cuda.streams.values())
         assert_same(predict(predictor, picture, points), expected)
     assert cuda.leaks() == {}
 
