@@ -16,11 +16,12 @@ from tap_deploy.errors import TapError
 # Command -> module and attribute; loaded when the command is used.
 COMMANDS = {
     "export": ("tap_deploy.cli.export", "export_command"),
-    "build": ("tap_deploy.cli.build", "build_command"),
     "convert": ("tap_deploy.cli.convert", "convert_command"),
+    "build": ("tap_deploy.cli.build", "build_command"),
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
+    "samples": ("tap_deploy.cli.samples", "samples_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
     "doctor": ("tap_deploy.cli.doctor", "doctor_command"),
     "completion": ("tap_deploy.cli.completion", "completion_command"),
