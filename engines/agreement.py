@@ -193,7 +193,7 @@ class ReferenceAnswers:
         drift = np.abs(expected.iou_predictions - regions.iou_predictions)
         tally.iou_drifts += np.nan_to_num(drift, nan=np.inf).tolist()
         concepts = self._likeliest(regions)
-        if concepts is not None:
+        if concepts is not None and answer.concepts is not None:
             tally.same_concepts += (answer.concepts == concepts).tolist()
         tally.add_signal(
             "image_embeddings", answer.encoded.image_embeddings, encoded.image_embeddings

@@ -84,7 +84,7 @@ def proposed_cases(
         on_image: called once for each picture.
     """
     for image in images:
-        name = pathlib.Path(image).name if isinstance(image, (str, os.PathLike)) else None
+        name = pathlib.Path(image).name if isinstance(image, (str, os.PathLike)) else ""
         if prompts is not None and name in prompts:
             yield Case(image=image, prompts=prompts[name])
         else:
