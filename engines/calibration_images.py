@@ -1,0 +1,114 @@
+"""The pictures that calibration looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from tap_deploy.errors import InputError
+from tap_deploy.files import sha256_of_file
+from tap_deploy.image import load_image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LIST_SUFFIXES = (".txt", ".json")
+FEW_IMAGES = 100  # below, ranges are guesses; NVIDIA advises 500 and more for a ViT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationImages:
+    """Pictures in the order in which they are looked at, no two the same.
+
+    Attributes:
+        paths: files that Pillow reads.
+        digests: SHA-256 of each.
+
+    Raises:
+        InputError: there is none.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    digests: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError("no calibration pictures; expected at least one, better 500")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all pictures and their order."""
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+
+    def first(self, count: int) -> CalibrationImages:
+        """Return the first ``count`` pictures; fewer if there are fewer."""
+        return CalibrationImages(paths=self.paths[:count], digests=self.digests[:count])
+
+    @classmethod
+    def from_path(
+        cls, path: str | os.PathLike[str], *, samples: int = 500, seed: int = 0
+    ) -> CalibrationImages:
+        """Find the pictures to calibrate with, and look into each once.
+
+        Args:
+            path: a folder, searched to its depths; a picture; a text file with a path on each
+                line (empty lines and lines that start with ``#`` are skipped); or a JSON list of
+                paths. Paths in a list are relative to its folder.
+            samples: at most so many, drawn at random; they keep their order.
+            seed: of the draw.
+
+        Raises:
+            InputError: there is no picture, one cannot be read, or ``samples`` is below 1.
+        """
+        if samples < 1:
+            raise InputError(f"samples is {samples}; expected at least 1")
+        found = _find(pathlib.Path(path))
+        if len(found) > samples:
+            drawn = np.random.default_rng(seed).permutation(len(found))[:samples]
+            found = [found[i] for i in sorted(drawn)]
+        unique: dict[str, pathlib.Path] = {}
+        for file in found:
+            load_image(file, convert=True)  # better now than after an hour
+            unique.setdefault(sha256_of_file(file), file)
+        return cls(paths=tuple(unique.values()), digests=tuple(unique))
+
+
+def _find(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        if not files:
+            raise InputError(
+                f"folder {path} holds no pictures ({', '.join(SUFFIXES)}); calibration needs real "
+                "ones, of the kind that the model will see"
+            )
+        return files
+    if not path.is_file():
+        raise InputError(
+            f"calibration data {path} is not there; expected a folder of pictures, a picture, or "
+            "a list of paths (.txt, .json)"
+        )
+    return _listed(path) if path.suffix.lower() in LIST_SUFFIXES else [path]
+
+
+def _listed(path: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        text = path.read_text("utf-8-sig")
+        entries = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InputError(f"list of pictures {path} cannot be read: {exc}") from exc
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise InputError(f"list of pictures {path} holds no list; expected paths")
+    if not entries:
+        raise InputError(f"list of pictures {path} is empty; expected paths")
+    return [path.parent / entry for entry in entries]
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,132 @@
+"""Prompts for the pictures of a calibration: drawn over the picture, or the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tap_deploy.config import PointLabel
+from tap_deploy.errors import InputError
+from tap_deploy.prompts import Prompts
+
+BOXES, POINTS, SKETCHES = "boxes", "points", "sketches"
+KINDS = (BOXES, POINTS, SKETCHES)
+# Per picture, of each kind; the cost of a picture grows with them, the encoder's share does not.
+NUM_BOXES, NUM_POINTS, NUM_SKETCHES = 4, 4, 2
+STROKE_POINTS = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationPrompts:
+    """Where prompts come from.
+
+    Attributes:
+        own: name of a picture (as in the file) -> kind -> values; empty to draw all prompts.
+        digest: of the file; empty without one.
+        seed: of the draws.
+    """
+
+    own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+    seed: int = 0
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, seed: int = 0) -> CalibrationPrompts:
+        """Read prompts from JSON: file name of a picture -> boxes, points, sketches.
+
+        ``{"street.jpg": {"boxes": [[x0, y0, x1, y1]], "points": [[[x, y, 1]]],
+        "sketches": [[[x, y], …]]}}``, in pixels of the picture. Pictures that the file does not
+        name get drawn prompts.
+
+        Raises:
+            InputError: it cannot be read, or holds something else.
+        """
+        try:
+            data = pathlib.Path(path).read_bytes()
+            values = json.loads(data)
+        except (OSError, ValueError, RecursionError) as exc:
+            raise InputError(f"prompts {path} cannot be read as JSON: {exc}") from exc
+        if not isinstance(values, dict) or not values:
+            raise InputError(f"prompts {path}: expected an object, name of a picture -> prompts")
+        for name, kinds in values.items():
+            if not isinstance(kinds, dict) or not kinds or set(kinds) - set(KINDS):
+                raise InputError(f"prompts {path}: {name} expects some of {', '.join(KINDS)}")
+        return cls(own=values, digest=hashlib.sha256(data).hexdigest(), seed=seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the prompts depend on, besides the picture."""
+        return f"{self.digest}:{self.seed}:{NUM_BOXES}:{NUM_POINTS}:{NUM_SKETCHES}"
+
+    def for_image(self, path: pathlib.Path, digest: str, width: int, height: int) -> list[Prompts]:
+        """Return the prompts of a picture, one ``Prompts`` a kind.
+
+        Kinds are not mixed: all prompts of a call share one number of points, and the padding
+        is part of what the model sees.
+
+        Args:
+            path: the picture; its name is looked up.
+            digest: SHA-256 of the file; with the seed it decides the draws.
+            width: pixels.
+            height: pixels.
+
+        Raises:
+            InputError: a prompt of the user's does not fit the picture.
+        """
+        own = self.own.get(path.name)
+        if own is None:
+            return drawn_prompts(
+                np.random.default_rng([self.seed, int(digest[:15], 16)]), width, height
+            )
+        makers = {
+            BOXES: Prompts.from_boxes,
+            POINTS: Prompts.from_points,
+            SKETCHES: Prompts.from_sketches,
+        }
+        prompts = [makers[kind](values) for kind, values in own.items()]
+        for part in prompts:
+            part.check(width, height)
+        return [part for part in prompts if len(part)]
+
+
+def drawn_prompts(rng: np.random.Generator, width: int, height: int) -> list[Prompts]:
+    """Draw boxes, points and sketches over a picture, of all sizes and everywhere.
+
+    A box is prompted alone, a point alone, a sketch is a bent stroke: the three ways in which
+    people prompt the model.
+    """
+    size = np.array([width - 1, height - 1], np.float64)
+    return [
+        Prompts.from_boxes(_boxes(rng, size)),
+        Prompts.from_points(_points(rng, size)),
+        Prompts.from_sketches([_stroke(rng, size) for _ in range(NUM_SKETCHES)]),
+    ]
+
+
+def _boxes(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
+    # Sides from a tenth of the picture to all of it; small objects are as frequent as large ones.
+    sides = np.exp(rng.uniform(np.log(0.1), 0.0, (NUM_BOXES, 2))) * size
+    sides = np.maximum(sides, np.minimum(size, 1.0))
+    corners = rng.uniform(0.0, 1.0, (NUM_BOXES, 2)) * (size - sides)
+    return np.concatenate([corners, corners + sides], axis=1)
+
+
+def _points(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
+    places = rng.uniform(0.0, 1.0, (NUM_POINTS, 2)) * size
+    labels = np.full((NUM_POINTS, 1), float(PointLabel.FOREGROUND))
+    return np.concatenate([places, labels], axis=1)[:, None]  # [P, 1, 3]
+
+
+def _stroke(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
+    """A quadratic curve between three places, [STROKE_POINTS, 2]."""
+    start, bend, end = rng.uniform(0.0, 1.0, (3, 2)) * size
+    t = np.linspace(0.0, 1.0, STROKE_POINTS)[:, None]
+    stroke: np.ndarray = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+    return stroke

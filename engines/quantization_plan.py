@@ -1,0 +1,135 @@
+"""Which nodes of a graph shall compute in int8."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from tap_deploy.errors import InputError
+
+WEIGHTED = ("MatMul", "Gemm", "Conv")
+# Products of two activations (attention) and residual sums, where a plan asks for them.
+OPTIONAL = ("MatMul", "Add")
+# What stays in higher precision unless somebody shows that it does no harm: the Fourier features
+# of the points, and everything that decides masks, scores, names and words.
+SENSITIVE = (
+    "prompt_encoder",
+    "decoder.mask_pred",
+    "decoder.iou_pred",
+    "decoder.sem_pred",
+    "upscaler",
+    "text_proj",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizationPlan:
+    """The choice for one graph.
+
+    Attributes:
+        graph: its name.
+        nodes: names of ONNX nodes, as in the fp32 graph: MatMul, Gemm and Conv with constant
+            weights; MatMul of two activations and Add of two activations as well, if wanted.
+
+    Raises:
+        InputError: a name comes twice.
+    """
+
+    graph: str
+    nodes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        twice = {name for name in self.nodes if self.nodes.count(name) > 1}
+        if twice:
+            raise InputError(f"quantization plan of {self.graph}: {min(twice)} is listed twice")
+
+    @classmethod
+    def default(cls, model: ir.Model) -> QuantizationPlan:
+        """Return the plan that quantizes ``default_nodes``."""
+        return cls(graph=str(model.graph.name), nodes=default_nodes(model))
+
+    def without(self, nodes: set[str]) -> QuantizationPlan:
+        """Return a plan that leaves some nodes alone."""
+        return dataclasses.replace(self, nodes=tuple(n for n in self.nodes if n not in nodes))
+
+
+def default_nodes(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of all Linear layers and convolutions that are not ``SENSITIVE``."""
+    return tuple(
+        str(node.name)
+        for node in model.graph
+        if has_constant_weight(node) and not str(node.name).startswith(SENSITIVE)
+    )
+
+
+def attention_nodes(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of the products of two activations before and after a Softmax.
+
+    Quantizing their inputs puts Q/DQ on q and k, on the softmax and on v: where TensorRT looks
+    for them to fuse int8 attention.
+    """
+    return tuple(
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "MatMul"
+        and not has_constant_weight(node)
+        and not str(node.name).startswith(SENSITIVE)
+    )
+
+
+def has_constant_weight(node: ir.Node) -> bool:
+    """Whether a node multiplies an activation by an initializer."""
+    if node.op_type not in WEIGHTED:
+        return False
+    data, weight = node.inputs[0], node.inputs[1]
+    return (
+        data is not None
+        and not data.is_initializer()
+        and weight is not None
+        and weight.is_initializer()
+    )
+
+
+def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
+    """Return position and value of the inputs of a node that int8 would round.
+
+    Raises:
+        InputError: int8 has no rule for such a node.
+    """
+    values = list(enumerate(node.inputs))
+    if has_constant_weight(node):
+        values = values[:1]
+    elif node.op_type not in OPTIONAL:
+        raise InputError(
+            f"node {node.name} is a {node.op_type}; expected MatMul, Gemm or Conv with constant "
+            "weights, or a MatMul or an Add of activations"
+        )
+    return [(i, v) for i, v in values if v is not None and not v.is_initializer()]
+
+
+def tensors_to_calibrate(model: ir.Model, nodes: tuple[str, ...]) -> set[str]:
+    """Return the names of the activations that the nodes of a plan read.
+
+    Raises:
+        InputError: there is no such node, or it cannot be quantized.
+    """
+    return {
+        str(value.name)
+        for node in nodes_by_name(model, nodes)
+        for _, value in activation_inputs(node)
+    }
+
+
+def nodes_by_name(model: ir.Model, names: tuple[str, ...]) -> list[ir.Node]:
+    """Return nodes by name, in the order of the graph.
+
+    Raises:
+        InputError: the graph has no such node.
+    """
+    found = {str(node.name): node for node in model.graph}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"graph {model.graph.name} has no node {missing[0]!r}; see default_nodes")
+    wanted = set(names)
+    return [node for name, node in found.items() if name in wanted]
