@@ -1,8 +1,8 @@
 """SmoothQuant: outlier channels move from activations into weights, where INT8 can hold them.
 
-The output of a LayerNormalization is divided channel by channel, by its gain and bias, and the
-weights that read it are multiplied. The factors are powers of two, so the graph computes the
-very same numbers in floating point; only its ranges change.
+The output of a LayerNormalization is divided channel by channel, in its gain and bias, and the
+weights that read it are multiplied. In floating point the graph computes the same, up to the
+rounding of the new gains and weights; only its ranges change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tap_deploy.errors import InputError
 DEFAULT_ALPHA = 0.5
 # What smoothing must gain to be kept: less would be luck of the sample.
 MIN_GAIN = 0.05
-_LARGEST_EXPONENT = 8  # gains are stored in fp16, too, and shall stay normal numbers there
+_LARGEST_FACTOR = 256.0  # gains are stored in fp16, too, and shall stay normal numbers there
 _INT8_MAX = 127.0
 
 
@@ -60,7 +60,7 @@ def smoothing_points(model: ir.Model) -> list[SmoothingPoint]:
 def smoothing_factors(
     point: SmoothingPoint, channel_maxima: np.ndarray, alpha: float = DEFAULT_ALPHA
 ) -> np.ndarray:
-    """Return what each channel is divided by: powers of two, float32 [C].
+    """Return what each channel is divided by, float32 [C]; 1 where it carries nothing.
 
     Args:
         point: where.
@@ -80,15 +80,12 @@ def smoothing_factors(
             f"{list(weights.shape)} finite numbers"
         )
     usable = (maxima > 0) & (weights > 0)
-    exponents = np.zeros(len(maxima))
-    np.log2(maxima, out=exponents, where=usable)
-    of_weights = np.zeros(len(maxima))
-    np.log2(weights, out=of_weights, where=usable)
-    exponents = np.rint(alpha * exponents - (1 - alpha) * of_weights)
-    # A factor that all channels share changes nothing: take the middle one out.
-    exponents -= np.rint(np.median(exponents[usable])) if usable.any() else 0
-    exponents = np.where(usable, exponents.clip(-_LARGEST_EXPONENT, _LARGEST_EXPONENT), 0)
-    factors: np.ndarray = np.exp2(exponents).astype(np.float32)
+    factors = np.ones(len(maxima), np.float32)
+    if usable.any():
+        wanted = maxima[usable] ** alpha / weights[usable] ** (1 - alpha)
+        # A factor that all channels share changes nothing: take the middle one out.
+        wanted /= np.median(wanted)
+        factors[usable] = wanted.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
     return factors
 
 
