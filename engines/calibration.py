@@ -21,13 +21,13 @@ from tap_deploy.engines.calibration_state import CalibrationState, identity
 from tap_deploy.engines.calibration_table import CalibrationTable, load_tables, save_tables
 from tap_deploy.engines.collecting_session import CollectingSession
 from tap_deploy.engines.histogram import MagnitudeHistogram
-from tap_deploy.engines.quantization_plan import default_nodes, tensors_to_calibrate
-from tap_deploy.engines.thresholds import METHODS, threshold
+from tap_deploy.engines.quantization_plan import QuantizationPlan, tensors_to_calibrate
+from tap_deploy.engines.thresholds import threshold
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
-from tap_deploy.precisions import FP32
+from tap_deploy.precisions import CALIBRATION_METHODS, FP32
 from tap_deploy.predictor import TapPredictor
 
 STATE_SUFFIX = ".state.npz"
@@ -60,7 +60,7 @@ def calibrate_bundle(
     Args:
         bundle: its fp32 graphs are run.
         images: real pictures.
-        method: how a threshold is chosen, one of ``thresholds.METHODS``.
+        method: how a threshold is chosen, one of ``precisions.CALIBRATION_METHODS``.
         samples: at most so many of the pictures, from the first on.
         prompts: where prompts come from; drawn over the pictures if None.
         cache: JSON file that keeps the tables; used if it is there and fits.
@@ -78,11 +78,13 @@ def calibrate_bundle(
             a tensor has NaN or infinity.
         SessionError: a graph cannot be run.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    if method not in CALIBRATION_METHODS:
+        raise InputError(
+            f"unknown method {method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
+        )
     prompts = CalibrationPrompts() if prompts is None else prompts
     images = images.first(samples)
-    wanted = default_tensors(bundle) if tensors is None else tensors
+    wanted = tensors_of_plans(bundle, default_plans(bundle)) if tensors is None else tensors
     paths = {name: bundle.graph_path(name, FP32) for name in GRAPH_NAMES}
     digests = {name: _digest(path) for name, path in paths.items()}
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
@@ -113,13 +115,24 @@ def calibrate_bundle(
     return tables
 
 
-def default_tensors(bundle: Bundle) -> dict[str, set[str]]:
-    """Return what the default plan of every graph reads, by graph."""
-    found = {}
-    for name in GRAPH_NAMES:
-        model = ir.load(bundle.graph_path(name, FP32))
-        found[name] = tensors_to_calibrate(model, default_nodes(model))
-    return found
+def default_plans(bundle: Bundle) -> dict[str, QuantizationPlan]:
+    """Return the default plan of every graph of a bundle."""
+    return {
+        name: QuantizationPlan.default(ir.load(bundle.graph_path(name, FP32)))
+        for name in GRAPH_NAMES
+    }
+
+
+def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
+    """Return the tensors that need a range for some plans, by graph.
+
+    Raises:
+        InputError: a plan names a node that is not there or cannot be quantized.
+    """
+    return {
+        name: tensors_to_calibrate(ir.load(bundle.graph_path(name, FP32)), plan.nodes)
+        for name, plan in plans.items()
+    }
 
 
 def collect(

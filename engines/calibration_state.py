@@ -8,6 +8,7 @@ import pathlib
 import time
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -60,14 +61,15 @@ class CalibrationState:
         now = time.monotonic()
         if self.path is None or (not always and now - self._saved < SAVE_INTERVAL_SECONDS):
             return
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{graph}/{name}/{key}": array
             for graph, tensors in histograms.items()
             for name, histogram in tensors.items()
             for key, array in histogram.to_arrays().items()
         }
+        arrays |= {"identity": np.array(self.identity), "done": np.array(done)}
         with atomic_file(self.path) as partial, open(partial, "wb") as file:
-            np.savez(file, identity=np.array(self.identity), done=np.array(done), **arrays)
+            np.savez(file, **arrays)
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -122,4 +122,4 @@ def _axis(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int:
         size = dim.evaluate(dict(sizes))
     except (KeyError, TypeError, ValueError):
         return UNKNOWN_AXIS
-    return UNKNOWN_AXIS if size is None else int(size)
+    return size if isinstance(size, int) else UNKNOWN_AXIS

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tap_deploy.engines.histogram import NUM_BINS, MagnitudeHistogram
 from tap_deploy.errors import InputError
+from tap_deploy.precisions import CALIBRATION_METHODS as METHODS
 
 LEVELS = 127  # int8 without -128: symmetric
 DEFAULT_PERCENTILE = 99.99
 ENTROPY_BINS = 2048
 ENTROPY_LEVELS = 128  # magnitudes 0 to 127
-NUM_CANDIDATES = 256
+NUM_CANDIDATES = 41
 SMALLEST_FRACTION = 1 / 64  # of the largest magnitude: the smallest threshold that mse tries
 
 Floats = npt.NDArray[np.float64]
@@ -63,10 +63,19 @@ def percentile_threshold(histogram: MagnitudeHistogram, percentile: float) -> fl
 
 
 def mse_threshold(histogram: MagnitudeHistogram) -> float:
-    """Return the threshold with the smallest mean squared error, of candidates up to amax."""
-    candidates = np.geomspace(SMALLEST_FRACTION, 1.0, NUM_CANDIDATES) * histogram.amax
-    errors = [squared_error(histogram, float(candidate)) for candidate in candidates]
-    return float(candidates[int(np.argmin(errors))])
+    """Return the threshold with the smallest mean squared error, of candidates up to amax.
+
+    A coarse search, then a finer one around the best: the error falls, and rises again.
+    """
+    coarse = np.geomspace(SMALLEST_FRACTION, 1.0, NUM_CANDIDATES) * histogram.amax
+    place = _best(histogram, coarse)
+    low, high = coarse[max(place - 1, 0)], coarse[min(place + 1, NUM_CANDIDATES - 1)]
+    fine = np.linspace(low, high, NUM_CANDIDATES)
+    return min(histogram.amax, float(fine[_best(histogram, fine)]))
+
+
+def _best(histogram: MagnitudeHistogram, candidates: Floats) -> int:
+    return int(np.argmin([squared_error(histogram, float(amax)) for amax in candidates]))
 
 
 def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
@@ -76,7 +85,7 @@ def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
     small threshold a bin is as wide as a step, and its centre would speak for none of its values.
     """
     used = np.flatnonzero(histogram.counts)
-    edges = np.stack([used, used + 1]) * histogram.bin_width  # [2, bins]
+    edges: Floats = np.stack([used, used + 1]) * np.float64(histogram.bin_width)  # [2, bins]
     low, high = _error_integral(edges, amax)
     return float(((high - low) * histogram.counts[used]).sum() / histogram.bin_width)
 
@@ -140,9 +149,8 @@ def _largest(histogram: MagnitudeHistogram) -> float:
     return histogram.amax
 
 
-_CHOOSERS: dict[str, Callable[[Any], float]] = {
+_CHOOSERS: dict[str, Callable[[MagnitudeHistogram], float]] = {
     "max": _largest,
     "entropy": entropy_threshold,
     "mse": mse_threshold,
 }
-METHODS = ("max", "entropy", "percentile", "mse")

@@ -75,9 +75,10 @@ class _DecodeState:
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
         self.session, self.config = session, config
-        self.semantic_tokens = np.ascontiguousarray(semantic_tokens)
+        dtypes = {tensor.name: tensor.dtype for tensor in session.spec.inputs}
+        dtype = dtypes[graphs.SEMANTIC_TOKENS]
+        self.semantic_tokens = np.ascontiguousarray(semantic_tokens, dtype)
         rows = len(semantic_tokens)
-        dtype = self.semantic_tokens.dtype.name
         cache_shape = graphs.kv_cache_shape(config, rows)
         self.cache = session.allocate(cache_shape, dtype)
         self.next_ids = session.allocate((rows,), "int32")

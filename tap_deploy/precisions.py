@@ -7,6 +7,9 @@ from tap_deploy.errors import InputError
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 PRECISIONS = (FP32, FP16, INT8)
 
+# How the range of a tensor can be chosen; see tap_deploy.engines.thresholds.
+CALIBRATION_METHODS = ("max", "entropy", "percentile", "mse")
+
 # The same Q/DQ nodes over fp32: for a CPU, which has no fp16 products.
 INT8_FP32 = "int8_fp32"
 # Variant -> dtype of the floats that go in and out of its graphs. A variant is a folder below

@@ -24,6 +24,7 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.float_types import to_float32, to_spec_dtypes
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -247,7 +248,7 @@ class TapPredictor:
         return self._sessions[name]
 
     def _encode(self, images: np.ndarray, frame: Frame) -> EncodedImage:
-        outputs = self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images})
+        outputs = to_float32(self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images}))
         return EncodedImage(image_embeddings=outputs[graphs.IMAGE_EMBEDDINGS], frame=frame)
 
     def _encoded(self, image: ImageSource | EncodedImage | None, prompts: Prompts) -> EncodedImage:
@@ -288,13 +289,13 @@ class TapPredictor:
         return decoded
 
     def _decode_chunk(self, encoded: EncodedImage, prompts: Prompts) -> _Decoded:
-        outputs = self._session(graphs.PROMPT_DECODER).run(
-            {
-                graphs.IMAGE_EMBEDDINGS: encoded.image_embeddings,
-                graphs.POINT_COORDS: prompts.model_coords(encoded.frame.scale),
-                graphs.POINT_LABELS: np.ascontiguousarray(prompts.labels),
-            }
-        )
+        session = self._session(graphs.PROMPT_DECODER)
+        inputs = {
+            graphs.IMAGE_EMBEDDINGS: encoded.image_embeddings,
+            graphs.POINT_COORDS: prompts.model_coords(encoded.frame.scale),
+            graphs.POINT_LABELS: np.ascontiguousarray(prompts.labels),
+        }
+        outputs = to_float32(session.run(to_spec_dtypes(session.spec, inputs)))
         index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], prompts.labels)
         rows = np.arange(len(prompts))
         return _Decoded(

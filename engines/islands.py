@@ -1,0 +1,232 @@
+"""Which nodes of a graph must stay fp32, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+FP16_MAX = float(np.finfo(np.float16).max)  # 65504
+# Samples are few: what comes within a factor of 2 of the limit on them may pass it elsewhere.
+OVERFLOW_LIMIT = FP16_MAX / 2
+# Below this, fp16 numbers are subnormal: their step no longer shrinks with them.
+SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)  # 2**-14
+# fp16 numbers beyond 256 are 0.25 apart: rounding the score of a key (or the query and key that
+# make it) then changes its weight by an eighth, and twice that for every doubling.
+SCORE_LIMIT = 256.0
+
+# Hand values on, unchanged.
+MOVES = {"Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+MOVES |= {"Identity", "Unsqueeze"}
+
+
+class Reason(str, enum.Enum):
+    """Why a node is fp32; the first that applies is recorded."""
+
+    FOURIER = "fourier features"
+    PIXELS = "pixel normalisation"
+    LAYER_NORM = "layer norm statistics"
+    SOFTMAX = "softmax"
+    MASK = "masking addend"
+    OVERFLOW = "activation near the fp16 limit"
+    SCORES = "attention scores too large for fp16 steps"
+    WEIGHTS = "weights beyond fp16"
+    UNDERFLOW = "all values subnormal in fp16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Island:
+    """One fp32 node: its name and operator, why, and the largest magnitude that it touches."""
+
+    node: str
+    op_type: str
+    reason: Reason
+    max_abs: float
+
+
+def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, Island]:
+    """Return the nodes that must compute in fp32, by name, in graph order.
+
+    1. Fourier features: everything between a float graph input and a sine or cosine. Angles
+       reach tens of radians, where fp16 has two digits left.
+    2. Pixel normalisation: what is done to uint8 pictures before the first weights; the means
+       are no fp16 numbers, and the step costs nothing.
+    3. LayerNormalization, one operator: it squares a residual stream of thousands.
+    4. Softmax.
+    5. Masks: a choice of a number that hides positions from a Softmax, beyond all of fp16, and
+       what carries it there.
+    6. Every node with an input, output or weight within a factor 2 of the fp16 limit. All
+       producers and consumers of such a tensor are covered, so it is never stored in fp16.
+    7. Everything between LayerNormalization and a Softmax whose input passes ``SCORE_LIMIT``:
+       there the *differences* of large scores count, and fp16 steps are too coarse for them.
+    8. Nodes whose weights or results would all be subnormal.
+
+    Args:
+        model: an fp32 graph whose nodes have names.
+        max_abs: largest magnitude per float tensor, measured on samples.
+    """
+    found: dict[str, Reason] = {}
+    for reason, nodes in (
+        (Reason.FOURIER, _fourier_nodes(model.graph)),
+        (Reason.PIXELS, _pixel_nodes(model.graph)),
+        (Reason.LAYER_NORM, _of_type(model.graph, "LayerNormalization")),
+        (Reason.SOFTMAX, _of_type(model.graph, "Softmax")),
+        (Reason.MASK, _mask_nodes(model.graph)),
+        (Reason.OVERFLOW, _overflowing_nodes(model.graph, max_abs)),
+        (Reason.SCORES, _score_nodes(model.graph, max_abs)),
+        (Reason.WEIGHTS, _heavy_nodes(model.graph)),
+        (Reason.UNDERFLOW, _subnormal_nodes(model.graph, max_abs)),
+    ):
+        for node in nodes:
+            found.setdefault(str(node.name), reason)
+    return {
+        str(node.name): Island(
+            node=str(node.name),
+            op_type=node.op_type,
+            reason=found[str(node.name)],
+            max_abs=largest_magnitude(node, max_abs),
+        )
+        for node in model.graph
+        if node.name in found
+    }
+
+
+def largest_magnitude(node: ir.Node, max_abs: Mapping[str, float]) -> float:
+    """Return the largest magnitude among the measured inputs and outputs of a node."""
+    return max((max_abs.get(str(value.name), 0.0) for value in _floats_of(node)), default=0.0)
+
+
+def weight_magnitude(value: ir.Value) -> float:
+    """Return the largest magnitude of an initializer."""
+    assert value.const_value is not None
+    return float(np.abs(value.const_value.numpy()).max(initial=0.0))
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is float32: what this pass has to decide about."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _floats_of(node: ir.Node) -> Iterable[ir.Value]:
+    return (v for v in (*node.inputs, *node.outputs) if v is not None and is_float(v))
+
+
+def _weights_of(node: ir.Node) -> Iterable[ir.Value]:
+    return (v for v in node.inputs if v is not None and v.is_initializer() and is_float(v))
+
+
+def _of_type(graph: ir.Graph, op_type: str) -> list[ir.Node]:
+    return [node for node in graph if node.op_type == op_type]
+
+
+def _fourier_nodes(graph: ir.Graph) -> list[ir.Node]:
+    found: set[ir.Node] = set()
+    for node in [*_of_type(graph, "Sin"), *_of_type(graph, "Cos")]:
+        _walk_back(node, found, stop=())
+    return [node for node in graph if node in found]
+
+
+def _walk_back(node: ir.Node, found: set[ir.Node], stop: Iterable[str]) -> None:
+    """Collect a node and all that feeds it with floats, up to operators to stop at."""
+    if node in found:
+        return
+    found.add(node)
+    for value in node.inputs:
+        producer = value.producer() if value is not None and is_float(value) else None
+        if producer is not None and producer.op_type not in stop:
+            _walk_back(producer, found, stop)
+
+
+def _pixel_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """Casts of uint8 inputs, and arithmetic with constants that follows, until the first weights."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        first = node.inputs[0] if node.inputs else None
+        if first is None:
+            continue
+        is_cast = node.op_type == "Cast" and first.dtype == ir.DataType.UINT8
+        if is_cast or (node.op_type in ("Sub", "Mul", "Div") and first.producer() in found):
+            found.add(node)
+    return [node for node in graph if node in found]
+
+
+def _mask_nodes(graph: ir.Graph) -> list[ir.Node]:
+    found: set[ir.Node] = set()
+    for node in graph:
+        hides = node.op_type == "Where" and any(
+            weight_magnitude(weight) > FP16_MAX for weight in _weights_of(node)
+        )
+        carries = any(v is not None and v.producer() in found for v in node.inputs)
+        if hides or (carries and node.op_type != "Softmax"):
+            found.add(node)
+        if carries and node.op_type == "MatMul":
+            return []  # no mask of a Softmax after all: the measured maxima decide
+    return [node for node in graph if node in found]
+
+
+def _overflowing_nodes(graph: ir.Graph, max_abs: Mapping[str, float]) -> list[ir.Node]:
+    return [node for node in graph if largest_magnitude(node, max_abs) > OVERFLOW_LIMIT]
+
+
+def _score_nodes(graph: ir.Graph, max_abs: Mapping[str, float]) -> list[ir.Node]:
+    found: set[ir.Node] = set()
+    for softmax in _of_type(graph, "Softmax"):
+        scores = softmax.inputs[0]
+        if scores is not None and _true_scores(scores, max_abs) > SCORE_LIMIT:
+            _collect_scores(scores, found)
+    return [node for node in graph if node in found]
+
+
+def _true_scores(scores: ir.Value, max_abs: Mapping[str, float]) -> float:
+    """Return the largest score, looking through the addend that masks with a huge number."""
+    largest = max_abs.get(str(scores.name), 0.0)
+    producer = scores.producer()
+    if largest < np.finfo(np.float32).max / 2 or producer is None:
+        return largest
+    inputs = [value for value in producer.inputs if value is not None and is_float(value)]
+    return max(
+        (
+            _true_scores(value, max_abs)
+            for value in inputs
+            if producer.op_type != "Where" and not value.is_initializer()
+        ),
+        default=0.0,
+    )
+
+
+def _collect_scores(value: ir.Value | None, found: set[ir.Node]) -> bool:
+    """Collect what computes a value, back to LayerNormalization; return whether it is fp32.
+
+    What only moves an fp16 value about stays fp16: no digit would be won, and the cache of a
+    text decoder is large.
+    """
+    producer = None if value is None or not is_float(value) else value.producer()
+    if producer is None:
+        return False
+    if producer.op_type in ("LayerNormalization", "Softmax") or producer in found:
+        return True
+    came_exact = [_collect_scores(source, found) for source in producer.inputs]
+    if producer.op_type in MOVES and not any(came_exact):
+        return False
+    found.add(producer)
+    return True
+
+
+def _heavy_nodes(graph: ir.Graph) -> list[ir.Node]:
+    return [
+        node
+        for node in graph
+        if any(weight_magnitude(w) > OVERFLOW_LIMIT for w in _weights_of(node))
+    ]
+
+
+def _subnormal_nodes(graph: ir.Graph, max_abs: Mapping[str, float]) -> list[ir.Node]:
+    return [
+        node
+        for node in graph
+        if any(0 < weight_magnitude(w) < SMALLEST_NORMAL for w in _weights_of(node))
+        or any(0 < max_abs.get(str(v.name), 0.0) < SMALLEST_NORMAL for v in _floats_of(node))
+    ]

@@ -1,0 +1,204 @@
+"""Adding int8 to a bundle: calibrate, write Q/DQ, record how it was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tap_deploy.bundle import ONNX_FOLDER, Bundle
+from tap_deploy.bundle_update import BundleAddition, bundle_addition
+from tap_deploy.engines.calibration import calibrate_bundle, default_plans, tensors_of_plans
+from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
+from tap_deploy.engines.calibration_prompts import CalibrationPrompts
+from tap_deploy.engines.calibration_table import CalibrationTable, save_tables
+from tap_deploy.engines.qdq import qdq_from_ranges
+from tap_deploy.engines.quantization_plan import QuantizationPlan
+from tap_deploy.errors import InputError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.onnx_files import save_graph
+from tap_deploy.precisions import CALIBRATION_METHODS, FP16, FP32, INT8, INT8_FP32, VARIANT_DTYPES
+
+RANGES_FILE = "calibration/ranges.json"
+MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """How a bundle shall be quantized.
+
+    Attributes:
+        calibration_data: folder of pictures, a picture, or a list of paths.
+        prompts_file: JSON with prompts, see ``CalibrationPrompts.from_file``; drawn if None.
+        method: how ranges are chosen.
+        samples: pictures to look at, at most.
+        cache: file that keeps the ranges, and beside it an unfinished calibration.
+        force: replace int8 graphs that are there, and a cache that is stale.
+        seed: of drawn pictures and prompts.
+        threads: CPU threads; None for one per core.
+
+    Raises:
+        InputError: there are no calibration data, no such method, or a number is too small.
+    """
+
+    calibration_data: pathlib.Path | None
+    prompts_file: pathlib.Path | None = None
+    method: str = "entropy"
+    samples: int = 500
+    cache: pathlib.Path | None = None
+    force: bool = False
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration_data is None:
+            raise InputError(
+                "int8 needs real pictures to calibrate with, of the kind that the model will see; "
+                "pass them with --calibration-data DIR (500 are better than 100)"
+            )
+        if self.method not in CALIBRATION_METHODS:
+            raise InputError(
+                f"unknown method {self.method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
+            )
+        if self.samples < 1 or self.seed < 0:
+            raise InputError(
+                f"samples is {self.samples} and seed {self.seed}; expected at least 1 and 0"
+            )
+
+    def images(self) -> CalibrationImages:
+        """Find the pictures.
+
+        Raises:
+            InputError: there is none, or one cannot be read.
+        """
+        path = pathlib.Path(str(self.calibration_data))
+        return CalibrationImages.from_path(path, samples=self.samples, seed=self.seed)
+
+    def prompts(self) -> CalibrationPrompts:
+        """Read the prompts, or say how to draw them.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        if self.prompts_file is None:
+            return CalibrationPrompts(seed=self.seed)
+        return CalibrationPrompts.from_file(self.prompts_file, seed=self.seed)
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    *,
+    images: CalibrationImages | None = None,
+    plans: Mapping[str, QuantizationPlan] | None = None,
+    on_progress: OnProgress | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Calibrate a bundle on real pictures and add its int8 graphs.
+
+    ``int8_fp32`` is made from the fp32 graphs, for a CPU; ``int8`` from the typed fp16 graphs,
+    for engines, if the bundle has those.
+
+    Args:
+        bundle: gets the graphs, the ranges, and a record of how they were made.
+        options: what to calibrate with.
+        images: what ``options.images()`` returned, if it was called before.
+        plans: graph -> nodes to quantize; the default plan where a graph is left out.
+        on_progress: called with pictures done and pictures in all.
+        on_warning: takes a text; ``warnings.warn`` if None.
+
+    Returns:
+        variant -> what ``Manifest.precisions`` says about it.
+
+    Raises:
+        InputError: int8 is there and ``force`` is off; or as ``calibrate_bundle``.
+        SessionError: a graph cannot be run.
+    """
+    variants = [v for v, source in MADE_FROM.items() if source in bundle.manifest.graphs]
+    present = [variant for variant in variants if variant in bundle.manifest.graphs]
+    if present and not options.force:
+        raise InputError(
+            f"bundle {bundle.path} has {' and '.join(present)}; pass --force to replace them"
+        )
+    images = options.images() if images is None else images
+    if len(images) < FEW_IMAGES:
+        (on_warning or _warn)(few_images_warning(len(images)))
+    chosen = {**default_plans(bundle), **(plans or {})}
+    tables = calibrate_bundle(
+        bundle,
+        images,
+        method=options.method,
+        samples=options.samples,
+        prompts=options.prompts(),
+        cache=options.cache,
+        tensors=tensors_of_plans(bundle, chosen),
+        force=options.force,
+        threads=options.threads,
+        on_progress=on_progress,
+    )
+    with bundle_addition(bundle) as addition:
+        ranges = addition.folder / RANGES_FILE
+        ranges.parent.mkdir(parents=True)
+        save_tables(ranges, tables)
+        for variant in variants:
+            _add_variant(bundle, addition, variant, tables, chosen)
+            addition.precisions[variant] = _record(variant, options, tables, chosen)
+    return {variant: bundle.manifest.precisions[variant] for variant in variants}
+
+
+def few_images_warning(count: int) -> str:
+    """Return what to say about a calibration on few pictures."""
+    return (
+        f"{count} calibration picture{'s' if count != 1 else ''}, no two the same; ranges from "
+        f"fewer than {FEW_IMAGES} are guesses, use 500 or more"
+    )
+
+
+def _add_variant(
+    bundle: Bundle,
+    addition: BundleAddition,
+    variant: str,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+) -> None:
+    specs = bundle.graph_specs(variant)
+    addition.graphs[variant] = {}
+    for name in GRAPH_NAMES:
+        model = qdq_from_ranges(
+            bundle.graph_path(name, MADE_FROM[variant]),
+            tables[name],
+            plans[name],
+            float_dtype=VARIANT_DTYPES[variant],
+            for_cpu=variant == INT8_FP32,
+        )
+        file = f"{ONNX_FOLDER}/{variant}/{name}.onnx"
+        addition.graphs[variant][name] = save_graph(model, specs[name], addition.folder, file)
+
+
+def _record(
+    variant: str,
+    options: QuantizeOptions,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+) -> dict[str, Any]:
+    table = next(iter(tables.values()))
+    return {
+        "made_from": MADE_FROM[variant],
+        "calibration": {
+            "method": table.method,
+            "num_samples": table.num_samples,
+            "data_fingerprint": table.data_fingerprint,
+            "own_prompts": options.prompts_file is not None,
+            "seed": options.seed,
+            "ranges": RANGES_FILE,
+        },
+        "graphs": {name: {"quantized_nodes": list(plan.nodes)} for name, plan in plans.items()},
+    }
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)

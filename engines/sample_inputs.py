@@ -1,0 +1,109 @@
+"""What the graphs are run on to be measured: golden samples, and pictures of the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tap_deploy import graphs
+from tap_deploy.bundle import Bundle
+from tap_deploy.captioner import Captioner
+from tap_deploy.config import PointLabel, TapConfig
+from tap_deploy.errors import InputError
+from tap_deploy.golden import GoldenSample
+from tap_deploy.image import load_image, model_image
+from tap_deploy.masks import select_mask_token
+from tap_deploy.sessions.contract import Session
+
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+PROMPTS_PER_PICTURE = 8  # half points, half boxes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SampleInputs:
+    """One picture and prompts on it.
+
+    name: for messages and records.
+    images: uint8 ``[1, S, S, 3]`` BGR, model frame.
+    point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
+    point_labels: int32 ``[P, N]``.
+    """
+
+    name: str
+    images: np.ndarray
+    point_coords: np.ndarray
+    point_labels: np.ndarray
+
+
+def golden_inputs(bundle: Bundle) -> SampleInputs:
+    """Return the picture and the prompts that travel in every bundle.
+
+    Raises:
+        BundleError: they are missing or broken.
+    """
+    sample = GoldenSample.load(bundle.golden_path())
+    return SampleInputs(
+        name="golden",
+        images=np.ascontiguousarray(sample.images[:1]),
+        point_coords=sample.point_coords,
+        point_labels=sample.point_labels,
+    )
+
+
+def find_pictures(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Return the files among ``paths``, and the pictures in the folders among them, sorted.
+
+    Raises:
+        InputError: a path is not there, or a folder holds no picture.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES]
+            if not inside:
+                raise InputError(
+                    f"samples {path} hold no picture; expected {', '.join(PICTURE_SUFFIXES)}"
+                )
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputError(f"samples {path} are not there; expected pictures or a folder of them")
+    return found
+
+
+def picture_inputs(path: pathlib.Path, config: TapConfig, seed: int) -> SampleInputs:
+    """Read a picture and draw prompts on it: points, and boxes of all sizes.
+
+    Raises:
+        InputError: not a picture that can be read.
+    """
+    images, frame = model_image(load_image(path), config.image_size)
+    rng = np.random.default_rng(seed)
+    size = np.array([frame.scaled_width, frame.scaled_height], np.float32)
+    coords = rng.uniform(0, 1, (PROMPTS_PER_PICTURE, 2, 2)).astype(np.float32) * size
+    labels = np.empty((PROMPTS_PER_PICTURE, 2), np.int32)
+    boxes, points = slice(0, None, 2), slice(1, None, 2)
+    coords[boxes].sort(axis=1)
+    labels[boxes] = PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM
+    coords[points, 1] = 0
+    labels[points] = PointLabel.FOREGROUND, PointLabel.PADDING
+    return SampleInputs(name=path.name, images=images, point_coords=coords, point_labels=labels)
+
+
+def run_sample(sessions: Mapping[str, Session], config: TapConfig, sample: SampleInputs) -> None:
+    """Run a sample through the three graphs, each fed by the one before; captions are greedy."""
+    encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: sample.images})
+    outputs = sessions[graphs.PROMPT_DECODER].run(
+        {
+            graphs.IMAGE_EMBEDDINGS: encoded[graphs.IMAGE_EMBEDDINGS],
+            graphs.POINT_COORDS: sample.point_coords,
+            graphs.POINT_LABELS: sample.point_labels,
+        }
+    )
+    index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], sample.point_labels)
+    tokens = outputs[graphs.SEMANTIC_TOKENS][np.arange(len(index)), index]
+    Captioner(sessions[graphs.TEXT_DECODER], config).generate(tokens)

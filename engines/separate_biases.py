@@ -1,0 +1,70 @@
+"""Biases that onnxruntime does not draw into the product that shall be int8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+RANK = 3
+
+
+def separate_biases(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
+    """Rewrite the biases of Linear layers that are going to be quantized, in place.
+
+    onnxruntime computes ``DQ, DQ -> Gemm`` in int8 only if the Gemm has no bias or an int8 one,
+    and otherwise dequantizes the weights in every call, which takes longer than fp32 does. A
+    quantized bias is no way out: TensorRT refuses it.
+
+    1. ``Gemm(x, w, b)`` becomes ``Add(Gemm(x, w), b)``.
+    2. ``Add(MatMul(x, w), b)`` would be made a Gemm where all axes of x are known. A bias of shape
+       ``[1, 1, N]`` prevents that; the sum is the same. Where an axis is dynamic nothing needs to
+       be done, and a flat bias still fuses with a Gelu behind it.
+
+    TensorRT fuses either form.
+
+    Args:
+        graph: that the nodes are in.
+        nodes: those that will be quantized; others than Gemm and MatMul are left alone.
+    """
+    for node in nodes:
+        if node.op_type == "Gemm":
+            _split_gemm(graph, node)
+        elif node.op_type == "MatMul":
+            _unflatten_bias(graph, node)
+
+
+def _split_gemm(graph: ir.Graph, node: ir.Node) -> None:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return
+    output = node.outputs[0]
+    node.resize_inputs(2)
+    add = ir.node("Add", [output, bias], name=f"{node.name}/Add")
+    total = add.outputs[0]
+    total.shape, total.type = output.shape, output.type
+    output.replace_all_uses_with(total, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    # The sum is what readers, and a calibration, know by this name.
+    total.name, output.name = output.name, f"{output.name}.product"
+    graph.insert_after(node, add)
+
+
+def _unflatten_bias(graph: ir.Graph, node: ir.Node) -> None:
+    output, readers = node.outputs[0], list(node.outputs[0].uses())
+    known = output.shape is not None and len(output.shape) == RANK and output.shape.is_static()
+    if not known or len(readers) != 1 or readers[0].node.op_type != "Add":
+        return
+    add = readers[0].node
+    position = 1 - readers[0].idx
+    bias = add.inputs[position]
+    if bias is None or bias.const_value is None or bias.const_value.shape.rank() != 1:
+        return
+    name = f"{bias.name}.{RANK}d"
+    if name not in graph.initializers:
+        values = bias.const_value.numpy().reshape(1, 1, -1)
+        tensor = ir.tensor(values, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        graph.register_initializer(value)
+    add.replace_input_with(position, graph.initializers[name])

@@ -1,0 +1,131 @@
+"""``tap-export quantize``: int8 graphs for a bundle, calibrated on real pictures."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.extras import require_quantize_extra
+from tap_deploy.cli.options import bundle_argument, force_option, json_option, threads_option
+from tap_deploy.cli.progress import stage_bar
+from tap_deploy.precisions import CALIBRATION_METHODS, FP32
+
+FILE = click.Path(path_type=pathlib.Path)
+
+
+@click.command("quantize")
+@bundle_argument
+@click.option(
+    "--calibration-data",
+    type=FILE,
+    help="Real pictures: a folder, a picture, or a list of paths (.txt, .json).",
+)
+@click.option(
+    "--prompts",
+    type=FILE,
+    help='JSON, {"picture.jpg": {"boxes": […], "points": […], "sketches": […]}}; default: drawn.',
+)
+@click.option(
+    "--method",
+    type=click.Choice(CALIBRATION_METHODS),
+    default="entropy",
+    show_default=True,
+    help="How the range of a tensor is chosen.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="Pictures to look at, at most.",
+)
+@click.option("--cache", type=FILE, help="Keep the ranges here; go on after an interruption.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
+)
+@threads_option
+@force_option
+@json_option
+def quantize_command(
+    bundle: str,
+    calibration_data: pathlib.Path | None,
+    prompts: pathlib.Path | None,
+    method: str,
+    samples: int,
+    cache: pathlib.Path | None,
+    seed: int,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Calibrate BUNDLE on real pictures and add its int8 graphs.
+
+    For a CPU over the fp32 graphs; for engines over the fp16 graphs, if the bundle has any.
+    """
+    require_quantize_extra()
+    from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+
+    options = QuantizeOptions(
+        calibration_data=calibration_data,
+        prompts_file=prompts,
+        method=method,
+        samples=samples,
+        cache=cache,
+        force=force,
+        seed=seed,
+        threads=threads,
+    )
+    opened = Bundle.open(bundle)
+    images = options.images()
+    with stage_bar("calibrate", len(images) + 1) as stage:
+        quantize_bundle(
+            opened,
+            options,
+            images=images,
+            on_progress=lambda done, total: stage(f"picture {min(done + 1, total)} of {total}"),
+            on_warning=lambda text: click.echo(f"warning: {text}", err=True),
+        )
+    summary = _summary(opened)
+    click.echo(json.dumps(summary, indent=2) if as_json else _as_text(summary))
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    """What was added, per variant and graph."""
+    manifest = bundle.manifest
+    graphs = {
+        variant: {
+            name: {
+                "file": record.file,
+                "quantized_nodes": len(known["graphs"][name]["quantized_nodes"]),
+                "weights_bytes": record.weights_bytes,
+                "fp32_weights_bytes": manifest.graphs[FP32][name].weights_bytes,
+            }
+            for name, record in manifest.graphs[variant].items()
+        }
+        for variant, known in manifest.precisions.items()
+        if "calibration" in known
+    }
+    calibration = next(
+        known["calibration"] for known in map(manifest.precisions.get, graphs) if known
+    )
+    return {"bundle": str(bundle.path), "calibration": calibration, "graphs": graphs}
+
+
+def _as_text(summary: dict[str, Any]) -> str:
+    calibration = summary["calibration"]
+    lines = [
+        f"{summary['bundle']}: int8 ranges by {calibration['method']} on "
+        f"{calibration['num_samples']} pictures"
+    ]
+    for variant, graphs in summary["graphs"].items():
+        for name, graph in graphs.items():
+            size, before = graph["weights_bytes"], graph["fp32_weights_bytes"]
+            lines.append(
+                f"  {variant:10} {name:15} {graph['quantized_nodes']:4} nodes in int8, weights "
+                f"{size / 1e6:.1f} MB (fp32: {before / 1e6:.1f} MB)"
+            )
+    return "\n".join(lines)
