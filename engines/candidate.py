@@ -47,13 +47,11 @@ class CandidateSessions:
         if graph not in self._models:
             self._models[graph] = ir.load(self._bundle.graph_path(graph, FP32))
         plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
-        model = qdq_from_ranges(self._models[graph], self._tables[graph], plan)
+        model = qdq_from_ranges(self._models[graph], self._tables[graph], plan, for_cpu=True)
         spec = self._bundle.graph_specs(FP32)[graph]
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / f"{graph}.onnx"
-            size = os.path.getsize(self._bundle.graph_path(graph, FP32))
-            large = (
-                size > _EMBEDDED_BYTES or self._bundle.manifest.graphs[FP32][graph].external_data
-            )
+            record = self._bundle.manifest.graphs[FP32][graph]
+            large = record.external_data or record.weights_bytes > _EMBEDDED_BYTES
             ir.save(model, path, external_data=f"{graph}.data" if large else None)
             return create_session("onnxruntime", path, spec, threads=self._threads)
