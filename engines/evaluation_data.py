@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from tap_deploy.engines.agreement import Case, mask_ious
+from tap_deploy.engines.calibration_images import CalibrationImages
+from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.errors import InputError
-from tap_deploy.files import sha256_of_file
 from tap_deploy.image import ImageSource, load_image
 from tap_deploy.masks import box_from_mask
 from tap_deploy.predictor import TapPredictor
@@ -24,51 +24,65 @@ _AREA_SHARES = (0.002, 0.7)
 _SAME_REGION_IOU = 0.7
 
 
-def split_files(
-    files: Sequence[str | os.PathLike[str]], held_out_share: float = HELD_OUT_SHARE
-) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Part files into those to calibrate on and those to judge on, by their content.
+def split_images(
+    images: CalibrationImages, held_out_share: float = HELD_OUT_SHARE
+) -> tuple[CalibrationImages, CalibrationImages]:
+    """Part pictures into those to calibrate on and those to judge on, by their content.
 
-    A file's SHA-256 decides, so a picture stays on its side when others come and go, and copies
-    of one picture are on one side. At least one file is on either side.
+    A file's SHA-256 decides, so a picture stays on its side when others come and go. At least
+    one is on either side.
 
     Args:
-        files: at least two of different content.
+        images: at least two.
         held_out_share: about how many of them to judge on, 0..1, both excluded.
 
     Returns:
-        files to calibrate on, files to judge on; each in the order given.
+        pictures to calibrate on, pictures to judge on.
 
     Raises:
-        InputError: there are not two different files.
+        InputError: there are not two.
     """
     if not 0 < held_out_share < 1:
         raise InputError(f"held-out share is {held_out_share}; expected more than 0, less than 1")
-    digests = {pathlib.Path(file): sha256_of_file(file) for file in files}
-    different = sorted(set(digests.values()))
-    if len(different) < 2:
+    if len(images) < 2:
         raise InputError(
-            f"{len(different)} different pictures cannot be parted into some to calibrate on and "
-            "some to judge on; give more, or others to judge on with --evaluation-data"
+            "one picture cannot be parted into some to calibrate on and some to judge on; give "
+            "more, or others to judge on with --evaluation-data, or --no-verdict"
         )
-    held_out = {digest for digest in different if _fraction(digest) < held_out_share}
-    held_out = held_out or {different[0]}
-    if len(held_out) == len(different):
-        held_out.remove(different[-1])
-    evaluation = [file for file, digest in digests.items() if digest in held_out]
-    return [file for file in digests if file not in set(evaluation)], evaluation
+    held_out = {digest for digest in images.digests if _fraction(digest) < held_out_share}
+    held_out = held_out or {min(images.digests)}
+    if len(held_out) == len(images):
+        held_out.remove(max(images.digests))
+    return without(images, held_out), without(images, set(images.digests) - held_out)
+
+
+def without(images: CalibrationImages, digests: set[str]) -> CalibrationImages:
+    """Return pictures without those of the given SHA-256.
+
+    Raises:
+        InputError: none is left.
+    """
+    pairs = zip(images.paths, images.digests, strict=True)
+    kept = [(path, digest) for path, digest in pairs if digest not in digests]
+    if not kept:
+        raise InputError(
+            f"all {len(images)} pictures to judge on were calibrated on; pass others with "
+            "--evaluation-data"
+        )
+    paths, names = zip(*kept, strict=True)
+    return CalibrationImages(paths=paths, digests=names)
 
 
 def _fraction(digest: str) -> float:
     return int(digest[:8], 16) / 16**8
 
 
-def proposed_cases(
+def cases_from_images(
     predictor: TapPredictor,
-    images: Sequence[ImageSource],
+    images: CalibrationImages,
     *,
+    prompts: CalibrationPrompts | None = None,
     regions_per_image: int = REGIONS_PER_IMAGE,
-    prompts: Mapping[str, Prompts] | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Iterator[Case]:
     """Yield pictures with prompts: the user's own, or regions that the reference proposes.
@@ -79,18 +93,34 @@ def proposed_cases(
     Args:
         predictor: the reference.
         images: pictures.
+        prompts: the user's own, for the pictures that they name.
         regions_per_image: at most so many proposals.
-        prompts: file name -> prompts of that picture, in place of proposals.
         on_image: called once for each picture.
+
+    Raises:
+        InputError: a picture cannot be read, or a prompt does not fit it.
     """
-    for image in images:
-        name = pathlib.Path(image).name if isinstance(image, (str, os.PathLike)) else ""
-        if prompts is not None and name in prompts:
-            yield Case(image=image, prompts=prompts[name])
+    for path, digest in zip(images.paths, images.digests, strict=True):
+        rgb = load_image(path, convert=True)
+        height, width = rgb.shape[:2]
+        if prompts is not None and path.name in prompts.own:
+            parts = prompts.for_image(path, digest, width=width, height=height)
         else:
-            yield Case(image=image, prompts=propose(predictor, image, regions_per_image))
+            parts = [propose(predictor, rgb, regions_per_image)]
+        source = _source(path, rgb)
+        for part in parts:  # kinds are not mixed: their padding is part of what the model sees
+            yield Case(image=source, prompts=part)
         if on_image is not None:
             on_image()
+
+
+def _source(path: pathlib.Path, rgb: np.ndarray) -> ImageSource:
+    """Return the path, which is small, unless the file needs to be converted to be read."""
+    try:
+        load_image(path)
+    except InputError:
+        return rgb
+    return path
 
 
 def propose(predictor: TapPredictor, image: ImageSource, limit: int) -> Prompts:

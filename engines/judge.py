@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.agreement import Agreement, Case, ReferenceAnswers
-from tap_deploy.engines.float32_session import float32_session
 from tap_deploy.engines.kernels import KernelCount, kernels_in_onnxruntime
 from tap_deploy.engines.speed import (
     WHOLE,
@@ -139,12 +138,11 @@ class _Judge:
                 f"{', '.join(bundle.manifest.graphs)}; make it with: tap-export quantize"
             )
         self.reference = self._load(stack, REFERENCE_BACKEND, FP32)
-        self._int8 = self._load(stack, options.backend, INT8_FP16)
+        self.candidates = self._load(stack, options.backend, INT8_FP16)
         same = options.backend == REFERENCE_BACKEND and options.float_variant == FP32
         self._float = (
             self.reference if same else self._load(stack, options.backend, options.float_variant)
         )
-        self.candidates = {name: float32_session(session) for name, session in self._int8.items()}
 
     def _load(
         self, stack: contextlib.ExitStack, backend: str, precision: str
@@ -162,7 +160,7 @@ class _Judge:
         if self._options.speed is None:
             return {}
         return measure_graphs(
-            {INT8: self._int8, FLOAT: self._float},
+            {INT8: self.candidates, FLOAT: self._float},
             self._bundle.config,
             self._inputs(case),
             self._options.speed,
@@ -176,9 +174,8 @@ class _Judge:
         if self._options.speed is None:
             return {}
         say(f"speed of the {WHOLE}")
-        plain = {name: float32_session(session) for name, session in self._float.items()}
         return measure_whole(
-            {INT8: plain | dict(mix), FLOAT: plain},
+            {INT8: self._float | dict(mix), FLOAT: self._float},
             self._bundle.config,
             self._inputs(case),
             self._options.speed,

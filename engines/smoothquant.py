@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +42,14 @@ class SmoothingPoint:
     def weights(self) -> np.ndarray:
         """Return the weights of all products side by side, float32 ``[C, outputs]``."""
         return np.concatenate([_weight(node) for node in self.products], axis=1)
+
+    def smoothing(self, factors: np.ndarray) -> Smoothing:
+        """Return what is done here with these factors."""
+        return Smoothing(
+            norm=str(self.norm.name),
+            products=tuple(str(node.name) for node in self.products),
+            factors=factors,
+        )
 
 
 def smoothing_points(model: ir.Model) -> list[SmoothingPoint]:
@@ -89,16 +98,40 @@ def smoothing_factors(
     return factors
 
 
-def fold(point: SmoothingPoint, factors: np.ndarray) -> None:
-    """Divide gain and bias of the norm, and multiply the weights behind it, in the model."""
-    for value in point.norm.inputs[1:]:
-        assert value is not None
-        _replace(value, _array(value) / factors)
-    for node in point.products:
-        weight = node.inputs[1]
-        assert weight is not None
-        scale = factors[None, :] if _is_transposed(node) else factors[:, None]
-        _replace(weight, _array(weight) * scale)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Smoothing:
+    """What is done at one point, by node names: it can be repeated on a graph made of the other.
+
+    norm: name of the LayerNormalization.
+    products: names of the MatMul and Gemm nodes that read it.
+    factors: float32 [C], what each channel is divided by.
+    """
+
+    norm: str
+    products: tuple[str, ...]
+    factors: np.ndarray
+
+
+def fold(model: ir.Model, smoothing: Smoothing) -> None:
+    """Divide gain and bias of a norm, and multiply the weights behind it, in place.
+
+    Args:
+        model: the fp32 graph that was measured, or a typed fp16 graph made of it.
+        smoothing: what to do.
+
+    Raises:
+        InputError: the graph has no such nodes, or their weights are no initializers.
+    """
+    nodes = {str(node.name): node for node in model.graph}
+    missing = [name for name in (smoothing.norm, *smoothing.products) if name not in nodes]
+    if missing:
+        raise InputError(f"graph {model.graph.name} has no node {missing[0]!r} to smooth")
+    factors = smoothing.factors
+    for value in nodes[smoothing.norm].inputs[1:]:
+        _rescale(value, 1 / factors.astype(np.float64))
+    for name in smoothing.products:
+        node = nodes[name]
+        _rescale(node.inputs[1], factors[None, :] if _is_transposed(node) else factors[:, None])
 
 
 def quantization_error(
@@ -138,28 +171,32 @@ class SmoothingChoice:
     smoothed_error: float
     kept: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return dataclasses.asdict(self)
 
-def smooth(
+
+def choose_smoothings(
     model: ir.Model,
     channel_maxima: Mapping[str, np.ndarray],
     held_back_rows: Mapping[str, np.ndarray],
     *,
     alpha: float = DEFAULT_ALPHA,
     always: bool = False,
-) -> list[SmoothingChoice]:
-    """Smooth a model in place wherever that makes INT8 products more exact.
+) -> tuple[list[Smoothing], list[SmoothingChoice]]:
+    """Find out where smoothing makes INT8 products more exact.
 
     Args:
-        model: an fp32 graph.
+        model: an fp32 graph; it is not changed.
         channel_maxima: output of a norm -> float [C], measured on calibration data.
         held_back_rows: output of a norm -> float [R, C], from other pictures.
         alpha: see ``smoothing_factors``.
         always: smooth all points, measured or not to be better.
 
     Returns:
-        the choices, one per point that was measured.
+        what to do, to be handed to ``fold``; and a choice for every point that was measured.
     """
-    choices = []
+    smoothings, choices = [], []
     for point in smoothing_points(model):
         if point.tensor not in channel_maxima:
             continue
@@ -169,13 +206,13 @@ def smooth(
         smoothed = quantization_error(rows, weights, maxima, factors)
         kept = always or smoothed < (1 - MIN_GAIN) * error
         if kept:
-            fold(point, factors)
+            smoothings.append(point.smoothing(factors))
         choices.append(
             SmoothingChoice(
                 norm=str(point.norm.name), error=error, smoothed_error=smoothed, kept=kept
             )
         )
-    return choices
+    return smoothings, choices
 
 
 def _rounded(values: np.ndarray, scale: float | np.ndarray) -> np.ndarray:
@@ -222,5 +259,9 @@ def _array(value: ir.Value) -> np.ndarray:
     return array
 
 
-def _replace(value: ir.Value, array: np.ndarray) -> None:
-    value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+def _rescale(value: ir.Value | None, factors: np.ndarray) -> None:
+    if value is None or value.const_value is None:
+        raise InputError(f"weight {value} is no initializer; it cannot be smoothed")
+    array = _array(value)
+    scaled = (array.astype(np.float64) * factors).astype(array.dtype)
+    value.const_value = ir.tensor(scaled, name=value.name)

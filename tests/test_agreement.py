@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,10 @@ from tap_deploy.engines.caption_agreement import (
     first_divergences,
     reference_margins,
 )
-from tap_deploy.engines.float32_session import Float32Session, float32_session
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.contract import Session, Tensors
-from tap_deploy.sessions.fake import FakeSession
 
 PAD = 499
 
@@ -178,18 +175,3 @@ def test_no_regions_are_refused(micro_bundle, sessions, photo):
     none = Case(image=photo, prompts=Prompts.from_boxes(np.zeros((0, 4))))
     with pytest.raises(InputError, match="no regions"):
         ReferenceAnswers(sessions, micro_bundle.config, [none])
-
-
-def test_float32_session_widens_the_borders(micro_config):
-    spec = graphs.graph_specs(micro_config, "float16")["image_encoder"]
-    inner = FakeSession(spec, lambda inputs: {graphs.IMAGE_EMBEDDINGS: np.float16(0.1)})
-    session = float32_session(inner)
-    assert isinstance(session, Float32Session)
-    size = micro_config.image_size
-    found = session.run({graphs.IMAGES: np.zeros((1, size, size, 3), np.uint8)})
-    assert found[graphs.IMAGE_EMBEDDINGS].dtype == np.float32
-    assert found[graphs.IMAGE_EMBEDDINGS].max() == np.float16(0.1)
-    session.close()
-    assert inner.closed
-    plain = FakeSession(dataclasses.replace(spec, outputs=session.spec.outputs))
-    assert float32_session(plain) is plain

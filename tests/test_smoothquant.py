@@ -12,9 +12,10 @@ from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.channel_ranges import measure_channels
 from tap_deploy.engines.smoothquant import (
     MIN_GAIN,
+    Smoothing,
+    choose_smoothings,
     fold,
     quantization_error,
-    smooth,
     smoothing_factors,
     smoothing_points,
 )
@@ -46,7 +47,8 @@ def test_folding_changes_no_fp32_output(micro_bundle, tmp_path, graph):
     model, rng = ir.load(path), np.random.default_rng(0)
     for point in smoothing_points(model):
         channels = point.weights().shape[0]
-        fold(point, rng.uniform(0.05, 20, channels).astype(np.float32))
+        factors = rng.uniform(0.05, 20, channels).astype(np.float32)
+        fold(model, point.smoothing(factors))
     ir.save(model, tmp_path / "smooth.onnx")
     spec = micro_bundle.graph_specs("fp32")[graph]
     feeds = {}
@@ -114,13 +116,15 @@ def test_smoothing_is_kept_only_where_rows_that_were_held_back_gain(micro_bundle
     misled[:-1] = 1e-3
     maxima = {points[0].tensor: np.abs(spiky).max(axis=0), points[1].tensor: misled}
     before = [point.weights().copy() for point in points[:2]]
-    choices = smooth(model, maxima, rows)
+    smoothings, choices = choose_smoothings(model, maxima, rows)
+    for smoothing in smoothings:
+        fold(model, smoothing)
     assert [choice.kept for choice in choices] == [True, False]
     assert choices[0].smoothed_error < (1 - MIN_GAIN) * choices[0].error
     assert not np.array_equal(points[0].weights(), before[0])
     assert np.array_equal(points[1].weights(), before[1])
-    forced = smooth(encoder(micro_bundle), maxima, rows, always=True)
-    assert [choice.kept for choice in forced] == [True, True]
+    forced, _ = choose_smoothings(encoder(micro_bundle), maxima, rows, always=True)
+    assert len(forced) == 2
 
 
 def test_wrong_ranges_and_alpha_are_refused(micro_bundle):
@@ -131,6 +135,21 @@ def test_wrong_ranges_and_alpha_are_refused(micro_bundle):
         smoothing_factors(point, np.ones(3))
     with pytest.raises(InputError, match="channel maxima"):
         smoothing_factors(point, np.full(len(point.weights()), np.nan))
+
+
+def test_the_same_can_be_done_to_a_graph_of_halves(micro_bundle):
+    model = encoder(micro_bundle)
+    point = smoothing_points(model)[0]
+    for value in (*point.norm.inputs[1:], point.products[0].inputs[1]):
+        half = value.const_value.numpy().astype(np.float16)
+        value.const_value = ir.tensor(half, name=value.name)
+    factors = np.full(len(point.weights()), 4, np.float32)
+    before = point.weights()
+    fold(model, point.smoothing(factors))
+    assert point.weights().dtype == np.float16
+    assert np.array_equal(point.weights(), 4 * before)
+    with pytest.raises(InputError, match="no node 'nowhere'"):
+        fold(model, Smoothing(norm="nowhere", products=(), factors=factors))
 
 
 def test_the_chain_measures_every_point_with_rows_of_other_pictures(micro_bundle, photo, tmp_path):

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
+    "verdict": ("tap_deploy.cli.verdict", "verdict_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
     "doctor": ("tap_deploy.cli.doctor", "doctor_command"),
