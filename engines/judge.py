@@ -32,7 +32,7 @@ from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.manifest import GraphRecord
 from tap_deploy.precisions import FP16, FP32, INT8_FP32, variant_for
 from tap_deploy.precisions import INT8 as INT8_FP16
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.timing import Latency
 
@@ -147,9 +147,18 @@ class _Judge:
     def _load(
         self, stack: contextlib.ExitStack, backend: str, precision: str
     ) -> dict[str, Session]:
-        sessions = sessions_from_bundle(
-            self._bundle, backend, precision, threads=self._options.threads
-        )
+        threads = self._options.threads
+        if backend in CPU_BACKENDS:
+            # File by file: a bundle that is marked as failed must be judged again, too.
+            variant = variant_for(precision, on_cpu=True)
+            sessions = {
+                name: create_session(
+                    backend, self._bundle.graph_path(name, variant), spec, threads=threads
+                )
+                for name, spec in self._bundle.graph_specs(variant).items()
+            }
+        else:
+            sessions = sessions_from_bundle(self._bundle, backend, precision, threads=threads)
         for session in sessions.values():
             stack.callback(session.close)
         return sessions
