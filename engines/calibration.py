@@ -32,7 +32,7 @@ from tap_deploy.predictor import TapPredictor
 
 STATE_SUFFIX = ".state.npz"
 # Of the prompt decoder's own tensors, per call; the tapped ones come on top.
-MEMORY_LIMIT_BYTES = 1 << 30
+MEMORY_LIMIT_BYTES = 512 << 20
 
 OnProgress = Callable[[int, int], None]
 Tensors = Mapping[str, set[str]]  # graph -> names

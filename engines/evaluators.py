@@ -6,9 +6,9 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 
@@ -50,29 +50,37 @@ def rounding_evaluator(
         name = _best(paths)
     if name is None:
         return None
-    if name == TORCH_HALF:
-        from tap_deploy.engines.half_evaluator import TorchHalfSession
+    load = _session_class(name)
+    return Evaluator(
+        name=name, sessions={graph: load(paths[graph], spec) for graph, spec in specs.items()}
+    )
 
-        return _evaluator(TORCH_HALF, TorchHalfSession, paths, specs)
-    if name == ONNX_REFERENCE:
-        from tap_deploy.engines.reference_evaluator import OnnxReferenceSession
 
-        return _evaluator(ONNX_REFERENCE, OnnxReferenceSession, paths, specs)
+def _session_class(name: str) -> Callable[[pathlib.Path, GraphSpec], Session]:
+    try:
+        if name == TORCH_HALF:
+            from tap_deploy.engines.half_evaluator import TorchHalfSession
+
+            return TorchHalfSession
+        if name == ONNX_REFERENCE:
+            from tap_deploy.engines.reference_evaluator import OnnxReferenceSession
+
+            return OnnxReferenceSession
+    except ImportError as exc:
+        raise MissingDependencyError(
+            f"evaluator {name!r} is not installed ({exc}); "
+            'install it with: pip install "tap-deploy[export]"'
+        ) from exc
     raise InputError(f"unknown evaluator {name!r}; expected {TORCH_HALF} or {ONNX_REFERENCE}")
 
 
 def _best(paths: Mapping[str, pathlib.Path]) -> str | None:
-    if importlib.util.find_spec("torch") is not None:
+    installed = {
+        name: importlib.util.find_spec(name) is not None for name in ("torch", "onnx_ir", "onnx")
+    }
+    if installed["torch"] and installed["onnx_ir"]:
         return TORCH_HALF
+    if not installed["onnx"]:
+        return None
     size = sum(os.path.getsize(path) for path in paths.values())
     return ONNX_REFERENCE if size <= REFERENCE_LIMIT_BYTES else None
-
-
-def _evaluator(
-    name: str,
-    kind: type[Session],
-    paths: Mapping[str, pathlib.Path],
-    specs: Mapping[str, GraphSpec],
-) -> Evaluator:
-    sessions = {graph: kind(paths[graph], spec) for graph, spec in specs.items()}  # type: ignore[call-arg, arg-type]
-    return Evaluator(name=name, sessions=sessions)

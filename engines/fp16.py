@@ -168,7 +168,10 @@ def _details(model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs) ->
     }
     largest = max(outside, key=lambda name: outside[name], default="")
     return {
-        "islands": [dataclasses.asdict(island) for island in islands.values()],
+        "islands": [
+            dataclasses.asdict(island) | {"reason": island.reason.value}
+            for island in islands.values()
+        ],
         "largest_fp16_activation": {"tensor": largest, "max_abs": outside.get(largest, 0.0)},
         "weights": dataclasses.asdict(weight_report(model, islands)),
     }

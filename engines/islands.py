@@ -141,7 +141,7 @@ def _walk_back(node: ir.Node, found: set[ir.Node], stop: Iterable[str]) -> None:
 
 
 def _pixel_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Casts of uint8 inputs, and arithmetic with constants that follows, until the first weights."""
+    """Casts of uint8 inputs, and the arithmetic behind them, until the first weights."""
     found: set[ir.Node] = set()
     for node in graph:
         first = node.inputs[0] if node.inputs else None

@@ -105,6 +105,7 @@ def _segment(
     graph = ir.convenience.extract(model.graph, list(needed), shown)
     graph.name = model.graph.name
     piece = ir.Model(graph, ir_version=int(model.ir_version or 10))
+    ir.external_data.load_to_model(piece)  # it goes to onnxruntime as bytes
     return Segment(model=piece, inputs=tuple(needed), outputs=tuple(outputs), taps=tuple(taps))
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.engines.histogram import NUM_BINS, MagnitudeHistogram
+from tap_deploy.engines.histogram import MagnitudeHistogram
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS as METHODS
 
 LEVELS = 127  # int8 without -128: symmetric
 DEFAULT_PERCENTILE = 99.99
-ENTROPY_BINS = 2048
-ENTROPY_LEVELS = 128  # magnitudes 0 to 127
-NUM_CANDIDATES = 41
-SMALLEST_FRACTION = 1 / 64  # of the largest magnitude: the smallest threshold that mse tries
+
+# Thresholds that mse and entropy try go down from amax, this many octaves.
+SEARCH_OCTAVES = 10
+MSE_PER_OCTAVE, MSE_REFINEMENT = 8, 33
+ENTROPY_PER_OCTAVE = 16
+ENTROPY_LEVELS, BINS_PER_LEVEL = 128, 4  # magnitudes 0 to 127
+EMPTY = 1e-9  # share that stands for none: a divergence from nothing would be infinite
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +45,7 @@ def threshold(
         raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
     if not 0 < percentile <= 100:
         raise InputError(f"percentile is {percentile}; expected above 0 and at most 100")
-    if histogram.amax == 0:
+    if not histogram.counts.any():  # zeros only
         return 0.0
     if method == "percentile":
         return percentile_threshold(histogram, percentile)
@@ -53,13 +55,11 @@ def threshold(
 def percentile_threshold(histogram: MagnitudeHistogram, percentile: float) -> float:
     """Return the magnitude below which a share of all values lies, zeros among them."""
     wanted = percentile / 100 * histogram.total - histogram.zeros
-    cumulative = np.cumsum(histogram.counts)
-    place = int(np.searchsorted(cumulative, wanted))
-    if place >= NUM_BINS:
-        return histogram.amax
-    below = cumulative[place] - histogram.counts[place]
-    inside = np.clip((wanted - below) / max(1, int(histogram.counts[place])), 0.0, 1.0)
-    return min(histogram.amax, float(place + inside) * histogram.bin_width)
+    cumulative = np.concatenate([[0], np.cumsum(histogram.counts)])
+    place = max(0, int(np.searchsorted(cumulative, wanted)) - 1)
+    inside = np.clip((wanted - cumulative[place]) / max(1, histogram.counts[place]), 0.0, 1.0)
+    low, high = histogram.edges[place : place + 2]
+    return min(histogram.amax, float(low + inside * (high - low)))
 
 
 def mse_threshold(histogram: MagnitudeHistogram) -> float:
@@ -67,27 +67,42 @@ def mse_threshold(histogram: MagnitudeHistogram) -> float:
 
     A coarse search, then a finer one around the best: the error falls, and rises again.
     """
-    coarse = np.geomspace(SMALLEST_FRACTION, 1.0, NUM_CANDIDATES) * histogram.amax
-    place = _best(histogram, coarse)
-    low, high = coarse[max(place - 1, 0)], coarse[min(place + 1, NUM_CANDIDATES - 1)]
-    fine = np.linspace(low, high, NUM_CANDIDATES)
-    return min(histogram.amax, float(fine[_best(histogram, fine)]))
-
-
-def _best(histogram: MagnitudeHistogram, candidates: Floats) -> int:
-    return int(np.argmin([squared_error(histogram, float(amax)) for amax in candidates]))
+    coarse = _candidates(histogram, MSE_PER_OCTAVE)
+    place = _argmin_error(histogram, coarse)
+    low, high = coarse[min(place + 1, len(coarse) - 1)], coarse[max(place - 1, 0)]
+    fine = np.linspace(high, low, MSE_REFINEMENT)
+    return float(fine[_argmin_error(histogram, fine)])
 
 
 def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
     """Return the sum of ``(x - int8(x)) ** 2`` over all values, at a threshold.
 
-    Values are spread evenly over their bin and the error is integrated in closed form: near a
-    small threshold a bin is as wide as a step, and its centre would speak for none of its values.
+    Values are spread evenly over their bin and the error is integrated in closed form: a bin may
+    be as wide as a step, and its centre would then speak for none of its values.
     """
     used = np.flatnonzero(histogram.counts)
-    edges: Floats = np.stack([used, used + 1]) * np.float64(histogram.bin_width)  # [2, bins]
-    low, high = _error_integral(edges, amax)
-    return float(((high - low) * histogram.counts[used]).sum() / histogram.bin_width)
+    integral = _error_integral(histogram.edges, amax)
+    width = np.diff(histogram.edges)[used]
+    return float((np.diff(integral)[used] * histogram.counts[used] / width).sum())
+
+
+def entropy_threshold(histogram: MagnitudeHistogram) -> float:
+    """Return the threshold whose int8 image loses the least information; the largest of equals."""
+    cumulative = np.concatenate([[0], np.cumsum(histogram.counts)]).astype(np.float64)
+    edges, candidates = histogram.edges, _candidates(histogram, ENTROPY_PER_OCTAVE)
+    lost = [_divergence(edges, cumulative, float(amax)) for amax in candidates]
+    return float(candidates[int(np.argmin(lost))])
+
+
+def _candidates(histogram: MagnitudeHistogram, per_octave: int) -> Floats:
+    """Thresholds from amax down, an even number of them in each octave."""
+    steps = np.arange(SEARCH_OCTAVES * per_octave + 1)
+    candidates: Floats = histogram.amax * 2.0 ** (-steps / per_octave)
+    return candidates
+
+
+def _argmin_error(histogram: MagnitudeHistogram, candidates: Floats) -> int:
+    return int(np.argmin([squared_error(histogram, float(amax)) for amax in candidates]))
 
 
 def _error_integral(x: Floats, amax: float) -> Floats:
@@ -101,47 +116,25 @@ def _error_integral(x: Floats, amax: float) -> Floats:
     return total
 
 
-def entropy_threshold(histogram: MagnitudeHistogram) -> float:
-    """Return the threshold whose int8 image loses the least information.
+def _divergence(edges: Floats, cumulative: Floats, amax: float) -> float:
+    """KL divergence of the values from their int8 image, at a threshold.
 
-    For every candidate, P is the histogram up to it with all that is clipped in its last bin, and
-    Q the same bins after they were merged to 128 levels and spread out again over the bins that
-    are not empty. The candidate with the smallest KL divergence of P from Q wins, the largest of
-    equals.
+    P is the histogram up to the threshold, in 4 bins for each of 128 levels, with all that is
+    clipped in its last bin. Q is what int8 can tell of it: the mass of each level, spread evenly
+    over its bins that are not empty; of what was clipped it knows nothing.
     """
-    width = histogram.amax / ENTROPY_BINS
-    counts = _resampled(histogram, width)
-    best, best_divergence = ENTROPY_BINS, math.inf
-    for bins in range(ENTROPY_BINS, ENTROPY_LEVELS - 1, -8):
-        divergence = _divergence(counts, bins)
-        if divergence < best_divergence:
-            best, best_divergence = bins, divergence
-    return min(histogram.amax, best * width)
-
-
-def _resampled(histogram: MagnitudeHistogram, width: float) -> Floats:
-    """Counts in ``ENTROPY_BINS`` bins over [0, amax]; a bin on an edge is shared."""
-    edges = np.arange(ENTROPY_BINS + 1) * width / histogram.bin_width
-    cumulative = np.concatenate([[0.0], np.cumsum(histogram.counts)])
-    counts: Floats = np.diff(np.interp(edges, np.arange(NUM_BINS + 1), cumulative))
-    counts[-1] += cumulative[-1] - np.interp(edges[-1], np.arange(NUM_BINS + 1), cumulative)
-    return counts
-
-
-def _divergence(counts: Floats, bins: int) -> float:
-    kept = counts[:bins]
-    clipped = float(counts[bins:].sum())
-    level = np.arange(bins) * ENTROPY_LEVELS // bins
+    bins = np.linspace(0.0, amax, ENTROPY_LEVELS * BINS_PER_LEVEL + 1)
+    kept = np.diff(np.interp(bins, edges, cumulative)).reshape(ENTROPY_LEVELS, BINS_PER_LEVEL)
     filled = kept > 0
-    mass = np.bincount(level, kept, ENTROPY_LEVELS)
-    spread = np.bincount(level, filled, ENTROPY_LEVELS)
-    q = np.where(filled, (mass / np.maximum(spread, 1))[level], 0.0)
+    spread = kept.sum(axis=1, keepdims=True) / np.maximum(filled.sum(axis=1, keepdims=True), 1)
+    q = np.where(filled, spread, 0.0)
     p = kept.copy()
-    p[-1] += clipped
-    if not q[-1] and p[-1]:
-        return math.inf  # what is clipped has no image
+    p[-1, -1] += cumulative[-1] - kept.sum()
+    total = kept.sum()
+    if total <= 0:
+        return float("inf")
     used = p > 0
-    p, q = p[used] / p.sum(), q[used] / q.sum()
+    p, q = p[used] / p.sum(), np.maximum(q[used] / total, EMPTY)
     return float((p * np.log(p / q)).sum())
 
 

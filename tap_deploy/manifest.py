@@ -118,16 +118,16 @@ class Manifest:
         config = TapConfig.from_dict(values.pop("config"))
         if not Preprocessing().agrees_with(values.get("preprocessing")):
             raise InputError("its preprocessing contract is not the one of this program")
-        return _record_from_json(
+        return record_from_json(
             cls,
             values
             | {
                 "config": config,
-                "checkpoint": _record_from_json(CheckpointRecord, values["checkpoint"]),
-                "files": {n: _record_from_json(FileRecord, record) for n, record in files.items()},
+                "checkpoint": record_from_json(CheckpointRecord, values["checkpoint"]),
+                "files": {n: record_from_json(FileRecord, record) for n, record in files.items()},
                 "graphs": {
                     precision: {
-                        name: _record_from_json(GraphRecord, record)
+                        name: record_from_json(GraphRecord, record)
                         for name, record in _objects(records).items()
                     }
                     for precision, records in graphs.items()
@@ -139,7 +139,7 @@ class Manifest:
 Record = TypeVar("Record")
 
 
-def _record_from_json(kind: type[Record], values: Any) -> Record:
+def record_from_json(kind: type[Record], values: Any) -> Record:
     """Build a dataclass from parsed JSON, holding every value against the field's type."""
     fields = {}
     hints = typing.get_type_hints(kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
+from tap_deploy.graphs import GraphSpec
 from tap_deploy.predictor import TapPredictor
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -108,6 +110,61 @@ def micro_bundle(
 def predictor(micro_bundle: Bundle) -> Iterator[TapPredictor]:
     with TapPredictor.from_bundle(micro_bundle.path) as predictor:
         yield predictor
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of two pictures, parts of a photograph."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(DATA / "coffee.jpg") as photo:
+        photo.crop((0, 0, 320, 200)).save(folder / "a.png")
+        photo.crop((250, 150, 600, 400)).save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
+    """Graph name -> ``CalibrationTable`` of everything that could be quantized, method max."""
+    import onnx_ir as ir
+
+    from tap_deploy.engines.calibration import calibrate_bundle, default_plans
+    from tap_deploy.engines.calibration_images import CalibrationImages
+    from tap_deploy.engines.quantization_plan import attention_nodes, tensors_to_calibrate
+
+    tensors = {}
+    for name, plan in default_plans(micro_bundle).items():
+        model = ir.load(micro_bundle.graph_path(name, "fp32"))
+        sums = tuple(n.name for n in model.graph if n.op_type == "Add" and is_residual(n))
+        nodes = (*plan.nodes, *attention_nodes(model), *sums)
+        tensors[name] = tensors_to_calibrate(model, nodes)
+    images = CalibrationImages.from_path(pictures)
+    return calibrate_bundle(micro_bundle, images, method="max", tensors=tensors, threads=1)
+
+
+def is_residual(node: Any) -> bool:
+    """Whether an Add of a block of the encoder closes a residual branch."""
+    return re.fullmatch(r"blocks\.\d+/Add(_\d)?", node.name) is not None and not any(
+        value.is_initializer() for value in node.inputs
+    )
+
+
+@pytest.fixture(scope="session")
+def rtx_plan(micro_config: TapConfig) -> Any:
+    """Compile an ONNX file of the micro model with NVIDIA's builder; it needs no GPU for that."""
+    pytest.importorskip("tensorrt_rtx")
+    from tap_deploy.engines.builder import engine_from_onnx
+    from tap_deploy.engines.profiles import optimization_profile
+    from tap_deploy.engines.target import BuildTarget
+
+    target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
+
+    def build(path: pathlib.Path, spec: GraphSpec) -> bytes:
+        profile = optimization_profile(spec, target, micro_config.text_seq_len)
+        return engine_from_onnx(path, target, profile=profile).plan
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def test_menu():
         "import tap_deploy",
         "import tap_deploy.cli",
         "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
-        "import tap_deploy.cli.export, tap_deploy.cli.doctor",
+        "import tap_deploy.cli.export, tap_deploy.cli.doctor, tap_deploy.cli.quantize",
         "import tap_deploy.engines",
     ],
 )

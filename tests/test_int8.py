@@ -7,6 +7,7 @@ does that.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -18,18 +19,23 @@ from click.testing import CliRunner
 from PIL import Image
 
 pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx_ir")
+ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
+from tap_deploy.engines.calibration import default_plans
+from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.evaluation_data import split_images
+from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.int8 import EXCLUSIONS_FILE, judge_on_images, make_int8
 from tap_deploy.engines.int8_options import Int8Options, evaluation_images
 from tap_deploy.engines.judge import VerdictOptions
+from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import QuantizeOptions
 from tap_deploy.engines.speed import SpeedOptions
 from tap_deploy.engines.verdict import Floors
+from tap_deploy.engines.verdict_record import record_verdict
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
@@ -89,6 +95,12 @@ def quantized(folder: pathlib.Path, micro_bundle: Bundle) -> tuple[Bundle, Any]:
     return bundle, result
 
 
+def judge(folder: pathlib.Path, bundle: Bundle, how: VerdictOptions) -> Any:
+    prompts = CalibrationPrompts.from_file(folder / "prompts.json")
+    images = evaluation_images(folder / "judge")
+    return judge_on_images(bundle, images, how, prompts=prompts)
+
+
 def copy_of(bundle: Bundle, target: pathlib.Path) -> Bundle:
     shutil.copytree(bundle.path, target)
     return Bundle.open(target)
@@ -111,14 +123,14 @@ def test_the_report_is_in_the_bundle_and_vouched_for(quantized):
     assert encoder["int8_kernels"]["integer"] >= 4 * 2 * 2  # the four products of every block
     assert set(encoder["latency_ms"]) == {"int8", "float"}
     assert set(report["whole"]["latency_ms"]) == {"int8", "float"}
-    assert encoder["float_bytes"] > 1.5 * encoder["int8_bytes"]
+    assert encoder["float_bytes"] > encoder["int8_bytes"]  # most of it are tables of biases
     assert report["conditions"]["onnxruntime"]
 
 
 def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder, tmp_path):
     bundle = copy_of(quantized[0], tmp_path / "bundle")
     impossible = VerdictOptions(floors=LENIENT, speed=QUICK, min_speedup=1e9, threads=1)
-    verdict, report = judge_on_images(bundle, evaluation_images(folder / "judge"), impossible)
+    verdict, report = judge(folder, bundle, impossible)
     assert verdict.passed and not any(graph.use_int8 for graph in verdict.graphs.values())
     assert verdict.mix.mask_iou == 1
     opened = Bundle.open(bundle.path)
@@ -130,15 +142,11 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
     assert "int8 is fp32 throughout" in report["sentence"]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
-    again, _ = judge_on_images(bundle, evaluation_images(folder / "judge"), impossible)
+    again, _ = judge(folder, bundle, impossible)
     assert "earlier verdict" in again.graphs[IMAGE_ENCODER].sentence
 
 
 def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):
-    import dataclasses
-
-    from tap_deploy.engines.verdict_record import record_verdict
-
     bundle, result = copy_of(quantized[0], tmp_path / "bundle"), quantized[1]
     graphs = dict(result.verdict.graphs)
     graphs[PROMPT_DECODER] = dataclasses.replace(graphs[PROMPT_DECODER], use_int8=False)
@@ -157,13 +165,13 @@ def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):
 def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, folder, tmp_path):
     bundle = copy_of(quantized[0], tmp_path / "bundle")
     strict = VerdictOptions(floors=Floors(mask_iou=1.0), speed=None, threads=1)
-    verdict, report = judge_on_images(bundle, evaluation_images(folder / "judge"), strict)
+    verdict, report = judge(folder, bundle, strict)
     assert not verdict.passed and report["failures"]
     opened = Bundle.open(bundle.path)
     assert opened.manifest.precisions[INT8_CPU]["verdict"]["passed"] is False
     assert opened.graph_path(IMAGE_ENCODER, INT8_CPU).is_file()
     # It can be judged again, and the mark goes when it passes.
-    judge_on_images(bundle, evaluation_images(folder / "judge"), options(folder).verdict)
+    judge(folder, bundle, options(folder).verdict)
     assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
 
 
@@ -200,26 +208,35 @@ def test_exclusions_are_kept_and_can_be_replayed(quantized, folder, micro_bundle
 
 
 def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
-    quantized, folder, micro_bundle, tmp_path
+    quantized, folder, micro_bundle, tmp_path, monkeypatch
 ):
-    everything = quantized[1].verdict.everything_int8
-    loss = 1 - everything.mask_iou
     bundle = copy_of(micro_bundle, tmp_path / "bundle")
-    budget = Budget(mask_iou=0.6 * loss)
-    result = make_int8(bundle, options(folder, budget=budget, verdict=None))
+    plans = default_plans(bundle)
+    few = tuple(n for n in plans[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv")))
+    plans = {name: QuantizationPlan(graph=name, nodes=()) for name in plans}
+    plans[IMAGE_ENCODER] = QuantizationPlan(graph=IMAGE_ENCODER, nodes=few)
+    monkeypatch.setattr("tap_deploy.engines.int8.default_plans", lambda bundle: plans)
+    free = make_int8(bundle, options(folder, budget=Budget(mask_iou=1), verdict=None))
+    assert len(free.mix.exclusions) == 0 and free.mix.within_budget
+    budget = Budget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
+    again = dataclasses.replace(options(folder).quantize, force=True)
+    result = make_int8(bundle, options(folder, budget=budget, verdict=None, quantize=again))
     assert result.mix.within_budget
     assert len(result.mix.exclusions) > 0
     assert budget.use(result.mix.agreement) <= 1 < budget.use(result.mix.everything_quantized)
     saved = json.loads((bundle.path / EXCLUSIONS_FILE).read_text("utf-8"))
     assert saved["budget"]["mask_iou"] == budget.mask_iou
-    assert {block["block"] for block in saved["ranking"]} >= {"blocks.0.mlp", "cross_conv.3"}
+    assert {block["block"] for block in saved["ranking"]} == {
+        "blocks.0.attn",
+        "blocks.0.mlp",
+        *(f"cross_conv.{i}" for i in range(4)),
+    }
     assert Exclusions.load(bundle.path / EXCLUSIONS_FILE) == result.mix.exclusions
 
 
 def test_smoothing_goes_into_the_graphs(folder, micro_bundle, tmp_path):
-    import onnx_ir as ir
-
     bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    add_fp16(bundle, threads=1)
     smooth = options(folder, smoothquant="on", verdict=None)
     quantize = QuantizeOptions(
         calibration_data=folder / "real",
@@ -227,15 +244,15 @@ def test_smoothing_goes_into_the_graphs(folder, micro_bundle, tmp_path):
         method="max",
         threads=1,
     )
-    import dataclasses
-
     make_int8(bundle, dataclasses.replace(smooth, quantize=quantize))
-    name = "blocks.0.norm1.weight"
-    plain, smoothed = (
-        ir.load(bundle.graph_path(IMAGE_ENCODER, variant)).graph.initializers[name]
-        for variant in ("fp32", INT8_CPU)
-    )
-    assert not np.allclose(plain.const_value.numpy(), smoothed.const_value.numpy())
+    gains = {
+        variant: ir.load(bundle.graph_path(IMAGE_ENCODER, variant))
+        .graph.initializers["blocks.0.norm1.weight"]
+        .const_value.numpy()
+        for variant in ("fp32", INT8_CPU, "int8")
+    }
+    assert not np.allclose(gains["fp32"], gains[INT8_CPU])
+    np.testing.assert_allclose(gains["int8"], gains[INT8_CPU], rtol=2e-3)  # fp16 digits
     choices = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["smoothquant"]
     assert choices[IMAGE_ENCODER][0]["kept"] is True
 

@@ -16,6 +16,8 @@ from tap_deploy.errors import TapError
 # Command -> module and attribute; loaded when the command is used.
 COMMANDS = {
     "export": ("tap_deploy.cli.export", "export_command"),
+    "convert": ("tap_deploy.cli.convert", "convert_command"),
+    "build": ("tap_deploy.cli.build", "build_command"),
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),

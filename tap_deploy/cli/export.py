@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import force_option, json_option
+from tap_deploy.cli.options import force_option, json_option, samples_option
 from tap_deploy.cli.progress import stage_bar
+from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
+from tap_deploy.cli.verdict import require_passed
 from tap_deploy.config import VARIANTS, TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.files import check_folder_output
 from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
+from tap_deploy.precisions import FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
+    from tap_deploy.engines.int8_options import Int8Options
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
 
@@ -44,6 +49,17 @@ FILE = click.Path(path_type=pathlib.Path)
 )
 @click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz.")
 @click.option("--tokenizer", type=FILE, help="SentencePiece model for the captions.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=(FP32,),
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="Precisions of the bundle; repeatable. fp32 is always made.",
+)
+@samples_option
+@calibration_data_option
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
 @force_option
 @json_option
@@ -55,11 +71,19 @@ def export_command(
     mark_synthetic: bool,
     concepts: pathlib.Path | None,
     tokenizer: pathlib.Path | None,
+    precisions: tuple[str, ...],
+    samples: tuple[pathlib.Path, ...],
+    calibration_data: pathlib.Path | None,
     output: pathlib.Path,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle."""
+    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle.
+
+    A further precision is added when the bundle is complete: if that fails, the bundle remains.
+    """
+    synthetic = mark_synthetic or synthetic_weights is not None
+    further = _further_precisions(precisions, calibration_data, synthetic)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer])
     name, tap_config = _named_config(model, config)
@@ -79,7 +103,46 @@ def export_command(
             force=force,
             on_stage=stage,
         )
-    click.echo(_as_json(exported) if as_json else _as_text(exported))
+    texts, report = [], {}
+    for precision in further:
+        if precision == INT8:
+            summary = add_int8(exported.bundle, _int8_options(calibration_data, synthetic))
+            texts.append(describe_int8(summary))
+            report = summary["verdict"]
+        else:
+            texts.append(describe_fp16(convert_bundle(exported.bundle, samples)))
+    click.echo(_as_json(exported) if as_json else _as_text(exported, texts))
+    if report:
+        require_passed(report)
+
+
+def _further_precisions(
+    precisions: tuple[str, ...], calibration_data: pathlib.Path | None, synthetic: bool
+) -> list[str]:
+    """Return what has to be made from fp32, fp16 before int8, which is made of both.
+
+    What cannot be made is refused now, before the minutes of an export.
+    """
+    further = [name for name in PRECISIONS if name in precisions and name != FP32]
+    for name in further:
+        if name == INT8:
+            _int8_options(calibration_data, synthetic).images()
+        else:
+            require_convertible(name)
+    return further
+
+
+def _int8_options(calibration_data: pathlib.Path | None, synthetic: bool) -> Int8Options:
+    """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
+    require_export_extra()
+    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.judge import VerdictOptions
+    from tap_deploy.engines.quantize import QuantizeOptions
+
+    return Int8Options(
+        quantize=QuantizeOptions(calibration_data=calibration_data),
+        verdict=None if synthetic else VerdictOptions(),
+    )
 
 
 def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:
@@ -138,12 +201,13 @@ def _load(
 
 def _as_json(exported: ExportedBundle) -> str:
     manifest = json.loads(exported.bundle.manifest.to_json())
-    keys = ("model", "checkpoint", "graphs", "tools", "verification")
+    keys = ("model", "checkpoint", "graphs", "tools", "verification", "precisions")
     result = {"bundle": str(exported.bundle.path)} | {key: manifest[key] for key in keys}
     return json.dumps(result, indent=2)
 
 
-def _as_text(exported: ExportedBundle) -> str:
+def _as_text(exported: ExportedBundle, added: list[str]) -> str:
     from tap_deploy.cli.inspect import describe
 
-    return f"{exported.report}\n\n{describe(exported.bundle)}"
+    parts = [str(exported.report), *added, describe(exported.bundle)]
+    return "\n\n".join(parts)

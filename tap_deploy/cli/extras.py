@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 
 from tap_deploy.errors import MissingDependencyError
 
-EXPORT_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
-QUANTIZE_PACKAGES = ("onnx", "onnx_ir", "onnxruntime")
+
+def require_quantize_extra() -> None:
+    """Check that what turns fp32 graphs into others is there.
+
+    Raises:
+        MissingDependencyError: a package is not; the message has the command that brings it.
+    """
+    _require(("onnx", "onnx_ir", "onnxruntime"), "quantize")
 
 
 def require_export_extra() -> None:
@@ -17,19 +22,10 @@ def require_export_extra() -> None:
     Raises:
         MissingDependencyError: one of them is not; the message has the command that brings it.
     """
-    _require(EXPORT_PACKAGES, "export")
+    _require(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export")
 
 
-def require_quantize_extra() -> None:
-    """Check that what rewrites and runs ONNX graphs is there; it needs no torch.
-
-    Raises:
-        MissingDependencyError: it is not; the message has the command that brings it.
-    """
-    _require(QUANTIZE_PACKAGES, "quantize")
-
-
-def _require(packages: Iterable[str], extra: str) -> None:
+def _require(packages: tuple[str, ...], extra: str) -> None:
     for name in packages:
         try:
             importlib.import_module(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import click
 
 from tap_deploy.precisions import PRECISIONS
@@ -24,6 +26,13 @@ precision_option = click.option(
     show_default=True,
     type=click.Choice(PRECISIONS),
     help="Which graphs of the bundle to use.",
+)
+samples_option = click.option(
+    "--samples",
+    multiple=True,
+    type=click.Path(path_type=pathlib.Path),
+    metavar="DIR|FILE",
+    help="Pictures to measure activations on, beside the golden samples; repeatable.",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores."

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
+PERCENT = 100
+
 
 @contextlib.contextmanager
 def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
@@ -34,3 +36,22 @@ def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
 
         yield begin
         bar.update(max(0, stages - bar.pos))
+
+
+@contextlib.contextmanager
+def share_bar(label: str) -> Iterator[Callable[[float, str], None]]:
+    """Yield a function to be called with the finished share, 0 to 1, and what is being done."""
+    if not sys.stderr.isatty():
+        yield lambda share, item: None
+        return
+    bar = click.progressbar(
+        length=PERCENT, label=label, file=sys.stderr, item_show_func=lambda item: item or ""
+    )
+    with bar:
+
+        def show(share: float, item: str) -> None:
+            bar.update(max(0, round(share * PERCENT) - bar.pos), item)  # never backwards
+            bar.render_progress()
+
+        yield show
+        bar.update(max(0, PERCENT - bar.pos))

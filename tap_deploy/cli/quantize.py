@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,18 +16,22 @@ from tap_deploy.cli.verdict import report_text, require_passed
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
 from tap_deploy.precisions import CALIBRATION_METHODS, FP32
 
+if TYPE_CHECKING:
+    from tap_deploy.engines.int8_options import Int8Options
+
 FILE = click.Path(path_type=pathlib.Path)
 CPU = "onnxruntime"
 STAGES = 15  # besides a picture each: SmoothQuant, writing, judging
+calibration_data_option = click.option(
+    "--calibration-data",
+    type=FILE,
+    help="For int8: real pictures, as a folder, a picture, or a list of paths (.txt, .json).",
+)
 
 
 @click.command("quantize")
 @bundle_argument
-@click.option(
-    "--calibration-data",
-    type=FILE,
-    help="Real pictures: a folder, a picture, or a list of paths (.txt, .json).",
-)
+@calibration_data_option
 @click.option(
     "--prompts",
     type=FILE,
@@ -97,7 +101,6 @@ def quantize_command(
     require_quantize_extra()
     from tap_deploy.engines.blocks import Exclusions
     from tap_deploy.engines.budget import Budget
-    from tap_deploy.engines.int8 import make_int8
     from tap_deploy.engines.int8_options import Int8Options
     from tap_deploy.engines.quantize import QuantizeOptions
 
@@ -118,21 +121,39 @@ def quantize_command(
         evaluation_data=evaluation_data,
         verdict=None if no_verdict else options_from(backend=CPU, threads=threads, **floors),
     )
-    opened = Bundle.open(bundle)
+    summary = add_int8(Bundle.open(bundle), options, checkpoint=checkpoint)
+    click.echo(json.dumps(summary, indent=2) if as_json else describe_int8(summary))
+    if summary["verdict"]:
+        require_passed(summary["verdict"])
+
+
+def add_int8(
+    bundle: Bundle, options: Int8Options, *, checkpoint: pathlib.Path | None = None
+) -> dict[str, Any]:
+    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.int8``.
+
+    Args:
+        bundle: gets the graphs.
+        options: how.
+        checkpoint: weights to time PyTorch with, in the same run.
+
+    Returns:
+        what was added, JSON types: bundle, calibration, graphs by variant and name, and the
+        report of the verdict, empty without one.
+    """
+    from tap_deploy.engines.int8 import make_int8
+
     images = options.images()
     with stage_bar("quantize", len(images[0]) + STAGES) as stage:
         result = make_int8(
-            opened,
+            bundle,
             options,
             images=images,
-            others=eager_runtime(opened, checkpoint, threads),
+            others=eager_runtime(bundle, checkpoint, options.quantize.threads),
             on_stage=stage,
             on_warning=lambda text: click.echo(f"warning: {text}", err=True),
         )
-    summary = _summary(opened) | {"verdict": result.report}
-    click.echo(json.dumps(summary, indent=2) if as_json else _as_text(summary))
-    if result.report:
-        require_passed(result.report)
+    return _summary(bundle) | {"verdict": result.report}
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
@@ -157,11 +178,13 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
     return {"bundle": str(bundle.path), "calibration": calibration, "graphs": graphs}
 
 
-def _as_text(summary: dict[str, Any]) -> str:
+def describe_int8(summary: dict[str, Any]) -> str:
+    """Return what was added, for people to read."""
     calibration = summary["calibration"]
+    count = calibration["num_samples"]
     lines = [
         f"{summary['bundle']}: int8 ranges by {calibration['method']} on "
-        f"{calibration['num_samples']} pictures"
+        f"{count} picture{'s' if count != 1 else ''}"
     ]
     for variant, graphs in summary["graphs"].items():
         for name, graph in graphs.items():

@@ -18,12 +18,12 @@ DEMO_MODEL = TapConfig(
     patch_size=16,
     window_size=8,
     encoder_depth=8,
-    encoder_dim=192,
-    encoder_heads=6,
+    encoder_dim=160,
+    encoder_heads=5,
     image_embed_dim=128,
     sem_embed_dim=128,
-    text_depth=3,
-    text_dim=256,
+    text_depth=2,
+    text_dim=192,
     text_seq_len=40,
     vocab_size=DEFAULT_VOCAB_SIZE,
 )
@@ -63,7 +63,7 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 8_000
+    steps: int = 7_500
     pictures_per_step: int = 16
     regions_per_picture: int = 3
     learning_rate: float = 1e-3

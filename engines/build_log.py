@@ -1,0 +1,78 @@
+"""What a builder reports while it works: errors for our messages, progress for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+# Called with the finished share, 0 to 1, and the name of the phase.
+OnProgress = Callable[[float, str], None]
+
+
+def collecting_logger(trt: Any) -> Any:
+    """Return a logger of the backend that keeps what it is told, as ``errors`` and ``warnings``."""
+
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc]
+        """Errors become part of ours; the rest is noise."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if int(severity) <= int(trt.ILogger.ERROR):
+                self.errors.append(msg)
+            elif int(severity) == int(trt.ILogger.WARNING):
+                self.warnings.append(msg)
+
+    return CollectingLogger()
+
+
+def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
+    """Return a monitor of the backend; ``interrupted`` tells whether Ctrl-C ended the build.
+
+    The builder calls it from C++, where a Python exception would end the process. So an interrupt
+    is kept, and asked for as the end of the build.
+    """
+
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Turns nested phases into one share of the whole."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+            self._share = 0.0
+            self._phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, steps), nested
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = (0, max(1, num_steps))
+            self._report(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._phases:
+                self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
+                self._report(phase_name)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def _report(self, phase_name: str) -> None:
+            # A phase may end early and another begin; what was shown is not taken back.
+            self._share = max(self._share, _share(list(self._phases.values())))
+            try:
+                on_progress(self._share, phase_name)
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    return ProgressMonitor()
+
+
+def _share(phases: list[tuple[int, int]]) -> float:
+    """Return the finished share of the outermost phase, from its steps and those within."""
+    share, width = 0.0, 1.0
+    for done, steps in phases:
+        width /= steps
+        share += min(done, steps) * width
+    return min(share, 1.0)

@@ -1,0 +1,63 @@
+"""How much memory a build takes, guessed before it starts: better than being killed by the kernel.
+
+The rule is 4 times the weights: the parsed network, the copy that is optimised, the plan that is
+written, and the plan as bytes. On Jetson, where 3 to 4 times was seen, the GPU takes its workspace
+from the same memory. It is a forecast, not a bound.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from tap_deploy.engines.target import GIB, BuildTarget
+from tap_deploy.errors import InputError
+
+WEIGHT_COPIES = 4
+# Libraries, CUDA context and kernels that are tried; an allowance, not a measurement.
+BASE_BYTES = GIB // 2
+MEMINFO = pathlib.Path("/proc/meminfo")
+
+
+def build_memory_bytes(weights_bytes: int, target: BuildTarget, *, integrated: bool) -> int:
+    """Return the bytes of main memory that the build of one graph is expected to take.
+
+    Args:
+        weights_bytes: of the graph.
+        target: has the workspace.
+        integrated: CPU and GPU share the memory, as on Jetson.
+    """
+    workspace = target.workspace_bytes if integrated else 0
+    return BASE_BYTES + WEIGHT_COPIES * weights_bytes + workspace
+
+
+def available_memory(meminfo: pathlib.Path = MEMINFO) -> int | None:
+    """Return the bytes of memory and swap that are free; None where it cannot be known."""
+    try:
+        text = meminfo.read_text("ascii")
+    except OSError:
+        return None
+    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
+    if "MemAvailable" not in kilobytes:
+        return None
+    return 1024 * (int(kilobytes["MemAvailable"]) + int(kilobytes.get("SwapFree", 0)))
+
+
+def check_memory(needed_bytes: int, available_bytes: int | None, target: BuildTarget) -> None:
+    """Refuse a build that memory will not do for.
+
+    Raises:
+        InputError: it takes more than there is. The message says what can be done.
+    """
+    if available_bytes is None or needed_bytes <= available_bytes:
+        return
+    gib = -(-(needed_bytes - available_bytes) // GIB)
+    smaller = {"fp32": "--precision fp16, ", "fp16": "--precision int8, "}
+    swap = f"sudo fallocate -l {gib}G /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+    raise InputError(
+        f"the build is expected to take {needed_bytes / GIB:.1f} GiB of memory, and "
+        f"{available_bytes / GIB:.1f} GiB of memory and swap are free; add swap ({swap}), "
+        f"close programs, try {smaller.get(target.precision, '')}a smaller --workspace or model, "
+        "build on another machine with this GPU and version and copy the bundle's engines, "
+        "or pass --force-memory"
+    )

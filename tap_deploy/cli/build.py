@@ -1,0 +1,206 @@
+"""``tap-export build``: the graphs of a bundle to engines of TensorRT or TensorRT-RTX."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.options import bundle_argument, force_option, json_option
+from tap_deploy.cli.progress import share_bar
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import PRECISIONS
+
+if TYPE_CHECKING:
+    from tap_deploy.engines.bundle_build import BuiltPlan, PlannedBuild
+    from tap_deploy.engines.target import BuildTarget
+
+MEGABYTE, GIB = 1e6, 1 << 30
+
+
+@click.command("build")
+@bundle_argument
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+    default="tensorrt",
+    show_default=True,
+    help="TensorRT builds on the GPU that it builds for; TensorRT-RTX needs none.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp16",
+    show_default=True,
+    help="Which graphs of the bundle to compile; int8 is Q/DQ over fp16.",
+)
+@click.option("--max-images", type=int, default=1, show_default=True, help="Batch of the encoder.")
+@click.option("--max-prompts", type=int, default=64, show_default=True, help="Prompts of a call.")
+@click.option("--max-points", type=int, default=16, show_default=True, help="Points of a prompt.")
+@click.option(
+    "--workspace",
+    default="1GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Working memory of a layer, like 512MiB.",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    help="Measured kernels: read if it is there, and extended. TensorRT only.",
+)
+@click.option(
+    "--version-compatible", is_flag=True, help="For later releases of TensorRT, too; not for RTX."
+)
+@click.option(
+    "--hardware-compatible",
+    type=click.Choice(["ampere+", "same-sm"]),
+    help="For other GPUs, too; not for RTX, not on Jetson.",
+)
+@click.option(
+    "--compute-capability",
+    metavar="LIST",
+    help="RTX only: GPUs to build for, like 86,89, or current. Default: Ampere and later.",
+)
+@click.option(
+    "--opt-level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="How long to look for fast kernels.",
+)
+@click.option("--tf32", is_flag=True, help="Let fp32 products round their inputs to TF32.")
+@click.option("--dry-run", is_flag=True, help="Show profiles and memory forecast, build nothing.")
+@click.option(
+    "--emit",
+    type=click.Choice(["trtexec", "polygraphy"]),
+    help="Print the same builds as commands of NVIDIA's tools, build nothing.",
+)
+@click.option("--force-memory", is_flag=True, help="Build even if memory is not expected to do.")
+@force_option
+@json_option
+def build_command(
+    bundle: str,
+    dry_run: bool,
+    emit: str | None,
+    force_memory: bool,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Compile the three graphs of BUNDLE, and store the engines below BUNDLE/engines.
+
+    Engines that are there already, made of the same graph, with the same settings, by the same
+    version, for the same GPU, are kept.
+    """
+    target, opened = _target(settings), Bundle.open(bundle)
+    if emit or dry_run:
+        click.echo(_without_building(opened, target, emit, as_json))
+        return
+    built = _build(opened, target, force, force_memory)
+    click.echo(json.dumps(_as_json(opened, built), indent=2) if as_json else _as_text(built))
+
+
+def _target(settings: dict[str, Any]) -> BuildTarget:
+    from tap_deploy.engines.target import (
+        BuildTarget,
+        bytes_from_text,
+        compute_capabilities_from_text,
+    )
+
+    capabilities = settings.pop("compute_capability")
+    workspace = bytes_from_text(settings.pop("workspace"))
+    return BuildTarget(
+        workspace_bytes=workspace,
+        compute_capabilities=compute_capabilities_from_text(capabilities) if capabilities else (),
+        **settings,
+    )
+
+
+def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_json: bool) -> str:
+    from tap_deploy.engines.bundle_build import planned_builds
+    from tap_deploy.engines.emit import tool_command
+    from tap_deploy.engines.forecast import available_memory
+    from tap_deploy.engines.gpu import local_gpu
+
+    gpu = local_gpu()
+    builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
+    if emit:
+        commands = {build.graph: tool_command(emit, build, target) for build in builds}
+        return json.dumps(commands, indent=2) if as_json else "\n\n".join(commands.values())
+    available = available_memory()
+    if as_json:
+        values = {"available_memory_bytes": available, "builds": [*map(_planned_json, builds)]}
+        return json.dumps(values, indent=2)
+    free = "unknown" if available is None else f"{available / GIB:.1f} GiB"
+    return "\n".join([*map(_planned_text, builds), f"memory and swap that are free: {free}"])
+
+
+def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool) -> list[BuiltPlan]:
+    from tap_deploy.engines.bundle_build import build_engines
+
+    with share_bar("build") as show:
+
+        def progress(graph: str, share: float, phase: str) -> None:
+            whole = (GRAPH_NAMES.index(graph) + share) / len(GRAPH_NAMES)
+            show(whole, f"{graph}: {phase}")
+
+        built = list(
+            build_engines(
+                bundle, target, force=force, force_memory=force_memory, on_progress=progress
+            )
+        )
+    for plan in built:
+        for note in plan.notes:
+            click.echo(f"note: {note}", err=True)
+    return built
+
+
+def _as_json(bundle: Bundle, built: list[BuiltPlan]) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "engines": [
+            json.loads(plan.record.to_json()) | {"path": str(plan.path), "cached": plan.cached}
+            for plan in built
+        ],
+    }
+
+
+def _as_text(built: list[BuiltPlan]) -> str:
+    lines = []
+    for plan in built:
+        record = plan.record
+        how = "kept" if plan.cached else f"built in {record.build_seconds:.1f} s"
+        lines.append(f"{plan.graph}: {how}, {record.size_bytes / MEGABYTE:.1f} MB, {plan.path}")
+        lines += [
+            f"  {name:<22} " + " ".join(f"{b} {'x'.join(map(str, s))}" for b, s in shapes.items())
+            for name, shapes in record.profiles.items()
+        ]
+        if record.layer_precisions is not None:
+            counts = ", ".join(f"{n} {p}" for p, n in record.layer_precisions.items())
+            lines.append(f"  layers: {counts}")
+    return "\n".join(lines)
+
+
+def _planned_text(build: PlannedBuild) -> str:
+    lines = [
+        f"{build.graph}: {build.weights_bytes / MEGABYTE:.1f} MB of weights, "
+        f"about {build.memory_bytes / GIB:.1f} GiB of memory to build"
+    ]
+    lines += [f"  {name:<22} {shapes}" for name, shapes in build.profile.items()]
+    return "\n".join(lines)
+
+
+def _planned_json(build: PlannedBuild) -> dict[str, Any]:
+    from tap_deploy.engines.profiles import profile_as_json
+
+    return {
+        "graph": build.graph,
+        "onnx": str(build.onnx_path),
+        "weights_bytes": build.weights_bytes,
+        "memory_forecast_bytes": build.memory_bytes,
+        "profile": profile_as_json(build.profile),
+    }

@@ -1,0 +1,208 @@
+"""The three graphs in a chain, on real pictures, in bounded memory, with interruptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+ir = pytest.importorskip("onnx_ir")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from tap_deploy import graphs
+from tap_deploy.bundle import Bundle
+from tap_deploy.engines import calibration, calibration_state
+from tap_deploy.engines.calibration import calibrate_bundle, default_plans, tensors_of_plans
+from tap_deploy.engines.calibration_images import CalibrationImages
+from tap_deploy.engines.collecting_session import EXPECTED_SIZES, CollectingSession
+from tap_deploy.engines.segments import num_values, segments_from_model
+from tap_deploy.errors import InputError
+from tap_deploy.image import load_image, model_image
+from tap_deploy.predictor import TapPredictor
+
+
+@pytest.fixture
+def images(pictures):
+    return CalibrationImages.from_path(pictures)
+
+
+@pytest.fixture
+def small(micro_bundle):
+    """Tensors of one block of each graph: enough to see the chain."""
+    plans = default_plans(micro_bundle)
+    few = {name: dataclasses.replace(plan, nodes=plan.nodes[:4]) for name, plan in plans.items()}
+    return tensors_of_plans(micro_bundle, few)
+
+
+def collecting_sessions(bundle, tensors, **options):
+    return {
+        name: CollectingSession(
+            bundle.graph_path(name, "fp32"), spec, tensors.get(name, ()), threads=1, **options
+        )
+        for name, spec in bundle.graph_specs().items()
+    }
+
+
+def test_the_default_plan_has_all_its_ranges(micro_bundle, ranges):
+    for graph, tensors in tensors_of_plans(micro_bundle, default_plans(micro_bundle)).items():
+        assert tensors <= ranges[graph].ranges.keys()
+        assert ranges[graph].num_samples == 2
+    assert set(ranges) == set(graphs.GRAPH_NAMES)
+
+
+def test_ranges_are_what_the_graph_computes(micro_bundle, ranges, images):
+    """The encoder, run by hand with one more output."""
+    name = "gelu"
+    model = ir.load(micro_bundle.graph_path("image_encoder", "fp32"))
+    value = next(v for n in model.graph for v in n.outputs if v.name == name)
+    model.graph.outputs.append(value)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    largest = 0.0
+    for path in images.paths:
+        picture, _ = model_image(load_image(path), micro_bundle.config.image_size)
+        largest = max(largest, float(np.abs(session.run([name], {"images": picture})[0]).max()))
+    assert ranges["image_encoder"].ranges[name] == pytest.approx(largest, rel=1e-5)
+
+
+def test_looking_changes_nothing(micro_bundle, predictor, photo, small):
+    """Prompts, masks and generated text are those of the fp32 bundle in use."""
+    sessions = collecting_sessions(micro_bundle, small)
+    with TapPredictor(sessions, micro_bundle.config) as looking:
+        found = looking.predict(photo, boxes=[[10, 20, 300, 200], [5, 5, 90, 90]])
+    expected = predictor.predict(photo, boxes=[[10, 20, 300, 200], [5, 5, 90, 90]])
+    np.testing.assert_array_equal(found.caption_ids, expected.caption_ids)
+    np.testing.assert_allclose(found.iou_predictions, expected.iou_predictions, atol=1e-5)
+    assert all(h.total > 0 for s in sessions.values() for h in s.histograms.values())
+
+
+def test_text_ranges_come_from_many_steps(micro_bundle, small, photo):
+    sessions = collecting_sessions(micro_bundle, small)
+    with TapPredictor(sessions, micro_bundle.config) as looking:
+        regions = looking.predict(photo, points=[[[9, 9, 1]]])
+    steps = int((regions.caption_ids[0] != micro_bundle.config.pad_id).sum())
+    assert steps > 2
+    seen = sessions["text_decoder"].histograms["layer_norm"].total
+    assert seen == steps * micro_bundle.config.text_dim
+
+
+def test_small_pieces_find_the_same(micro_bundle, small, photo):
+    limit = 200_000  # bytes: a few tensors
+    whole = collecting_sessions(micro_bundle, small)
+    cut = collecting_sessions(micro_bundle, small, limit_bytes=limit)
+    for sessions in (whole, cut):
+        with TapPredictor(sessions, micro_bundle.config) as looking:
+            looking.predict(photo, points=[[[9, 9, 1]]], masks=False)
+    for graph, session in whole.items():
+        for name, histogram in session.histograms.items():
+            other = cut[graph].histograms[name]
+            assert other.total == histogram.total
+            assert other.amax == pytest.approx(histogram.amax, rel=1e-5)
+
+
+def test_pieces_stay_below_the_limit(micro_bundle):
+    limit = 3_000_000
+    model = ir.load(micro_bundle.graph_path("image_encoder", "fp32"))
+    sizes = {v.name: 4 * num_values(v, EXPECTED_SIZES) for n in model.graph for v in n.outputs}
+    tensors = tensors_of_plans(micro_bundle, default_plans(micro_bundle))["image_encoder"]
+    segments = segments_from_model(model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit)
+    assert len(segments) > 3
+    for segment in segments:
+        assert len(segment.taps) == 1 or sum(sizes[name] for name in segment.taps) <= limit
+    assert {name for segment in segments for name in segment.taps} == tensors
+    nodes = [node.name for segment in segments for node in segment.model.graph]
+    assert sorted(nodes) == sorted(node.name for node in model.graph)  # each is run once
+
+
+def test_weights_beside_the_graph_are_found(micro_bundle, small, tmp_path):
+    path = tmp_path / "text_decoder.onnx"
+    ir.save(
+        ir.load(micro_bundle.graph_path("text_decoder", "fp32")),
+        path,
+        external_data="text_decoder.onnx.data",
+    )
+    spec = micro_bundle.graph_specs()["text_decoder"]
+    CollectingSession(path, spec, small["text_decoder"], threads=1).close()
+
+
+def test_unknown_tensor(micro_bundle):
+    with pytest.raises(InputError, match="no tensor 'nothing'"):
+        collecting_sessions(micro_bundle, {"text_decoder": {"nothing"}})
+
+
+def test_broken_weights_are_found(images, micro_bundle, small, monkeypatch):
+    add = calibration.MagnitudeHistogram.add
+
+    def poisoned(self, values):
+        add(self, values * np.float32(np.nan))
+
+    monkeypatch.setattr(calibration.MagnitudeHistogram, "add", poisoned)
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        calibrate_bundle(micro_bundle, images, tensors=small, samples=1, threads=1)
+
+
+def test_an_interrupted_calibration_goes_on(micro_bundle, small, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration_state, "SAVE_INTERVAL_SECONDS", 0.0)
+    options = {"method": "max", "tensors": small, "threads": 1}
+    cache = tmp_path / "cache.json"
+    seen = []
+
+    def interrupt(done, total):
+        seen.append(done)
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_bundle(micro_bundle, images, cache=cache, on_progress=interrupt, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json.state.npz"]
+    seen.clear()
+    resumed = calibrate_bundle(
+        micro_bundle,
+        images,
+        cache=cache,
+        on_progress=lambda done, total: seen.append(done),
+        **options,
+    )
+    assert seen == [1, 2]  # the first picture was not looked at again
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+    whole = calibrate_bundle(micro_bundle, images, **options)
+    assert resumed == whole
+    monkeypatch.setattr(calibration, "collect", None)  # a cache that fits needs no run
+    assert calibrate_bundle(micro_bundle, images, cache=cache, **options) == whole
+    with pytest.raises(InputError, match="stale: image_encoder has method max, expected mse"):
+        calibrate_bundle(micro_bundle, images, cache=cache, **(options | {"method": "mse"}))
+    with pytest.raises(InputError, match="stale: image_encoder has data_fingerprint"):
+        calibrate_bundle(micro_bundle, images, cache=cache, samples=1, **options)
+
+
+def test_a_state_of_other_pictures_is_not_taken(micro_bundle, small, images, tmp_path):
+    state = calibration_state.CalibrationState(path=tmp_path / "state", identity="one")
+    sessions = collecting_sessions(micro_bundle, small)
+    histograms = {name: session.histograms for name, session in sessions.items()}
+    histograms["text_decoder"]["layer_norm"].add(np.ones(3, np.float32))
+    state.save(histograms, 7, always=True)
+    assert dataclasses.replace(state, identity="two").restore(histograms) == 0
+    fresh = {n: s.histograms for n, s in collecting_sessions(micro_bundle, small).items()}
+    assert dataclasses.replace(state, identity="one").restore(fresh) == 7
+    assert fresh["text_decoder"]["layer_norm"].total == 3
+    (tmp_path / "state").write_bytes(b"half a file")
+    assert state.restore(fresh) == 0
+
+
+def test_another_graph_makes_the_cache_stale(micro_bundle, small, images, tmp_path):
+    shutil.copytree(micro_bundle.path, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    cache = tmp_path / "cache.json"
+    options = {"samples": 1, "tensors": small, "threads": 1, "method": "max", "cache": cache}
+    calibrate_bundle(bundle, images, **options)
+    path = bundle.graph_path("text_decoder", "fp32")
+    model = ir.load(path)
+    model.producer_name = "somebody"
+    ir.save(model, path)
+    with pytest.raises(InputError, match="stale: text_decoder has onnx_sha256"):
+        calibrate_bundle(bundle, images, **options)
+    forced = calibrate_bundle(bundle, images, force=True, **options)
+    assert calibrate_bundle(bundle, images, **options) == forced

@@ -1,0 +1,294 @@
+"""What a build is asked for: targets, profiles, forecasts, GPUs, and NVIDIA's own commands."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from tap_deploy import graphs
+from tap_deploy.config import VARIANTS
+from tap_deploy.engines import gpu as gpu_module
+from tap_deploy.engines.bundle_build import planned_builds
+from tap_deploy.engines.emit import tool_command
+from tap_deploy.engines.forecast import available_memory, build_memory_bytes, check_memory
+from tap_deploy.engines.gpu import gpu_from_driver, local_gpu
+from tap_deploy.engines.inspection import precisions_from_json
+from tap_deploy.engines.profiles import optimization_profile
+from tap_deploy.engines.target import (
+    BuildTarget,
+    bytes_from_text,
+    compute_capabilities_from_text,
+)
+from tap_deploy.errors import InputError
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "cuda"}, "backend is 'cuda'; expected one of tensorrt, tensorrt_rtx"),
+        ({"precision": "bf16"}, "unknown precision"),
+        ({"max_prompts": 0}, "max_prompts is 0; expected 1 or more"),
+        ({"workspace_bytes": 0}, "workspace_bytes is 0"),
+        ({"opt_level": 6}, "opt_level is 6; expected 0 to 5"),
+        ({"hardware_compatible": "turing+"}, "expected one of ampere"),
+        ({"compute_capabilities": ("8.6",)}, "has no --compute-capability"),
+        ({"backend": "tensorrt_rtx", "version_compatible": True}, "no --version-compatible"),
+        ({"backend": "tensorrt_rtx", "hardware_compatible": "ampere+"}, "no --hardware-compat"),
+        ({"backend": "tensorrt_rtx", "timing_cache": pathlib.Path("f")}, "no --timing-cache"),
+        ({"backend": "tensorrt_rtx", "compute_capabilities": ("86",)}, "'86' is none, like 8.6"),
+        ({"backend": "tensorrt_rtx", "compute_capabilities": ("current", "8.6")}, "stands alone"),
+    ],
+)
+def test_targets_that_cannot_be(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        BuildTarget(**settings)
+
+
+def test_options_build_the_same_again():
+    assert BuildTarget().options() == []
+    target = BuildTarget(
+        backend="tensorrt_rtx", precision="fp32", max_prompts=8, tf32=True,
+        compute_capabilities=("8.6", "12.0"), workspace_bytes=1 << 20,
+    )  # fmt: skip
+    assert shlex.join(target.options()) == (
+        "--max-prompts 8 --workspace 1048576 --compute-capability 8.6,12.0 --tf32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("86,89", ("8.6", "8.9")),
+        ("8.6, sm120", ("8.6", "12.0")),
+        ("current", ("current",)),
+        ("86,8.6", ("8.6",)),
+    ],
+)
+def test_compute_capabilities(text, expected):
+    assert compute_capabilities_from_text(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "8", "ampere", "86,", "8.60"])
+def test_no_compute_capabilities(text):
+    with pytest.raises(InputError, match="is none, like 86"):
+        compute_capabilities_from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1GiB", GIB),
+        ("512MiB", GIB // 2),
+        ("0.5g", GIB // 2),
+        ("1048576", 1 << 20),
+        ("64 KB", 65536),
+    ],
+)
+def test_sizes(text, expected):
+    assert bytes_from_text(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1TiB", "a lot"])
+def test_no_sizes(text):
+    with pytest.raises(InputError, match="is none, like 512MiB"):
+        bytes_from_text(text)
+
+
+def test_profiles_cover_every_call_of_the_predictor():
+    config = VARIANTS["tap_vit_b"]
+    specs = graphs.graph_specs(config)
+    target = BuildTarget(max_prompts=64, max_points=16)
+    profiles = {n: optimization_profile(s, target, config.text_seq_len) for n, s in specs.items()}
+    for name, spec in specs.items():
+        assert set(profiles[name]) == {tensor.name for tensor in spec.inputs}
+    past = profiles[graphs.TEXT_DECODER][graphs.PAST_KEY_VALUES]
+    # One dummy slot at position 0, and the whole cache as CUDA graphs want it.
+    assert (past.min[0], past.opt[0], past.max[0]) == (1, 40, 40)
+    assert (past.min[3], past.opt[3], past.max[3]) == (1, 16, 64)
+    assert profiles[graphs.IMAGE_ENCODER][graphs.IMAGES].max == (1, 1024, 1024, 3)
+    coords = profiles[graphs.PROMPT_DECODER][graphs.POINT_COORDS]
+    assert str(coords) == "min 1x1x2 opt 16x2x2 max 64x16x2"
+
+
+def test_the_usual_size_is_never_beyond_the_largest():
+    config = VARIANTS["tap_vit_b"]
+    spec = graphs.graph_specs(config)[graphs.PROMPT_DECODER]
+    target = BuildTarget(max_prompts=4, max_points=1)
+    coords = optimization_profile(spec, target, config.text_seq_len)[graphs.POINT_COORDS]
+    assert (coords.min, coords.opt, coords.max) == ((1, 1, 2), (4, 1, 2), (4, 1, 2))
+
+
+def test_the_forecast_follows_weights_and_workspace():
+    target = BuildTarget(workspace_bytes=2 * GIB)
+    on_server = build_memory_bytes(GIB, target, integrated=False)
+    on_jetson = build_memory_bytes(GIB, target, integrated=True)
+    assert on_server == 4.5 * GIB
+    assert on_jetson - on_server == target.workspace_bytes
+
+
+def test_free_memory_is_memory_and_swap(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\nSwapFree:  1000 kB\n")
+    assert available_memory(meminfo) == 4000 * 1024
+    meminfo.write_text("MemTotal:  8000 kB\n")
+    assert available_memory(meminfo) is None
+    assert available_memory(tmp_path / "absent") is None
+
+
+def test_the_refusal_says_what_to_do():
+    target = BuildTarget(precision="fp32")
+    check_memory(GIB, None, target)
+    check_memory(GIB, GIB, target)
+    with pytest.raises(InputError) as refused:
+        check_memory(5 * GIB, GIB, target)
+    for part in ("5.0 GiB", "1.0 GiB", "fallocate -l 4G", "--precision fp16", "--workspace",
+                 "another machine", "--force-memory"):  # fmt: skip
+        assert part in str(refused.value)
+
+
+class FakeDriver:
+    """As ``libcuda.so.1`` answers on an Orin; ``status`` is what ``cuInit`` returns."""
+
+    def __init__(self, status=0):
+        self.status = status
+
+    def cuInit(self, flags):
+        return self.status
+
+    def cuDeviceGet(self, device, ordinal):
+        return 0
+
+    def cuDeviceGetName(self, name, length, device):
+        ctypes.memmove(name, b"Orin\0", 5)
+        return 0
+
+    def cuDriverGetVersion(self, version):
+        version._obj.value = 12060
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 7, 18: 1}[attribute]
+        return 0
+
+
+def test_the_driver_is_asked_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(gpu_module, "_driver_release", lambda: "540.4.0")
+    assert dataclasses.asdict(gpu_from_driver(FakeDriver())) == {
+        "name": "Orin",
+        "compute_capability": "8.7",
+        "driver": "540.4.0 (CUDA 12.6)",
+        "integrated": True,
+    }
+    assert gpu_from_driver(FakeDriver(status=100)) is None  # CUDA_ERROR_NO_DEVICE
+
+
+def test_no_driver_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(gpu_module, "_LIBRARY", "libno-such-driver.so.1")
+    assert local_gpu() is None
+
+
+@pytest.mark.parametrize(
+    ("line", "release"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release", "540.4.0"),
+        ("nothing", None),
+    ],
+)
+def test_the_release_of_the_driver(tmp_path, line, release):
+    path = tmp_path / "version"
+    path.write_text(line)
+    assert gpu_module._driver_release(path) == release
+    assert gpu_module._driver_release(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no JSON", None),
+        ("[]", None),
+        ('{"Layers": []}', {}),
+        ('{"Layers": ["a", {"Outputs": []}, {"Outputs": ["b"]}]}', {"unknown": 3}),
+        ('{"Layers": [{"Outputs": [{"Format/Datatype": "Float"}]}]}', {"fp32": 1}),
+        ('{"Layers": [{"Outputs": [{"Format/Datatype": "BFloat16"}]}]}', {"bf16": 1}),
+        ('{"Layers": [{"Outputs": [{"DataType": "Int8", "Format": "FP32"}]}]}', {"int8": 1}),
+        ('{"Layers": [{"Outputs": [{"DataType": "Int32"}]}]}', {"int32": 1}),
+    ],
+)
+def test_the_inspectors_json(text, expected):
+    assert precisions_from_json(text) == expected
+
+
+def commands(bundle, tool, target):
+    builds = planned_builds(bundle, target)
+    texts = {build.graph: tool_command(tool, build, target) for build in builds}
+    return {graph: shlex.split(text.replace("\\\n", "")) for graph, text in texts.items()}
+
+
+def test_trtexec(micro_bundle, tmp_path):
+    target = BuildTarget(
+        precision="fp32", max_prompts=8, max_points=4, workspace_bytes=GIB // 2, opt_level=5,
+        timing_cache=tmp_path / "t.cache", version_compatible=True, hardware_compatible="same-sm",
+    )  # fmt: skip
+    words = commands(micro_bundle, "trtexec", target)[graphs.PROMPT_DECODER]
+    assert words == [
+        "trtexec",
+        f"--onnx={micro_bundle.graph_path(graphs.PROMPT_DECODER, 'fp32')}",
+        "--saveEngine=prompt_decoder.plan",
+        "--stronglyTyped",
+        "--minShapes=point_coords:1x1x2,point_labels:1x1",
+        "--optShapes=point_coords:8x2x2,point_labels:8x2",
+        "--maxShapes=point_coords:8x4x2,point_labels:8x4",
+        "--memPoolSize=workspace:512M",
+        "--builderOptimizationLevel=5",
+        "--profilingVerbosity=detailed",
+        "--noTF32",
+        f"--timingCacheFile={tmp_path / 't.cache'}",
+        "--versionCompatible",
+        "--hardwareCompatibilityLevel=sameComputeCapability",
+        "--skipInference",
+    ]
+
+
+def test_the_tool_of_rtx(micro_bundle):
+    target = BuildTarget(
+        backend="tensorrt_rtx", precision="fp32", compute_capabilities=("8.6", "12.0")
+    )
+    words = commands(micro_bundle, "trtexec", target)[graphs.TEXT_DECODER]
+    assert words[0] == "tensorrt_rtx"
+    assert "--computeCapabilities=86,120" in words
+    assert any(w.startswith("--maxShapes=semantic_tokens:64x64,input_ids:64,past") for w in words)
+    here = dataclasses.replace(target, compute_capabilities=("current",))
+    assert "--useGpu" in commands(micro_bundle, "trtexec", here)[graphs.TEXT_DECODER]
+
+
+def test_polygraphy(micro_bundle, tmp_path):
+    target = BuildTarget(
+        precision="fp32", timing_cache=tmp_path / "t.cache", hardware_compatible="ampere+"
+    )
+    words = commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER]
+    text = " ".join(words)
+    assert text.startswith("env NVIDIA_TF32_OVERRIDE=0 polygraphy convert ")
+    assert "--trt-min-shapes semantic_tokens:[1,64] input_ids:[1] past_key_values:[1,2," in text
+    for option in (
+        "--strongly-typed",
+        "--pool-limit workspace:1073741824",
+        "--builder-optimization-level 3",
+        f"--load-timing-cache {tmp_path}/t.cache --save-timing-cache {tmp_path}/t.cache",
+        "--hardware-compatibility-level ampere_plus",
+    ):
+        assert option in text
+    rtx = BuildTarget(
+        backend="tensorrt_rtx", precision="fp32", tf32=True, compute_capabilities=("8.6",)
+    )
+    build = planned_builds(micro_bundle, rtx)[0]
+    comment, command = tool_command("polygraphy", build, rtx).split("\n", 1)
+    assert comment.startswith("# Polygraphy cannot set compute capabilities")
+    assert command.startswith("env POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy convert ")

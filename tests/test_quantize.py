@@ -1,0 +1,167 @@
+"""int8 in a bundle: from the command line to graphs that run and that a builder compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+ir = pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxruntime")
+
+from tap_deploy import graphs
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli import main
+from tap_deploy.engines import quantize
+from tap_deploy.engines.calibration_table import load_tables
+from tap_deploy.engines.quantization_plan import QuantizationPlan
+from tap_deploy.engines.quantize import QuantizeOptions, few_images_warning, quantize_bundle
+from tap_deploy.errors import InputError, SessionError
+from tap_deploy.predictor import TapPredictor
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def copy_of(bundle, folder):
+    shutil.copytree(bundle.path, folder / "bundle")
+    return Bundle.open(folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def quantized(micro_bundle, pictures, tmp_path_factory):
+    """A bundle with fp16 and both int8 variants, made by the command; and what it printed."""
+    from tap_deploy.engines.fp16 import add_fp16
+
+    bundle = copy_of(micro_bundle, tmp_path_factory.mktemp("quantized"))
+    add_fp16(bundle, threads=1)
+    options = ("--calibration-data", pictures, "--threads", 1, "--samples", 1, "--no-verdict")
+    printed = run("quantize", bundle.path, *options, "--json")
+    return Bundle.open(bundle.path), printed
+
+
+def test_the_command(quantized):
+    bundle, (code, out, err) = quantized
+    assert (code, err) == (0, f"warning: {few_images_warning(1)}\n")
+    summary = json.loads(out)
+    assert set(summary["graphs"]) == {"int8", "int8_fp32"}
+    assert summary["calibration"]["method"] == "entropy"
+    assert summary["calibration"]["num_samples"] == 1
+    for variant, found in summary["graphs"].items():
+        for name, graph in found.items():
+            nodes = bundle.manifest.precisions[variant]["graphs"][name]["quantized_nodes"]
+            assert graph["quantized_nodes"] == len(nodes) > 0
+            assert graph["weights_bytes"] < graph["fp32_weights_bytes"]
+            assert bundle.graph_path(name, variant) == bundle.path / graph["file"]
+    tables = load_tables(bundle.path / summary["calibration"]["ranges"])
+    assert set(tables) == set(graphs.GRAPH_NAMES)
+    assert "calibration/ranges.json" in bundle.manifest.files
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_an_nvidia_builder_compiles_int8_over_fp16(quantized, rtx_plan, name):
+    bundle, _ = quantized
+    path = bundle.graph_path(name, "int8")
+    assert rtx_plan(path, bundle.graph_specs("int8")[name])
+    model = ir.load(path)
+    scales = {n.inputs[1].dtype for n in model.graph if n.op_type == "QuantizeLinear"}
+    assert scales == {ir.DataType.FLOAT16}
+    record = bundle.manifest.graphs["int8"][name]
+    assert (record.opset, record.ir_version) == (20, 10)
+    half = bundle.manifest.graphs["fp16"][name].weights_bytes
+    assert record.weights_bytes < half
+
+
+def test_it_runs(quantized, predictor, photo):
+    """Random weights tell little of accuracy; near is near all the same."""
+    bundle, _ = quantized
+    points = [[[x, y, 1]] for x in (90, 300, 500) for y in (90, 300)]
+    with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as int8:
+        found = int8.predict(photo, points=points)
+    expected = predictor.predict(photo, points=points)
+    same = (found.masks == expected.masks).mean()
+    assert 0.9 < same < 1
+    np.testing.assert_allclose(found.iou_predictions, expected.iou_predictions, atol=0.2)
+
+
+def test_int8_is_replaced_by_force_only(quantized, pictures, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path)
+    options = QuantizeOptions(calibration_data=pictures, method="max", samples=1, threads=1)
+    with pytest.raises(InputError, match="has int8 and int8_fp32; pass --force"):
+        quantize_bundle(bundle, options)
+    forced = dataclasses.replace(options, force=True)
+    plan = QuantizationPlan(graph="text_decoder", nodes=("blocks.0.qkv/Gemm",))
+    with pytest.warns(UserWarning, match="1 calibration picture,"):
+        known = quantize_bundle(bundle, forced, plans={"text_decoder": plan})
+    assert Bundle.open(bundle.path).manifest.precisions.items() >= known.items()
+    text = known["int8_fp32"]["graphs"]["text_decoder"]
+    assert text == {"quantized_nodes": ["blocks.0.qkv/Gemm"]}
+    counts = bundle.manifest.graphs["int8_fp32"]["text_decoder"].op_types
+    assert counts["QuantizeLinear"] == 1
+    assert known["int8"]["calibration"]["method"] == "max"
+
+
+def test_a_failure_leaves_the_bundle_as_it_was(micro_bundle, pictures, tmp_path, monkeypatch):
+    bundle = copy_of(micro_bundle, tmp_path)
+    before = bundle.manifest
+    save, saved = quantize.save_graph, []
+
+    def failing(*arguments):
+        saved.append(save(*arguments))
+        if len(saved) == 2:
+            raise SessionError("no more")
+        return saved[-1]
+
+    monkeypatch.setattr(quantize, "save_graph", failing)
+    options = QuantizeOptions(calibration_data=pictures, method="max", samples=1, threads=1)
+    with pytest.raises(SessionError), pytest.warns(UserWarning, match="guesses"):
+        quantize_bundle(bundle, options)
+    assert Bundle.open(bundle.path).manifest == before
+
+
+def test_without_pictures_it_refuses(micro_bundle, tmp_path):
+    code, _, err = run("quantize", micro_bundle.path)
+    assert code == 2
+    assert "int8 needs real pictures" in err
+    code, _, err = run("quantize", micro_bundle.path, "--calibration-data", tmp_path)
+    assert code == 2
+    assert "holds no pictures" in err
+    assert "int8_fp32" not in Bundle.open(micro_bundle.path).manifest.graphs
+
+
+def test_export_makes_int8_as_well(assets, pictures, tmp_path):
+    arguments = ["export", "--synthetic-weights", "0", "--config", assets["config"]]
+    arguments += ["-o", tmp_path / "bundle", "--precision", "int8"]
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "int8 needs real pictures" in err
+    assert not (tmp_path / "bundle").exists()
+    code, out, err = run(*arguments, "--calibration-data", pictures / "a.png")
+    assert code == 0, err
+    assert "int8 ranges by entropy on 1 picture" in out
+    assert "int8_fp32" in Bundle.open(tmp_path / "bundle").manifest.graphs
+
+
+def test_options():
+    for changes, message in [
+        ({"method": "best"}, "unknown method 'best'"),
+        ({"samples": 0}, "samples is 0"),
+        ({"calibration_data": None}, "real pictures"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            QuantizeOptions(**({"calibration_data": "x"} | changes))
+
+
+def test_a_hundred_pictures_need_no_warning(micro_bundle, pictures, tmp_path, monkeypatch):
+    images = QuantizeOptions(calibration_data=pictures).images()
+    many = dataclasses.replace(images, paths=images.paths * 50, digests=images.digests * 50)
+    monkeypatch.setattr(quantize, "calibrate_bundle", lambda *args, **options: {})
+    options = QuantizeOptions(calibration_data=pictures)
+    with pytest.raises((KeyError, StopIteration)):  # it goes on to the empty tables
+        quantize_bundle(copy_of(micro_bundle, tmp_path), options, images=many)
