@@ -143,7 +143,14 @@ class QdqWriter:
 
     def _float_dtype(self, value: ir.Value) -> str:
         known = {ir.DataType.FLOAT16: "float16", ir.DataType.FLOAT: "float32"}
-        return self.float_dtype if value.dtype is None else known[value.dtype]
+        if value.dtype is None:
+            return self.float_dtype
+        if value.dtype not in known:
+            raise InputError(
+                f"tensor {value.name} is {value.dtype.name}; expected FLOAT or FLOAT16; leave the "
+                "nodes that read it out of the plan"
+            )
+        return known[value.dtype]
 
     def _initializer(self, name: str, values: np.ndarray) -> ir.Value:
         tensor = ir.tensor(values, name=name)
