@@ -10,14 +10,15 @@ from typing import Any
 UNKNOWN = "unknown"
 # What TensorRT calls them: 10.x "Half" or "Row major linear FP16 format", 11.x "Half".
 _NAMES = {
-    "fp32": r"fp32|float\b|float32",
-    "fp16": r"\bfp16|half|float16",
-    "bf16": r"bf16|bfloat16",
-    "int8": r"int8",
-    "fp8": r"fp8",
-    "int32": r"int32",
-    "int64": r"int64",
-    "bool": r"bool",
+    "fp32": r"\b(fp32|float|float32)\b",
+    "fp16": r"\b(fp16|half|float16)\b",
+    "bf16": r"\b(bf16|bfloat16)\b",
+    "int8": r"\bint8\b",
+    "uint8": r"\buint8\b",
+    "fp8": r"\bfp8\b",
+    "int32": r"\bint32\b",
+    "int64": r"\bint64\b",
+    "bool": r"\bbool\b",
 }
 
 

@@ -38,6 +38,7 @@ from tap_deploy.manifest import (
     Manifest,
 )
 from tap_deploy.precisions import FP32
+from tap_deploy.reference.checkpoint import Checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions import create_session
 from tap_deploy.tokenizer import Tokenizer
@@ -157,6 +158,25 @@ def _verify(
     (folder / GOLDEN_FILE).parent.mkdir()
     samples[0].compact().save(folder / GOLDEN_FILE)
     return report
+
+
+def checkpoint_record(
+    file: str, checkpoint: Checkpoint, *, synthetic: bool = False
+) -> CheckpointRecord:
+    """Return what a manifest says of a checkpoint that was read.
+
+    Args:
+        file: name of the file.
+        checkpoint: what it held.
+        synthetic: the weights are made up.
+    """
+    return CheckpointRecord(
+        file=file,
+        sha256=checkpoint.sha256,
+        md5=checkpoint.md5,
+        known_as=checkpoint.known_as,
+        synthetic=synthetic,
+    )
 
 
 def tool_versions() -> dict[str, str]:

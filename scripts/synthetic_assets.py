@@ -6,21 +6,20 @@ without any download. Masks, names and captions that come out of them mean nothi
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
-import sentencepiece
 
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import TapError
 from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import save_checkpoint
 from tap_deploy.reference.synthetic import synthetic_state_dict
+from tap_deploy.training.caption_tokenizer import train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOGIT_SCALE = 100.0  # the published concept weights carry CLIP's
@@ -57,7 +56,7 @@ def main(config_path: Path, seed: int, output: Path) -> None:
         save_checkpoint(synthetic_state_dict(config, seed), output / "checkpoint.pkl")
         made_up_vocabulary(config.sem_embed_dim, seed).save(output / "concepts.npz")
         with atomic_file(output / "tokenizer.model") as partial:
-            partial.write_bytes(train_tokenizer(config.vocab_size))
+            partial.write_bytes(train_tokenizer(own_prose(), config.vocab_size))
     except TapError as error:
         raise click.ClickException(str(error)) from error
     for path in sorted(output.iterdir()):
@@ -72,34 +71,6 @@ def made_up_vocabulary(dim: int, seed: int) -> Vocabulary:
     weights = np.random.default_rng(seed).standard_normal((dim, len(CONCEPTS)))
     weights *= LOGIT_SCALE / np.linalg.norm(weights, axis=0)
     return Vocabulary(weights=weights.astype(np.float32), names=CONCEPTS)
-
-
-def train_tokenizer(vocab_size: int) -> bytes:
-    """Return a SentencePiece model of exactly ``vocab_size`` pieces, trained on our own prose.
-
-    Raises:
-        InputError: the prose is too short for so many pieces.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=own_prose(),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            unk_id=0,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            pad_id=-1,  # the published tokenizer has no pad piece either
-            num_threads=1,  # the same file every time
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise InputError(
-            f"no tokenizer of {vocab_size} pieces can be trained from the prose of this project; "
-            "expected a config with a vocab_size of a few hundred"
-        ) from error
-    return model.getvalue()
 
 
 def own_prose() -> Iterator[str]:

@@ -11,13 +11,20 @@ from tap_deploy.errors import BundleError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GraphSpec, graph_specs
 from tap_deploy.manifest import MANIFEST_NAME, FileRecord, Manifest
-from tap_deploy.precisions import FP32, VARIANT_DTYPES
+from tap_deploy.precisions import FP16, FP32, INT8, VARIANT_DTYPES, precision_of
 from tap_deploy.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
 CONCEPTS_FILE = "concepts.npz"
 GOLDEN_FILE = "golden/samples.npz"
 ONNX_FOLDER = "onnx"
+
+# What makes a precision that a bundle does not have.
+_REMEDIES = {
+    FP32: "export it again",
+    FP16: "add it with: tap-export convert BUNDLE --precision fp16",
+    INT8: "add it with: tap-export quantize BUNDLE --calibration-data FOLDER",
+}
 
 
 class Bundle:
@@ -66,8 +73,8 @@ class Bundle:
         records = self.manifest.graphs.get(variant)
         if records is None:
             raise BundleError(
-                f"bundle {self.path} has no precision {variant!r}; "
-                f"it has {', '.join(self.manifest.graphs)}"
+                f"bundle {self.path} has no precision {precision_of(variant)!r}; "
+                f"it has {', '.join(self.manifest.graphs)}; {_REMEDIES[precision_of(variant)]}"
             )
         if name not in records:
             raise BundleError(f"bundle {self.path} lists no {variant} {name}; export it again")

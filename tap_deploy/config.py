@@ -149,7 +149,7 @@ class TapConfig:
 
     @classmethod
     def from_name(cls, name: str) -> TapConfig:
-        """Return a published variant: ``tap_vit_b``, ``tap_vit_l`` or ``tap_vit_h``.
+        """Return a published variant, ``tap_vit_b``, ``_l`` or ``_h``, or ``tap_demo``.
 
         Raises:
             InputError: there is no variant of that name.
@@ -159,11 +159,27 @@ class TapConfig:
         return VARIANTS[name]
 
 
+DEMO = "tap_demo"
 VARIANTS: dict[str, TapConfig] = {
     "tap_vit_b": TapConfig(encoder_depth=12, encoder_dim=768, encoder_heads=12),
     "tap_vit_l": TapConfig(encoder_depth=24, encoder_dim=1024, encoder_heads=16),
     "tap_vit_h": TapConfig(encoder_depth=32, encoder_dim=1280, encoder_heads=16),
+    # The small one that comes with this package. 256 pixels of 16: a grid of 16 x 16 in four
+    # windows, so that windowing is exercised. 5.9 million parameters: 12 MB in fp16.
+    DEMO: TapConfig(
+        image_size=256,
+        window_size=8,
+        encoder_depth=8,
+        encoder_dim=160,
+        encoder_heads=5,
+        image_embed_dim=128,
+        sem_embed_dim=128,
+        text_depth=2,
+        text_dim=192,
+        vocab_size=576,
+    ),
 }
+PUBLISHED = tuple(name for name in VARIANTS if name != DEMO)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

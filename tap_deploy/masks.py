@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,25 @@ def rle_from_mask(mask: npt.NDArray[np.bool_]) -> dict[str, list[int]]:
     if flat.size and flat[0]:
         counts.insert(0, 0)
     return {"size": list(mask.shape), "counts": counts}
+
+
+def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
+    """Decode what ``rle_from_mask`` gave, to a mask bool [H, W].
+
+    Raises:
+        InputError: ``size`` or ``counts`` is missing, or the runs do not fill the picture.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = np.asarray(rle["counts"], np.int64)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise InputError(f"mask has no size [H, W] and counts of whole numbers ({exc!r})") from exc
+    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+        raise InputError(
+            f"runs of a mask add up to {counts.sum()} pixels; expected {height} x {width}"
+        )
+    values = np.arange(len(counts)) % 2 == 1  # background first
+    return np.repeat(values, counts).reshape((height, width), order="F")
 
 
 def box_from_mask(mask: npt.NDArray[np.bool_]) -> list[int]:

@@ -32,3 +32,8 @@ def variant_for(precision: str, *, on_cpu: bool) -> str:
             f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
         )
     return INT8_FP32 if precision == INT8 and on_cpu else precision
+
+
+def precision_of(variant: str) -> str:
+    """Return the precision that a variant stands for: what a user asks for to get it."""
+    return INT8 if variant == INT8_FP32 else variant

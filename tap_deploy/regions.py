@@ -153,15 +153,19 @@ class Regions:
             words["caption"] = self.captions[index]
         return words
 
-    def visualize(self, image: ImageSource) -> Image.Image:
+    def visualize(self, image: ImageSource, scale: int = 1) -> Image.Image:
         """Draw masks, prompts and labels on the picture that was predicted on, mode RGB.
 
+        Args:
+            image: the picture.
+            scale: by how much its sides are enlarged first, 1..16; for small pictures.
+
         Raises:
-            InputError: the picture cannot be read, or has another size.
+            InputError: the picture cannot be read, or has another size; or no such scale.
         """
         from tap_deploy.visualize import draw_regions  # it imports this module
 
-        return draw_regions(image, self)
+        return draw_regions(image, self, scale)
 
     def _region_dict(self, index: int) -> dict[str, Any]:
         mask = None if self.masks is None else self.masks[index]

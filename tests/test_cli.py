@@ -249,7 +249,7 @@ def test_run_refuses_changed_and_truncated_bundles(copy, photo):
 
 def test_version_help_and_completion():
     assert invoke("--version").stdout.strip() == f"tap-export, version {__version__}"
-    for command in ("export", "run", "verify", "inspect", "doctor", "completion"):
+    for command in ("export", "build", "run", "verify", "inspect", "doctor", "completion"):
         assert command in invoke("--help").stdout
         assert "--help" in invoke(command, "--help").stdout
     for shell in ("bash", "zsh", "fish"):
@@ -284,6 +284,15 @@ def test_force_does_not_delete_what_it_reads(bundle, assets, tmp_path):
         "is not a folder with manifest.json",
     )
     assert (tmp_path / "models" / "precious").exists()
+
+
+def test_an_overlay_can_be_enlarged(bundle, photo, tmp_path):
+    overlay = tmp_path / "large.png"
+    args = ["run", bundle, photo, "--point", "285,160", "--overlay", overlay]
+    assert invoke(*args, "--overlay-scale", "2").exit_code == 0
+    with Image.open(photo) as original, Image.open(overlay) as drawn:
+        assert drawn.size == (2 * original.width, 2 * original.height)
+    refused(invoke(*args, "--overlay-scale", "17"), "17 is not in the range")
 
 
 def test_overlay_is_a_png_beside_the_picture(bundle, photo, tmp_path):

@@ -131,7 +131,7 @@ def test_derived_values_of_another_model(micro_config):
 
 @pytest.mark.parametrize("name", ["tap_vit_x", "", "TAP_VIT_B", "tap_vit_b_v1_1"])
 def test_an_unknown_variant_is_refused_with_the_known_ones(name):
-    expected = f"unknown model {name!r}; expected one of tap_vit_b, tap_vit_l, tap_vit_h"
+    expected = f"unknown model {name!r}; expected one of {', '.join(VARIANTS)}"
     with pytest.raises(InputError) as caught:
         TapConfig.from_name(name)
     assert str(caught.value) == expected

@@ -16,14 +16,15 @@ from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.builder import engine_from_onnx
 from tap_deploy.engines.bundle_build import build_engines, planned_builds
+from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.engines.profiles import profile_as_json
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
-# What the bundle of the tests holds. Add "fp16" and "int8" when the fixture converts to them.
-PRECISIONS = ("fp32",)
+# What the bundle of the tests holds. Add "int8" when ``converted`` quantizes as well.
+PRECISIONS = ("fp32", "fp16")
 
 
 class BlindRuntime(Strict):
@@ -39,11 +40,19 @@ class BlindRuntime(Strict):
         return None
 
 
+@pytest.fixture(scope="session")
+def converted(micro_bundle, tmp_path_factory):
+    """The micro model in every precision."""
+    folder = shutil.copytree(micro_bundle.path, tmp_path_factory.mktemp("converted") / "bundle")
+    bundle = Bundle.open(folder, check_hashes=False)
+    add_fp16(bundle)
+    return bundle
+
+
 @pytest.fixture
-def bundle(micro_bundle, tmp_path):
+def bundle(converted, tmp_path):
     """A copy that engines may be added to."""
-    folder = tmp_path / "bundle"
-    shutil.copytree(micro_bundle.path, folder)
+    folder = shutil.copytree(converted.path, tmp_path / "bundle")
     return Bundle.open(folder, check_hashes=False)
 
 
@@ -76,14 +85,16 @@ def build_text_decoder(bundle, target, **options):
     return engine_from_onnx(planned.onnx_path, target, profile=planned.profile, **options)
 
 
-def test_every_version_builds_every_graph(trt, bundle):
-    target = fp32(max_prompts=32, workspace_bytes=1 << 28, opt_level=4)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_version_builds_every_graph(trt, bundle, precision):
+    target = BuildTarget(precision=precision, max_prompts=32, workspace_bytes=1 << 28, opt_level=4)
     built = build(bundle, target)
     assert [plan.graph for plan in built] == list(graphs.GRAPH_NAMES)
     for plan, planned in zip(built, planned_builds(bundle, target), strict=True):
         header, onnx_bytes = read_plan(plan.path.read_bytes())
         assert header.fake == trt._version
         assert header.strongly_typed
+        assert header.outputs[0]["dtype"] == planned.spec.outputs[0].dtype  # the graph's types
         assert header.flags == []  # no precision flag, and not the TF32 that is set by default
         assert header.memory_pools == {"WORKSPACE": 1 << 28}
         assert header.builder_optimization_level == 4
@@ -101,7 +112,7 @@ def test_every_version_builds_every_graph(trt, bundle):
         assert record.layer_precisions is None  # the engine could not be deserialised
         assert (record.gpu, record.driver) == ("Orin", "540.4.0 (CUDA 12.6)")
         files = bundle.manifest.files
-        assert record.onnx_sha256 == files[f"onnx/fp32/{plan.graph}.onnx"].sha256
+        assert record.onnx_sha256 == files[f"onnx/{precision}/{plan.graph}.onnx"].sha256
         assert record.size_bytes == plan.path.stat().st_size
         assert record.build_seconds > 0
 

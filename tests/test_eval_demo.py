@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from training_standin import StandInScenes
+from training_standin import Oracle, StandInScenes
 
 from tap_deploy.cli import main
-from tap_deploy.errors import BundleError, InputError
+from tap_deploy.demo_model import DemoModel
+from tap_deploy.errors import BundleError, InputError, VerificationError
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def run(monkeypatch):
         if result.exception is not None:
             raise result.exception
         assert made == [("test", 512)]
+        made.clear()
         return result.output
 
     return invoke
@@ -56,6 +60,66 @@ def test_json_of_a_bundle_alone(run, micro_bundle):
     assert list(scores) == ["onnxruntime fp32"]
     assert scores["onnxruntime fp32"]["regions"] == 2
     assert 0 <= scores["onnxruntime fp32"]["point"]["mask_iou"] <= 1
+
+
+def subjects_by_precision(monkeypatch, opened):
+    """Bundles that answer the right way in fp32, and do not know the masks in int8."""
+
+    @contextlib.contextmanager
+    def bundle_subject(bundle, backend, precision, threads):
+        opened.append(precision)
+
+        def answer(_, item):
+            mask = np.zeros_like(item.mask) if precision == "int8" else item.mask
+            return mask, [item.name], item.caption
+
+        yield Oracle(StandInScenes(), answer)
+        opened.remove(precision)
+
+    monkeypatch.setattr("tap_deploy.cli.eval_demo.bundle_subject", bundle_subject)
+
+
+def test_precisions_stand_side_by_side_and_can_be_required(run, micro_bundle, monkeypatch):
+    opened = []
+    subjects_by_precision(monkeypatch, opened)
+    args = [str(micro_bundle.path), "--regions", "4", "--json"]
+    both = ["--precision", "fp32", "--precision", "int8", "--precision", "fp32"]
+    scores = json.loads(run(*args, *both))
+    assert list(scores) == ["onnxruntime fp32", "onnxruntime int8"]
+    assert scores["onnxruntime fp32"]["box"]["mask_iou"] == 1.0
+    assert scores["onnxruntime int8"]["box"]["mask_iou"] == 0.0
+    assert opened == []  # each was closed again
+    assert run(*args, "--require")  # fp32 alone reaches everything
+    with pytest.raises(VerificationError, match="2 targets are missed: onnxruntime int8: mask"):
+        run(*args, *both, "--require")
+
+
+def test_a_missed_target_is_exit_code_1_and_the_table_is_there(micro_bundle, monkeypatch):
+    monkeypatch.setattr("tap_deploy.training.scenes.SceneGenerator", lambda *_: StandInScenes())
+    subjects_by_precision(monkeypatch, [])
+    args = ["eval-demo", str(micro_bundle.path), "--regions", "2", "--precision", "int8"]
+    assert CliRunner().invoke(main, args).exit_code == 0
+    result = CliRunner().invoke(main, [*args, "--require"])
+    assert result.exit_code == 1 and "mask_iou" in result.stdout
+    assert result.stderr.startswith("error: 2 targets are missed: ")
+
+
+def test_without_a_bundle_the_shipped_model_is_scored(
+    run, micro_bundle, assets, monkeypatch, tmp_path
+):
+    demo = DemoModel(folder=tmp_path)
+    for path in (demo.weights, demo.concepts, demo.tokenizer):
+        path.write_bytes(assets["checkpoint"].read_bytes() if path == demo.weights else b"")
+    monkeypatch.setattr("tap_deploy.cli.eval_demo.DemoModel", lambda: demo)
+    exported = []
+
+    def export_demo(given, output):
+        exported.append(given)
+        return micro_bundle
+
+    monkeypatch.setattr("tap_deploy.training.demo_bundle.export_demo", export_demo)
+    scores = json.loads(run("--regions", "1", "--json"))
+    assert list(scores) == ["PyTorch", "onnxruntime fp32"] and exported == [demo]
 
 
 def test_what_cannot_be_evaluated_is_said(run, micro_bundle, assets, tmp_path):

@@ -45,7 +45,9 @@ def test_menu():
         "import tap_deploy",
         "import tap_deploy.cli",
         "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
-        "import tap_deploy.cli.export, tap_deploy.cli.doctor, tap_deploy.cli.quantize",
+        "import tap_deploy.cli.export, tap_deploy.cli.doctor, tap_deploy.cli.build",
+        "import tap_deploy.cli.quantize, tap_deploy.cli.verdict",
+        "import tap_deploy.plans, tap_deploy.engines.bundle_build, tap_deploy.engines.emit",
         "import tap_deploy.engines",
     ],
 )
@@ -67,7 +69,7 @@ def test_export_and_engines_do_not_know_each_other():
     pytest.importorskip("torch")
     exported = modules_after("import tap_deploy.export.bundle_export")
     assert not {name for name in exported if name.startswith("tap_deploy.engines")}
-    engines = modules_after("import tap_deploy.engines.rtx")
+    engines = modules_after("import tap_deploy.engines.bundle_build")
     assert not {name for name in engines if name.startswith(("tap_deploy.export", "torch"))}
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame
-from tap_deploy.masks import box_from_mask, masks_from_logits, rle_from_mask, select_mask_token
+from tap_deploy.masks import (
+    box_from_mask,
+    mask_from_rle,
+    masks_from_logits,
+    rle_from_mask,
+    select_mask_token,
+)
 
 GOLDEN = Path(__file__).parent / "data" / "tap_micro_outputs.npz"
 
@@ -92,6 +98,27 @@ def test_run_lengths_restore_the_mask(density: float, shape: tuple[int, int]) ->
     np.testing.assert_array_equal(restored, mask)
     assert all(count > 0 for count in rle["counts"][1:])
     assert all(type(count) is int for count in rle["counts"])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_run_lengths_can_be_read_back(density: float) -> None:
+    mask = np.random.default_rng(1).random((7, 11)) < density
+    np.testing.assert_array_equal(mask_from_rle(rle_from_mask(mask)), mask)
+
+
+@pytest.mark.parametrize(
+    ("rle", "message"),
+    [
+        ({"size": [2, 3], "counts": [1, 2]}, "add up to 3 pixels; expected 2 x 3"),
+        ({"size": [2, 3], "counts": [-1, 7]}, "expected 2 x 3"),
+        ({"size": [2], "counts": [2]}, "no size"),
+        ({"size": [2, 3]}, "no size"),
+        ({"size": [2, 3], "counts": "PPYo1"}, "no size"),
+    ],
+)
+def test_run_lengths_that_are_none_are_refused(rle: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mask_from_rle(rle)
 
 
 # pycocotools does not speak NumPy 2's __array__ yet.

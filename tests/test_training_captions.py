@@ -192,6 +192,14 @@ def test_a_tokenizer_of_an_impossible_size_is_refused(vocab_size):
         train_tokenizer(["a red cat on the left"] * 9, vocab_size)
 
 
+def test_a_tokenizer_of_prose_covers_all_of_its_characters(tmp_path):
+    """The stand-ins of published files have one too: any text will do."""
+    lines = ["Größe ≤ 12 MB → `tap_demo`", "the quick brown fox", "jumps over the lazy dog"]
+    (tmp_path / "tokenizer.model").write_bytes(train_tokenizer(lines * 3, 64))
+    encoder = CaptionEncoder(tmp_path / "tokenizer.model", 60)
+    assert Tokenizer(tmp_path / "tokenizer.model").decode(encoder.encode(lines)) == lines
+
+
 def test_the_encoder_refuses_what_does_not_fit(tokenizer_path, tmp_path):
     encoder = CaptionEncoder(tokenizer_path, 6)
     with pytest.raises(InputError, match="takes 7 ids with BOS and EOS; expected at most 6"):

@@ -68,10 +68,22 @@ def test_a_run_cannot_change_halfway(run):
     with pytest.raises(InputError, match="no training run to resume"):
         run("--resume")
     run("--steps", "1", "--held-out-regions", "2")
-    with pytest.raises(InputError, match="--steps, --learning-rate cannot change"):
+    with pytest.raises(InputError, match=r"^--learning-rate cannot change"):
         run("--resume", "--steps", "5", "--learning-rate", "1")
     with pytest.raises(InputError, match="pass --resume to continue it"):
         run("--steps", "1")
+
+
+def test_only_the_length_of_a_run_can_change(run, tmp_path):
+    run("--steps", "2", "--regions-per-picture", "3", "--held-out-regions", "2")
+    config = json.loads((tmp_path / "run/training.json").read_text())
+    assert config["regions_per_picture"] == 3
+    with pytest.raises(InputError, match="--steps is 1; expected at least 2, which are done"):
+        run("--resume", "--steps", "1")
+    more = run("--resume", "--steps", "4", "--report-every", "1", "--held-out-regions", "2")
+    assert [line.split()[0] for line in more.splitlines()] == ["3/4", "4/4"]
+    assert json.loads((tmp_path / "run/training.json").read_text()) == config | {"steps": 4}
+    assert run("--resume", "--steps", "4") == ""
 
 
 def test_a_signal_asks_the_run_to_stop_and_a_second_one_is_for_the_system(run):

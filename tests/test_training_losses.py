@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import DenseHead, coverage, dense_classes
+from tap_deploy.training.dense_head import DenseHead, coverage, dense_classes, outline_maps
 from tap_deploy.training.losses import (
     ConceptSpace,
     answering_tokens,
@@ -159,15 +159,43 @@ def test_coverage_by_hand():
     assert coverage(mask, 2).tolist() == [[0.5, 0.25], [0, 0]]
 
 
+def test_outlines_run_around_objects_and_between_them():
+    left, right = np.zeros((2, 4, 8), bool)
+    left[:, :3], right[:, 3:6] = True, True
+    objects, mixed = outline_maps([np.tile(left, (2, 1)), np.tile(right, (2, 1))], 4)
+    assert objects.tolist() == [[1, 1, 1, 0]] * 4
+    assert mixed.tolist() == [[0, 0.5, 0, 0]] * 4
+    assert outline_maps([], 4).tolist() == np.zeros((2, 4, 4)).tolist()
+
+
 def test_dense_loss_falls_to_zero_for_sure_cells():
     head = DenseHead(3, 2)
     with torch.no_grad():
         head.classify.weight.copy_(30 * torch.eye(3).reshape(3, 3, 1, 1))
         head.classify.bias.zero_()
+        head.outline.weight.fill_(-30)  # every cell has one feature, so: no object, no outline
+        head.outline.bias.zero_()
     cells = torch.tensor([[[0, 1], [2, 2]]])
     features = torch.nn.functional.one_hot(cells, 3).permute(0, 3, 1, 2).float()
-    assert head.loss(features, cells).item() == pytest.approx(0, abs=1e-6)
-    assert head.loss(0 * features, cells).item() == pytest.approx(math.log(3))
+    nothing = torch.zeros(1, 2, 8, 8)
+    assert head.loss(features, cells, nothing).item() == pytest.approx(0, abs=1e-6)
+    unsure = math.log(3) + 2 * math.log(2)
+    assert head.loss(0 * features, cells, nothing).item() == pytest.approx(unsure)
+    assert head.loss(features, cells, 1 - nothing).item() == pytest.approx(60, rel=1e-5)
+
+
+def test_outlines_of_a_cell_lie_in_the_cell():
+    head = DenseHead(1, 1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.outline.bias[:16] = torch.where(torch.arange(16) == 6, 30.0, -30.0)
+        head.outline.bias[16:] = -30
+        head.classify.bias[0] = 30
+    objects = torch.zeros(1, 2, 8, 8)
+    objects[0, 0, 1::4, 2::4] = 1  # row 1, column 2 of each 4 x 4 pixels
+    cells = torch.zeros(1, 2, 2, dtype=torch.int64)
+    assert head.loss(torch.zeros(1, 1, 2, 2), cells, objects).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_schedules():

@@ -10,13 +10,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from training_standin import NAMES, StandInScenes, shape_mask
+from training_standin import NAMES, Oracle, StandInScenes, shape_mask
 
 from tap_deploy.errors import InputError
-from tap_deploy.regions import Regions
 from tap_deploy.training.cider import cider_d, words
 from tap_deploy.training.evaluation import Scores, comparison, evaluate
-from tap_deploy.training.metrics import first_name, inner_point, mask_iou
+from tap_deploy.training.metrics import first_name, inner_point, inner_stroke, mask_iou
 
 
 def test_mask_iou_by_hand():
@@ -41,6 +40,25 @@ def test_the_inner_point_of_a_ring_is_not_in_its_hole():
     mask = shape_mask("disc", 30, 30, 20) & ~shape_mask("disc", 30, 30, 14)
     x, y = inner_point(mask)
     assert mask[int(y), int(x)]
+
+
+def test_a_stroke_follows_the_long_side_and_stays_inside():
+    mask = np.zeros((60, 80), np.bool_)
+    mask[20:30, 5:75] = True
+    stroke = inner_stroke(mask)
+    xs, ys = np.array(stroke).T
+    assert len(stroke) == 8 and np.ptp(ys) <= 1 and np.ptp(xs) > 50
+    turned = np.array(inner_stroke(np.ascontiguousarray(mask.T)))
+    assert np.ptp(turned[:, 0]) <= 1 and np.ptp(turned[:, 1]) > 50
+
+
+@pytest.mark.parametrize("name", ["ring", "disc", "dot"])
+def test_every_point_of_a_stroke_lies_in_the_mask(name):
+    ys, xs = np.mgrid[:50, :50]
+    distance = np.hypot(ys - 25, xs - 22)
+    masks = {"ring": (distance < 20) & (distance > 12), "disc": distance < 9, "dot": distance < 1}
+    for x, y in inner_stroke(masks[name]):
+        assert masks[name][int(y), int(x)]
 
 
 def test_the_border_of_the_picture_counts_as_an_edge():
@@ -119,44 +137,6 @@ def test_cider_needs_a_reference_for_everything():
         cider_d(["a", "b"], [["a"]])
     with pytest.raises(InputError, match="none empty"):
         cider_d(["a"], [[]])
-
-
-class Oracle:
-    """Knows the scenes, and answers as it is told to."""
-
-    def __init__(self, source, spoil):
-        self._by_image = {}
-        for seed in range(20):
-            scene = source.scene(seed)
-            self._by_image[scene.image.tobytes()] = scene
-        self._spoil = spoil
-
-    def predict(self, image, prompts):
-        scene = self._by_image[image.tobytes()]
-        count = len(prompts)
-        asked = [item for item in scene.objects if any(same(item, row) for row in prompts.coords)]
-        objects = [*asked, *asked]
-        assert len(objects) == count
-        answers = [self._spoil(i, item) for i, item in enumerate(objects)]
-        zeros = np.zeros((count, 1), np.float32)
-        return Regions(
-            masks=np.stack([mask for mask, _, _ in answers]),
-            iou_predictions=zeros[:, 0],
-            mask_index=np.zeros(count, np.int64),
-            concepts=[[(name, 0.1) for name in names] for _, names, _ in answers],
-            captions=[caption for _, _, caption in answers],
-            caption_ids=None,
-            semantic_tokens=zeros,
-            semantic_embeddings=zeros,
-            low_res_masks=zeros[:, :, None],
-            prompts=prompts,
-            image_height=image.shape[0],
-            image_width=image.shape[1],
-        )
-
-
-def same(item, row):
-    return row.flatten().tolist() == item.box.tolist()
 
 
 def test_a_subject_that_knows_everything_gets_full_marks():

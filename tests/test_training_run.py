@@ -97,6 +97,8 @@ def test_batches_depend_on_seed_and_step_alone(maker, captions):
         assert not torch.equal(maker[5].point_coords, changed.point_coords)
 
 
+# torch warns of more workers than cores; their order is what is tested.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_bring_the_batches_in_order(maker):
     first_step = TINY.steps - 5
     made = list(batches_from(maker, first_step, workers=2))
@@ -169,7 +171,7 @@ def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(maker, tmp_path
 def test_states_that_do_not_fit_are_refused(tmp_path):
     trainer = Trainer(TINY, vocabulary(), CPU)
     trainer.save(tmp_path / "state.pt")
-    other = Trainer(dataclasses.replace(TINY, steps=61), vocabulary(), CPU)
+    other = Trainer(dataclasses.replace(TINY, seed=1), vocabulary(), CPU)
     with pytest.raises(CheckpointError, match="belongs to another config"):
         other.load(tmp_path / "state.pt")
     (tmp_path / "state.pt").write_bytes(b"junk")
@@ -180,6 +182,26 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
     few = Vocabulary(weights=np.ones((7, 2), np.float32), names=("a", "b"))
     with pytest.raises(InputError, match="have 7 numbers; expected 16"):
         Trainer(TINY, few, CPU)
+
+
+def test_a_run_may_become_shorter_or_longer(maker, tmp_path):
+    begun = Trainer(TINY, vocabulary(), CPU)
+    for step in range(8):
+        begun.train_step(maker[step])
+    begun.save(tmp_path / "state.pt")
+    for steps in (8, 16, 90):
+        changed = Trainer(dataclasses.replace(TINY, steps=steps), vocabulary(), CPU)
+        changed.load(tmp_path / "state.pt")
+        assert changed.step == 8 and same_state(changed, begun)
+    shorter = Trainer(dataclasses.replace(TINY, steps=16), vocabulary(), CPU)
+    shorter.load(tmp_path / "state.pt")
+    shorter.train_step(maker[8])
+    # The cosine of the new length: 16 steps of which 5 are warm-up.
+    expected = TINY.learning_rate * (1 + np.cos(np.pi * 3 / 11)) / 2
+    assert shorter.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    too_short = Trainer(dataclasses.replace(TINY, steps=7), vocabulary(), CPU)
+    with pytest.raises(CheckpointError, match="has 8 steps behind it; expected at most 7"):
+        too_short.load(tmp_path / "state.pt")
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(maker):

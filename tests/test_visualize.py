@@ -13,6 +13,7 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.visualize import draw_regions
 from tap_deploy.visualize.colors import Box, color_of
+from tap_deploy.visualize.enlarge import enlarged_regions
 from tap_deploy.visualize.labels import Label, LabelStyle, LabelTexts, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 
@@ -244,3 +245,34 @@ def test_labels_keep_off_points_and_masks() -> None:
     corner = layout.place(label, (100, 100, 200, 200), gap=4)
     assert corner is not None
     assert corner != (100, 76)
+
+
+def test_an_enlarged_overlay_has_everything_in_its_place():
+    mask = np.zeros((1, 40, 60), np.bool_)
+    mask[0, 10:30, 5:25] = True
+    prompts = Prompts.concatenate(
+        [Prompts.from_points([[[12, 20, 1]]]), Prompts.from_boxes([[40, 10, 55, 30]])]
+    )
+    masks = np.concatenate([mask, np.zeros_like(mask)])
+    regions = regions_for(prompts, 40, 60, masks)
+    large = enlarged_regions(regions, 4)
+    assert (large.image_height, large.image_width) == (160, 240)
+    # The middle of pixel 12 is at 12.5; the corners of a box are edges of pixels.
+    assert large.prompts.coords[0, 0].tolist() == [12 * 4 + 1.5, 20 * 4 + 1.5]
+    assert large.prompts.coords[1].tolist() == [[160, 40], [220, 120]]
+    assert large.prompts.labels.tolist() == prompts.labels.tolist()
+    exact = mask[0].repeat(4, axis=0).repeat(4, axis=1)
+    assert np.count_nonzero(large.masks[0] != exact) < 0.02 * exact.sum()  # rounder corners
+    assert not large.masks[1].any()
+    picture = draw_regions(np.full((40, 60, 3), GREY, np.uint8), regions, scale=4)
+    assert picture.size == (240, 160)
+    pixels = np.asarray(picture)
+    assert near(pixels[80, 20], color_of(0), 60)  # the edge of the mask
+    assert near(pixels[80, 160], color_of(1), 60)  # the frame of the box
+
+
+@pytest.mark.parametrize("scale", [0, -1, 17])
+def test_scales_that_are_none_are_refused(scale):
+    regions = regions_for(Prompts.from_points([[[1, 1, 1]]]), 4, 4)
+    with pytest.raises(InputError, match=f"scale of the overlay is {scale}; expected 1 to 16"):
+        draw_regions(np.zeros((4, 4, 3), np.uint8), regions, scale)

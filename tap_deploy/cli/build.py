@@ -58,7 +58,7 @@ MEGABYTE, GIB = 1e6, 1 << 30
 @click.option(
     "--hardware-compatible",
     type=click.Choice(["ampere+", "same-sm"]),
-    help="For other GPUs, too; not for RTX, not on Jetson.",
+    help="For other GPUs, too; not for RTX.",
 )
 @click.option(
     "--compute-capability",
@@ -141,6 +141,8 @@ def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_
 
 def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool) -> list[BuiltPlan]:
     from tap_deploy.engines.bundle_build import build_engines
+    from tap_deploy.engines.forecast import available_memory
+    from tap_deploy.engines.gpu import local_gpu
 
     with share_bar("build") as show:
 
@@ -150,7 +152,13 @@ def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool)
 
         built = list(
             build_engines(
-                bundle, target, force=force, force_memory=force_memory, on_progress=progress
+                bundle,
+                target,
+                force=force,
+                force_memory=force_memory,
+                on_progress=progress,
+                find_gpu=local_gpu,
+                available_bytes=available_memory,
             )
         )
     for plan in built:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -12,15 +15,12 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.export import config_from_file
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import (
-    backend_option,
-    bundle_argument,
-    json_option,
-    precision_option,
-    threads_option,
-)
+from tap_deploy.cli.options import backend_option, json_option, threads_option
 from tap_deploy.cli.progress import stage_bar
+from tap_deploy.config import DEMO
+from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
+from tap_deploy.precisions import FP32, PRECISIONS
 from tap_deploy.predictor import TapPredictor
 
 if TYPE_CHECKING:
@@ -31,9 +31,17 @@ SPLIT = "test"  # nothing was trained or chosen on it
 
 
 @click.command("eval-demo")
-@bundle_argument
+@click.argument("bundle", type=click.Path(), required=False)
 @backend_option
-@precision_option
+@click.option(
+    "--precision",
+    "precisions",
+    default=(FP32,),
+    show_default=FP32,
+    multiple=True,
+    type=click.Choice(PRECISIONS),
+    help="Which graphs of the bundle to use; repeat it to compare several.",
+)
 @threads_option
 @click.option("--checkpoint", type=FILE, help="Score PyTorch on these weights as well.")
 @click.option("--config", type=FILE, help="TapConfig of the checkpoint; default: the bundle's.")
@@ -44,30 +52,60 @@ SPLIT = "test"  # nothing was trained or chosen on it
     show_default=True,
     help="How many objects to ask for, each with its box and with one point.",
 )
+@click.option(
+    "--require",
+    is_flag=True,
+    help="Exit with 1 if anything scored here misses a target of the demo model.",
+)
 @json_option
 def eval_demo_command(
-    bundle: str,
+    bundle: str | None,
     backend: str,
-    precision: str,
+    precisions: tuple[str, ...],
     threads: int | None,
     checkpoint: pathlib.Path | None,
     config: pathlib.Path | None,
     regions: int,
+    require: bool,
     as_json: bool,
 ) -> None:
     """Score BUNDLE on made scenes that the demo model was not trained on.
 
-    Masks at full picture size, names, captions. Needs the train extra for the scenes.
+    Without BUNDLE, the tap_demo that comes with the package is exported and scored, and PyTorch
+    beside it. Masks at full picture size, names, captions. Needs the train extra for the scenes.
     """
     if config is not None and checkpoint is None:
         raise InputError("--config without --checkpoint; pass the weights that it belongs to")
-    opened = Bundle.open(bundle)
-    subjects: dict[str, Subject] = {}
-    if checkpoint is not None:
-        subjects["PyTorch"] = reference_subject(opened, checkpoint, config)
-    subjects[f"{backend} {precision}"] = bundle_subject(bundle, backend, precision, threads)
-    scores = evaluate_subjects(subjects, opened.config.image_size, regions)
+    with contextlib.ExitStack() as stack:
+        if bundle is None:
+            checkpoint = checkpoint or DemoModel().require().weights
+            bundle = stack.enter_context(_exported_demo())
+        opened = Bundle.open(bundle)
+        subjects: dict[str, Subject] = {}
+        if checkpoint is not None:
+            subjects["PyTorch"] = reference_subject(opened, checkpoint, config)
+        for precision in dict.fromkeys(precisions):
+            subject = stack.enter_context(bundle_subject(bundle, backend, precision, threads))
+            subjects[f"{backend} {precision}"] = subject
+        scores = evaluate_subjects(subjects, opened.config.image_size, regions)
     click.echo(_as_json(scores) if as_json else _as_text(scores))
+    if require:
+        _require(scores)
+
+
+@contextlib.contextmanager
+def _exported_demo() -> Iterator[str]:
+    """Yield a bundle of the shipped model, in a folder that goes away again."""
+    from tap_deploy.training.demo_bundle import export_demo
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(export_demo(DemoModel(), pathlib.Path(folder, DEMO)).path)
+
+
+def _require(scores: dict[str, Scores]) -> None:
+    from tap_deploy.training.targets import require_targets
+
+    require_targets(scores)
 
 
 def evaluate_subjects(
@@ -90,16 +128,21 @@ def evaluate_subjects(
     return scores
 
 
-def bundle_subject(bundle: str, backend: str, precision: str, threads: int | None) -> Subject:
-    """Return a bundle as a subject.
+@contextlib.contextmanager
+def bundle_subject(
+    bundle: str, backend: str, precision: str, threads: int | None
+) -> Iterator[Subject]:
+    """Yield a bundle as a subject.
 
     Raises:
-        BundleError: the bundle is incomplete or changed.
+        BundleError: the bundle is incomplete or changed, or lacks the precision.
     """
     from tap_deploy.training.evaluation import BundleSubject
 
-    predictor = TapPredictor.from_bundle(bundle, backend, precision, threads, check_hashes=False)
-    return BundleSubject(predictor)
+    with TapPredictor.from_bundle(
+        bundle, backend, precision, threads, check_hashes=False
+    ) as predictor:
+        yield BundleSubject(predictor)
 
 
 def reference_subject(

@@ -14,7 +14,8 @@ from tap_deploy.cli.options import force_option, json_option, samples_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
-from tap_deploy.config import VARIANTS, TapConfig
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
+from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
 from tap_deploy.files import check_folder_output
 from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
@@ -29,7 +30,11 @@ FILE = click.Path(path_type=pathlib.Path)
 
 
 @click.command("export")
-@click.option("--model", type=click.Choice(list(VARIANTS)), help="A published variant.")
+@click.option(
+    "--model",
+    type=click.Choice(list(VARIANTS)),
+    help=f"A published variant, or {DEMO}, whose files come with this package.",
+)
 @click.option(
     "--config",
     type=FILE,
@@ -87,6 +92,11 @@ def export_command(
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer])
     name, tap_config = _named_config(model, config)
+    if model == DEMO:
+        demo = DemoModel()
+        if checkpoint is None and synthetic_weights is None:
+            checkpoint = demo.require().weights
+        concepts, tokenizer = concepts or demo.concepts, tokenizer or demo.tokenizer
     require_export_extra()
     from tap_deploy.export.bundle_export import NUM_STAGES, export_bundle
 
@@ -180,6 +190,7 @@ def config_from_file(path: pathlib.Path) -> TapConfig:
 def _load(
     config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None, mark_synthetic: bool
 ) -> tuple[TapModel, CheckpointRecord]:
+    from tap_deploy.export.bundle_export import checkpoint_record
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.synthetic import synthetic_model
 
@@ -190,13 +201,7 @@ def _load(
         record = CheckpointRecord(file=label, sha256="", md5="", known_as=None, synthetic=True)
         return synthetic_model(config, seed or 0), record
     tap_model, found = load_checkpoint(checkpoint, config)
-    return tap_model, CheckpointRecord(
-        file=checkpoint.name,
-        sha256=found.sha256,
-        md5=found.md5,
-        known_as=found.known_as,
-        synthetic=mark_synthetic,
-    )
+    return tap_model, checkpoint_record(checkpoint.name, found, synthetic=mark_synthetic)
 
 
 def _as_json(exported: ExportedBundle) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.options import bundle_argument, json_option
+from tap_deploy.plans import all_records, selftest_passed
 
 MEGABYTE = 1e6
 
@@ -16,7 +19,19 @@ MEGABYTE = 1e6
 def inspect_command(bundle: str, as_json: bool) -> None:
     """Show the graphs, operators, sizes and provenance of BUNDLE, after checking its files."""
     opened = Bundle.open(bundle)
-    click.echo(opened.manifest.to_json().rstrip() if as_json else describe(opened))
+    click.echo(_as_json(opened) if as_json else describe(opened))
+
+
+def _as_json(bundle: Bundle) -> str:
+    engines = [
+        json.loads(record.to_json())
+        | {
+            "path": path.relative_to(bundle.path).as_posix(),
+            "selftest_passed": selftest_passed(path.parent),
+        }
+        for path, record in all_records(bundle)
+    ]
+    return json.dumps(json.loads(bundle.manifest.to_json()) | {"engines": engines}, indent=2)
 
 
 def describe(bundle: Bundle) -> str:
@@ -45,7 +60,22 @@ def describe(bundle: Bundle) -> str:
     lines += ["", "files"]
     for file, entry in manifest.files.items():
         lines.append(f"  {entry.size_bytes / MEGABYTE:9.1f} MB  {entry.sha256[:12]}  {file}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_engines(bundle)])
+
+
+def _engines(bundle: Bundle) -> list[str]:
+    """Return what is known of the engines, from their sidecars; the plans are not read."""
+    lines: list[str] = []
+    for path, record in all_records(bundle):
+        later = " and later" if record.minimum_compute_capability else ""
+        verdict = {None: "not self-tested", True: "self-test passed", False: "SELF-TEST FAILED"}
+        lines.append(
+            f"  {record.size_bytes / MEGABYTE:9.1f} MB  {record.plan_sha256[:12]}  "
+            f"{path.relative_to(bundle.path).as_posix()} (SM "
+            f"{', '.join(record.compute_capabilities)}{later}, "
+            f"{record.build_seconds:.1f} s, {verdict[selftest_passed(path.parent)]})"
+        )
+    return ["", "engines", *lines] if lines else []
 
 
 def _verification(bundle: Bundle) -> str:

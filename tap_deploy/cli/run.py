@@ -25,6 +25,7 @@ from tap_deploy.image import load_image
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
+from tap_deploy.visualize.enlarge import MAX_SCALE as MAX_OVERLAY_SCALE
 
 FILE = click.Path(path_type=pathlib.Path)
 
@@ -63,6 +64,13 @@ FILE = click.Path(path_type=pathlib.Path)
 @click.option("--seed", type=click.IntRange(min=0), help="Makes draws repeatable.")
 @click.option("--convert", is_flag=True, help="Turn greyscale, alpha, CMYK pictures into RGB.")
 @click.option("--overlay", type=FILE, help="Draw the regions on the picture: a PNG to write.")
+@click.option(
+    "--overlay-scale",
+    type=click.IntRange(1, MAX_OVERLAY_SCALE),
+    default=1,
+    show_default=True,
+    help="Enlarge the overlay so many times, so that labels fit on a small picture.",
+)
 @backend_option
 @precision_option
 @threads_option
@@ -82,6 +90,7 @@ def run_command(
     seed: int | None,
     convert: bool,
     overlay: pathlib.Path | None,
+    overlay_scale: int,
     backend: str,
     precision: str,
     threads: int | None,
@@ -116,7 +125,7 @@ def run_command(
         )
     if overlay is not None:
         with atomic_file(overlay) as partial:
-            regions.visualize(picture).save(partial, "PNG")
+            regions.visualize(picture, overlay_scale).save(partial, "PNG")
     click.echo(regions.to_json() if as_json else describe(regions))
 
 

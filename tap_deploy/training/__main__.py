@@ -20,8 +20,16 @@ from tap_deploy.training.config import DTYPES, TrainingConfig
 from tap_deploy.training.run import RunOptions, train
 from tap_deploy.training.run_folder import RunFolder
 from tap_deploy.training.scenes import SceneGenerator
+from tap_deploy.training.trainer import steps_done
 
-_CHANGEABLE = ("steps", "seed", "dtype", "learning_rate", "pictures_per_step")
+_CHANGEABLE = (
+    "steps",
+    "seed",
+    "dtype",
+    "learning_rate",
+    "pictures_per_step",
+    "regions_per_picture",
+)
 
 
 @click.command("training", context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,10 +38,11 @@ _CHANGEABLE = ("steps", "seed", "dtype", "learning_rate", "pictures_per_step")
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="Stop after so long, to be resumed.")
-@click.option("--steps", type=int, help="Length of a new run.")
+@click.option("--steps", type=int, help="Length of the run; may change with --resume.")
 @click.option("--seed", type=int, help="Of weights, scenes and prompts of a new run.")
 @click.option("--learning-rate", type=float, help="The highest of a new run.")
 @click.option("--pictures-per-step", type=int, help="Scenes in a batch of a new run.")
+@click.option("--regions-per-picture", type=int, help="Prompts on each scene of a new run.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the products in a new run.")
 @click.option("--device", help="Default: cuda if there is a GPU, else cpu.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
@@ -82,10 +91,15 @@ def train_command(
 def begin_or_check(folder: RunFolder, resume: bool, changes: dict[str, Any]) -> None:
     """Begin a run with some numbers changed, or make sure that there is one to go on with.
 
+    A run that goes on may get another length, as long as it is not over by then.
+
     Raises:
-        InputError: numbers were changed for a run that goes on, or see ``RunFolder``.
+        InputError: other numbers were changed for a run that goes on, or fewer steps were asked
+            for than were done, or see ``RunFolder``.
+        CheckpointError: the state of the run is broken.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    steps = given.pop("steps", None) if resume else None
     if not resume:
         config = TrainingConfig(**given)
         tokenizer = train_tokenizer(vocab_size=config.model.vocab_size)
@@ -93,6 +107,11 @@ def begin_or_check(folder: RunFolder, resume: bool, changes: dict[str, Any]) -> 
     elif given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"{options} cannot change in a run that goes on; leave it out")
+    if steps is not None:
+        done = steps_done(folder.state) if folder.state.exists() else 0
+        if steps < done:
+            raise InputError(f"--steps is {steps}; expected at least {done}, which are done")
+        folder.change_steps(steps)
 
 
 def stop_on_signals() -> Callable[[], bool]:

@@ -15,7 +15,7 @@ from tap_deploy.image import model_image
 from tap_deploy.prompts import Prompts
 from tap_deploy.training.caption_tokenizer import CaptionEncoder
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import coverage, dense_classes
+from tap_deploy.training.dense_head import coverage, dense_classes, outline_maps
 from tap_deploy.training.prompt_sampling import first_prompts
 from tap_deploy.training.scene_source import SceneSource
 
@@ -36,6 +36,7 @@ class Batch:
     concepts: int64 ``[P]``, which of the names it has.
     caption_ids: int64 ``[P, L]``, BOS, the caption, EOS and padding.
     cell_classes: int64 ``[B, grid, grid]``, see ``dense_classes``.
+    outlines: float32 ``[B, 2, S, S]``, see ``outline_maps``.
     """
 
     images: torch.Tensor
@@ -45,6 +46,7 @@ class Batch:
     concepts: torch.Tensor
     caption_ids: torch.Tensor
     cell_classes: torch.Tensor
+    outlines: torch.Tensor
 
     @property
     def regions_per_picture(self) -> int:
@@ -104,6 +106,9 @@ class BatchMaker(Dataset[Batch]):
             concepts=torch.tensor([region.name_index for region in regions]),
             caption_ids=self._caption_ids(regions),
             cell_classes=torch.from_numpy(np.stack([self._cells(scene) for scene in scenes])),
+            outlines=torch.from_numpy(
+                np.stack([outline_maps([o.mask for o in scene.objects], size) for scene in scenes])
+            ),
         )
 
     def _caption_ids(self, regions: Sequence[SceneObject]) -> torch.Tensor:

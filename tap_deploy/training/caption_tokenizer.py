@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.config import BOS_ID, EOS_ID
+from tap_deploy.config import BOS_ID, DEMO, EOS_ID, VARIANTS
 from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.training.captions import PLACES, RELATIONS, CaptionParts
 from tap_deploy.training.colors import COLOR_WORDS
 from tap_deploy.training.emoji_names import OBJECT_NAMES
 
-DEFAULT_VOCAB_SIZE = 576  # nearly every word is one piece
+DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
 _NO_COLOR = ("",)
 _SIZES = ("", "small", "large")
 # Never in a caption, so it becomes the last piece: its id is the one that pads rows of ids.
@@ -26,19 +26,19 @@ _PADDING_CHARACTER = "☐"
 
 
 def train_tokenizer(
-    captions: Iterable[str] | None = None, vocab_size: int = DEFAULT_VOCAB_SIZE
+    texts: Iterable[str] | None = None, vocab_size: int = DEFAULT_VOCAB_SIZE
 ) -> bytes:
     """Return a SentencePiece model, the content of a ``.model`` file.
 
     Unknown is 0, BOS 1 and EOS 2; there is no pad piece. The last id pads, as in every model of
-    this family, and no caption uses it. The same captions give the same bytes.
+    this family, and no caption uses it. The same texts give the same bytes.
 
     Args:
-        captions: what to train on; by default ``every_phrase()``, which covers every caption.
+        texts: what to train on; by default ``every_phrase()``, which covers every caption.
         vocab_size: number of pieces, exactly.
 
     Raises:
-        InputError: the captions are too few for so many pieces, or have too many characters
+        InputError: the texts are too few for so many pieces, or have too many characters
             for so few.
         MissingDependencyError: sentencepiece is not installed.
     """
@@ -51,7 +51,7 @@ def train_tokenizer(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(every_phrase() if captions is None else captions),
+            sentence_iterator=iter(every_phrase() if texts is None else texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -67,8 +67,8 @@ def train_tokenizer(
         )
     except RuntimeError as exc:
         raise InputError(
-            f"no tokenizer of {vocab_size} pieces can be trained from these captions; expected "
-            "a few hundred pieces, and captions with words enough for them"
+            f"no tokenizer of {vocab_size} pieces can be trained from these texts; expected "
+            "a few hundred pieces, and words enough for them"
         ) from exc
     return model.getvalue()
 

@@ -6,27 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
-from tap_deploy.config import TapConfig
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.training.caption_tokenizer import DEFAULT_VOCAB_SIZE
 
 DTYPES = ("auto", "float32", "bfloat16")
 
-# 256 pixels of 16: a grid of 16 x 16 in four windows, so that windowing is exercised.
-DEMO_MODEL = TapConfig(
-    image_size=256,
-    patch_size=16,
-    window_size=8,
-    encoder_depth=8,
-    encoder_dim=160,
-    encoder_heads=5,
-    image_embed_dim=128,
-    sem_embed_dim=128,
-    text_depth=2,
-    text_dim=192,
-    text_seq_len=40,
-    vocab_size=DEFAULT_VOCAB_SIZE,
-)
+DEMO_MODEL = VARIANTS[DEMO]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +33,7 @@ class TrainingConfig:
         iou_weight: of the squared error of the IoU predictions.
         concept_weight: of the KL divergence in the concept space.
         caption_weight: of the cross-entropy of the captions.
-        dense_weight: of the auxiliary classification of grid cells, at first.
+        dense_weight: of the auxiliary classification of grid cells and outlines, at first.
         dense_fade_from: part of the run, 0..1, after which that weight falls.
         dense_fade_to: part of the run, 0..1, from which on it is 0.
         box_noise: the edges of a box prompt move by up to this part of its sides.
@@ -63,7 +48,7 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 7_500
+    steps: int = 5_200
     pictures_per_step: int = 16
     regions_per_picture: int = 3
     learning_rate: float = 1e-3
@@ -75,8 +60,8 @@ class TrainingConfig:
     concept_weight: float = 1.0
     caption_weight: float = 1.0
     dense_weight: float = 1.0
-    dense_fade_from: float = 0.4
-    dense_fade_to: float = 0.7
+    dense_fade_from: float = 0.5
+    dense_fade_to: float = 0.85
     box_noise: float = 0.1
     max_extra_points: int = 8
     sketch_share: float = 0.5

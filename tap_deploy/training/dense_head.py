@@ -1,7 +1,8 @@
 """The auxiliary head: what lies under each cell of the grid. It helps training, and is dropped.
 
 Concepts reach the image embeddings only through a few tokens, and for a long time by chance.
-Asking every cell for its class teaches them from the first step.
+Asking every cell for its class teaches them from the first step. In the same way, asking every
+cell where in it an object ends teaches what masks need for sharp edges.
 """
 
 from __future__ import annotations
@@ -14,22 +15,34 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tap_deploy.config import MASK_UPSCALE
+
+_OUTLINE_MAPS = 2
+_OUTLINE_WEIGHT = 2.0  # beside the classes: most pixels are easy, so its mean is small
+
 
 class DenseHead(nn.Module):
-    """A linear classifier on every cell of the image embeddings."""
+    """Linear classifiers on every cell of the image embeddings: its class, and its outlines."""
 
     def __init__(self, image_embed_dim: int, num_classes: int) -> None:
         super().__init__()
         self.classify = nn.Conv2d(image_embed_dim, num_classes + 1, 1)
+        self.outline = nn.Conv2d(image_embed_dim, _OUTLINE_MAPS * MASK_UPSCALE**2, 1)
 
-    def loss(self, image_embeddings: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over all cells, a scalar.
+    def loss(
+        self, image_embeddings: torch.Tensor, classes: torch.Tensor, outlines: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross-entropy over all cells and, weighted, over all low-resolution pixels, a scalar.
 
         Args:
             image_embeddings: float ``[B, C, grid, grid]``.
             classes: int64 ``[B, grid, grid]``, K is the background.
+            outlines: float ``[B, 2, S, S]``, see ``outline_maps``.
         """
-        return F.cross_entropy(self.classify(image_embeddings).float(), classes)
+        found = F.pixel_shuffle(self.outline(image_embeddings).float(), MASK_UPSCALE)
+        outline_loss = F.binary_cross_entropy_with_logits(found, outlines)
+        class_loss = F.cross_entropy(self.classify(image_embeddings).float(), classes)
+        return class_loss + _OUTLINE_WEIGHT * outline_loss
 
 
 def dense_classes(
@@ -50,6 +63,25 @@ def dense_classes(
     table = np.array([*classes, background])
     found: npt.NDArray[np.int64] = table[shares.argmax(axis=0)]
     return found
+
+
+def outline_maps(masks: Sequence[npt.NDArray[np.bool_]], size: int) -> npt.NDArray[np.float32]:
+    """Return where objects are and where they end, float32 ``[2, size, size]``, 0..1.
+
+    The first map is the part of a pixel that any object covers. The second one is the part that
+    is not of whatever covers most of it, be it an object or the background: it is above 0 where
+    an outline runs, also one between two objects.
+
+    Args:
+        masks: bool [S, S] each, S a multiple of ``size``; they do not overlap.
+        size: pixels along a side.
+    """
+    if not masks:
+        return np.zeros((_OUTLINE_MAPS, size, size), np.float32)
+    covered = np.stack([coverage(mask, size) for mask in masks])  # [n, size, size]
+    objects = covered.sum(axis=0)
+    mixed = 1 - np.maximum(covered.max(axis=0), 1 - objects)
+    return np.stack([objects, mixed]).clip(0, 1)
 
 
 def coverage(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.float32]:

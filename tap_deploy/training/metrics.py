@@ -1,12 +1,16 @@
-"""Measures of one answer: masks, points to ask with, names in captions."""
+"""Measures of one answer: masks, points and strokes to ask with, names in captions."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+_DIRECTIONS = 16  # of a stroke that are tried
+_STROKE_SHARE = 0.8  # of the way to the edge of an object that a stroke goes
 
 
 def mask_iou(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
@@ -31,6 +35,29 @@ def inner_point(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return float(x), float(y)
 
 
+def inner_stroke(mask: npt.NDArray[np.bool_], count: int = 8) -> list[tuple[float, float]]:
+    """Return a stroke over a mask as pixels x and y, as a person would cross out the object.
+
+    It is straight, runs through ``inner_point`` in the direction in which the mask goes on
+    longest, and stops short of both ends. Every pixel of it lies in the mask.
+
+    Args:
+        mask: bool [H, W], not empty.
+        count: points of the stroke.
+    """
+    x, y = inner_point(mask)
+    best = (0, 0, 0.0, 0.0)  # length there and back, then the direction
+    for direction in range(_DIRECTIONS):
+        angle = direction * math.pi / _DIRECTIONS
+        dx, dy = math.cos(angle), math.sin(angle)
+        ahead, behind = _run(mask, x, y, dx, dy), _run(mask, x, y, -dx, -dy)
+        if ahead + behind > best[0] + best[1]:
+            best = (ahead, behind, dx, dy)
+    ahead, behind, dx, dy = best
+    steps = np.linspace(-_STROKE_SHARE * behind, _STROKE_SHARE * ahead, count)
+    return [(float(round(x + step * dx)), float(round(y + step * dy))) for step in steps]
+
+
 def first_name(caption: str, names: Sequence[str]) -> str | None:
     """Return which of the names stands first in a caption, as whole words, or None.
 
@@ -43,6 +70,17 @@ def first_name(caption: str, names: Sequence[str]) -> str | None:
         if (match := re.search(rf"\b{re.escape(name)}\b", caption, re.IGNORECASE))
     ]
     return min(found)[2] if found else None
+
+
+def _run(mask: npt.NDArray[np.bool_], x: float, y: float, dx: float, dy: float) -> int:
+    """Return how many steps of a pixel lead from a point to the edge of its mask."""
+    height, width = mask.shape
+    step = 0
+    while True:
+        column, row = round(x + (step + 1) * dx), round(y + (step + 1) * dy)
+        if not (0 <= column < width and 0 <= row < height and mask[row, column]):
+            return step
+        step += 1
 
 
 def _eroded(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

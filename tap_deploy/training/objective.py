@@ -151,7 +151,7 @@ class Objective(nn.Module):
     def _dense_loss(self, images: torch.Tensor, batch: Batch, step: int) -> torch.Tensor:
         if self.config.dense_weight_at(step) == 0:
             return torch.zeros((), device=images.device)
-        return self.dense.loss(images.float(), batch.cell_classes)
+        return self.dense.loss(images.float(), batch.cell_classes, batch.outlines)
 
     def _sum(self, first: _Stage, second: _Stage, dense: torch.Tensor, step: int) -> Losses:
         weights = self.config

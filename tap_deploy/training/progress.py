@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tap_deploy.errors import InputError
 from tap_deploy.training.evaluation import Scores
 from tap_deploy.training.objective import Losses
 
@@ -63,6 +64,27 @@ class Progress:
         self._sums: dict[str, torch.Tensor | float] = {}  # numbers only when asked for: a GPU waits
         self._count = 0
         self._since = self._last = time.monotonic()
+
+
+def training_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return how far a run has come, from its file of JSON lines.
+
+    Returns:
+        ``step`` and ``steps`` of the last report, and ``hours`` of training until then.
+
+    Raises:
+        InputError: there is no such file, or it holds no report.
+    """
+    try:
+        reports = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+        last, seconds, step = reports[-1], 0.0, 0
+        for report in reports:
+            # A run that was killed after a report does the steps since then again.
+            seconds += report["seconds_per_step"] * max(0, report["step"] - step)
+            step = max(step, report["step"])
+        return {"step": last["step"], "steps": last["steps"], "hours": round(seconds / 3600, 3)}
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise InputError(f"{path} holds no report of a run ({exc!r}); train first") from exc
 
 
 def _line(step: int, steps: int, losses: dict[str, float], scores: Scores, seconds: float) -> str:

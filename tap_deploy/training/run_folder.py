@@ -100,6 +100,15 @@ class RunFolder:
             ) from exc
         return TrainingConfig.from_dict(values)
 
+    def change_steps(self, steps: int) -> None:
+        """Make the run shorter or longer, before it goes on.
+
+        Raises:
+            InputError: no run was begun here, or a wrong number of steps.
+        """
+        config = dataclasses.replace(self.read_config(), steps=steps)
+        _write_json(self.config, config.to_dict())
+
     def write_model(self, model: TapModel) -> None:
         """Write the weights of a model."""
         save_checkpoint(model, self.model)

@@ -111,14 +111,23 @@ class Trainer:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over a state that ``save`` has written.
 
+        The run may have been shorter or longer then: of the config, ``steps`` may differ, and
+        the learning rate follows the length of now.
+
         Raises:
-            CheckpointError: the file is missing or broken, or belongs to another config.
+            CheckpointError: the file is missing or broken, belongs to another config, or has
+                more steps behind it than the run is long.
         """
         state = _read_state(Path(path))
-        if state.get("config") != self.config.to_dict():
+        if state["config"] | {"steps": self.config.steps} != self.config.to_dict():
             raise CheckpointError(
                 f"training state {path} belongs to another config; resume with the one that it "
                 "was begun with"
+            )
+        if state["step"] > self.config.steps:
+            raise CheckpointError(
+                f"training state {path} has {state['step']} steps behind it; expected at most "
+                f"{self.config.steps}, the length of the run: pass a larger --steps"
             )
         self.step = int(state["step"])
         self.objective.model.load_state_dict(state["model"])
@@ -127,14 +136,23 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def steps_done(path: str | os.PathLike[str]) -> int:
+    """Return how many steps a state that ``Trainer.save`` has written has behind it.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
+    return int(_read_state(Path(path))["step"])
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # torch raises whatever a broken file leads it to
         reason = str(exc).partition("\n")[0] or type(exc).__name__
         raise CheckpointError(f"training state {path} cannot be read ({reason})") from exc
-    if not isinstance(state, dict):
-        raise CheckpointError(f"training state {path} holds a {type(state).__name__}, not a state")
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
+        raise CheckpointError(f"training state {path} holds something else than a training run")
     return state
 
 

@@ -14,6 +14,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.image import ImageSource, load_image
 from tap_deploy.masks import box_from_mask
 from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
+from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_picture, enlarged_regions
 from tap_deploy.visualize.labels import LabelStyle, LabelTexts, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 from tap_deploy.visualize.markers import draw_boxes, draw_points
@@ -28,8 +29,8 @@ _COVER_MAP_SIDE = 160  # pixels; labels need no finer idea of where masks are
 Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, drawn on in place
 
 
-def draw_regions(image: ImageSource, regions: Regions) -> Image.Image:
-    """Return the picture with its regions drawn on it, mode RGB, same size.
+def draw_regions(image: ImageSource, regions: Regions, scale: int = 1) -> Image.Image:
+    """Return the picture with its regions drawn on it, mode RGB, ``scale`` times its size.
 
     Each region has a colour of its own: its mask is tinted and outlined, its box is framed, and
     a dark plate near it tells the likeliest concept with its probability, and the caption.
@@ -39,10 +40,14 @@ def draw_regions(image: ImageSource, regions: Regions) -> Image.Image:
     Args:
         image: the picture that was predicted on; greyscale and the like are fine here.
         regions: what was predicted.
+        scale: by how much the sides are enlarged first, 1..16: on a small picture labels would
+            hide what they are about, and lines would be coarse.
 
     Raises:
-        InputError: the picture cannot be read, or has another size.
+        InputError: the picture cannot be read, or has another size; or no such scale.
     """
+    if not 1 <= scale <= MAX_SCALE:
+        raise InputError(f"scale of the overlay is {scale}; expected 1 to {MAX_SCALE}")
     canvas = np.array(load_image(image, convert=True))
     height, width = canvas.shape[:2]
     if (height, width) != (regions.image_height, regions.image_width):
@@ -50,6 +55,9 @@ def draw_regions(image: ImageSource, regions: Regions) -> Image.Image:
             f"image is {width} x {height} (width x height); expected {regions.image_width} x "
             f"{regions.image_height}, the picture that these regions belong to"
         )
+    if scale > 1:
+        canvas = np.array(enlarged_picture(Image.fromarray(canvas), scale))
+        regions, height, width = enlarged_regions(regions, scale), height * scale, width * scale
     line_width = max(1.0, math.sqrt(width * height) / 320)
     _draw_masks(canvas, regions, line_width)
     picture = Image.fromarray(canvas)

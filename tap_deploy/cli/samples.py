@@ -1,0 +1,134 @@
+"""``tap-export samples``: a bundle of the demo model on the pictures that come with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import click
+import numpy as np
+from PIL import Image
+
+from tap_deploy.cli.options import (
+    backend_option,
+    bundle_argument,
+    json_option,
+    precision_option,
+    threads_option,
+)
+from tap_deploy.cli.progress import stage_bar
+from tap_deploy.demo_samples import Sample, load_samples
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file, translated_writes
+from tap_deploy.predictor import TapPredictor
+from tap_deploy.regions import Regions
+
+_SCALE = 4  # of the overlays: 1024 pixels from 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleAnswer:
+    """An answer beside the right one; ``mask_iou`` is 0..1, at the size of the picture."""
+
+    picture: str
+    prompt: str
+    mask_iou: float
+    name: str
+    right_name: str
+    caption: str
+    right_caption: str
+
+
+@click.command("samples")
+@bundle_argument
+@click.option(
+    "--overlays",
+    type=click.Path(path_type=pathlib.Path),
+    help="Folder for overlays, a PNG for each picture; what is in the way is replaced.",
+)
+@backend_option
+@precision_option
+@threads_option
+@json_option
+def samples_command(
+    bundle: str,
+    overlays: pathlib.Path | None,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Ask BUNDLE of the demo model about the sample pictures, and show what is right.
+
+    Runs wherever the bundle runs. It shows at a glance whether a device computes sense; how good
+    the model is, eval-demo says.
+    """
+    samples = load_samples()
+    if overlays is not None:
+        with translated_writes(overlays):
+            overlays.mkdir(parents=True, exist_ok=True)
+    answers = []
+    with (
+        stage_bar("samples", len(samples)) as stage,
+        TapPredictor.from_bundle(bundle, backend, precision, threads) as predictor,
+    ):
+        for sample in samples:
+            stage(sample.picture.name)
+            with Image.open(sample.picture) as opened:
+                picture = np.asarray(opened.convert("RGB"))
+            regions = predictor.predict(picture, prompts=sample.prompts())
+            answers += sample_answers(sample, regions)
+            if overlays is not None:
+                with atomic_file(overlays / sample.picture.name) as partial:
+                    regions.visualize(picture, _SCALE).save(partial, "PNG")
+    click.echo(_as_json(answers) if as_json else describe(answers))
+
+
+def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
+    """Return the answers to a sample beside the right ones.
+
+    Raises:
+        InputError: the bundle gives no names or captions.
+    """
+    from tap_deploy.training.metrics import mask_iou
+
+    if regions.masks is None or regions.concepts is None or regions.captions is None:
+        raise InputError("the bundle has no concepts or no tokenizer; export tap_demo with both")
+    return [
+        SampleAnswer(
+            picture=sample.picture.name,
+            prompt=truth.prompt,
+            mask_iou=round(mask_iou(mask, truth.mask), 3),
+            name=concepts[0][0],
+            right_name=truth.name,
+            caption=caption,
+            right_caption=truth.caption,
+        )
+        for truth, mask, concepts, caption in zip(
+            sample.regions, regions.masks, regions.concepts, regions.captions, strict=True
+        )
+    ]
+
+
+def describe(answers: list[SampleAnswer]) -> str:
+    """Return a line for each answer, and a second one where another would have been right."""
+    lines = []
+    width = 2 + max(len(name) for answer in answers for name in (answer.name, answer.right_name))
+    for answer in answers:
+        head = f"{answer.picture:8}{answer.prompt:8}mask IoU {answer.mask_iou:.2f}  "
+        lines.append(f"{head}{answer.name:{width}}{answer.caption}")
+        if (answer.name, answer.caption) != (answer.right_name, answer.right_caption):
+            right = f"{answer.right_name:{width}}{answer.right_caption}"
+            lines.append(f"{'right:  ':>{len(head)}}{right}")
+    names = sum(answer.name == answer.right_name for answer in answers)
+    captions = sum(answer.caption == answer.right_caption for answer in answers)
+    masks = sum(answer.mask_iou for answer in answers) / len(answers)
+    lines.append(
+        f"of {len(answers)}: {names} names and {captions} captions right, mean mask IoU {masks:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def _as_json(answers: list[SampleAnswer]) -> str:
+    return json.dumps([dataclasses.asdict(answer) for answer in answers], indent=2)
