@@ -18,7 +18,6 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.harness import MIN_ITERATIONS, Latency, measure
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.captioner import Captioner
@@ -27,6 +26,7 @@ from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.synthetic import synthetic_model
 from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.timing import MIN_ITERATIONS, Latency, measure
 
 OURS, BASELINE = "onnxruntime fp32", "PyTorch eager fp32"
 PROMPTS = (1, 16, 64)

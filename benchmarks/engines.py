@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from benchmarks.conditions import MemoryMark, conditions, peak_memory
-from benchmarks.harness import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
 from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import InputError
@@ -24,6 +23,7 @@ from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import PRECISIONS, variant_for
 from tap_deploy.sessions import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
 
 FILE = click.Path(path_type=pathlib.Path)
 BASELINE = "PyTorch eager fp32"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import onnx_ir as ir
 
 from tap_deploy.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle_update import BundleAddition, bundle_addition
@@ -16,6 +18,7 @@ from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.calibration_table import CalibrationTable, save_tables
 from tap_deploy.engines.qdq import qdq_from_ranges
 from tap_deploy.engines.quantization_plan import QuantizationPlan
+from tap_deploy.engines.smoothquant import Smoothing, fold
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.onnx_files import save_graph
@@ -118,36 +121,89 @@ def quantize_bundle(
         InputError: int8 is there and ``force`` is off; or as ``calibrate_bundle``.
         SessionError: a graph cannot be run.
     """
-    variants = [v for v, source in MADE_FROM.items() if source in bundle.manifest.graphs]
-    present = [variant for variant in variants if variant in bundle.manifest.graphs]
-    if present and not options.force:
-        raise InputError(
-            f"bundle {bundle.path} has {' and '.join(present)}; pass --force to replace them"
-        )
+    require_room(bundle, force=options.force)
     images = options.images() if images is None else images
     if len(images) < FEW_IMAGES:
         (on_warning or _warn)(few_images_warning(len(images)))
     chosen = {**default_plans(bundle), **(plans or {})}
-    tables = calibrate_bundle(
+    tables = find_ranges(bundle, options, images, chosen, on_progress=on_progress)
+    return add_int8(bundle, options, tables, chosen)
+
+
+def require_room(bundle: Bundle, *, force: bool) -> None:
+    """Check that int8 may be added.
+
+    Raises:
+        InputError: it is there, and ``force`` is off.
+    """
+    present = [variant for variant in _variants(bundle) if variant in bundle.manifest.graphs]
+    if present and not force:
+        raise InputError(
+            f"bundle {bundle.path} has {' and '.join(present)}; pass --force to replace them"
+        )
+
+
+def find_ranges(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    images: CalibrationImages,
+    plans: Mapping[str, QuantizationPlan],
+    *,
+    on_progress: OnProgress | None = None,
+) -> dict[str, CalibrationTable]:
+    """Calibrate what the plans read; see ``calibrate_bundle``."""
+    return calibrate_bundle(
         bundle,
         images,
         method=options.method,
         samples=options.samples,
         prompts=options.prompts(),
         cache=options.cache,
-        tensors=tensors_of_plans(bundle, chosen),
+        tensors=tensors_of_plans(bundle, plans),
         force=options.force,
         threads=options.threads,
         on_progress=on_progress,
     )
+
+
+def add_int8(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+    *,
+    smoothings: Mapping[str, Sequence[Smoothing]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the int8 graphs of a bundle, with ranges that are known.
+
+    Args:
+        bundle: gets the graphs.
+        options: for the record.
+        tables: graph -> ranges, of the graphs as smoothed.
+        plans: graph -> nodes to quantize.
+        smoothings: graph -> what to fold into its weights beforehand.
+        notes: what else the record shall say.
+
+    Returns:
+        variant -> what ``Manifest.precisions`` says about it.
+
+    Raises:
+        InputError: a node cannot be quantized, or the bundle cannot be written.
+    """
     with bundle_addition(bundle) as addition:
         ranges = addition.folder / RANGES_FILE
         ranges.parent.mkdir(parents=True)
         save_tables(ranges, tables)
-        for variant in variants:
-            _add_variant(bundle, addition, variant, tables, chosen)
-            addition.precisions[variant] = _record(variant, options, tables, chosen)
-    return {variant: bundle.manifest.precisions[variant] for variant in variants}
+        for variant in _variants(bundle):
+            _add_variant(bundle, addition, variant, tables, plans, smoothings or {})
+            record = _record(variant, options, tables, plans)
+            addition.precisions[variant] = record | dict(notes or {})
+    return {variant: bundle.manifest.precisions[variant] for variant in _variants(bundle)}
+
+
+def _variants(bundle: Bundle) -> list[str]:
+    return [v for v, source in MADE_FROM.items() if source in bundle.manifest.graphs]
 
 
 def few_images_warning(count: int) -> str:
@@ -164,12 +220,16 @@ def _add_variant(
     variant: str,
     tables: Mapping[str, CalibrationTable],
     plans: Mapping[str, QuantizationPlan],
+    smoothings: Mapping[str, Sequence[Smoothing]],
 ) -> None:
     specs = bundle.graph_specs(variant)
     addition.graphs[variant] = {}
     for name in GRAPH_NAMES:
+        source = ir.load(bundle.graph_path(name, MADE_FROM[variant]))
+        for smoothing in smoothings.get(name, ()):
+            fold(source, smoothing)
         model = qdq_from_ranges(
-            bundle.graph_path(name, MADE_FROM[variant]),
+            source,
             tables[name],
             plans[name],
             float_dtype=VARIANT_DTYPES[variant],

@@ -46,7 +46,7 @@ def test_menu():
         "import tap_deploy.cli",
         "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
         "import tap_deploy.cli.export, tap_deploy.cli.doctor, tap_deploy.cli.build",
-        "import tap_deploy.cli.quantize",
+        "import tap_deploy.cli.quantize, tap_deploy.cli.verdict",
         "import tap_deploy.plans, tap_deploy.engines.bundle_build, tap_deploy.engines.emit",
         "import tap_deploy.engines",
     ],

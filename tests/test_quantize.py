@@ -41,7 +41,7 @@ def quantized(micro_bundle, pictures, tmp_path_factory):
 
     bundle = copy_of(micro_bundle, tmp_path_factory.mktemp("quantized"))
     add_fp16(bundle, threads=1)
-    options = ("--calibration-data", pictures, "--threads", 1, "--samples", 1)
+    options = ("--calibration-data", pictures, "--threads", 1, "--samples", 1, "--no-verdict")
     printed = run("quantize", bundle.path, *options, "--json")
     return Bundle.open(bundle.path), printed
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "selftest": ("tap_deploy.cli.selftest", "selftest_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
+    "verdict": ("tap_deploy.cli.verdict", "verdict_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
     "samples": ("tap_deploy.cli.samples", "samples_command"),
     "plan": ("tap_deploy.cli.plan", "plan_command"),

@@ -13,6 +13,7 @@ from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import force_option, json_option, samples_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
+from tap_deploy.cli.verdict import require_passed
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
@@ -21,8 +22,7 @@ from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.precisions import FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.bundle import Bundle
-    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.int8_options import Int8Options
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
 
@@ -87,7 +87,8 @@ def export_command(
 
     A further precision is added when the bundle is complete: if that fails, the bundle remains.
     """
-    further = _further_precisions(precisions, calibration_data)
+    synthetic = mark_synthetic or synthetic_weights is not None
+    further = _further_precisions(precisions, calibration_data, synthetic)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer, calibration_data])
     name, tap_config = _named_config(model, config)
@@ -112,12 +113,21 @@ def export_command(
             force=force,
             on_stage=stage,
         )
-    added = [_add(name, exported.bundle, samples, calibration_data) for name in further]
-    click.echo(_as_json(exported) if as_json else _as_text(exported, added))
+    texts, report = [], {}
+    for precision in further:
+        if precision == INT8:
+            summary = add_int8(exported.bundle, _int8_options(calibration_data, synthetic))
+            texts.append(describe_int8(summary))
+            report = summary["verdict"]
+        else:
+            texts.append(describe_fp16(convert_bundle(exported.bundle, samples)))
+    click.echo(_as_json(exported) if as_json else _as_text(exported, texts))
+    if report:
+        require_passed(report)
 
 
 def _further_precisions(
-    precisions: tuple[str, ...], calibration_data: pathlib.Path | None
+    precisions: tuple[str, ...], calibration_data: pathlib.Path | None, synthetic: bool
 ) -> list[str]:
     """Return what has to be made from fp32, fp16 before int8, which is made of both.
 
@@ -126,29 +136,23 @@ def _further_precisions(
     further = [name for name in PRECISIONS if name in precisions and name != FP32]
     for name in further:
         if name == INT8:
-            _int8_options(calibration_data).images()
+            _int8_options(calibration_data, synthetic).images()
         else:
             require_convertible(name)
     return further
 
 
-def _int8_options(calibration_data: pathlib.Path | None) -> QuantizeOptions:
+def _int8_options(calibration_data: pathlib.Path | None, synthetic: bool) -> Int8Options:
+    """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
     require_export_extra()
+    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.judge import VerdictOptions
     from tap_deploy.engines.quantize import QuantizeOptions
 
-    return QuantizeOptions(calibration_data=calibration_data)
-
-
-def _add(
-    precision: str,
-    bundle: Bundle,
-    samples: tuple[pathlib.Path, ...],
-    calibration_data: pathlib.Path | None,
-) -> str:
-    """Add a precision to the finished bundle, and return what was made, for people to read."""
-    if precision == INT8:
-        return describe_int8(add_int8(bundle, _int8_options(calibration_data)))
-    return describe_fp16(convert_bundle(bundle, samples))
+    return Int8Options(
+        quantize=QuantizeOptions(calibration_data=calibration_data),
+        verdict=None if synthetic else VerdictOptions(),
+    )
 
 
 def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:

@@ -12,12 +12,16 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import bundle_argument, force_option, json_option, threads_option
 from tap_deploy.cli.progress import stage_bar
+from tap_deploy.cli.verdict import report_text, require_passed
+from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
 from tap_deploy.precisions import CALIBRATION_METHODS, FP32
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.int8_options import Int8Options
 
 FILE = click.Path(path_type=pathlib.Path)
+CPU = "onnxruntime"
+STAGES = 15  # besides a picture each: SmoothQuant, writing, judging
 calibration_data_option = click.option(
     "--calibration-data",
     type=FILE,
@@ -51,6 +55,21 @@ calibration_data_option = click.option(
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
 )
+@click.option(
+    "--smoothquant",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Move outlier channels into weights: where it is measured to help, everywhere, nowhere.",
+)
+@click.option(
+    "--budget",
+    help="What INT8 may cost, e.g. miou=0.005,top1=0.01,tokens=0.02; blocks that cost more stay "
+    "float.",
+)
+@click.option("--exclusions", type=FILE, help="JSON of what stays float, as a budget leaves it.")
+@click.option("--no-verdict", is_flag=True, help="Calibrate on all pictures and judge nothing.")
+@verdict_options
 @threads_option
 @force_option
 @json_option
@@ -62,49 +81,79 @@ def quantize_command(
     samples: int,
     cache: pathlib.Path | None,
     seed: int,
+    smoothquant: str,
+    budget: str | None,
+    exclusions: pathlib.Path | None,
+    no_verdict: bool,
+    evaluation_data: pathlib.Path | None,
+    checkpoint: pathlib.Path | None,
     threads: int | None,
     force: bool,
     as_json: bool,
+    **floors: Any,
 ) -> None:
-    """Calibrate BUNDLE on real pictures and add its int8 graphs.
+    """Calibrate BUNDLE on real pictures, add its int8 graphs, and judge them.
 
-    For a CPU over the fp32 graphs; for engines over the fp16 graphs, if the bundle has any.
+    For a CPU over the fp32 graphs; for engines over the fp16 graphs, if the bundle has any. A
+    fifth of the pictures is held back to judge on, unless there are others for that. Exits with
+    1, and marks the bundle, if INT8 is not fit for use.
     """
     require_quantize_extra()
+    from tap_deploy.engines.blocks import Exclusions
+    from tap_deploy.engines.budget import Budget
+    from tap_deploy.engines.int8_options import Int8Options
     from tap_deploy.engines.quantize import QuantizeOptions
 
-    options = QuantizeOptions(
-        calibration_data=calibration_data,
-        prompts_file=prompts,
-        method=method,
-        samples=samples,
-        cache=cache,
-        force=force,
-        seed=seed,
-        threads=threads,
+    options = Int8Options(
+        quantize=QuantizeOptions(
+            calibration_data=calibration_data,
+            prompts_file=prompts,
+            method=method,
+            samples=samples,
+            cache=cache,
+            force=force,
+            seed=seed,
+            threads=threads,
+        ),
+        smoothquant=smoothquant,
+        budget=None if budget is None else Budget.parse(budget),
+        exclusions=None if exclusions is None else Exclusions.load(exclusions),
+        evaluation_data=evaluation_data,
+        verdict=None if no_verdict else options_from(backend=CPU, threads=threads, **floors),
     )
-    summary = add_int8(Bundle.open(bundle), options)
+    summary = add_int8(Bundle.open(bundle), options, checkpoint=checkpoint)
     click.echo(json.dumps(summary, indent=2) if as_json else describe_int8(summary))
+    if summary["verdict"]:
+        require_passed(summary["verdict"])
 
 
-def add_int8(bundle: Bundle, options: QuantizeOptions) -> dict[str, Any]:
-    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.quantize``.
+def add_int8(
+    bundle: Bundle, options: Int8Options, *, checkpoint: pathlib.Path | None = None
+) -> dict[str, Any]:
+    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.int8``.
+
+    Args:
+        bundle: gets the graphs.
+        options: how.
+        checkpoint: weights to time PyTorch with, in the same run.
 
     Returns:
-        what was added, JSON types: bundle, calibration, graphs by variant and name.
+        what was added, JSON types: bundle, calibration, graphs by variant and name, and the
+        report of the verdict, empty without one.
     """
-    from tap_deploy.engines.quantize import quantize_bundle
+    from tap_deploy.engines.int8 import make_int8
 
     images = options.images()
-    with stage_bar("calibrate", len(images) + 1) as stage:
-        quantize_bundle(
+    with stage_bar("quantize", len(images[0]) + STAGES) as stage:
+        result = make_int8(
             bundle,
             options,
             images=images,
-            on_progress=lambda done, total: stage(f"picture {min(done + 1, total)} of {total}"),
+            others=eager_runtime(bundle, checkpoint, options.quantize.threads),
+            on_stage=stage,
             on_warning=lambda text: click.echo(f"warning: {text}", err=True),
         )
-    return _summary(bundle)
+    return _summary(bundle) | {"verdict": result.report}
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
@@ -144,4 +193,6 @@ def describe_int8(summary: dict[str, Any]) -> str:
                 f"  {variant:10} {name:15} {graph['quantized_nodes']:4} nodes in int8, weights "
                 f"{size / 1e6:.1f} MB (fp32: {before / 1e6:.1f} MB)"
             )
+    if report := summary["verdict"]:
+        lines.append(report_text(report))
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""The harness counts and summarises; what the clock says is not tested."""
+"""Timing counts and summarises; what the clock says is not tested."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness import Latency, measure
+from tap_deploy.timing import Latency, measure
 
 
 def test_candidates_take_turns():

@@ -1,0 +1,57 @@
+"""Sessions of partly quantized graphs, for trials that are thrown away again."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.engines.calibration_table import CalibrationTable
+from tap_deploy.engines.qdq import QuantizationPlan, qdq_from_ranges
+from tap_deploy.precisions import FP32
+from tap_deploy.sessions import create_session
+from tap_deploy.sessions.contract import Session
+
+_EMBEDDED_BYTES = 1_000_000_000  # more than this goes beside the graph; a protobuf ends at 2 GiB
+
+
+class CandidateSessions:
+    """Quantizes the given nodes of a graph over fp32, and loads it in onnxruntime.
+
+    Args:
+        bundle: its fp32 graphs are quantized.
+        tables: ranges of each graph.
+        threads: CPU threads of a call; None for one per core.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tables: Mapping[str, CalibrationTable],
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._bundle, self._tables, self._threads = bundle, tables, threads
+        self._models: dict[str, ir.Model] = {}
+
+    def __call__(self, graph: str, nodes: Sequence[str]) -> Session:
+        """Return a session of a graph in which just these nodes are quantized.
+
+        Raises:
+            InputError: a node cannot be quantized.
+            SessionError: onnxruntime refuses the graph.
+        """
+        if graph not in self._models:
+            self._models[graph] = ir.load(self._bundle.graph_path(graph, FP32))
+        plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
+        model = qdq_from_ranges(self._models[graph], self._tables[graph], plan, for_cpu=True)
+        spec = self._bundle.graph_specs(FP32)[graph]
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / f"{graph}.onnx"
+            record = self._bundle.manifest.graphs[FP32][graph]
+            large = record.external_data or record.weights_bytes > _EMBEDDED_BYTES
+            ir.save(model, path, external_data=f"{graph}.data" if large else None)
+            return create_session("onnxruntime", path, spec, threads=self._threads)

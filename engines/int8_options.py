@@ -1,0 +1,76 @@
+"""How to come to INT8, and on which pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from tap_deploy.engines.blocks import Exclusions
+from tap_deploy.engines.budget import Budget
+from tap_deploy.engines.calibration_images import CalibrationImages
+from tap_deploy.engines.evaluation_data import split_images, without
+from tap_deploy.engines.judge import VerdictOptions
+from tap_deploy.engines.quantize import QuantizeOptions
+from tap_deploy.engines.smoothed_bundle import AUTO, SMOOTHQUANT
+from tap_deploy.errors import InputError
+
+MAX_EVALUATION_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """How to come to INT8.
+
+    Attributes:
+        quantize: pictures and method.
+        smoothquant: ``auto`` smooths where that lowers the noise of held-back pictures, ``on``
+            everywhere, ``off`` nowhere.
+        budget: what INT8 may cost; blocks that cost too much stay float. None excludes none.
+        exclusions: what stays float, in place of a search.
+        evaluation_data: pictures to judge on; None holds back a fifth of the calibration data.
+        verdict: how to judge; None not to.
+
+    Raises:
+        InputError: no such mode of SmoothQuant, or both budget and exclusions.
+    """
+
+    quantize: QuantizeOptions
+    smoothquant: str = AUTO
+    budget: Budget | None = None
+    exclusions: Exclusions | None = None
+    evaluation_data: pathlib.Path | None = None
+    verdict: VerdictOptions | None = dataclasses.field(default_factory=VerdictOptions)
+
+    def __post_init__(self) -> None:
+        if self.smoothquant not in SMOOTHQUANT:
+            raise InputError(
+                f"smoothquant is {self.smoothquant!r}; expected {', '.join(SMOOTHQUANT)}"
+            )
+        if self.budget is not None and self.exclusions is not None:
+            raise InputError("a budget and exclusions were given; pass one: both choose blocks")
+
+    def images(self) -> tuple[CalibrationImages, CalibrationImages | None]:
+        """Find the pictures to calibrate on, and those to judge on if there is to be a verdict.
+
+        Raises:
+            InputError: there are none, one cannot be read, or none is left to judge on.
+        """
+        if self.verdict is None:
+            return self.quantize.images(), None
+        if self.evaluation_data is not None:
+            calibration = self.quantize.images()
+            evaluation = evaluation_images(self.evaluation_data, self.quantize.seed)
+            return calibration, without(evaluation, set(calibration.digests))
+        # Enough more that as many as asked for are left to calibrate on.
+        drawn = dataclasses.replace(self.quantize, samples=self.quantize.samples * 5 // 4 + 1)
+        calibration, evaluation = split_images(drawn.images())
+        return calibration.first(self.quantize.samples), evaluation.first(MAX_EVALUATION_IMAGES)
+
+
+def evaluation_images(path: pathlib.Path, seed: int = 0) -> CalibrationImages:
+    """Find pictures to judge on.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    return CalibrationImages.from_path(path, samples=MAX_EVALUATION_IMAGES, seed=seed)

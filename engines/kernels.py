@@ -1,0 +1,116 @@
+"""Which kernels really run: integer or float, read from onnxruntime's optimised graph."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+import tempfile
+
+import onnx
+import onnxruntime
+
+from tap_deploy.errors import SessionError
+
+# What onnxruntime's fusions turn a product of quantized values into.
+_INTEGER_PRODUCTS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+_FLOAT_PRODUCTS = {
+    "Attention",
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "Gemm",
+    "MatMul",
+    "MultiHeadAttention",
+    "NhwcFusedConv",
+}
+_ERRORS_ONLY = 3  # onnxruntime's log severity
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelCount:
+    """Products of a graph as they are executed.
+
+    Attributes:
+        integer: with integer kernels.
+        float_weights: with float kernels and constant weights.
+        float_activations: with float kernels, of two activations, as in attention.
+        quantize: QuantizeLinear nodes that are left.
+        dequantize: DequantizeLinear nodes that are left; one in front of a float product means
+            that it was quantized on paper only.
+        op_types: operator -> number of nodes of the optimised graph.
+    """
+
+    integer: int
+    float_weights: int
+    float_activations: int
+    quantize: int
+    dequantize: int
+    op_types: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        total = self.integer + self.float_weights + self.float_activations
+        return f"{self.integer} of {total} products run on integers"
+
+
+def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
+    """Let onnxruntime optimise a graph for this CPU, and count what it would run.
+
+    Raises:
+        SessionError: onnxruntime cannot load the graph.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = pathlib.Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.optimized_model_filepath = os.fspath(optimised)
+        # Weights beside the graph: it may exceed what a protobuf can hold, and is read without.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        try:
+            onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # a class of its own per status code, with no common base
+            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+            raise SessionError(f"onnxruntime cannot load {path}: {reason}") from exc
+        return count_kernels(onnx.load(optimised, load_external_data=False))
+
+
+def count_kernels(model: onnx.ModelProto) -> KernelCount:
+    """Count the products of an optimised graph."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    dequantized = {  # a constant, with or without a DequantizeLinear behind it
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    ops = collections.Counter(node.op_type for node in model.graph.node)
+    weighted = sum(
+        node.op_type in _FLOAT_PRODUCTS and bool({*node.input[:2]} & (constants | dequantized))
+        for node in model.graph.node
+    )
+    return KernelCount(
+        integer=sum(ops[name] for name in _INTEGER_PRODUCTS),
+        float_weights=weighted,
+        float_activations=sum(ops[name] for name in _FLOAT_PRODUCTS) - weighted,
+        quantize=ops["QuantizeLinear"],
+        dequantize=ops["DequantizeLinear"],
+        op_types=dict(sorted(ops.items())),
+    )

@@ -1,0 +1,97 @@
+"""SmoothQuant applied to a bundle: measured, decided, and laid out for calibration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import onnx_ir as ir
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.engines.calibration_images import CalibrationImages
+from tap_deploy.engines.calibration_prompts import CalibrationPrompts
+from tap_deploy.engines.channel_ranges import measure_channels
+from tap_deploy.engines.smoothquant import Smoothing, SmoothingChoice, choose_smoothings, fold
+from tap_deploy.precisions import FP32
+
+AUTO, ON, OFF = "auto", "on", "off"
+SMOOTHQUANT = (AUTO, ON, OFF)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothedBundle:
+    """A bundle to calibrate, and what makes its fp32 graphs different from the given one's.
+
+    Attributes:
+        bundle: the given one if nothing was smoothed; else a stand-in with fp32 graphs only.
+        smoothings: graph -> what was folded into it.
+        choices: graph -> every point, smoothed or not, with the measurement.
+    """
+
+    bundle: Bundle
+    smoothings: dict[str, list[Smoothing]] = dataclasses.field(default_factory=dict)
+    choices: dict[str, list[SmoothingChoice]] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def smoothed_bundle(
+    bundle: Bundle,
+    images: CalibrationImages,
+    mode: str,
+    *,
+    prompts: CalibrationPrompts | None = None,
+    threads: int | None = None,
+) -> Iterator[SmoothedBundle]:
+    """Yield a bundle as SmoothQuant leaves it; it is gone when the block ends.
+
+    Args:
+        bundle: its fp32 graphs are measured.
+        images: calibration pictures, some of which are held back to decide with.
+        mode: ``auto`` smooths where that pays, ``on`` everywhere, ``off`` nowhere.
+        prompts: where prompts come from; drawn over the pictures if None.
+        threads: CPU threads; None for one per core.
+
+    Raises:
+        InputError: a picture cannot be read.
+        SessionError: a graph cannot be run.
+    """
+    found = SmoothedBundle(bundle=bundle)
+    if mode == OFF:
+        yield found
+        return
+    models = {}
+    measured = measure_channels(bundle, images, prompts=prompts, threads=threads)
+    for name, ranges in measured.items():
+        model = ir.load(bundle.graph_path(name, FP32))
+        smoothings, found.choices[name] = choose_smoothings(
+            model, ranges.maxima, ranges.rows, always=mode == ON
+        )
+        for smoothing in smoothings:
+            fold(model, smoothing)
+        if smoothings:
+            found.smoothings[name], models[name] = smoothings, model
+    if not models:
+        yield found
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = _stand_in(bundle, models, pathlib.Path(folder))
+        yield dataclasses.replace(found, bundle=stand_in)
+
+
+def _stand_in(bundle: Bundle, models: Mapping[str, ir.Model], folder: pathlib.Path) -> Bundle:
+    """Return a bundle that has these fp32 graphs and shares the others with the given one."""
+    records = dict(bundle.manifest.graphs[FP32])
+    for name, record in records.items():
+        target = folder / record.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
+        if name in models:
+            data = f"{target.name}.data" if record.external_data else None
+            ir.save(models[name], target, external_data=data)
+            continue
+        for file in names:
+            (folder / file).symlink_to((bundle.path / file).resolve())
+    return Bundle(folder, bundle.manifest)

@@ -1,0 +1,154 @@
+"""The verdict in the bundle: the report, the mark, and the best mix in place of all INT8."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.engines.report_html import html_from_report
+from tap_deploy.engines.verdict import Verdict
+from tap_deploy.manifest import GraphRecord
+from tap_deploy.precisions import INT8, INT8_FP32
+
+REPORTS_FOLDER = "reports"
+
+
+def record_verdict(
+    bundle: Bundle, verdict: Verdict, *, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the report into the bundle, make INT8 the best mix, and mark what failed.
+
+    A failed verdict marks both INT8 variants, whose Q/DQ nodes are the same, and leaves their
+    graphs as they are. A passed one puts the float graph in the place of each INT8 graph that
+    does not pay, in the variant that was judged only.
+
+    Args:
+        bundle: the one that was judged.
+        verdict: the decision.
+        notes: what else the report shall say: data, mixed precision, SmoothQuant.
+
+    Returns:
+        the report, plain JSON types.
+
+    Raises:
+        InputError: the bundle cannot be written.
+    """
+    report = report_from_verdict(bundle, verdict, notes or {})
+    name = f"{REPORTS_FOLDER}/verdict-{verdict.variant}"
+    dropped: list[GraphRecord] = []
+    with bundle_addition(bundle) as addition:
+        folder = addition.folder / REPORTS_FOLDER
+        folder.mkdir()
+        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+        (addition.folder / f"{name}.json").write_text(text + "\n", "utf-8")
+        (addition.folder / f"{name}.html").write_text(html_from_report(report), "utf-8")
+        mark = {
+            "passed": verdict.passed,
+            "sentence": verdict.sentence,
+            "backend": verdict.backend,
+            "judged": verdict.variant,
+            "report": f"{name}.json",
+        }
+        for variant in (INT8, INT8_FP32):
+            if variant in bundle.manifest.graphs:
+                known = dict(bundle.manifest.precisions.get(variant, {}))
+                addition.precisions[variant] = known | {"verdict": mark}
+        if verdict.passed and not all(graph.use_int8 for graph in verdict.graphs.values()):
+            addition.precisions[verdict.variant]["mix"] = verdict.variants
+            addition.graphs[verdict.variant], dropped = _mixed(bundle, verdict, addition.folder)
+    for record in dropped:
+        for file in files_of(record):
+            (bundle.path / file).unlink(missing_ok=True)
+    return report
+
+
+def report_from_verdict(
+    bundle: Bundle, verdict: Verdict, notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the report says, plain JSON types."""
+    known = dict(bundle.manifest.precisions.get(verdict.variant, {}))
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "model": bundle.manifest.model,
+        "weights": dataclasses.asdict(bundle.manifest.checkpoint),
+        "made": {n: v for n, v in known.items() if n not in ("verdict", "mix")},
+        **verdict.to_dict(),
+        **notes,
+        "conditions": conditions(),
+    }
+    return {key: _finite(value) for key, value in report.items()}
+
+
+def conditions() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **dict(_versions("onnxruntime", "onnx", "numpy", "torch")),
+    }
+
+
+def _versions(*packages: str) -> Iterator[tuple[str, str]]:
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield package, importlib.metadata.version(package)
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _mixed(
+    bundle: Bundle, verdict: Verdict, folder: pathlib.Path
+) -> tuple[dict[str, GraphRecord], list[GraphRecord]]:
+    """Return the records of the mix and those that leave it; the files that stay are linked."""
+    records, dropped = {}, []
+    for graph, variant in verdict.variants.items():
+        record = records[graph] = bundle.manifest.graphs[variant][graph]
+        if variant == verdict.variant:
+            for file in files_of(record):
+                _link(bundle.path / file, folder / file)
+        elif bundle.manifest.graphs[verdict.variant][graph].file != record.file:
+            dropped.append(bundle.manifest.graphs[verdict.variant][graph])
+    return records, dropped
+
+
+def files_of(record: GraphRecord) -> list[str]:
+    """Return the files of a graph, relative to the bundle."""
+    return [record.file, *([f"{record.file}.data"] if record.external_data else [])]
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Link a file, or copy it where the file system knows no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON cannot write, by null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,136 @@
+"""Options of the verdict, which ``quantize`` and ``verdict`` share, and what they stand for."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli.extras import require_export_extra
+
+if TYPE_CHECKING:
+    from tap_deploy.engines.judge import VerdictOptions
+    from tap_deploy.engines.speed import OtherRuntime, SpeedInputs
+
+FILE = click.Path(path_type=pathlib.Path)
+SHARE = click.FloatRange(0, 1)
+EAGER = "PyTorch eager fp32"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--evaluation-data",
+        type=FILE,
+        help="Pictures to judge on that calibration does not see: a folder, a picture, a list.",
+    ),
+    click.option(
+        "--checkpoint",
+        type=FILE,
+        help="Weights of the bundle: time PyTorch eager in the same run. Needs torch.",
+    ),
+    click.option(
+        "--min-miou",
+        type=SHARE,
+        default=0.97,
+        show_default=True,
+        help="Fail below this mean IoU of INT8 and fp32 masks.",
+    ),
+    click.option(
+        "--min-top1",
+        type=SHARE,
+        default=0.98,
+        show_default=True,
+        help="Fail if fewer regions keep their likeliest concept.",
+    ),
+    click.option(
+        "--min-captions",
+        type=SHARE,
+        default=0.95,
+        show_default=True,
+        help="Fail if fewer captions are identical.",
+    ),
+    click.option(
+        "--min-speedup",
+        type=click.FloatRange(min=0),
+        default=1.05,
+        show_default=True,
+        help="Keep the float graph if INT8 is not so many times faster; 0 to use INT8 anyway.",
+    ),
+    click.option(
+        "--speed/--no-speed",
+        default=True,
+        show_default=True,
+        help="Measure speed; without, the answers alone decide.",
+    ),
+)
+
+
+def verdict_options(command: Command) -> Command:
+    """Add the options to a command; ``options_from`` turns their values into an object."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def options_from(
+    *,
+    backend: str,
+    threads: int | None,
+    min_miou: float,
+    min_top1: float,
+    min_captions: float,
+    min_speedup: float,
+    speed: bool,
+) -> VerdictOptions:
+    """Return the options of a verdict."""
+    from tap_deploy.engines.judge import VerdictOptions
+    from tap_deploy.engines.speed import SpeedOptions
+    from tap_deploy.engines.verdict import Floors
+
+    floors = Floors(mask_iou=min_miou, concept_top1=min_top1, captions_identical=min_captions)
+    return VerdictOptions(
+        backend=backend,
+        floors=floors,
+        speed=SpeedOptions() if speed else None,
+        min_speedup=min_speedup,
+        threads=threads,
+    )
+
+
+def eager_runtime(
+    bundle: Bundle, checkpoint: pathlib.Path | None, threads: int | None
+) -> Mapping[str, OtherRuntime]:
+    """Return PyTorch as a runtime to be timed, if there are weights.
+
+    Raises:
+        CheckpointError: the weights do not fit the bundle.
+        MissingDependencyError: torch is not installed.
+    """
+    if checkpoint is None:
+        return {}
+    require_export_extra()
+    import torch
+
+    from tap_deploy.reference.checkpoint import load_checkpoint
+    from tap_deploy.reference.eager import eager_calls
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, _ = load_checkpoint(checkpoint, bundle.config)
+
+    def calls(inputs: SpeedInputs) -> Mapping[str, Callable[[], object]]:
+        return eager_calls(
+            model,
+            images=inputs.images,
+            image_embeddings=inputs.image_embeddings,
+            point_coords=inputs.point_coords,
+            point_labels=inputs.point_labels,
+            semantic_tokens=inputs.semantic_tokens,
+            num_tokens=inputs.num_tokens,
+        )
+
+    return {EAGER: calls}

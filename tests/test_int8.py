@@ -1,0 +1,283 @@
+"""From pictures to a verdict in the bundle, on the micro model.
+
+Its weights are made up: masks, and still more its captions, turn on differences that mean nothing.
+So the floors here are not those that a trained model is held to; ``test_wrong_calibration.py``
+does that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+pytest.importorskip("onnxruntime")
+ir = pytest.importorskip("onnx_ir")
+from tap_deploy.bundle import Bundle
+from tap_deploy.cli import main
+from tap_deploy.engines.blocks import Exclusions
+from tap_deploy.engines.budget import Budget
+from tap_deploy.engines.calibration import default_plans
+from tap_deploy.engines.calibration_prompts import CalibrationPrompts
+from tap_deploy.engines.evaluation_data import split_images
+from tap_deploy.engines.fp16 import add_fp16
+from tap_deploy.engines.int8 import EXCLUSIONS_FILE, judge_on_images, make_int8
+from tap_deploy.engines.int8_options import Int8Options, evaluation_images
+from tap_deploy.engines.judge import VerdictOptions
+from tap_deploy.engines.quantization_plan import QuantizationPlan
+from tap_deploy.engines.quantize import QuantizeOptions
+from tap_deploy.engines.speed import SpeedOptions
+from tap_deploy.engines.verdict import Floors
+from tap_deploy.engines.verdict_record import record_verdict
+from tap_deploy.errors import InputError
+from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
+from tap_deploy.predictor import TapPredictor
+
+QUICK = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
+LENIENT = Floors(mask_iou=0.95, concept_top1=0, captions_identical=0)
+INT8_CPU = "int8_fp32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photo: pathlib.Path) -> pathlib.Path:
+    """Crops of a photograph to calibrate and to judge on, a flat picture, and prompts for all."""
+    folder = tmp_path_factory.mktemp("int8")
+    picture = Image.open(photo).convert("RGB")
+    boxes = {"real": [(0, 0, 300, 300), (150, 50, 450, 350)], "judge": [(60, 20, 400, 360)]}
+    prompts = {}
+    for name, corners in boxes.items():
+        (folder / name).mkdir()
+        for index, corner in enumerate(corners):
+            picture.crop(corner).save(folder / name / f"{name}{index}.png")
+            prompts[f"{name}{index}.png"] = {
+                "points": [[[100, 100, 1]], [[200, 180, 1]]],
+                "boxes": [[20, 30, 200, 220], [90, 10, 290, 290], [5, 150, 120, 280]],
+            }
+    (folder / "flat").mkdir()
+    Image.new("RGB", (300, 300), (90, 90, 90)).save(folder / "flat" / "flat.png")
+    prompts["flat.png"] = {"boxes": [[10, 10, 200, 200]]}
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def options(folder: pathlib.Path, data: str = "real", **changes: Any) -> Int8Options:
+    values: dict[str, Any] = {
+        "quantize": QuantizeOptions(
+            calibration_data=folder / data,
+            prompts_file=folder / "prompts.json",
+            method="max",
+            cache=folder / f"{data}.cache.json",
+            threads=1,
+        ),
+        "smoothquant": "off",
+        "evaluation_data": folder / "judge",
+        "verdict": VerdictOptions(floors=LENIENT, speed=QUICK, min_speedup=0, threads=1),
+    }
+    return Int8Options(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def quantized(folder: pathlib.Path, micro_bundle: Bundle) -> tuple[Bundle, Any]:
+    """The micro bundle with INT8 that was judged, and the result; to be copied, not changed."""
+    path = folder / "bundle"
+    shutil.copytree(micro_bundle.path, path)
+    stages: list[str] = []
+    bundle = Bundle.open(path)
+    result = make_int8(bundle, options(folder), on_stage=stages.append)
+    assert "write int8 graphs" in stages and "answers of the best mix" in stages
+    return bundle, result
+
+
+def judge(folder: pathlib.Path, bundle: Bundle, how: VerdictOptions) -> Any:
+    prompts = CalibrationPrompts.from_file(folder / "prompts.json")
+    images = evaluation_images(folder / "judge")
+    return judge_on_images(bundle, images, how, prompts=prompts)
+
+
+def copy_of(bundle: Bundle, target: pathlib.Path) -> Bundle:
+    shutil.copytree(bundle.path, target)
+    return Bundle.open(target)
+
+
+def test_the_report_is_in_the_bundle_and_vouched_for(quantized):
+    bundle, result = quantized
+    opened = Bundle.open(bundle.path)  # hashes every file
+    report = json.loads((bundle.path / "reports/verdict-int8_fp32.json").read_text("utf-8"))
+    assert {"reports/verdict-int8_fp32.json", "reports/verdict-int8_fp32.html"} <= set(
+        opened.manifest.files
+    )
+    assert report == json.loads(json.dumps(result.report))
+    assert report["passed"] is True
+    assert result.verdict.mix.regions == 5
+    mark = opened.manifest.precisions[INT8_CPU]["verdict"]
+    assert mark["passed"] is True and mark["report"] == "reports/verdict-int8_fp32.json"
+    assert opened.manifest.precisions[INT8_CPU]["calibration"]["method"] == "max"
+    encoder = report["graphs"][IMAGE_ENCODER]
+    assert encoder["int8_kernels"]["integer"] >= 4 * 2 * 2  # the four products of every block
+    assert set(encoder["latency_ms"]) == {"int8", "float"}
+    assert set(report["whole"]["latency_ms"]) == {"int8", "float"}
+    assert encoder["float_bytes"] > encoder["int8_bytes"]  # most of it are tables of biases
+    assert report["conditions"]["onnxruntime"]
+
+
+def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    impossible = VerdictOptions(floors=LENIENT, speed=QUICK, min_speedup=1e9, threads=1)
+    verdict, report = judge(folder, bundle, impossible)
+    assert verdict.passed and not any(graph.use_int8 for graph in verdict.graphs.values())
+    assert verdict.mix.mask_iou == 1
+    opened = Bundle.open(bundle.path)
+    for name in GRAPH_NAMES:
+        assert opened.graph_path(name, INT8_CPU) == opened.graph_path(name, "fp32")
+    assert not list((bundle.path / "onnx" / INT8_CPU).glob("*"))
+    assert report["mix"] == dict.fromkeys(GRAPH_NAMES, "fp32")
+    assert opened.manifest.precisions[INT8_CPU]["mix"] == report["mix"]
+    assert "int8 is fp32 throughout" in report["sentence"]
+    with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
+        assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
+    again, _ = judge(folder, bundle, impossible)
+    assert "earlier verdict" in again.graphs[IMAGE_ENCODER].sentence
+
+
+def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):
+    bundle, result = copy_of(quantized[0], tmp_path / "bundle"), quantized[1]
+    graphs = dict(result.verdict.graphs)
+    graphs[PROMPT_DECODER] = dataclasses.replace(graphs[PROMPT_DECODER], use_int8=False)
+    record_verdict(bundle, dataclasses.replace(result.verdict, graphs=graphs))
+    opened = Bundle.open(bundle.path)
+    files = {name: record.file for name, record in opened.manifest.graphs[INT8_CPU].items()}
+    assert files == {
+        "image_encoder": "onnx/int8_fp32/image_encoder.onnx",
+        "prompt_decoder": "onnx/fp32/prompt_decoder.onnx",
+        "text_decoder": "onnx/int8_fp32/text_decoder.onnx",
+    }
+    assert not (bundle.path / "onnx/int8_fp32/prompt_decoder.onnx").exists()
+    assert not list(bundle.path.glob(".partial*"))
+
+
+def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, folder, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    strict = VerdictOptions(floors=Floors(mask_iou=1.0), speed=None, threads=1)
+    verdict, report = judge(folder, bundle, strict)
+    assert not verdict.passed and report["failures"]
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest.precisions[INT8_CPU]["verdict"]["passed"] is False
+    assert opened.graph_path(IMAGE_ENCODER, INT8_CPU).is_file()
+    # It can be judged again, and the mark goes when it passes.
+    judge(folder, bundle, options(folder).verdict)
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
+
+
+def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantized, tmp_path):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    command = ["quantize", str(bundle.path), "--calibration-data", str(folder / "flat")]
+    command += ["--prompts", str(folder / "prompts.json"), "--evaluation-data"]
+    command += [str(folder / "judge"), "--no-speed", "--threads", "1", "--smoothquant", "off"]
+    command += ["--min-miou", "0.95", "--min-top1", "0", "--min-captions", "0", "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1, result.stderr
+    assert "fewer than 100 are guesses" in result.stderr
+    assert "INT8 is not fit for use, the bundle is marked" in result.stderr
+    report = json.loads(result.stdout)["verdict"]
+    good = quantized[1].report
+    found, expected = (r["whole"]["everything_int8"] for r in (report, good))
+    assert found["mask_iou"] < 0.95 < expected["mask_iou"]
+    assert found["sqnr_db"]["image_embeddings"] < expected["sqnr_db"]["image_embeddings"] - 6
+    mark = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]
+    assert mark["passed"] is False
+
+
+def test_exclusions_are_kept_and_can_be_replayed(quantized, folder, micro_bundle, tmp_path):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    exclusions = Exclusions(entries={IMAGE_ENCODER: ("blocks.0", "cross_conv")})
+    make_int8(bundle, options(folder, exclusions=exclusions, verdict=None))
+    known = Bundle.open(bundle.path).manifest
+    nodes = known.precisions[INT8_CPU]["graphs"][IMAGE_ENCODER]["quantized_nodes"]
+    assert nodes and not any(node.startswith(("blocks.0.", "cross_conv.")) for node in nodes)
+    assert known.precisions[INT8_CPU]["excluded"] == exclusions.to_dict()
+    assert EXCLUSIONS_FILE in known.files
+    assert Exclusions.load(bundle.path / EXCLUSIONS_FILE) == exclusions
+    assert "verdict" not in known.precisions[INT8_CPU]
+
+
+def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
+    quantized, folder, micro_bundle, tmp_path, monkeypatch
+):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    plans = default_plans(bundle)
+    few = tuple(n for n in plans[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv")))
+    plans = {name: QuantizationPlan(graph=name, nodes=()) for name in plans}
+    plans[IMAGE_ENCODER] = QuantizationPlan(graph=IMAGE_ENCODER, nodes=few)
+    monkeypatch.setattr("tap_deploy.engines.int8.default_plans", lambda bundle: plans)
+    free = make_int8(bundle, options(folder, budget=Budget(mask_iou=1), verdict=None))
+    assert len(free.mix.exclusions) == 0 and free.mix.within_budget
+    budget = Budget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
+    again = dataclasses.replace(options(folder).quantize, force=True)
+    result = make_int8(bundle, options(folder, budget=budget, verdict=None, quantize=again))
+    assert result.mix.within_budget
+    assert len(result.mix.exclusions) > 0
+    assert budget.use(result.mix.agreement) <= 1 < budget.use(result.mix.everything_quantized)
+    saved = json.loads((bundle.path / EXCLUSIONS_FILE).read_text("utf-8"))
+    assert saved["budget"]["mask_iou"] == budget.mask_iou
+    assert {block["block"] for block in saved["ranking"]} == {
+        "blocks.0.attn",
+        "blocks.0.mlp",
+        *(f"cross_conv.{i}" for i in range(4)),
+    }
+    assert Exclusions.load(bundle.path / EXCLUSIONS_FILE) == result.mix.exclusions
+
+
+def test_smoothing_goes_into_the_graphs(folder, micro_bundle, tmp_path):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    add_fp16(bundle, threads=1)
+    smooth = options(folder, smoothquant="on", verdict=None)
+    quantize = QuantizeOptions(
+        calibration_data=folder / "real",
+        prompts_file=folder / "prompts.json",
+        method="max",
+        threads=1,
+    )
+    make_int8(bundle, dataclasses.replace(smooth, quantize=quantize))
+    gains = {
+        variant: ir.load(bundle.graph_path(IMAGE_ENCODER, variant))
+        .graph.initializers["blocks.0.norm1.weight"]
+        .const_value.numpy()
+        for variant in ("fp32", INT8_CPU, "int8")
+    }
+    assert not np.allclose(gains["fp32"], gains[INT8_CPU])
+    np.testing.assert_allclose(gains["int8"], gains[INT8_CPU], rtol=2e-3)  # fp16 digits
+    choices = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["smoothquant"]
+    assert choices[IMAGE_ENCODER][0]["kept"] is True
+
+
+def test_pictures_are_held_back_unless_there_are_others(folder):
+    calibration, evaluation = options(folder, evaluation_data=None).images()
+    assert len(calibration) == len(evaluation) == 1
+    assert not set(calibration.digests) & set(evaluation.digests)
+    every, _ = options(folder, evaluation_data=None, verdict=None).images()
+    assert set(every.digests) == {*calibration.digests, *evaluation.digests}
+    assert split_images(every)[1].digests == evaluation.digests
+    with pytest.raises(InputError, match="were calibrated on"):
+        options(folder, evaluation_data=folder / "real").images()
+
+
+def test_options_that_contradict_are_refused(folder):
+    with pytest.raises(InputError, match="pass one"):
+        options(folder, budget=Budget(mask_iou=0.1), exclusions=Exclusions())
+    with pytest.raises(InputError, match="smoothquant"):
+        options(folder, smoothquant="perhaps")
+
+
+def test_the_verdict_needs_pictures_and_int8(folder, micro_bundle):
+    result = CliRunner().invoke(main, ["verdict", str(micro_bundle.path)])
+    assert result.exit_code == 2 and "--evaluation-data" in result.stderr
+    command = ["verdict", str(micro_bundle.path), "--evaluation-data", str(folder / "judge")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and "has no int8_fp32" in result.stderr

@@ -1,0 +1,247 @@
+"""The verdict: accuracy first, then whether it pays; fails closed; a report that says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx_ir")
+from tap_deploy.engines.agreement import Agreement
+from tap_deploy.engines.caption_agreement import CaptionAgreement
+from tap_deploy.engines.kernels import KernelCount, count_kernels
+from tap_deploy.engines.report_html import html_from_report
+from tap_deploy.engines.verdict import (
+    FLOAT,
+    INT8,
+    NOT_KNOWN,
+    Floors,
+    GraphFacts,
+    Verdict,
+    graph_verdict,
+)
+from tap_deploy.errors import InputError
+from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER
+from tap_deploy.timing import Latency
+
+KERNELS = KernelCount(
+    integer=12, float_weights=1, float_activations=4, quantize=9, dequantize=2, op_types={}
+)
+
+
+def agreement(
+    mask_iou: float = 0.99, top1: float | None = 0.99, identical: float = 0.98
+) -> Agreement:
+    captions = CaptionAgreement(
+        tokens_equal=identical,
+        identical=identical,
+        divergences=1,
+        median_position=4.0,
+        median_margin=0.02,
+        largest_margin=0.03,
+    )
+    return Agreement(
+        images=3,
+        regions=20,
+        mask_iou=mask_iou,
+        mask_iou_worst=mask_iou,
+        same_mask_token=1,
+        concept_top1=top1,
+        iou_drift=0.001,
+        captions=captions,
+        sqnr_db={"low_res_masks": 30.0},
+    )
+
+
+def facts(**changes: Any) -> GraphFacts:
+    latency = {
+        INT8: Latency.from_seconds([0.010] * 5),
+        FLOAT: Latency.from_seconds([0.020] * 5),
+        "PyTorch eager fp32": Latency.from_seconds([0.030, 0.050] * 5),
+    }
+    values: dict[str, Any] = {
+        "graph": IMAGE_ENCODER,
+        "agreement": agreement(),
+        "kernels": KERNELS,
+        "int8_bytes": 25,
+        "float_bytes": 100,
+        "latency": latency,
+    }
+    return GraphFacts(**values | changes)
+
+
+def decide(given: GraphFacts, **options: Any) -> Any:
+    settings: dict[str, Any] = {"float_name": "FP32", "min_speedup": 1.05}
+    return graph_verdict(given, Floors(), **settings | options)
+
+
+def test_int8_is_used_where_it_is_right_and_quick():
+    verdict = decide(facts())
+    assert verdict.use_int8 and not verdict.failures
+    assert verdict.sentence.startswith("use INT8 for the image_encoder, because it takes 10 ms")
+    assert "2.00 times as fast" in verdict.sentence
+    assert "4.0 times smaller" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (agreement(mask_iou=0.9699), "mean mask IoU is 0.9699, expected at least 0.97"),
+        (agreement(top1=0.9), "concept top-1 agreement is 0.9000"),
+        (agreement(identical=0.94), "identical captions is 0.9400"),
+        (agreement(mask_iou=float("nan")), "mean mask IoU is nan"),
+    ],
+)
+def test_wrong_answers_fail_however_quick(wrong, what):
+    verdict = decide(facts(agreement=wrong))
+    assert not verdict.use_int8
+    assert verdict.sentence.startswith("keep FP32 for the image_encoder, because INT8 changes")
+    assert what in verdict.sentence and what in verdict.failures[0]
+
+
+def test_what_a_bundle_lacks_is_not_held_against_it():
+    assert decide(facts(agreement=agreement(top1=None))).use_int8
+
+
+def test_slow_int8_is_not_used_but_does_not_fail():
+    verdict = decide(facts(), min_speedup=2.5, float_name="FP16")
+    assert not verdict.use_int8 and not verdict.failures
+    assert verdict.sentence.startswith("keep FP16 for the image_encoder, because INT8 does not pay")
+
+
+def test_without_timings_the_answers_decide():
+    verdict = decide(facts(latency={}))
+    assert verdict.use_int8 and " ms" not in verdict.sentence
+
+
+def test_int8_on_paper_only_is_not_used():
+    nothing = dataclasses.replace(KERNELS, integer=0)
+    assert "nothing of it would run on integers" in decide(facts(kernels=nothing)).sentence
+
+
+def whole(mix: Agreement | None = None, **graphs: GraphFacts) -> Verdict:
+    decisions = {
+        name: decide(graphs.get(name, facts(graph=name, latency={}))) for name in GRAPH_NAMES
+    }
+    return Verdict(
+        variant="int8_fp32",
+        float_variant="fp32",
+        backend="onnxruntime",
+        floors=Floors(),
+        graphs=decisions,
+        everything_int8=agreement(),
+        mix=agreement() if mix is None else mix,
+    )
+
+
+def test_the_whole_passes_and_names_the_mix():
+    slow = {INT8: Latency.from_seconds([2.0]), FLOAT: Latency.from_seconds([1.0])}
+    verdict = whole(text_decoder=facts(graph="text_decoder", latency=slow))
+    assert verdict.passed
+    assert verdict.variants == {
+        "image_encoder": "int8_fp32",
+        "prompt_decoder": "int8_fp32",
+        "text_decoder": "fp32",
+    }
+    assert "fp32 for text_decoder" in verdict.sentence
+
+
+def test_one_wrong_graph_fails_the_whole():
+    wrong = facts(graph="prompt_decoder", agreement=agreement(mask_iou=0.5))
+    verdict = whole(prompt_decoder=wrong)
+    assert not verdict.passed
+    assert verdict.failures == ["prompt_decoder: mean mask IoU is 0.5000, expected at least 0.97"]
+    assert verdict.sentence.startswith("FAILED")
+
+
+def test_graphs_that_are_right_alone_may_be_wrong_together():
+    verdict = whole(mix=agreement(mask_iou=0.96))
+    assert not verdict.passed
+    assert verdict.failures[0].startswith("best mix")
+
+
+def test_no_regions_is_no_pass():
+    assert not whole(mix=dataclasses.replace(agreement(), regions=0)).passed
+
+
+def test_floors_are_shares():
+    with pytest.raises(InputError, match="mask_iou"):
+        Floors(mask_iou=97)
+
+
+def report(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "model": "<demo> & co",
+        "made": {"calibration": {"method": "entropy"}},
+        **verdict.to_dict(),
+        "data": {"pictures to judge on": 3},
+        "conditions": {"cpu": "a CPU"},
+        "mixed_precision": {
+            "exclude": {"image_encoder": ["blocks.0.mlp"]},
+            "ranking": [
+                {
+                    "graph": "image_encoder",
+                    "block": "blocks.0.mlp",
+                    "budget_use": 1.5,
+                    "mask_iou": 0.98,
+                    "concept_top1": None,
+                    "caption_tokens": 1.0,
+                    "worst_sqnr_db": 20.0,
+                }
+            ],
+        },
+        "smoothquant": {
+            "text_decoder": [{"norm": "norm", "error": 1e-4, "smoothed_error": 5e-5, "kept": True}]
+        },
+    }
+
+
+def test_the_page_needs_nothing_else_and_says_everything():
+    found = report(whole(image_encoder=facts()))
+    json.dumps(found, allow_nan=False)
+    page = html_from_report(found)
+    assert "&lt;demo&gt; &amp; co" in page and "<demo>" not in page
+    for remote in ("http", "src=", "<script", "@import", "<link"):
+        assert remote not in page
+    for part in (
+        "use INT8 for the image_encoder",
+        "12 of 17 products run on integers",
+        "PyTorch eager fp32",
+        "2.00 x",
+        "noisy",
+        "blocks.0.mlp",
+        "20 regions of 3 pictures",
+        "0.9900",
+        "0.020",  # the logit margin
+    ):
+        assert part in page, part
+    failed = html_from_report(report(whole(mix=agreement(mask_iou=0.1))))
+    assert 'class="verdict failed"' in failed and 'class="verdict passed"' not in failed
+
+
+def test_kernels_are_not_known_without_a_runtime_that_tells():
+    verdict = decide(facts(kernels=None))
+    assert verdict.to_dict()["int8_kernels_summary"] == NOT_KNOWN
+
+
+def test_kernels_are_counted_by_what_they_multiply():
+    node = onnx.helper.make_node
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    nodes = [
+        node("MatMulIntegerToFloat", ["a", "w"], ["b"], domain="com.microsoft"),
+        node("QLinearConv", ["b"], ["c"]),
+        node("MatMul", ["c", "w"], ["d"]),
+        node("MatMul", ["d", "d"], ["e"]),
+        node("DequantizeLinear", ["w", "w"], ["wd"]),
+        node("Gemm", ["e", "wd"], ["f"]),
+        node("Softmax", ["f"], ["g"]),
+    ]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [weight]))
+    count = count_kernels(model)
+    assert (count.integer, count.float_weights, count.float_activations) == (2, 2, 1)
+    assert count.summary == "2 of 5 products run on integers"
+    assert count.dequantize == 1 and count.op_types["Softmax"] == 1
