@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.agreement import Agreement, Case, ReferenceAnswers
-from tap_deploy.engines.kernels import KernelCount, kernels_in_onnxruntime
+from tap_deploy.engines.kernels import (
+    KernelCount,
+    LayerCount,
+    kernels_in_onnxruntime,
+    layers_in_engine,
+)
 from tap_deploy.engines.speed import (
     WHOLE,
     OtherRuntime,
@@ -148,8 +153,8 @@ class _Judge:
         self, stack: contextlib.ExitStack, backend: str, precision: str
     ) -> dict[str, Session]:
         threads = self._options.threads
+        # What is marked as failed must be judged again, too: hence file by file, or as allowed.
         if backend in CPU_BACKENDS:
-            # File by file: a bundle that is marked as failed must be judged again, too.
             variant = variant_for(precision, on_cpu=True)
             sessions = {
                 name: create_session(
@@ -158,7 +163,7 @@ class _Judge:
                 for name, spec in self._bundle.graph_specs(variant).items()
             }
         else:
-            sessions = sessions_from_bundle(self._bundle, backend, precision, threads=threads)
+            sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
         for session in sessions.values():
             stack.callback(session.close)
         return sessions
@@ -225,10 +230,11 @@ class _Judge:
             kept_before=quantized.file == plain.file,
         )
 
-    def _kernels(self, graph: str) -> KernelCount | None:
-        if self._options.backend not in CPU_BACKENDS:
-            return None
-        return kernels_in_onnxruntime(self._bundle.graph_path(graph, self._options.variant))
+    def _kernels(self, graph: str) -> KernelCount | LayerCount | None:
+        backend, variant = self._options.backend, self._options.variant
+        if backend not in CPU_BACKENDS:
+            return layers_in_engine(self._bundle, backend, variant, graph)
+        return kernels_in_onnxruntime(self._bundle.graph_path(graph, variant))
 
 
 def _bytes_of(bundle: Bundle, record: GraphRecord) -> int:

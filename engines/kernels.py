@@ -1,4 +1,4 @@
-"""Which kernels really run: integer or float, read from onnxruntime's optimised graph."""
+"""Which kernels really run: read from onnxruntime's optimised graph, or the engine inspector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import tempfile
 import onnx
 import onnxruntime
 
+from tap_deploy.bundle import Bundle
 from tap_deploy.errors import SessionError
+from tap_deploy.plans import all_records
 
 # What onnxruntime's fusions turn a product of quantized values into.
 _INTEGER_PRODUCTS = {
@@ -65,6 +67,35 @@ class KernelCount:
         """One line for people."""
         total = self.integer + self.float_weights + self.float_activations
         return f"{self.integer} of {total} products run on integers"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCount:
+    """Layers of an engine, as its inspector tells.
+
+    Attributes:
+        precisions: data type of the first output -> number of layers. A layer that multiplies
+            int8 may well give fp16, so int8 is counted too low rather than too high.
+    """
+
+    precisions: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        total = sum(self.precisions.values())
+        return f"{self.precisions.get('int8', 0)} of {total} layers give int8 (engine inspector)"
+
+
+def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> LayerCount | None:
+    """Return what is known of the layers of a built engine; None if no GPU has looked at it."""
+    wanted = (backend, variant, graph)
+    for _, record in all_records(bundle):
+        if (record.backend, record.variant, record.graph) != wanted:
+            continue
+        if record.layer_precisions is not None:
+            return LayerCount(precisions=dict(record.layer_precisions))
+    return None
 
 
 def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:

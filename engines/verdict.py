@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tap_deploy.engines.agreement import Agreement
-from tap_deploy.engines.kernels import KernelCount
+from tap_deploy.engines.kernels import KernelCount, LayerCount
 from tap_deploy.errors import InputError
 from tap_deploy.timing import Latency
 
@@ -72,7 +72,7 @@ class GraphFacts:
 
     graph: str
     agreement: Agreement
-    kernels: KernelCount | None
+    kernels: KernelCount | LayerCount | None
     int8_bytes: int
     float_bytes: int
     latency: Mapping[str, Latency] = dataclasses.field(default_factory=dict)
@@ -152,7 +152,7 @@ def graph_verdict(
         why = f"{keep}, because INT8 changes the answers: {'; '.join(failures)}"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why, failures=failures)
     kernels, gain = facts.kernels, facts.speedup
-    if kernels is not None and kernels.integer == 0:
+    if isinstance(kernels, KernelCount) and kernels.integer == 0:
         why = f"{keep}, because nothing of it would run on integers"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why)
     if gain is not None and gain < min_speedup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
+from tap_deploy.engines import kernels
 from tap_deploy.engines.agreement import Agreement
 from tap_deploy.engines.caption_agreement import CaptionAgreement
-from tap_deploy.engines.kernels import KernelCount, count_kernels
+from tap_deploy.engines.kernels import KernelCount, count_kernels, layers_in_engine
 from tap_deploy.engines.report_html import html_from_report
 from tap_deploy.engines.verdict import (
     FLOAT,
@@ -226,6 +228,27 @@ def test_the_page_needs_nothing_else_and_says_everything():
 def test_kernels_are_not_known_without_a_runtime_that_tells():
     verdict = decide(facts(kernels=None))
     assert verdict.to_dict()["int8_kernels_summary"] == NOT_KNOWN
+
+
+def test_layers_of_an_engine_are_what_the_inspector_has_told(monkeypatch):
+    def record(graph: str, found: dict[str, int] | None, variant: str = "int8") -> Any:
+        names = {"backend": "tensorrt", "variant": variant, "graph": graph}
+        return None, types.SimpleNamespace(layer_precisions=found, **names)
+
+    records = [
+        record("text_decoder", {"int8": 9}),
+        record(IMAGE_ENCODER, {"fp16": 4}, "fp16"),
+        record(IMAGE_ENCODER, None),  # built where no GPU was
+        record(IMAGE_ENCODER, {"fp16": 30, "int8": 50}),
+    ]
+    monkeypatch.setattr(kernels, "all_records", lambda bundle: records)
+    bundle: Any = None
+    found = layers_in_engine(bundle, "tensorrt", "int8", IMAGE_ENCODER)
+    assert found is not None
+    assert found.summary == "50 of 80 layers give int8 (engine inspector)"
+    assert decide(facts(kernels=found)).to_dict()["int8_kernels_summary"] == found.summary
+    assert layers_in_engine(bundle, "tensorrt", "int8", "prompt_decoder") is None
+    assert layers_in_engine(bundle, "tensorrt_rtx", "int8", IMAGE_ENCODER) is None
 
 
 def test_kernels_are_counted_by_what_they_multiply():
