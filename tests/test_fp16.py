@@ -19,7 +19,6 @@ from tap_deploy.engines.fp16 import add_fp16, measure
 from tap_deploy.engines.half_weights import weight_report
 from tap_deploy.engines.islands import OVERFLOW_LIMIT, Reason, choose_islands
 from tap_deploy.engines.precision import half_from_single
-from tap_deploy.engines.rtx import rtx_engine_from_onnx
 from tap_deploy.engines.sample_inputs import (
     find_pictures,
     golden_inputs,
@@ -127,10 +126,9 @@ def test_layer_norm_and_softmax_are_one_operator_in_fp32(fp16_bundle):
 
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
-def test_tensorrt_rtx_builds_it_strongly_typed(fp16_bundle, name):
-    pytest.importorskip("tensorrt_rtx")
+def test_tensorrt_rtx_builds_it_strongly_typed(fp16_bundle, rtx_plan, name):
     spec = fp16_bundle.graph_specs("fp16")[name]
-    engine = rtx_engine_from_onnx(fp16_bundle.graph_path(name, "fp16"), spec)
+    engine = rtx_plan(fp16_bundle.graph_path(name, "fp16"), spec)
     assert len(engine) > 0.9 * fp16_bundle.manifest.graphs["fp16"][name].weights_bytes
 
 
