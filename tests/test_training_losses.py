@@ -21,7 +21,6 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
-from tap_deploy.training.neighbor_head import NO_RELATION, NeighborHead
 
 
 def logit(probability):
@@ -197,23 +196,6 @@ def test_outlines_of_a_cell_lie_in_the_cell():
     objects[0, 0, 1::4, 2::4] = 1  # row 1, column 2 of each 4 x 4 pixels
     cells = torch.zeros(1, 2, 2, dtype=torch.int64)
     assert head.loss(torch.zeros(1, 1, 2, 2), cells, objects).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_neighbors_are_asked_of_the_semantic_token():
-    head = NeighborHead(5, 3)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.zero_()
-    tokens = torch.eye(2, 5)
-    neighbors, relations = torch.tensor([1, 3]), torch.tensor([2, NO_RELATION])
-    unsure = math.log(4) + math.log(5)
-    assert head.loss(tokens, neighbors, relations).item() == pytest.approx(unsure)
-    with torch.no_grad():
-        head.name.weight[1, 0] = head.name.weight[3, 1] = 40
-        head.relation.weight[2, 0] = head.relation.weight[NO_RELATION, 1] = 40
-    assert head.loss(tokens, neighbors, relations).item() == pytest.approx(0, abs=1e-6)
-    wrong = head.loss(tokens, neighbors.flip(0), relations).item()
-    assert wrong == pytest.approx(40, rel=1e-5)
 
 
 def test_the_schedules():

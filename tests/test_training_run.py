@@ -234,11 +234,7 @@ def test_the_averaged_model_works_in_evaluation_mode(trained, maker):
     """With running statistics instead of those of the batch: only sane ones give the same loss."""
     trainer, losses = trained
     objective = Objective(
-        TINY,
-        trainer.averaged_model,
-        trainer.objective.dense,
-        trainer.objective.neighbor,
-        trainer.objective.concepts,
+        TINY, trainer.averaged_model, trainer.objective.dense, trainer.objective.concepts
     )
     with torch.no_grad():
         total = np.mean(

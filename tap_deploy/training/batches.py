@@ -14,10 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from tap_deploy.image import model_image
 from tap_deploy.prompts import Prompts
 from tap_deploy.training.caption_tokenizer import CaptionEncoder
-from tap_deploy.training.captions import RELATIONS
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.dense_head import coverage, dense_classes, outline_maps
-from tap_deploy.training.neighbor_head import NO_RELATION
 from tap_deploy.training.prompt_sampling import first_prompts
 from tap_deploy.training.scene_source import SceneSource
 
@@ -37,8 +35,6 @@ class Batch:
     targets: float32 ``[P, S, S]``, the part of each low-resolution pixel that the object covers.
     concepts: int64 ``[P]``, which of the names it has.
     caption_ids: int64 ``[P, L]``, BOS, the caption, EOS and padding.
-    neighbors: int64 ``[P]``, which name the object beside it has; the number of names for none.
-    relations: int64 ``[P]``, see ``NeighborHead.loss``.
     cell_classes: int64 ``[B, grid, grid]``, see ``dense_classes``.
     outlines: float32 ``[B, 2, S, S]``, see ``outline_maps``.
     """
@@ -49,8 +45,6 @@ class Batch:
     targets: torch.Tensor
     concepts: torch.Tensor
     caption_ids: torch.Tensor
-    neighbors: torch.Tensor
-    relations: torch.Tensor
     cell_classes: torch.Tensor
     outlines: torch.Tensor
 
@@ -111,8 +105,6 @@ class BatchMaker(Dataset[Batch]):
             targets=torch.from_numpy(targets),
             concepts=torch.tensor([region.name_index for region in regions]),
             caption_ids=self._caption_ids(regions),
-            neighbors=torch.tensor([self._neighbor(region) for region in regions]),
-            relations=torch.tensor([_relation(region) for region in regions]),
             cell_classes=torch.from_numpy(np.stack([self._cells(scene) for scene in scenes])),
             outlines=torch.from_numpy(
                 np.stack([outline_maps([o.mask for o in scene.objects], size) for scene in scenes])
@@ -125,10 +117,6 @@ class BatchMaker(Dataset[Batch]):
         longest = int((ids != self.captions.pad_id).sum(axis=1).max())
         return torch.from_numpy(ids[:, :longest])
 
-    def _neighbor(self, region: SceneObject) -> int:
-        nobody = len(self.scenes.names)
-        return nobody if region.neighbor_index is None else region.neighbor_index
-
     def _cells(self, scene: Scene) -> npt.NDArray[np.int64]:
         return dense_classes(
             [item.mask for item in scene.objects],
@@ -136,10 +124,6 @@ class BatchMaker(Dataset[Batch]):
             self.config.model.grid_size,
             background=len(self.scenes.names),
         )
-
-
-def _relation(region: SceneObject) -> int:
-    return RELATIONS.index(region.relation) if region.relation else NO_RELATION
 
 
 def batches_from(maker: BatchMaker, first_step: int, workers: int) -> Iterator[Batch]:

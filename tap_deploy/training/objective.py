@@ -20,10 +20,8 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
-from tap_deploy.training.neighbor_head import NeighborHead
 from tap_deploy.training.prompt_sampling import extra_points
 
-_NEIGHBOR_WEIGHT = 0.5  # beside the cells, in what the auxiliary heads add
 _POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of the seed
 
 
@@ -31,9 +29,7 @@ _POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of
 class Losses:
     """The terms of the objective, scalars, each a mean over both stages.
 
-    ``dense`` is what the auxiliary heads add, without its weight; ``neighbor`` is the part of it
-    that the semantic tokens answer for. ``total`` is the sum of all the others with the weights
-    of the config; only it has a gradient.
+    ``total`` is their sum with the weights of the config; only it has a gradient.
     """
 
     total: torch.Tensor
@@ -42,7 +38,6 @@ class Losses:
     concept: torch.Tensor
     caption: torch.Tensor
     dense: torch.Tensor
-    neighbor: torch.Tensor
 
     def terms(self) -> dict[str, torch.Tensor]:
         """Return everything by name, without gradients."""
@@ -58,31 +53,24 @@ class _Stage:
     iou: torch.Tensor
     concept: torch.Tensor
     caption: torch.Tensor
-    neighbor: torch.Tensor
     logits: torch.Tensor  # [P, S, S] of the token that has the lowest mask loss
 
 
 class Objective(nn.Module):
-    """The model, the auxiliary heads and the concepts, as far as the loss is concerned."""
+    """The model, the auxiliary head and the concepts, as far as the loss is concerned."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        model: TapModel,
-        dense: DenseHead,
-        neighbor: NeighborHead,
-        concepts: ConceptSpace,
+        self, config: TrainingConfig, model: TapModel, dense: DenseHead, concepts: ConceptSpace
     ) -> None:
         super().__init__()
-        self.config, self.model, self.concepts = config, model, concepts
-        self.dense, self.neighbor = dense, neighbor
+        self.config, self.model, self.dense, self.concepts = config, model, dense, concepts
 
     def forward(self, batch: Batch, step: int, dtype: torch.dtype) -> Losses:
         """Return the losses of a batch.
 
         Args:
             batch: on the device of the model.
-            step: counted from 0; it decides on the weight of the auxiliary heads and seeds the
+            step: counted from 0; it decides on the weight of the auxiliary head and seeds the
                 points of the second stage.
             dtype: of the products, float32 or bfloat16.
         """
@@ -112,15 +100,13 @@ class Objective(nn.Module):
         # Names and captions are asked of the token that will be asked later on, too. It need not
         # be the best one: which that is can only be known here.
         chosen = predictions.detach().masked_fill(~answering, -torch.inf).argmax(dim=1)
-        tokens = outputs.semantic_tokens[rows, chosen]
         return _Stage(
             mask=lowest.mean(),
             iou=iou_loss(predictions, mask_ious(logits, batch.targets), answering),
             concept=self.concepts.loss(
                 outputs.semantic_embeddings[rows, chosen].float(), batch.concepts
             ),
-            caption=self._caption_loss(tokens, batch, dtype),
-            neighbor=self.neighbor.loss(tokens.float(), batch.neighbors, batch.relations),
+            caption=self._caption_loss(outputs.semantic_tokens[rows, chosen], batch, dtype),
             logits=logits[rows, best].detach(),
         )
 
@@ -173,8 +159,6 @@ class Objective(nn.Module):
         concept = (first.concept + second.concept) / 2
         caption = (first.caption + second.caption) / 2
         total = mask + weights.iou_weight * iou + weights.concept_weight * concept
-        neighbor = (first.neighbor + second.neighbor) / 2
-        dense = dense + _NEIGHBOR_WEIGHT * neighbor
         total = total + weights.caption_weight * caption + weights.dense_weight_at(step) * dense
         return Losses(
             total=total,
@@ -183,7 +167,6 @@ class Objective(nn.Module):
             concept=concept.detach(),
             caption=caption.detach(),
             dense=dense.detach(),
-            neighbor=neighbor.detach(),
         )
 
     @staticmethod

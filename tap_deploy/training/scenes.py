@@ -46,8 +46,6 @@ class SceneObject:
         mask: bool [H, W], its visible part.
         box: float32 [4] XYXY of the mask in pixels; x1 and y1 are exclusive.
         caption: what ``captions.py`` says of it; true of this picture.
-        relation: the word of ``captions.RELATIONS`` in the caption; "" if it tells the place.
-        neighbor_index: place of the name of the other object of that relation; None without one.
     """
 
     name: str
@@ -55,8 +53,6 @@ class SceneObject:
     mask: npt.NDArray[np.bool_]
     box: npt.NDArray[np.float32]
     caption: str
-    relation: str = ""
-    neighbor_index: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,8 +231,6 @@ def _objects(layout: Layout, image: npt.NDArray[np.uint8]) -> tuple[SceneObject,
                 mask=mask,
                 box=np.array(layout.box(index), np.float32),
                 caption=dataclasses.replace(parts, color=color).text(),
-                relation=parts.relation,
-                neighbor_index=OBJECT_NAMES.index(parts.neighbor) if parts.neighbor else None,
             )
         )
     return tuple(objects)

@@ -18,7 +18,6 @@ from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.dense_head import DenseHead
 from tap_deploy.training.initialize import new_model
 from tap_deploy.training.losses import ConceptSpace
-from tap_deploy.training.neighbor_head import NeighborHead
 from tap_deploy.training.objective import Losses, Objective
 from tap_deploy.training.weight_average import WeightAverage
 
@@ -56,9 +55,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             dense = DenseHead(config.model.image_embed_dim, len(vocabulary))
-            neighbor = NeighborHead(config.model.image_embed_dim, len(vocabulary))
-        concepts = ConceptSpace(vocabulary)
-        self.objective = Objective(config, model, dense, neighbor, concepts).to(device)
+        self.objective = Objective(config, model, dense, ConceptSpace(vocabulary)).to(device)
         self.average = WeightAverage(self.objective.model)
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(),
@@ -105,7 +102,6 @@ class Trainer:
             "step": self.step,
             "model": self.objective.model.state_dict(),
             "dense": self.objective.dense.state_dict(),
-            "neighbor": self.objective.neighbor.state_dict(),
             "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -136,7 +132,6 @@ class Trainer:
         self.step = int(state["step"])
         self.objective.model.load_state_dict(state["model"])
         self.objective.dense.load_state_dict(state["dense"])
-        self.objective.neighbor.load_state_dict(state["neighbor"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
 
