@@ -23,7 +23,7 @@ from tap_deploy.plans import record_selftest
 from tap_deploy.selftest_marks import mark_variant
 from tap_deploy.sessions.contract import Session
 from tap_deploy.tolerances import tolerances_for
-from tap_deploy.verify import Check, verify_sessions
+from tap_deploy.verify import Check, samples_within_limits, verify_sessions
 
 UNFINISHED = "the self-test did not come to its end"
 
@@ -147,7 +147,8 @@ def run_selftest(
     Raises:
         BundleError: the bundle has no golden samples, no graphs or plans to load, or, for int8,
             nothing to hold them against.
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or engines take too few points for the samples;
+            then nothing is marked.
         SessionError: a graph does not load.
         MissingDependencyError: the backend is not installed.
     """
@@ -157,6 +158,7 @@ def run_selftest(
     with _closed_at_the_end(load_sessions()) as sessions:
         known = subject.bundle.manifest.precisions.get(subject.variant, {})
         tolerances = tolerances_for(subject.precision, known)
+        samples = samples_within_limits(sessions, samples)  # what cannot be tested has not failed
         # A wrong engine may take the process down: what is kept now is then the verdict.
         subject.record({"passed": False, "error": UNFINISHED})
         start = time.perf_counter()
