@@ -1,4 +1,4 @@
-"""What a builder reports while it works: errors for our messages, progress for people."""
+"""What a builder reports while it works: progress, for people."""
 
 from __future__ import annotations
 
@@ -9,31 +9,12 @@ from typing import Any
 OnProgress = Callable[[float, str], None]
 
 
-def collecting_logger(trt: Any) -> Any:
-    """Return a logger of the backend that keeps what it is told, as ``errors`` and ``warnings``."""
-
-    class CollectingLogger(trt.ILogger):  # type: ignore[misc]
-        """Errors become part of ours; the rest is noise."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if int(severity) <= int(trt.ILogger.ERROR):
-                self.errors.append(msg)
-            elif int(severity) == int(trt.ILogger.WARNING):
-                self.warnings.append(msg)
-
-    return CollectingLogger()
-
-
 def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Return a monitor of the backend; ``interrupted`` tells whether Ctrl-C ended the build.
+    """Return a monitor of the backend; ``error`` is what ended the build, Ctrl-C for one.
 
-    The builder calls it from C++, where a Python exception would end the process. So an interrupt
-    is kept, and asked for as the end of the build.
+    The builder calls it from C++, where a Python exception would end the process. So whatever
+    ``on_progress`` raises, such as an interrupt or the end of a pipe, is kept, and asked for as the
+    end of the build.
     """
 
     class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -41,7 +22,7 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
+            self.error: BaseException | None = None
             self._share = 0.0
             self._phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, steps), nested
 
@@ -53,7 +34,7 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
             if phase_name in self._phases:
                 self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
                 self._report(phase_name)
-            return not self.interrupted
+            return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.pop(phase_name, None)
@@ -63,8 +44,8 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
             self._share = max(self._share, _share(list(self._phases.values())))
             try:
                 on_progress(self._share, phase_name)
-            except KeyboardInterrupt:
-                self.interrupted = True
+            except BaseException as exc:
+                self.error = exc
 
     return ProgressMonitor()
 

@@ -13,7 +13,7 @@ import pathlib
 import time
 from typing import Any
 
-from tap_deploy.engines.build_log import OnProgress, collecting_logger, progress_monitor
+from tap_deploy.engines.build_log import OnProgress, progress_monitor
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.engines.inspection import layer_precisions
 from tap_deploy.engines.profiles import Profile, profile_as_json
@@ -29,6 +29,7 @@ from tap_deploy.engines.versions import (
 from tap_deploy.errors import SessionError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.plan_record import PlanRecord, plan_key
+from tap_deploy.sessions.tensorrt_log import error_log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ def engine_from_onnx(
     path = pathlib.Path(onnx_path)
     parts = plan_parts(trt, path, target, profile, gpu)
     start = time.perf_counter()
-    logger = collecting_logger(trt)
+    logger = error_log(trt)
+    logger.take()  # what was logged before is not about this build
     builder = _builder(trt, logger)
     network = create_network(trt, builder)
     _parse(trt, network, logger, path)
@@ -134,7 +136,7 @@ def _builder(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except TypeError as exc:  # the binding got a null pointer: no driver, or one that is too old
-        reason = "; ".join(logger.errors) or str(exc)
+        reason = logger.take() or str(exc)
         raise SessionError(
             f"{trt.__name__} {trt.__version__} does not start here: {reason}; "
             "see: tap-export doctor --for tensorrt"
@@ -189,10 +191,10 @@ def _build(
     if on_progress is not None and has_progress_monitor(trt, config):
         monitor = config.progress_monitor = progress_monitor(trt, on_progress)
     plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.interrupted:
-        raise KeyboardInterrupt
+    if monitor is not None and monitor.error is not None:
+        raise monitor.error
     if plan is None:
-        reason = "; ".join(logger.errors) or "no reason given"
+        reason = logger.take() or "no reason given"
         raise SessionError(
             f"{trt.__name__} {trt.__version__} cannot build {path}: {reason}; "
             "if memory ran out, lower --workspace"

@@ -17,6 +17,7 @@ WEIGHT_COPIES = 4
 # Libraries, CUDA context and kernels that are tried; an allowance, not a measurement.
 BASE_BYTES = GIB // 2
 MEMINFO = pathlib.Path("/proc/meminfo")
+SWAPS = pathlib.Path("/proc/swaps")
 
 
 def build_memory_bytes(weights_bytes: int, target: BuildTarget, *, integrated: bool) -> int:
@@ -31,8 +32,12 @@ def build_memory_bytes(weights_bytes: int, target: BuildTarget, *, integrated: b
     return BASE_BYTES + WEIGHT_COPIES * weights_bytes + workspace
 
 
-def available_memory(meminfo: pathlib.Path = MEMINFO) -> int | None:
-    """Return the bytes of memory and swap that are free; None where it cannot be known."""
+def available_memory(meminfo: pathlib.Path = MEMINFO, swaps: pathlib.Path = SWAPS) -> int | None:
+    """Return the bytes of memory and swap that are free; None where it cannot be known.
+
+    zram, which a Jetson has by default, is no room: it lies in the same memory, and weights do not
+    become smaller in it.
+    """
     try:
         text = meminfo.read_text("ascii")
     except OSError:
@@ -40,7 +45,10 @@ def available_memory(meminfo: pathlib.Path = MEMINFO) -> int | None:
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
     if "MemAvailable" not in kilobytes:
         return None
-    return 1024 * (int(kilobytes["MemAvailable"]) + int(kilobytes.get("SwapFree", 0)))
+    areas = swaps.read_text("utf-8") if swaps.is_file() else ""
+    rows = re.findall(r"^(\S+)\s+\w+\s+(\d+)\s+(\d+)\s", areas, re.MULTILINE)
+    free = sum(int(size) - int(used) for name, size, used in rows if "zram" not in name)
+    return 1024 * (int(kilobytes["MemAvailable"]) + free)
 
 
 def check_memory(needed_bytes: int, available_bytes: int | None, target: BuildTarget) -> None:

@@ -8,9 +8,9 @@ kernels are chosen for the usual size. So
   a picture full of boxes;
 - ``N``: 1 to ``max_points``; usual is 2: a point with its padding, or a box;
 - ``T``: 1 to the whole cache, and the whole cache is the usual size. A length of 0 cannot be
-  bound, so position 0 shows one masked slot. With CUDA graphs every step shows the whole cache,
-  so that nothing changes between replays; without them, steps show the exact past. Both fit into
-  this profile.
+  bound. The predictor shows the whole cache at every step and has it masked, so that nothing
+  changes between replays of CUDA graphs. ``verify`` and ``selftest``, which run graph by graph,
+  show the exact past, and one masked slot at position 0. Both fit into this profile.
 """
 
 from __future__ import annotations

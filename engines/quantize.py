@@ -16,6 +16,7 @@ from tap_deploy.engines.calibration import calibrate_bundle, default_plans, tens
 from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.calibration_table import CalibrationTable, save_tables
+from tap_deploy.engines.int8_deviation import record_deviation
 from tap_deploy.engines.qdq import qdq_from_ranges
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.smoothquant import Smoothing, fold
@@ -175,7 +176,7 @@ def add_int8(
     smoothings: Mapping[str, Sequence[Smoothing]] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write the int8 graphs of a bundle, with ranges that are known.
+    """Write the int8 graphs of a bundle, with ranges that are known, and measure them.
 
     Args:
         bundle: gets the graphs.
@@ -190,6 +191,7 @@ def add_int8(
 
     Raises:
         InputError: a node cannot be quantized, or the bundle cannot be written.
+        SessionError: onnxruntime cannot run the graphs that were made.
     """
     with bundle_addition(bundle) as addition:
         ranges = addition.folder / RANGES_FILE
@@ -199,6 +201,7 @@ def add_int8(
             _add_variant(bundle, addition, variant, tables, plans, smoothings or {})
             record = _record(variant, options, tables, plans)
             addition.precisions[variant] = record | dict(notes or {})
+    record_deviation(bundle, threads=options.threads)
     return {variant: bundle.manifest.precisions[variant] for variant in _variants(bundle)}
 
 

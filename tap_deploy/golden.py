@@ -76,6 +76,17 @@ class GoldenSample:
         """Return the sample with the largest logit of each step only."""
         return dataclasses.replace(self, logits=self.logits.max(axis=-1, keepdims=True))
 
+    def first_prompts(self, count: int) -> GoldenSample:
+        """Return the sample with its first prompts only; their answers do not depend on others."""
+        return dataclasses.replace(
+            self,
+            **{
+                name: getattr(self, name)[:count]
+                for name, (_, axes) in _LAYOUT.items()
+                if axes[0] == "P"
+            },
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to a compressed ``.npz`` file."""
         arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -22,7 +22,8 @@ from tap_deploy.golden import GoldenSample
 from tap_deploy.plans import record_selftest
 from tap_deploy.selftest_marks import mark_variant
 from tap_deploy.sessions.contract import Session
-from tap_deploy.verify import Check, verify_sessions
+from tap_deploy.tolerances import tolerances_for
+from tap_deploy.verify import Check, samples_within_limits, verify_sessions
 
 UNFINISHED = "the self-test did not come to its end"
 
@@ -144,8 +145,10 @@ def run_selftest(
         on_check: called with every comparison as it is made.
 
     Raises:
-        BundleError: the bundle has no golden samples, or no graphs or plans to load.
-        InputError: the bundle cannot be written.
+        BundleError: the bundle has no golden samples, no graphs or plans to load, or, for int8,
+            nothing to hold them against.
+        InputError: the bundle cannot be written, or engines take too few points for the samples;
+            then nothing is marked.
         SessionError: a graph does not load.
         MissingDependencyError: the backend is not installed.
     """
@@ -153,6 +156,9 @@ def run_selftest(
     checks: list[Check] = []
     seconds: dict[str, float] = {}
     with _closed_at_the_end(load_sessions()) as sessions:
+        known = subject.bundle.manifest.precisions.get(subject.variant, {})
+        tolerances = tolerances_for(subject.precision, known)
+        samples = samples_within_limits(sessions, samples)  # what cannot be tested has not failed
         # A wrong engine may take the process down: what is kept now is then the verdict.
         subject.record({"passed": False, "error": UNFINISHED})
         start = time.perf_counter()
@@ -174,6 +180,7 @@ def run_selftest(
                 samples,
                 backend=subject.backend,
                 precision=subject.precision,
+                tolerances=tolerances,
                 on_check=note,
             )
         except SessionError as exc:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from tap_deploy import graphs
-from tap_deploy.precisions import FP16, FP32
+from tap_deploy.errors import BundleError
+from tap_deploy.precisions import FP16, FP32, INT8
 
 CAPTION_IDS, MASK_INDEX = "caption_ids", "mask_index"
 PROMPT_OUTPUTS = (
@@ -66,3 +69,57 @@ FP16_TOLERANCES: Tolerances = {
 }
 
 TOLERANCES: Mapping[str, Tolerances] = {FP32: FP32_TOLERANCES, FP16: FP16_TOLERANCES}
+
+# Measured by the quantizer, see tap_deploy.engines.int8_deviation; a key of
+# ``Manifest.precisions[variant]``.
+DEVIATION_KEY = "golden_deviation"
+# Rounding to int8 falls differently where the floats before it differ in their last bits, so two
+# runtimes err by as much, but not alike: the largest of many errors may be some tenths larger.
+INT8_SLACK = 2.0
+
+
+def tolerances_for(precision: str, known: Mapping[str, Any]) -> Tolerances:
+    """Return the tolerances of a precision.
+
+    Those of int8 come from the bundle. How far int8 is from the reference depends on model and
+    calibration, and whether that is fit for use is for the verdict to say, on real pictures. What
+    golden samples can tell is whether a machine computes the int8 graph: then it is about as far
+    from the reference as the graph was when it was made, on another runtime.
+
+    Args:
+        precision: one of ``precisions.PRECISIONS``.
+        known: what ``Manifest.precisions`` says of the variant.
+
+    Raises:
+        BundleError: it is int8, and the bundle does not say how far its graphs are off.
+    """
+    if precision != INT8:
+        return TOLERANCES[precision]
+    try:
+        deviation = {
+            name: (
+                float(known[DEVIATION_KEY][name]["max"]),
+                float(known[DEVIATION_KEY][name]["mean"]),
+            )
+            for name in FP16_TOLERANCES
+        }
+        if not all(math.isfinite(value) for pair in deviation.values() for value in pair):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as exc:
+        raise BundleError(
+            "the bundle does not say how far its int8 graphs are off on the golden samples, so "
+            "there is nothing to hold them against; make them again with: "
+            "tap-export quantize BUNDLE --calibration-data FOLDER --force"
+        ) from exc
+    scores = {MASK_INDEX: graphs.IOU_PREDICTIONS, CAPTION_IDS: graphs.LOGITS}
+    tolerances = {}
+    for name, (largest, mean) in deviation.items():
+        half = FP16_TOLERANCES[name]
+        if name in scores:  # both candidates may be off, in opposite directions
+            largest = max(largest, 2 * deviation[scores[name]][0])
+        tolerances[name] = Tolerance(
+            max=INT8_SLACK * largest + half.max,
+            mean=None if half.mean is None else INT8_SLACK * mean + half.mean,
+            relative=True,
+        )
+    return tolerances

@@ -10,6 +10,7 @@ from tap_deploy import graphs
 from tap_deploy.captioner import Captioner, blank_after_eos
 from tap_deploy.comparison import Check, Report, compare, compare_choices
 from tap_deploy.config import TapConfig
+from tap_deploy.errors import InputError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.masks import select_mask_token
 from tap_deploy.sessions.contract import Session
@@ -57,7 +58,12 @@ def verify_sessions(
         evaluator: what runs the sessions, for the report, if it is not the backend.
         is_witness: whether it rounds as the precision demands.
         on_check: called with every comparison as it is made.
+
+    Raises:
+        InputError: a sample has prompts of more points than an engine takes.
+        SessionError: a graph cannot be run.
     """
+    samples = samples_within_limits(sessions, samples)
     bounds = TOLERANCES.get(precision, FP32_TOLERANCES) if tolerances is None else tolerances
     verifier = _Verifier(sessions, config, bounds, on_check)
     for sample in samples:
@@ -72,6 +78,27 @@ def verify_sessions(
         evaluator=evaluator,
         is_witness=is_witness,
     )
+
+
+def samples_within_limits(
+    sessions: Mapping[str, Session], samples: list[GoldenSample]
+) -> list[GoldenSample]:
+    """Return samples with as many prompts as all sessions take.
+
+    Raises:
+        InputError: prompts have more points than a session takes; fewer would be other prompts.
+    """
+    limits = [session.limits for session in sessions.values()]
+    most_points = min((limit["N"] for limit in limits if "N" in limit), default=None)
+    most_prompts = min((limit["P"] for limit in limits if "P" in limit), default=None)
+    for sample in samples:
+        points = sample.point_labels.shape[1]
+        if most_points is not None and points > most_points:
+            raise InputError(
+                f"golden samples have prompts of {points} points, these engines take at most "
+                f"{most_points} and cannot be checked; build them with --max-points {points}"
+            )
+    return samples if most_prompts is None else [s.first_prompts(most_prompts) for s in samples]
 
 
 class _Verifier:

@@ -68,8 +68,9 @@ def test_a_package_that_is_there():
     ("module", "name", "extra", "use"),
     [
         ("torch", "torch", "export", "export"),
-        ("onnx", "onnx", "export", "export"),
-        ("onnx_ir", "onnx-ir", "export", "export"),
+        ("onnx", "onnx", "quantize", "export"),
+        ("onnxscript", "onnxscript", "quantize", "quantize"),
+        ("onnx_ir", "onnx-ir", "quantize", "quantize"),
         ("onnxruntime", "onnxruntime", "onnxruntime", "run"),
         ("tensorrt", "tensorrt", "tensorrt", "tensorrt"),
         ("tensorrt_rtx", "tensorrt-rtx", "rtx", "rtx"),

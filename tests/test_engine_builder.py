@@ -177,12 +177,13 @@ def test_progress_goes_from_nothing_to_all(trt, bundle):
     assert "Building Engine" in {phase for _, _, phase in seen}
 
 
-def test_an_interrupt_ends_the_build_and_leaves_nothing(trt103, bundle):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+def test_an_interrupt_ends_the_build_and_leaves_nothing(trt103, bundle, error):
     def interrupt(graph, share, phase):
         if phase == "Building Engine":
-            raise KeyboardInterrupt
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         build(bundle, fp32(), on_progress=interrupt)
     assert not (bundle.path / "engines").exists()
 

@@ -133,12 +133,18 @@ def test_the_forecast_follows_weights_and_workspace():
     assert on_jetson - on_server == target.workspace_bytes
 
 
-def test_free_memory_is_memory_and_swap(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\nSwapFree:  1000 kB\n")
-    assert available_memory(meminfo) == 4000 * 1024
+def test_free_memory_is_memory_and_swap_but_not_zram(tmp_path):
+    meminfo, swaps = tmp_path / "meminfo", tmp_path / "swaps"
+    meminfo.write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\nSwapFree:  1900 kB\n")
+    assert available_memory(meminfo, swaps) == 3000 * 1024
+    swaps.write_text(
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+        "/dev/zram0                              partition\t1000\t\t100\t\t5\n"
+        "/swapfile                               file\t\t1200\t\t200\t\t-2\n"
+    )
+    assert available_memory(meminfo, swaps) == 4000 * 1024
     meminfo.write_text("MemTotal:  8000 kB\n")
-    assert available_memory(meminfo) is None
+    assert available_memory(meminfo, swaps) is None
     assert available_memory(tmp_path / "absent") is None
 
 

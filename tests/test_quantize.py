@@ -16,12 +16,15 @@ pytest.importorskip("onnxruntime")
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
+from tap_deploy.comparison import compare
 from tap_deploy.engines import quantize
 from tap_deploy.engines.calibration_table import load_tables
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import QuantizeOptions, few_images_warning, quantize_bundle
-from tap_deploy.errors import InputError, SessionError
+from tap_deploy.errors import BundleError, InputError, SessionError
+from tap_deploy.golden import GoldenSample
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for
 
 
 def run(*arguments):
@@ -175,3 +178,53 @@ def test_a_hundred_pictures_need_no_warning(micro_bundle, pictures, tmp_path, mo
     options = QuantizeOptions(calibration_data=pictures)
     with pytest.raises((KeyError, StopIteration)):  # it goes on to the empty tables
         quantize_bundle(copy_of(micro_bundle, tmp_path), options, images=many)
+
+
+def test_int8_is_verified_against_what_its_graphs_were_measured_to_be(quantized, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path)
+    measured = bundle.manifest.precisions["int8_fp32"][DEVIATION_KEY]
+    assert measured == bundle.manifest.precisions["int8"][DEVIATION_KEY]
+    embeddings = measured["image_embeddings"]
+    assert 0 < embeddings["mean"] < embeddings["max"]
+    assert embeddings["max"] > FP32_TOLERANCE  # fp32's bounds would have refused it
+    options = ("--precision", "int8", "--threads", 1)
+    code, out, err = run("verify", bundle.path, *options)
+    assert code == 0, out + err
+    code, out, err = run("selftest", bundle.path, *options)
+    assert code == 0, out + err
+
+
+def test_a_machine_that_computes_int8_wrongly_is_found(quantized):
+    """Noise of thrice the deviation of int8, such as a wrong scale makes, is no int8 any more."""
+    bundle = quantized[0]
+    sample = GoldenSample.load(bundle.golden_path())
+    known = bundle.manifest.precisions["int8"]
+    bounds = tolerances_for("int8", known)
+    deviation = known[DEVIATION_KEY]["image_embeddings"]
+    expected = sample.image_embeddings
+    noise = np.random.default_rng(0).choice([-1.0, 1.0], expected.shape) * np.abs(expected).mean()
+    for factor, passes in ((1, True), (4, False)):
+        wrong = expected + factor * deviation["mean"] * noise
+        check = compare("g", "t", "s", wrong, expected, bounds["image_embeddings"])
+        assert check.passed is passes, str(check)
+
+
+@pytest.mark.parametrize("known", [{}, {DEVIATION_KEY: None}, {DEVIATION_KEY: "x"}])
+def test_int8_without_a_reference_is_refused(known):
+    with pytest.raises(BundleError, match=r"quantize BUNDLE .* --force"):
+        tolerances_for("int8", known)
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan"), "a"])
+def test_a_deviation_that_is_no_number_passes_nothing(quantized, value):
+    known = dict(quantized[0].manifest.precisions["int8"])
+    measured = known[DEVIATION_KEY]
+    known[DEVIATION_KEY] = measured | {"logits": measured["logits"] | {"max": value}}
+    with pytest.raises(BundleError, match="how far its int8 graphs are off"):
+        tolerances_for("int8", known)
+
+
+def test_verify_int8_of_a_bundle_without_it(micro_bundle):
+    code, _, err = run("verify", micro_bundle.path, "--precision", "int8")
+    assert code == 2
+    assert "tap-export quantize" in err

@@ -21,6 +21,7 @@ from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import BundleError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.manifest import MANIFEST_NAME
+from tap_deploy.sessions.tensorrt_log import error_log
 from tests.fake_cuda import FakeCuda, install_cuda_python
 from tests.strict_tensorrt_runtime import runtime_module
 from tests.test_benchmark_engines import settings
@@ -88,6 +89,46 @@ def test_engines_that_are_wrong_are_refused_until_a_selftest_passes(bundle):
     expect(bundle, sample)
     assert selftest(bundle).exit_code == 0
     TapPredictor.from_bundle(bundle.path, "tensorrt").close()
+
+
+@pytest.mark.parametrize(("prompts", "points", "code"), [(1, 4, 0), (3, 16, 0), (4, 3, 2)])
+def test_engines_for_fewer_prompts_than_the_samples_have(bundle, prompts, points, code):
+    """Prompts are independent and can be left out; points are not, and nothing is marked."""
+    shutil.rmtree(bundle.path / "engines")
+    target = BuildTarget(
+        backend="tensorrt", precision="fp32", max_prompts=prompts, max_points=points
+    )
+    list(build_engines(bundle, target, find_gpu=lambda: GPU, available_bytes=lambda: 1 << 40))
+    result = selftest(bundle)
+    assert result.exit_code == code, result.output
+    if code:
+        assert "build them with --max-points 4" in result.stderr
+        assert not list(bundle.path.glob("engines/*/selftest.json"))
+    else:
+        assert f"P={prompts} N=4" in result.stdout
+        assert verdict(bundle)["passed"] is True
+
+
+def test_engines_share_one_log(bundle):
+    """TensorRT keeps one logger for the process: the one that came first."""
+    trt = sys.modules["tensorrt"]
+    assert error_log(trt) is error_log(trt)
+    log = error_log(trt)
+    log.log(trt.ILogger.ERROR, " a line \n")
+    log.log(trt.ILogger.WARNING, "no error")
+    log.log(trt.ILogger.INTERNAL_ERROR, "another")
+    assert (log.take(), log.take()) == ("a line; another", "")
+
+
+def test_a_runtime_that_does_not_start(bundle, monkeypatch):
+    def refuse(self, logger):
+        logger.log(logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules["tensorrt"].Runtime, "__init__", refuse)
+    result = selftest(bundle)
+    assert result.exit_code == 2
+    assert "does not start here" in result.stderr and "error: 35" in result.stderr
 
 
 def test_engines_that_are_not_there(bundle):

@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import re
 
-USES = ("run", "export", "tensorrt", "rtx")
+USES = ("run", "export", "quantize", "tensorrt", "rtx")
 EVERY_USE = ", ".join(USES)
 
 
@@ -69,7 +69,7 @@ ONNXRUNTIME = Package(
     other_names=("onnxruntime-gpu",),
     minimum="1.20",
     extra="onnxruntime",
-    required_for="run, export",
+    required_for="run, export, quantize",
 )
 TENSORRT = Package(
     name="tensorrt",
@@ -85,9 +85,16 @@ PACKAGES = (
     Package(name="sentencepiece", minimum="0.2", required_for=EVERY_USE),
     ONNXRUNTIME,
     Package(name="torch", minimum="2.9", extra="export", required_for="export"),
-    Package(name="onnx", minimum="1.17", extra="export", required_for="export"),
-    Package(name="onnxscript", minimum="0.5", extra="export", required_for="export"),
-    Package(name="onnx-ir", module="onnx_ir", minimum="0.1", extra="export", required_for="export"),
+    # The extra that brings them without PyTorch; that of export has them, too.
+    Package(name="onnx", minimum="1.17", extra="quantize", required_for="export, quantize"),
+    Package(name="onnxscript", minimum="0.5", extra="quantize", required_for="export, quantize"),
+    Package(
+        name="onnx-ir",
+        module="onnx_ir",
+        minimum="1.1",
+        extra="quantize",
+        required_for="export, quantize",
+    ),
     Package(name="safetensors", minimum="0.4", extra="export", required_for="export"),
     Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
     TENSORRT,

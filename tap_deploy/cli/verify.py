@@ -25,10 +25,12 @@ from tap_deploy.cli.options import (
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.errors import MissingDependencyError
 from tap_deploy.golden import GoldenSample
+from tap_deploy.graphs import IMAGE_ENCODER
 from tap_deploy.precisions import FP16, variant_for
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.options import CPU, Device
+from tap_deploy.tolerances import tolerances_for
 from tap_deploy.verify import Report, verify_sessions
 
 if TYPE_CHECKING:
@@ -123,8 +125,12 @@ def verify_bundle(
     provider does not.
     """
     chosen = None
+    is_engine = backend in ENGINE_BACKENDS
     on_cpu = device is None or Device.from_name(device).kind == CPU
-    hides_overflow = backend == "onnxruntime" and on_cpu and precision == FP16
+    hides_overflow = not is_engine and on_cpu and precision == FP16
+    variant = variant_for(precision, on_cpu=on_cpu and not is_engine)
+    bundle.graph_path(IMAGE_ENCODER, variant)  # that there is no such graph is to be said first
+    tolerances = tolerances_for(precision, bundle.manifest.precisions.get(variant, {}))
     if evaluator in (TORCH_HALF, ONNX_REFERENCE) or (evaluator == AUTO and hides_overflow):
         chosen = _rounding_evaluator(bundle, precision, None if evaluator == AUTO else evaluator)
     with contextlib.ExitStack() as stack:
@@ -148,6 +154,7 @@ def verify_bundle(
             samples,
             backend=backend if chosen is None else "cpu",
             precision=precision,
+            tolerances=tolerances,
             evaluator=backend if chosen is None else chosen.name,
             is_witness=chosen is not None or not hides_overflow,
             on_check=lambda check: on_check(check.tensor) if callable(on_check) else None,

@@ -19,10 +19,15 @@ class Session(abc.ABC):
 
     A backend implements ``_run``; everything it is handed has been checked against ``spec``.
     Calls from several threads are safe, unless a backend says otherwise.
+
+    spec: inputs and outputs.
+    limits: axis name -> largest size, where the graph was made for sizes, as engines are; empty
+        where any size will do.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
         self.spec = spec
+        self.limits: Mapping[str, int] = {}
 
     def run(self, inputs: Tensors, into: Tensors | None = None) -> dict[str, np.ndarray]:
         """Run the graph once.

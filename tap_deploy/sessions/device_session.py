@@ -39,6 +39,7 @@ class DeviceSession(Session):
             try:
                 graph = self._resources.graph = load()
                 super().__init__(graph.spec)
+                self.limits = {a: n for a, n in graph.limits.items() if a != "B"}  # it is split
                 buffers = self._resources.buffers
                 self._stream = buffers.stream()
                 scratch = buffers.device(graph.scratch_bytes)

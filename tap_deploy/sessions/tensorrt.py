@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import check_graph, resolve_shape
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, axis_bounds
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile
+from tap_deploy.sessions.tensorrt_log import error_log
 from tap_deploy.sessions.tensorrt_versions import ContextFactory
 
 PROFILE = 0  # tap-export build makes one
@@ -52,8 +52,9 @@ class TensorRtEngine(DeviceGraph):
             SessionError: TensorRT refuses the plan, or the engine is not the graph of ``spec``.
         """
         self.spec = spec
-        self._log = _error_log(trt)
-        self._runtime = trt.Runtime(self._log)
+        self._log = error_log(trt)
+        self._log.take()  # what was logged before is not about this engine
+        self._runtime = self._started(trt)
         if host_code:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -87,7 +88,14 @@ class TensorRtEngine(DeviceGraph):
     def error(self, message: str) -> SessionError:
         """Return an error that names the graph and says what TensorRT logged."""
         logged = self._log.take()
-        return SessionError(f"graph {self.spec.name}: TensorRT {message}{logged}")
+        reason = f": {logged}" if logged else ""
+        return SessionError(f"graph {self.spec.name}: TensorRT {message}{reason}")
+
+    def _started(self, trt: Any) -> Any:
+        try:
+            return trt.Runtime(self._log)
+        except TypeError as exc:  # the binding got a null pointer, e.g. as the driver is too old
+            raise self.error("does not start here, see: tap-export doctor --for tensorrt") from exc
 
     def _check_engine(self, trt: Any) -> None:
         engine = self._engine
@@ -149,23 +157,3 @@ class TensorRtExecutor(DeviceExecutor):
     def close(self) -> None:
         """Let go of the context."""
         self._context = None
-
-
-def _error_log(trt: Any) -> Any:
-    class ErrorLog(trt.ILogger):  # type: ignore[misc]
-        """Keeps the last errors, so that they can be part of ours; the rest is noise."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: collections.deque[str] = collections.deque(maxlen=4)
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self._errors.append(msg.strip())
-
-        def take(self) -> str:
-            errors = list(self._errors)
-            self._errors.clear()
-            return f": {'; '.join(errors)}" if errors else ""
-
-    return ErrorLog()
