@@ -48,7 +48,7 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 5_200
+    steps: int = 5_000
     pictures_per_step: int = 16
     regions_per_picture: int = 3
     learning_rate: float = 1e-3
@@ -60,8 +60,8 @@ class TrainingConfig:
     concept_weight: float = 1.0
     caption_weight: float = 1.0
     dense_weight: float = 1.0
-    dense_fade_from: float = 0.5
-    dense_fade_to: float = 0.85
+    dense_fade_from: float = 0.75
+    dense_fade_to: float = 0.95
     box_noise: float = 0.1
     max_extra_points: int = 8
     sketch_share: float = 0.5

@@ -32,6 +32,7 @@ class CardFacts:
         weights_bytes: size of the checkpoint.
         weights_sha256: its digest.
         training: see ``training_summary``.
+        history: what was changed during the run, Markdown; "" if nothing was.
         tools: versions of what evaluated it.
     """
 
@@ -41,6 +42,7 @@ class CardFacts:
     weights_bytes: int
     weights_sha256: str
     training: Mapping[str, Any]
+    history: str
     tools: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,8 +54,9 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """Return the card as Markdown."""
-    parts = [_about(facts), _numbers(facts), _targets(facts), _training(facts.training), _REST]
-    return "\n".join(part.strip("\n") + "\n" for part in parts)
+    measured = [_numbers(facts), _targets(facts)]
+    parts = [_about(facts), *measured, _training(facts.training), facts.history, _REST]
+    return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
 
 def _about(facts: CardFacts) -> str:

@@ -41,6 +41,14 @@ class RunFolder:
         return self.path / "progress.jsonl"
 
     @property
+    def history(self) -> Path:
+        """Return the file in which a person tells what was changed during the run, if anything.
+
+        Markdown; the model card quotes it.
+        """
+        return self.path / "history.md"
+
+    @property
     def tokenizer(self) -> Path:
         """Return the SentencePiece model."""
         return self.path / "tokenizer.model"

@@ -129,6 +129,7 @@ def ship(
             weights_bytes=demo.weights.stat().st_size,
             weights_sha256=sha256_of_file(demo.weights),
             training=training_summary(run.progress) | _settings(config),
+            history=run.history.read_text("utf-8") if run.history.is_file() else "",
             tools=_tools(),
         )
         _write_json(demo.scores, facts.to_dict())
