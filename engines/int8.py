@@ -89,13 +89,13 @@ def make_int8(
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
     quantize, plans = options.quantize, default_plans(bundle)
-    say("measure channels for SmoothQuant")
     with smoothed_bundle(
         bundle,
         calibration,
         options.smoothquant,
         prompts=quantize.prompts(),
         threads=quantize.threads,
+        on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
     ) as smoothed:
         tables = find_ranges(
             smoothed.bundle,

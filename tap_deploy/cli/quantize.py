@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=pathlib.Path)
 CPU = "onnxruntime"
-STAGES = 15  # besides a picture each: SmoothQuant, writing, judging
+STAGES = 15  # besides pictures: writing, judging
 calibration_data_option = click.option(
     "--calibration-data",
     type=FILE,
@@ -143,10 +143,14 @@ def add_int8(
         what was added, JSON types: bundle, calibration, graphs by variant and name, and the
         report of the verdict, empty without one.
     """
+    from tap_deploy.engines.channel_ranges import MAX_IMAGES
     from tap_deploy.engines.int8 import make_int8
+    from tap_deploy.engines.smoothed_bundle import OFF
 
     images = options.images()
-    with stage_bar("quantize", len(images[0]) + STAGES) as stage:
+    count = len(images[0])
+    measured = 0 if options.smoothquant == OFF else min(count, MAX_IMAGES)
+    with stage_bar("quantize", measured + count + STAGES) as stage:
         result = make_int8(
             bundle,
             options,
