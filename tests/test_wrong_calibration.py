@@ -72,7 +72,7 @@ def outcomes(folder: pathlib.Path) -> dict[str, tuple[int, dict[str, Any]]]:
         shutil.copytree(folder / "demo", bundle)
         command = ["quantize", bundle, "--calibration-data", folder / kind, "--no-speed", "--json"]
         command += ["--prompts", folder / "judge/prompts.json", "--evaluation-data"]
-        command += [folder / "judge", "--evaluation-samples", 160]
+        command += [folder / "judge", "--evaluation-samples", 160, "--threads", 1]
         result = CliRunner().invoke(main, [str(part) for part in command])
         assert result.exit_code in (0, 1), result.stderr
         found[kind] = result.exit_code, json.loads(result.stdout)["verdict"]
