@@ -114,10 +114,11 @@ def test_noise_changes_more_of_everything_that_is_reported(outcomes):
 
 
 def test_one_picture_is_visibly_worse_than_many(outcomes):
-    """It is of the right kind, so answers may still pass; the report shows the noise."""
+    """It is of the right kind, so answers may still pass; the report shows a quarter more noise and
+    more. Mask logits are left out: single ones that flip decide their noise."""
     real, one, random = (
         everything(outcomes[kind])["sqnr_db"] for kind in ("real", "one", "random")
     )
-    for tensor in TENSORS:
-        assert random[tensor] < one[tensor] < real[tensor]
+    for tensor in ("image_embeddings", "semantic_tokens", "semantic_embeddings"):
+        assert random[tensor] < one[tensor] - 1 < real[tensor] - 2
     assert outcomes["one"][1]["made"]["calibration"]["num_samples"] == 1
