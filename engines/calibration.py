@@ -27,7 +27,7 @@ from tap_deploy.errors import InputError, SessionError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
-from tap_deploy.precisions import CALIBRATION_METHODS, FP32
+from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
 from tap_deploy.predictor import TapPredictor
 
 STATE_SUFFIX = ".state.npz"
@@ -42,7 +42,7 @@ def calibrate_bundle(
     bundle: Bundle,
     images: CalibrationImages,
     *,
-    method: str = "entropy",
+    method: str = DEFAULT_CALIBRATION_METHOD,
     samples: int = 500,
     prompts: CalibrationPrompts | None = None,
     cache: str | os.PathLike[str] | None = None,

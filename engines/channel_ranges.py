@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ def measure_channels(
     *,
     prompts: CalibrationPrompts | None = None,
     threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ChannelRanges]:
     """Run the chain over calibration pictures and look at what SmoothQuant could change.
 
@@ -83,6 +85,7 @@ def measure_channels(
             can be held back, and nothing is measured.
         prompts: where prompts come from; drawn over the pictures if None.
         threads: CPU threads; None for one per core.
+        on_progress: called before each picture with pictures done and pictures in all.
 
     Returns:
         graph name -> measurements.
@@ -95,12 +98,15 @@ def measure_channels(
     sessions = {name: _session(bundle, name, threads) for name in GRAPH_NAMES}
     count = min(len(images), MAX_IMAGES)
     held_back = set(range(HELD_BACK - 1, count, HELD_BACK)) or {count - 1}
+    done = itertools.count()
     with TapPredictor(sessions, bundle.config) as predictor:
         for keep_rows in (False, True):
             for session in sessions.values():
                 session.keep_rows = keep_rows
-            indices = [i for i in range(count) if (i in held_back) == keep_rows]
-            _look_at(predictor, images, indices, prompts)
+            for index in (i for i in range(count) if (i in held_back) == keep_rows):
+                if on_progress is not None:
+                    on_progress(next(done), count)
+                _look_at(predictor, images, index, prompts)
     return {name: session.ranges for name, session in sessions.items()}
 
 
@@ -113,13 +119,12 @@ def _session(bundle: Bundle, name: str, threads: int | None) -> ChannelSession:
 def _look_at(
     predictor: TapPredictor,
     images: CalibrationImages,
-    indices: Iterable[int],
+    index: int,
     prompts: CalibrationPrompts,
 ) -> None:
-    for index in indices:
-        rgb = load_image(images.paths[index], convert=True)
-        height, width = rgb.shape[:2]
-        encoded = predictor.encode(rgb)
-        path, digest = images.paths[index], images.digests[index]
-        for part in prompts.for_image(path, digest, width=width, height=height):
-            predictor.predict(encoded, prompts=part, masks=False)
+    path, digest = images.paths[index], images.digests[index]
+    rgb = load_image(path, convert=True)
+    height, width = rgb.shape[:2]
+    encoded = predictor.encode(rgb)
+    for part in prompts.for_image(path, digest, width=width, height=height):
+        predictor.predict(encoded, prompts=part, masks=False)

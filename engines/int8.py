@@ -17,7 +17,7 @@ from tap_deploy.engines.calibration import default_plans
 from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.candidate import CandidateSessions
-from tap_deploy.engines.evaluation_data import cases_from_images
+from tap_deploy.engines.evaluation_data import cases_from_images, without
 from tap_deploy.engines.int8_options import Int8Options
 from tap_deploy.engines.judge import VerdictOptions, judge_bundle
 from tap_deploy.engines.mixed_precision import Mix, MixSearch
@@ -26,6 +26,7 @@ from tap_deploy.engines.quantize import (
     add_int8,
     few_images_warning,
     find_ranges,
+    pictures_calibrated_on,
     require_room,
 )
 from tap_deploy.engines.smoothed_bundle import smoothed_bundle
@@ -88,13 +89,13 @@ def make_int8(
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
     quantize, plans = options.quantize, default_plans(bundle)
-    say("measure channels for SmoothQuant")
     with smoothed_bundle(
         bundle,
         calibration,
         options.smoothquant,
         prompts=quantize.prompts(),
         threads=quantize.threads,
+        on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
     ) as smoothed:
         tables = find_ranges(
             smoothed.bundle,
@@ -123,6 +124,7 @@ def make_int8(
         quantize,
         tables,
         _excluded(plans, exclusions),
+        images=calibration,
         smoothings=smoothed.smoothings,
         notes=notes,
     )
@@ -160,14 +162,18 @@ def judge_on_images(
 ) -> tuple[Verdict, dict[str, Any]]:
     """Judge the INT8 of a bundle on pictures, and record the verdict in it.
 
+    Pictures that the bundle was calibrated on are left out.
+
     Returns:
         the verdict, and the report.
 
     Raises:
         BundleError: the bundle lacks a variant.
-        InputError: a picture cannot be read, or the bundle cannot be written.
+        InputError: a picture cannot be read, all were calibrated on, or the bundle cannot be
+            written.
         SessionError: a graph cannot be run.
     """
+    images = without(images, pictures_calibrated_on(bundle))
     (on_stage or _say_nothing)("propose regions")
     cases = list(_cases(bundle, images, prompts, options.threads))
     verdict = judge_bundle(bundle, cases, options, others=others, on_stage=on_stage)

@@ -14,7 +14,7 @@ from tap_deploy.engines.quantize import QuantizeOptions
 from tap_deploy.engines.smoothed_bundle import AUTO, SMOOTHQUANT
 from tap_deploy.errors import InputError
 
-MAX_EVALUATION_IMAGES = 64
+EVALUATION_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,11 @@ class Int8Options:
         budget: what INT8 may cost; blocks that cost too much stay float. None excludes none.
         exclusions: what stays float, in place of a search.
         evaluation_data: pictures to judge on; None holds back a fifth of the calibration data.
+        evaluation_samples: pictures to judge on, at most.
         verdict: how to judge; None not to.
 
     Raises:
-        InputError: no such mode of SmoothQuant, or both budget and exclusions.
+        InputError: no such mode of SmoothQuant, both budget and exclusions, or no samples.
     """
 
     quantize: QuantizeOptions
@@ -39,6 +40,7 @@ class Int8Options:
     budget: Budget | None = None
     exclusions: Exclusions | None = None
     evaluation_data: pathlib.Path | None = None
+    evaluation_samples: int = EVALUATION_SAMPLES
     verdict: VerdictOptions | None = dataclasses.field(default_factory=VerdictOptions)
 
     def __post_init__(self) -> None:
@@ -48,6 +50,10 @@ class Int8Options:
             )
         if self.budget is not None and self.exclusions is not None:
             raise InputError("a budget and exclusions were given; pass one: both choose blocks")
+        if self.evaluation_samples < 1:
+            raise InputError(
+                f"evaluation_samples is {self.evaluation_samples}; expected at least 1"
+            )
 
     def images(self) -> tuple[CalibrationImages, CalibrationImages | None]:
         """Find the pictures to calibrate on, and those to judge on if there is to be a verdict.
@@ -59,18 +65,27 @@ class Int8Options:
             return self.quantize.images(), None
         if self.evaluation_data is not None:
             calibration = self.quantize.images()
-            evaluation = evaluation_images(self.evaluation_data, self.quantize.seed)
+            evaluation = evaluation_images(
+                self.evaluation_data, self.quantize.seed, samples=self.evaluation_samples
+            )
             return calibration, without(evaluation, set(calibration.digests))
         # Enough more that as many as asked for are left to calibrate on.
         drawn = dataclasses.replace(self.quantize, samples=self.quantize.samples * 5 // 4 + 1)
         calibration, evaluation = split_images(drawn.images())
-        return calibration.first(self.quantize.samples), evaluation.first(MAX_EVALUATION_IMAGES)
+        return calibration.first(self.quantize.samples), evaluation.first(self.evaluation_samples)
 
 
-def evaluation_images(path: pathlib.Path, seed: int = 0) -> CalibrationImages:
+def evaluation_images(
+    path: pathlib.Path, seed: int = 0, *, samples: int = EVALUATION_SAMPLES
+) -> CalibrationImages:
     """Find pictures to judge on.
+
+    Args:
+        path: a folder, a picture, or a list of paths.
+        seed: of the draw, if there are too many.
+        samples: at most so many.
 
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    return CalibrationImages.from_path(path, samples=MAX_EVALUATION_IMAGES, seed=seed)
+    return CalibrationImages.from_path(path, samples=samples, seed=seed)

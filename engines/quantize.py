@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,18 @@ from tap_deploy.engines.smoothquant import Smoothing, fold
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.onnx_files import save_graph
-from tap_deploy.precisions import CALIBRATION_METHODS, FP16, FP32, INT8, INT8_FP32, VARIANT_DTYPES
+from tap_deploy.precisions import (
+    CALIBRATION_METHODS,
+    DEFAULT_CALIBRATION_METHOD,
+    FP16,
+    FP32,
+    INT8,
+    INT8_FP32,
+    VARIANT_DTYPES,
+)
 
 RANGES_FILE = "calibration/ranges.json"
+PICTURES_FILE = "calibration/pictures.json"
 MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
 
 OnProgress = Callable[[int, int], None]
@@ -51,7 +61,7 @@ class QuantizeOptions:
 
     calibration_data: pathlib.Path | None
     prompts_file: pathlib.Path | None = None
-    method: str = "entropy"
+    method: str = DEFAULT_CALIBRATION_METHOD
     samples: int = 500
     cache: pathlib.Path | None = None
     force: bool = False
@@ -128,7 +138,7 @@ def quantize_bundle(
         (on_warning or _warn)(few_images_warning(len(images)))
     chosen = {**default_plans(bundle), **(plans or {})}
     tables = find_ranges(bundle, options, images, chosen, on_progress=on_progress)
-    return add_int8(bundle, options, tables, chosen)
+    return add_int8(bundle, options, tables, chosen, images=images)
 
 
 def require_room(bundle: Bundle, *, force: bool) -> None:
@@ -173,6 +183,7 @@ def add_int8(
     tables: Mapping[str, CalibrationTable],
     plans: Mapping[str, QuantizationPlan],
     *,
+    images: CalibrationImages,
     smoothings: Mapping[str, Sequence[Smoothing]] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -183,6 +194,7 @@ def add_int8(
         options: for the record.
         tables: graph -> ranges, of the graphs as smoothed.
         plans: graph -> nodes to quantize.
+        images: what was calibrated on; a verdict must not be passed on these.
         smoothings: graph -> what to fold into its weights beforehand.
         notes: what else the record shall say.
 
@@ -197,12 +209,29 @@ def add_int8(
         ranges = addition.folder / RANGES_FILE
         ranges.parent.mkdir(parents=True)
         save_tables(ranges, tables)
+        pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
+        (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
         for variant in _variants(bundle):
             _add_variant(bundle, addition, variant, tables, plans, smoothings or {})
             record = _record(variant, options, tables, plans)
             addition.precisions[variant] = record | dict(notes or {})
     record_deviation(bundle, threads=options.threads)
     return {variant: bundle.manifest.precisions[variant] for variant in _variants(bundle)}
+
+
+def pictures_calibrated_on(bundle: Bundle) -> set[str]:
+    """Return the SHA-256 of every picture that the int8 graphs of a bundle were calibrated on.
+
+    Raises:
+        InputError: the file that says so cannot be read.
+    """
+    if PICTURES_FILE not in bundle.manifest.files:
+        return set()
+    path = bundle.path / PICTURES_FILE
+    try:
+        return set(json.loads(path.read_text("utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InputError(f"{path} cannot be read: {exc}; quantize the bundle again") from exc
 
 
 def _variants(bundle: Bundle) -> list[str]:

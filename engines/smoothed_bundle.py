@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -44,6 +44,7 @@ def smoothed_bundle(
     *,
     prompts: CalibrationPrompts | None = None,
     threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[SmoothedBundle]:
     """Yield a bundle as SmoothQuant leaves it; it is gone when the block ends.
 
@@ -53,6 +54,7 @@ def smoothed_bundle(
         mode: ``auto`` smooths where that pays, ``on`` everywhere, ``off`` nowhere.
         prompts: where prompts come from; drawn over the pictures if None.
         threads: CPU threads; None for one per core.
+        on_progress: called before each picture with pictures done and pictures in all.
 
     Raises:
         InputError: a picture cannot be read.
@@ -63,7 +65,9 @@ def smoothed_bundle(
         yield found
         return
     models = {}
-    measured = measure_channels(bundle, images, prompts=prompts, threads=threads)
+    measured = measure_channels(
+        bundle, images, prompts=prompts, threads=threads, on_progress=on_progress
+    )
     for name, ranges in measured.items():
         model = ir.load(bundle.graph_path(name, FP32))
         smoothings, found.choices[name] = choose_smoothings(

@@ -65,13 +65,22 @@ def percentile_threshold(histogram: MagnitudeHistogram, percentile: float) -> fl
 def mse_threshold(histogram: MagnitudeHistogram) -> float:
     """Return the threshold with the smallest mean squared error, of candidates up to amax.
 
-    A coarse search, then a finer one around the best: the error falls, and rises again.
+    A coarse search, then a finer one around the best.
     """
     coarse = _candidates(histogram, MSE_PER_OCTAVE)
     place = _argmin_error(histogram, coarse)
     low, high = coarse[min(place + 1, len(coarse) - 1)], coarse[max(place - 1, 0)]
     fine = np.linspace(high, low, MSE_REFINEMENT)
     return float(fine[_argmin_error(histogram, fine)])
+
+
+def clipping_error(histogram: MagnitudeHistogram, amax: float) -> float:
+    """Return the part of ``squared_error`` that values above the threshold have."""
+    edges = histogram.edges
+    first = max(0, int(np.searchsorted(edges, amax, side="right")) - 1)
+    integral = np.maximum(edges[first:] - amax, 0.0) ** 3 / 3
+    share = histogram.counts[first:] / np.diff(edges[first:])
+    return float((np.diff(integral) * share).sum())
 
 
 def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
@@ -102,7 +111,14 @@ def _candidates(histogram: MagnitudeHistogram, per_octave: int) -> Floats:
 
 
 def _argmin_error(histogram: MagnitudeHistogram, candidates: Floats) -> int:
-    return int(np.argmin([squared_error(histogram, float(amax)) for amax in candidates]))
+    """Return which of the candidates, which fall, has the smallest error."""
+    errors: list[float] = []
+    for amax in candidates.tolist():
+        # Below, clipping alone costs more than all of the best does: it only grows from here.
+        if errors and clipping_error(histogram, amax) > min(errors):
+            break
+        errors.append(squared_error(histogram, amax))
+    return int(np.argmin(errors))
 
 
 def _error_integral(x: Floats, amax: float) -> Floats:
@@ -119,9 +135,11 @@ def _error_integral(x: Floats, amax: float) -> Floats:
 def _divergence(edges: Floats, cumulative: Floats, amax: float) -> float:
     """KL divergence of the values from their int8 image, at a threshold.
 
-    P is the histogram up to the threshold, in 4 bins for each of 128 levels, with all that is
-    clipped in its last bin. Q is what int8 can tell of it: the mass of each level, spread evenly
-    over its bins that are not empty; of what was clipped it knows nothing.
+    P is the histogram up to the threshold, without the zeros, in 4 bins for each of 128 levels,
+    with all that is clipped in its last bin. Q is what int8 can tell of it: the mass of each level,
+    spread evenly over its bins that are not empty; of what was clipped it knows nothing. Other
+    calibrators have bins of a fixed width, and so more of them for higher thresholds; here all
+    thresholds are compared at the same number of bins.
     """
     bins = np.linspace(0.0, amax, ENTROPY_LEVELS * BINS_PER_LEVEL + 1)
     kept = np.diff(np.interp(bins, edges, cumulative)).reshape(ENTROPY_LEVELS, BINS_PER_LEVEL)

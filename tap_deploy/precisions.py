@@ -9,6 +9,8 @@ PRECISIONS = (FP32, FP16, INT8)
 
 # How the range of a tensor can be chosen; see tap_deploy.engines.thresholds.
 CALIBRATION_METHODS = ("max", "entropy", "percentile", "mse")
+# By measurement: see docs/int8.md.
+DEFAULT_CALIBRATION_METHOD = "mse"
 
 # The same Q/DQ nodes over fp32: for a CPU, which has no fp16 products.
 INT8_FP32 = "int8_fp32"

@@ -32,7 +32,7 @@ from tap_deploy.engines.int8 import EXCLUSIONS_FILE, judge_on_images, make_int8
 from tap_deploy.engines.int8_options import Int8Options, evaluation_images
 from tap_deploy.engines.judge import VerdictOptions
 from tap_deploy.engines.quantization_plan import QuantizationPlan
-from tap_deploy.engines.quantize import QuantizeOptions
+from tap_deploy.engines.quantize import QuantizeOptions, pictures_calibrated_on
 from tap_deploy.engines.speed import SpeedOptions
 from tap_deploy.engines.verdict import Floors
 from tap_deploy.engines.verdict_record import record_verdict
@@ -266,6 +266,31 @@ def test_pictures_are_held_back_unless_there_are_others(folder):
     assert split_images(every)[1].digests == evaluation.digests
     with pytest.raises(InputError, match="were calibrated on"):
         options(folder, evaluation_data=folder / "real").images()
+
+
+def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
+    """Not even later, by a call that was not told which pictures those were."""
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    assert len(pictures_calibrated_on(bundle)) == 2
+    command = ["verdict", str(bundle.path), "--no-speed", "--evaluation-data"]
+    result = CliRunner().invoke(main, [*command, str(folder / "real")])
+    assert (
+        result.exit_code == 2 and "all 2 pictures to judge on were calibrated on" in result.stderr
+    )
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
+    how = VerdictOptions(floors=LENIENT, speed=None, threads=1)
+    _, report = judge_on_images(bundle, evaluation_images(mixed), how)
+    assert report["data"]["pictures to judge on"] == 1
+
+
+def test_as_many_pictures_judge_as_were_asked_for(folder, tmp_path):
+    many = evaluation_images(folder)
+    assert len(many) == 4
+    assert len(evaluation_images(folder, samples=3)) == 3
+    assert len(options(folder, evaluation_samples=1).images()[1]) == 1
+    with pytest.raises(InputError, match="evaluation_samples is 0"):
+        options(folder, evaluation_samples=0)
 
 
 def test_options_that_contradict_are_refused(folder):

@@ -54,7 +54,7 @@ def test_the_command(quantized):
     assert (code, err) == (0, f"warning: {few_images_warning(1)}\n")
     summary = json.loads(out)
     assert set(summary["graphs"]) == {"int8", "int8_fp32"}
-    assert summary["calibration"]["method"] == "entropy"
+    assert summary["calibration"]["method"] == "mse"
     assert summary["calibration"]["num_samples"] == 1
     for variant, found in summary["graphs"].items():
         for name, graph in found.items():
@@ -157,7 +157,7 @@ def test_export_makes_int8_as_well(assets, micro_bundle, pictures, tmp_path, mon
     assert not (tmp_path / "bundle").exists()
     code, out, err = run(*arguments, "--calibration-data", pictures / "a.png")
     assert code == 0, err
-    assert "int8 ranges by entropy on 1 picture" in out
+    assert "int8 ranges by mse on 1 picture" in out
     assert "int8_fp32" in Bundle.open(tmp_path / "bundle").manifest.graphs
 
 

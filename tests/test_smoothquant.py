@@ -159,7 +159,11 @@ def test_the_chain_measures_every_point_with_rows_of_other_pictures(micro_bundle
     for index in range(2):
         picture.rotate(90 * index).save(tmp_path / f"{index}.png")
     images = CalibrationImages.from_path(tmp_path)
-    found = measure_channels(micro_bundle, images, threads=1)
+    seen: list[tuple[int, int]] = []
+    found = measure_channels(
+        micro_bundle, images, threads=1, on_progress=lambda *progress: seen.append(progress)
+    )
+    assert seen == [(0, 2), (1, 2)]
     points = smoothing_points(encoder(micro_bundle))
     assert set(found[IMAGE_ENCODER].maxima) == {point.tensor for point in points}
     assert len(found[TEXT_DECODER].maxima) == 2 * micro_bundle.config.text_depth + 1

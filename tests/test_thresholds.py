@@ -8,7 +8,13 @@ import pytest
 pytest.importorskip("onnx_ir")
 
 from tap_deploy.engines.histogram import MagnitudeHistogram
-from tap_deploy.engines.thresholds import LEVELS, METHODS, squared_error, threshold
+from tap_deploy.engines.thresholds import (
+    LEVELS,
+    METHODS,
+    clipping_error,
+    squared_error,
+    threshold,
+)
 from tap_deploy.errors import InputError
 
 COUNT = 200_000
@@ -83,6 +89,31 @@ def test_the_error_is_that_of_the_values(amax):
     values = with_outliers(gaussian(), 60.0)
     expected = brute_force_error(values, amax)
     assert squared_error(histogram_of(values), amax) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("amax", [0.5, 3.0, 40.0])
+def test_clipping_is_the_error_of_what_lies_above(amax):
+    values = np.abs(with_outliers(gaussian(), 60.0)).astype(np.float64)
+    expected = float(np.square(values[values > amax] - amax).sum())
+    histogram = histogram_of(values)
+    assert clipping_error(histogram, amax) == pytest.approx(expected, rel=0.02)
+    assert clipping_error(histogram, amax) <= squared_error(histogram, amax)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def test_rare_large_values_that_carry_the_signal():
+    """Most of what a GELU makes is next to 0, most of its energy is not: mse keeps that, entropy,
+    which counts values and not energy, clips it. Hence the default."""
+    rng = np.random.default_rng(0)
+    values = gelu(np.concatenate([rng.normal(-2, 1, COUNT), rng.uniform(0, 12, COUNT // 1000)]))
+    amax = np.abs(values).max()
+    found = {method: threshold(histogram_of(values), method) for method in ("mse", "entropy")}
+    assert found["mse"] > 0.8 * amax > found["entropy"]
+    noise = {method: brute_force_error(values, found[method]) for method in found}
+    assert noise["entropy"] > 10 * noise["mse"]
 
 
 @pytest.mark.parametrize("magnitude", [50.0, 1000.0])

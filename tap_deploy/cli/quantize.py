@@ -14,14 +14,14 @@ from tap_deploy.cli.options import bundle_argument, force_option, json_option, t
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict import report_text, require_passed
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
-from tap_deploy.precisions import CALIBRATION_METHODS, FP32
+from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
 
 if TYPE_CHECKING:
     from tap_deploy.engines.int8_options import Int8Options
 
 FILE = click.Path(path_type=pathlib.Path)
 CPU = "onnxruntime"
-STAGES = 15  # besides a picture each: SmoothQuant, writing, judging
+STAGES = 15  # besides pictures: writing, judging
 calibration_data_option = click.option(
     "--calibration-data",
     type=FILE,
@@ -40,7 +40,7 @@ calibration_data_option = click.option(
 @click.option(
     "--method",
     type=click.Choice(CALIBRATION_METHODS),
-    default="entropy",
+    default=DEFAULT_CALIBRATION_METHOD,
     show_default=True,
     help="How the range of a tensor is chosen.",
 )
@@ -86,6 +86,7 @@ def quantize_command(
     exclusions: pathlib.Path | None,
     no_verdict: bool,
     evaluation_data: pathlib.Path | None,
+    evaluation_samples: int,
     checkpoint: pathlib.Path | None,
     threads: int | None,
     force: bool,
@@ -119,6 +120,7 @@ def quantize_command(
         budget=None if budget is None else Budget.parse(budget),
         exclusions=None if exclusions is None else Exclusions.load(exclusions),
         evaluation_data=evaluation_data,
+        evaluation_samples=evaluation_samples,
         verdict=None if no_verdict else options_from(backend=CPU, threads=threads, **floors),
     )
     summary = add_int8(Bundle.open(bundle), options, checkpoint=checkpoint)
@@ -141,10 +143,14 @@ def add_int8(
         what was added, JSON types: bundle, calibration, graphs by variant and name, and the
         report of the verdict, empty without one.
     """
+    from tap_deploy.engines.channel_ranges import MAX_IMAGES
     from tap_deploy.engines.int8 import make_int8
+    from tap_deploy.engines.smoothed_bundle import OFF
 
     images = options.images()
-    with stage_bar("quantize", len(images[0]) + STAGES) as stage:
+    count = len(images[0])
+    measured = 0 if options.smoothquant == OFF else min(count, MAX_IMAGES)
+    with stage_bar("quantize", measured + count + STAGES) as stage:
         result = make_int8(
             bundle,
             options,

@@ -29,6 +29,7 @@ def verdict_command(
     bundle: str,
     backend: str,
     evaluation_data: pathlib.Path | None,
+    evaluation_samples: int,
     checkpoint: pathlib.Path | None,
     prompts: pathlib.Path | None,
     threads: int | None,
@@ -54,7 +55,7 @@ def verdict_command(
     with stage_bar("judge", STAGES) as stage:
         _, report = judge_on_images(
             opened,
-            evaluation_images(evaluation_data),
+            evaluation_images(evaluation_data, samples=evaluation_samples),
             options,
             prompts=None if prompts is None else CalibrationPrompts.from_file(prompts),
             others=eager_runtime(opened, checkpoint, threads),

@@ -28,6 +28,13 @@ _OPTIONS = (
         help="Pictures to judge on that calibration does not see: a folder, a picture, a list.",
     ),
     click.option(
+        "--evaluation-samples",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="Pictures to judge on, at most.",
+    ),
+    click.option(
         "--checkpoint",
         type=FILE,
         help="Weights of the bundle: time PyTorch eager in the same run. Needs torch.",
