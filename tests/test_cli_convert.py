@@ -74,7 +74,7 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
         (("convert", "B", "--precision", "fp32"), "every bundle has fp32 already"),
         (("convert", "B"), "--precision"),
         (("convert", "B", "--precision", "fp16", "--samples", "gone"), "gone are not there"),
-        (("export", "--precision", "int8", "-o", "out"), "tap-export quantize"),
+        (("export", "--precision", "int8", "-o", "out"), "--calibration-data DIR"),
         (("verify", "B", "--precision", "fp16"), "has no precision 'fp16'"),
         (("verify", "B", "--evaluator", "gpu"), "--evaluator"),
     ],

@@ -223,7 +223,7 @@ def test_a_config_survives_json():
         ({"steps": 0}, "steps is 0; expected at least 1"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"average_decay": 1.0}, "average_decay is 1.0; expected at least 0 and at most"),
-        ({"dense_fade_from": 0.9}, "dense_fade_from is 0.9; expected at most dense_fade_to"),
+        ({"dense_fade_from": 0.96}, "dense_fade_from is 0.96; expected at most dense_fade_to"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of auto, float32, bfloat16"),
     ],
 )
