@@ -17,6 +17,8 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
+from needs import needs_font, needs_photographs
+
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
@@ -71,6 +73,8 @@ def test_the_samples_ask_in_every_way_about_things_that_have_names():
     assert "CC0" in about["licence"] and "OFL" in about["licence"]
 
 
+@needs_font
+@needs_photographs
 def test_the_samples_are_what_the_generator_makes():
     from tap_deploy.training.sample_scenes import SAMPLE_SEEDS
     from tap_deploy.training.scenes import SceneGenerator

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from needs import needs_font, needs_photographs
 from PIL import Image
 
 from tap_deploy.errors import InputError, MissingDependencyError
@@ -24,23 +25,6 @@ from tap_deploy.training.photographs import PHOTOGRAPHS, load_photographs
 from tap_deploy.training.scenes import Scene, SceneGenerator, SceneObject
 
 SEEDS = range(60)
-
-
-def font_is_missing() -> bool:
-    try:
-        emoji_font_path()
-    except InputError:
-        return True
-    return False
-
-
-needs_photographs = pytest.mark.skipif(
-    importlib.util.find_spec("skimage") is None,
-    reason='the backgrounds need scikit-image: pip install "tap-deploy[train]"',
-)
-needs_font = pytest.mark.skipif(
-    font_is_missing(), reason="the objects need apt-get install fonts-noto-color-emoji"
-)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 pytest.importorskip("skimage")
+from needs import needs_font
+
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.demo_model import DemoModel
@@ -28,6 +30,7 @@ from tap_deploy.predictor import TapPredictor
 
 pytestmark = [
     pytest.mark.slow,
+    needs_font,
     pytest.mark.skipif(not DemoModel().weights.is_file(), reason="the demo model has no weights"),
 ]
 

@@ -1,0 +1,28 @@
+"""What a test needs besides Python packages; without it the test is skipped, and says why."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tap_deploy.errors import InputError
+
+
+def font_is_missing() -> bool:
+    from tap_deploy.training.emoji import emoji_font_path
+
+    try:
+        emoji_font_path()
+    except InputError:
+        return True
+    return False
+
+
+needs_photographs = pytest.mark.skipif(
+    importlib.util.find_spec("skimage") is None,
+    reason='the backgrounds need scikit-image: pip install "tap-deploy[train]"',
+)
+needs_font = pytest.mark.skipif(
+    font_is_missing(), reason="the objects need apt-get install fonts-noto-color-emoji"
+)
