@@ -173,10 +173,18 @@ def judge_on_images(
             written.
         SessionError: a graph cannot be run.
     """
-    images = without(images, pictures_calibrated_on(bundle))
+    calibrated_on = pictures_calibrated_on(bundle)
+    images = without(images, calibrated_on)
     (on_stage or _say_nothing)("propose regions")
     cases = list(_cases(bundle, images, prompts, options.threads))
-    verdict = judge_bundle(bundle, cases, options, others=others, on_stage=on_stage)
+    verdict = judge_bundle(
+        bundle,
+        cases,
+        options,
+        calibrated_on=len(calibrated_on),
+        others=others,
+        on_stage=on_stage,
+    )
     data = {
         "pictures to judge on": len(images),
         "where they come from": "held back from the calibration data, by the SHA-256 of the files"

@@ -25,6 +25,7 @@ from tap_deploy.engines.speed import (
 from tap_deploy.engines.verdict import (
     FLOAT,
     INT8,
+    MIN_CALIBRATION_PICTURES,
     Floors,
     GraphFacts,
     GraphVerdict,
@@ -56,6 +57,7 @@ class VerdictOptions:
         floors: the least agreement with the fp32 graphs.
         speed: how long to measure; None to judge by the answers alone.
         min_speedup: INT8 must be so many times faster than float to be used.
+        min_calibration_pictures: INT8 that was calibrated on fewer fails.
         threads: CPU threads of a call; None for one per core.
     """
 
@@ -63,6 +65,7 @@ class VerdictOptions:
     floors: Floors = dataclasses.field(default_factory=Floors)
     speed: SpeedOptions | None = dataclasses.field(default_factory=SpeedOptions)
     min_speedup: float = 1.05
+    min_calibration_pictures: int = MIN_CALIBRATION_PICTURES
     threads: int | None = None
 
     @property
@@ -81,6 +84,7 @@ def judge_bundle(
     cases: Iterable[Case],
     options: VerdictOptions,
     *,
+    calibrated_on: int | None = None,
     others: Mapping[str, OtherRuntime] | None = None,
     on_stage: OnStage | None = None,
 ) -> Verdict:
@@ -90,6 +94,7 @@ def judge_bundle(
         bundle: with fp32 and INT8 graphs.
         cases: pictures that calibration did not see, with prompts.
         options: how to judge.
+        calibrated_on: how many pictures calibration saw; None if that is not known.
         others: other runtimes to be timed in the same run, e.g. PyTorch eager.
         on_stage: called before each stage with its name.
 
@@ -125,6 +130,8 @@ def judge_bundle(
             everything_int8=everything,
             mix=agreement,
             whole_latency=judge.time_whole(answers.cases[0], mix, say),
+            calibrated_on=calibrated_on,
+            min_calibration_pictures=options.min_calibration_pictures,
         )
 
 

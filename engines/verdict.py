@@ -12,6 +12,8 @@ from tap_deploy.engines.kernels import KernelCount, LayerCount
 from tap_deploy.errors import InputError
 from tap_deploy.timing import Latency
 
+# One real picture can pass every other floor on pictures that look like it, by luck.
+MIN_CALIBRATION_PICTURES = 8
 NOT_KNOWN = "not known without a GPU"
 # Names of the candidates in the timings.
 INT8, FLOAT = "int8", "float"
@@ -196,6 +198,8 @@ class Verdict:
         everything_int8: agreement with all graphs quantized.
         mix: agreement of the best mix: INT8 where it is used.
         whole_latency: the whole way, float and mix (called ``int8``); empty if not measured.
+        calibrated_on: how many pictures the ranges come from; None if that is not known.
+        min_calibration_pictures: how many there must be.
     """
 
     variant: str
@@ -206,11 +210,19 @@ class Verdict:
     everything_int8: Agreement
     mix: Agreement
     whole_latency: Mapping[str, Latency] = dataclasses.field(default_factory=dict)
+    calibrated_on: int | None = None
+    min_calibration_pictures: int = MIN_CALIBRATION_PICTURES
 
     @property
     def failures(self) -> list[str]:
-        """Everything that falls below the floors: graphs alone, and the mix."""
-        found = [
+        """Everything that falls below the floors: calibration data, graphs alone, and the mix."""
+        found = []
+        if self.calibrated_on is not None and self.calibrated_on < self.min_calibration_pictures:
+            found.append(
+                f"pictures that calibration saw: {self.calibrated_on}, expected at least "
+                f"{self.min_calibration_pictures}; so few say nothing of others"
+            )
+        found += [
             f"{name}: {failure}"
             for name, graph in self.graphs.items()
             for failure in graph.failures
@@ -255,6 +267,8 @@ class Verdict:
             "float_variant": self.float_variant,
             "backend": self.backend,
             "floors": dataclasses.asdict(self.floors),
+            "calibrated_on": self.calibrated_on,
+            "min_calibration_pictures": self.min_calibration_pictures,
             "mix": self.variants,
             "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
             "whole": {

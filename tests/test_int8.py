@@ -67,6 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photo: pathlib.Path) -> pat
     return folder
 
 
+def judged_by(**changes: Any) -> VerdictOptions:
+    """Two pictures are enough for most of what is tested here."""
+    return VerdictOptions(**{"threads": 1, "min_calibration_pictures": 2} | changes)
+
+
 def options(folder: pathlib.Path, data: str = "real", **changes: Any) -> Int8Options:
     values: dict[str, Any] = {
         "quantize": QuantizeOptions(
@@ -78,7 +83,7 @@ def options(folder: pathlib.Path, data: str = "real", **changes: Any) -> Int8Opt
         ),
         "smoothquant": "off",
         "evaluation_data": folder / "judge",
-        "verdict": VerdictOptions(floors=LENIENT, speed=QUICK, min_speedup=0, threads=1),
+        "verdict": judged_by(floors=LENIENT, speed=QUICK, min_speedup=0),
     }
     return Int8Options(**values | changes)
 
@@ -129,7 +134,7 @@ def test_the_report_is_in_the_bundle_and_vouched_for(quantized):
 
 def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder, tmp_path):
     bundle = copy_of(quantized[0], tmp_path / "bundle")
-    impossible = VerdictOptions(floors=LENIENT, speed=QUICK, min_speedup=1e9, threads=1)
+    impossible = judged_by(floors=LENIENT, speed=QUICK, min_speedup=1e9)
     verdict, report = judge(folder, bundle, impossible)
     assert verdict.passed and not any(graph.use_int8 for graph in verdict.graphs.values())
     assert verdict.mix.mask_iou == 1
@@ -164,7 +169,7 @@ def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):
 
 def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, folder, tmp_path):
     bundle = copy_of(quantized[0], tmp_path / "bundle")
-    strict = VerdictOptions(floors=Floors(mask_iou=1.0), speed=None, threads=1)
+    strict = judged_by(floors=Floors(mask_iou=1.0), speed=None)
     verdict, report = judge(folder, bundle, strict)
     assert not verdict.passed and report["failures"]
     opened = Bundle.open(bundle.path)
@@ -181,6 +186,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     command += ["--prompts", str(folder / "prompts.json"), "--evaluation-data"]
     command += [str(folder / "judge"), "--no-speed", "--threads", "1", "--smoothquant", "off"]
     command += ["--min-miou", "0.95", "--min-top1", "0", "--min-captions", "0", "--json"]
+    command += ["--min-calibration-pictures", "1"]  # the answers alone must give it away
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1, result.stderr
     assert "fewer than 100 are guesses" in result.stderr
@@ -192,6 +198,18 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     assert found["sqnr_db"]["image_embeddings"] < expected["sqnr_db"]["image_embeddings"] - 6
     mark = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]
     assert mark["passed"] is False
+
+
+def test_calibration_on_too_few_pictures_fails_whatever_the_answers(quantized, folder, tmp_path):
+    """One real picture may do well on others that look like it."""
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    how = judged_by(floors=LENIENT, speed=None, min_calibration_pictures=3)
+    verdict, report = judge(folder, bundle, how)
+    assert not verdict.passed
+    assert report["failures"] == [
+        "pictures that calibration saw: 2, expected at least 3; so few say nothing of others"
+    ]
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is False
 
 
 def test_exclusions_are_kept_and_can_be_replayed(quantized, folder, micro_bundle, tmp_path):
@@ -279,7 +297,7 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
     )
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
-    how = VerdictOptions(floors=LENIENT, speed=None, threads=1)
+    how = judged_by(floors=LENIENT, speed=None)
     _, report = judge_on_images(bundle, evaluation_images(mixed), how)
     assert report["data"]["pictures to judge on"] == 1
 

@@ -116,9 +116,11 @@ def test_noise_changes_more_of_everything_that_is_reported(outcomes):
         assert random["sqnr_db"][tensor] < real["sqnr_db"][tensor] - 6
 
 
-def test_one_picture_is_visibly_worse_than_many(outcomes):
+def test_one_picture_fails_closed_and_is_visibly_worse_than_many(outcomes):
     """It is of the right kind, so answers may still pass; the report shows a quarter more noise and
     more. Mask logits are left out: single ones that flip decide their noise."""
+    code, report = outcomes["one"]
+    assert code == 1 and "pictures that calibration saw: 1" in report["failures"][0]
     real, one, random = (
         everything(outcomes[kind])["sqnr_db"] for kind in ("real", "one", "random")
     )

@@ -61,6 +61,13 @@ _OPTIONS = (
         help="Fail if fewer captions are identical.",
     ),
     click.option(
+        "--min-calibration-pictures",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="Fail if calibration saw fewer pictures.",
+    ),
+    click.option(
         "--min-speedup",
         type=click.FloatRange(min=0),
         default=1.05,
@@ -90,6 +97,7 @@ def options_from(
     min_miou: float,
     min_top1: float,
     min_captions: float,
+    min_calibration_pictures: int,
     min_speedup: float,
     speed: bool,
 ) -> VerdictOptions:
@@ -104,6 +112,7 @@ def options_from(
         floors=floors,
         speed=SpeedOptions() if speed else None,
         min_speedup=min_speedup,
+        min_calibration_pictures=min_calibration_pictures,
         threads=threads,
     )
 
