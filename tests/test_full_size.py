@@ -148,31 +148,6 @@ print(peak() - before)
     assert int(output) <= 1.25 * limit + 2 * kept
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_vit_b_builds_with_tensorrt_rtx(vit_b, precision):
-    """All three graphs, in a process of their own, below the memory that was forecast."""
-    pytest.importorskip("tensorrt_rtx")
-    if precision not in Bundle.open(vit_b.path, check_hashes=False).manifest.graphs:
-        measured(CLI, "convert", vit_b.path, "--precision", precision)
-    bundle = Bundle.open(vit_b.path, check_hashes=False)
-    build = ("build", vit_b.path, "--backend", "tensorrt_rtx", "--precision", precision, "--json")
-    planned, _, _ = measured(CLI, *build, "--dry-run")
-    forecast = max(p["memory_forecast_bytes"] for p in json.loads(planned)["builds"])
-    output, seconds, peak = measured(CLI, *build, "--force", "--force-memory")
-    print(
-        f"\n{precision}: TensorRT-RTX engines in {seconds:.1f} s, peak memory "
-        f"{peak / GIGABYTE:.2f} GB, forecast {forecast / GIGABYTE:.2f} GB"
-    )
-    for engine in json.loads(output)["engines"]:
-        weights = bundle.manifest.graphs[precision][engine["graph"]].weights_bytes
-        print(
-            f"{engine['graph']}: {engine['size_bytes'] / 1e6:.0f} MB "
-            f"in {engine['build_seconds']:.1f} s"
-        )
-        assert engine["size_bytes"] > 0.9 * weights
-    assert peak <= forecast
-
-
 def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
     """GFLOP of one call, counted from the graphs, against figures from the architecture."""
     from tap_deploy.engines.work import count_work
@@ -211,6 +186,56 @@ def test_vit_b_in_fp16_is_like_the_reference(vit_b_fp16):
         sizes = [bundle.manifest.graphs[v][name].weights_bytes for v in ("fp32", "fp16")]
         assert sizes[1] < 0.55 * sizes[0]
     assert peak < 8e9
+
+
+@pytest.fixture(scope="module")
+def vit_b_int8(vit_b_fp16, photo):
+    """Quantized on one photograph: enough for ranges, too little for a verdict."""
+    path = vit_b_fp16[0].path
+    args = ("quantize", path, "--calibration-data", photo, "--no-verdict", "--smoothquant", "off")
+    _, seconds, peak = measured(CLI, *args, "--method", "max", "--json")
+    print(f"\nint8: made in {seconds:.0f} s, peak memory {peak / GIGABYTE:.1f} GB")
+    assert peak < 6e9
+    return Bundle.open(path)
+
+
+def test_vit_b_runs_in_int8_on_a_cpu(vit_b_int8, photo):
+    """Made-up weights know no right answer; the embeddings must still be those of fp32, nearly."""
+    found = {}
+    for precision in ("fp32", "int8"):
+        with TapPredictor.from_bundle(vit_b_int8.path, precision=precision) as predictor:
+            found[precision] = predictor.predict(photo, boxes=[[172, 17, 412, 308]])
+            encoded = predictor.encode(photo).image_embeddings
+            found[precision, "embeddings"] = encoded
+    noise = found["int8", "embeddings"] - found["fp32", "embeddings"]
+    signal = found["fp32", "embeddings"]
+    sqnr_db = 10 * np.log10(np.square(signal).mean() / np.square(noise).mean())
+    print(f"\nimage embeddings in int8: {sqnr_db:.1f} dB above their noise")
+    assert sqnr_db > 20
+    assert np.isfinite(found["int8"].low_res_masks).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_vit_b_builds_with_tensorrt_rtx(vit_b_int8, precision):
+    """All three graphs, in a process of their own, below the memory that was forecast."""
+    pytest.importorskip("tensorrt_rtx")
+    bundle = vit_b_int8
+    build = ("build", bundle.path, "--backend", "tensorrt_rtx", "--precision", precision, "--json")
+    planned, _, _ = measured(CLI, *build, "--dry-run")
+    forecast = max(p["memory_forecast_bytes"] for p in json.loads(planned)["builds"])
+    output, seconds, peak = measured(CLI, *build, "--force", "--force-memory")
+    print(
+        f"\n{precision}: TensorRT-RTX engines in {seconds:.1f} s, peak memory "
+        f"{peak / GIGABYTE:.2f} GB, forecast {forecast / GIGABYTE:.2f} GB"
+    )
+    for engine in json.loads(output)["engines"]:
+        weights = bundle.manifest.graphs[precision][engine["graph"]].weights_bytes
+        print(
+            f"{engine['graph']}: {engine['size_bytes'] / 1e6:.0f} MB "
+            f"in {engine['build_seconds']:.1f} s"
+        )
+        assert engine["size_bytes"] > 0.9 * weights
+    assert peak <= forecast
 
 
 def test_vit_h_exports_with_external_data(tmp_path):
