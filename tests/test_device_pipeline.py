@@ -27,6 +27,7 @@ from tap_deploy.errors import BundleError, InputError, MissingDependencyError, S
 from tap_deploy.golden import GoldenSample
 from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
@@ -239,6 +240,14 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
         assert "CUDA graphs are off" in caplog.text
         captioner = predictor._pipeline.lanes[0].captioner
         assert captioner.steps_enqueued > 2 * TOKENS
+    assert cuda.leaks() == {}
+
+
+def test_slots_that_engines_could_not_read(load, cuda, monkeypatch):
+    """Every slot of the cache is bound at an address of its own."""
+    monkeypatch.setattr(DeviceCaptioner, "_bytes_per_row", lambda self: 3 * 128)
+    with pytest.raises(SessionError, match=r"cache slots of 384 bytes.*multiple of 256"):
+        load(cuda)
     assert cuda.leaks() == {}
 
 
