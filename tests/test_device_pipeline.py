@@ -397,6 +397,21 @@ def test_pycuda(load, monkeypatch, picture, points, expected, caplog, with_graph
     assert cuda.leaks() == {}
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_pycuda_records_nothing_beside_other_contexts(
+    load, monkeypatch, picture, points, expected, caplog, cuda_graphs
+):
+    """It records in the global mode: an allocation in another thread would spoil it."""
+    cuda = FakeCuda()
+    install_pycuda(monkeypatch, cuda)
+    with load(cuda, contexts=2, cuda_graphs=cuda_graphs) as predictor:
+        assert_same(predict(predictor, picture, points), expected)
+    assert cuda.launches == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == cuda_graphs
+    assert all("pycuda cannot record while another of 2 contexts" in m for m in messages)
+
+
 def test_memory_is_freed_without_close(load, cuda, picture, points):
     predictor = load(cuda)
     encoded = predictor.encode(picture)
