@@ -23,6 +23,7 @@ from tap_deploy.selftest import SelftestSubject, run_selftest
 from tap_deploy.selftest_marks import check_mark, mark_name, mark_variant
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tests.fake_cuda import block_cuda
 
 SAMPLE_OUTPUTS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
 
@@ -296,3 +297,12 @@ def spoil_golden(bundle, sample):
     files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
     manifest = dataclasses.replace(bundle.manifest, files=files)
     (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+
+
+def test_the_command_on_a_gpu_needs_what_a_predictor_needs(bundle, monkeypatch):
+    """Sessions of onnxruntime need no CUDA package, the pipeline does: nothing is marked for it."""
+    block_cuda(monkeypatch)
+    result = invoke(bundle.path, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "needs pycuda or cuda-python" in result.stderr
+    assert Bundle.open(bundle.path).manifest.precisions == {}
