@@ -24,12 +24,12 @@ from tap_deploy.engines.versions import (
     configure,
     create_network,
     has_progress_monitor,
-    import_backend,
 )
 from tap_deploy.errors import SessionError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.plan_record import PlanRecord, plan_key
 from tap_deploy.sessions.tensorrt_log import error_log
+from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def engine_from_onnx(
             graph: the message has its reason.
         InputError: this version of the backend has not what the target asks for.
     """
-    trt = import_backend(target.backend)
+    trt = import_tensorrt(target.backend)
     path = pathlib.Path(onnx_path)
     parts = plan_parts(trt, path, target, profile, gpu)
     start = time.perf_counter()

@@ -13,10 +13,11 @@ from tap_deploy.engines.forecast import available_memory, build_memory_bytes, ch
 from tap_deploy.engines.gpu import Gpu, local_gpu
 from tap_deploy.engines.profiles import Profile, optimization_profile
 from tap_deploy.engines.target import BuildTarget
-from tap_deploy.engines.versions import built_for, import_backend
+from tap_deploy.engines.versions import built_for
 from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
 from tap_deploy.plan_record import PlanRecord
 from tap_deploy.plans import ENGINES_FOLDER, cached_record, plan_path_name, save_plan
+from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def build_engines(
         BundleError: the bundle has not this precision.
         SessionError, MissingDependencyError: see ``engine_from_onnx``.
     """
-    trt, gpu = import_backend(target.backend), find_gpu()
+    trt, gpu = import_tensorrt(target.backend), find_gpu()
     builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
     folder = _folder(bundle, target, trt, gpu)
     cached = {} if force else _cached(builds, folder, trt, target, gpu)

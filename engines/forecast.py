@@ -7,17 +7,14 @@ from the same memory. It is a forecast, not a bound.
 
 from __future__ import annotations
 
-import pathlib
-import re
-
 from tap_deploy.engines.target import GIB, BuildTarget
 from tap_deploy.errors import InputError
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import linux_memory_of
 
 WEIGHT_COPIES = 4
 # Libraries, CUDA context and kernels that are tried; an allowance, not a measurement.
 BASE_BYTES = GIB // 2
-MEMINFO = pathlib.Path("/proc/meminfo")
-SWAPS = pathlib.Path("/proc/swaps")
 
 
 def build_memory_bytes(weights_bytes: int, target: BuildTarget, *, integrated: bool) -> int:
@@ -32,23 +29,14 @@ def build_memory_bytes(weights_bytes: int, target: BuildTarget, *, integrated: b
     return BASE_BYTES + WEIGHT_COPIES * weights_bytes + workspace
 
 
-def available_memory(meminfo: pathlib.Path = MEMINFO, swaps: pathlib.Path = SWAPS) -> int | None:
+def available_memory(host: Host | None = None) -> int | None:
     """Return the bytes of memory and swap that are free; None where it cannot be known.
 
     zram, which a Jetson has by default, is no room: it lies in the same memory, and weights do not
     become smaller in it.
     """
-    try:
-        text = meminfo.read_text("ascii")
-    except OSError:
-        return None
-    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
-    if "MemAvailable" not in kilobytes:
-        return None
-    areas = swaps.read_text("utf-8") if swaps.is_file() else ""
-    rows = re.findall(r"^(\S+)\s+\w+\s+(\d+)\s+(\d+)\s", areas, re.MULTILINE)
-    free = sum(int(size) - int(used) for name, size, used in rows if "zram" not in name)
-    return 1024 * (int(kilobytes["MemAvailable"]) + free)
+    memory = linux_memory_of(Host() if host is None else host)
+    return None if memory is None else memory.available_bytes + memory.free_swap_bytes
 
 
 def check_memory(needed_bytes: int, available_bytes: int | None, target: BuildTarget) -> None:

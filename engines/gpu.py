@@ -1,4 +1,8 @@
-"""The GPU of this machine, asked through the driver library: no CUDA binding is needed."""
+"""The GPU of this machine, asked through the driver library: no CUDA binding is needed.
+
+It is the first that CUDA shows, which is where builders build, too: they take the current device of
+the thread, and nothing here sets one. ``CUDA_VISIBLE_DEVICES`` makes another GPU the first.
+"""
 
 from __future__ import annotations
 

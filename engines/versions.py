@@ -13,35 +13,17 @@ Numbers of flags are taken from the enumerations, never written down.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from tap_deploy.engines.gpu import Gpu
-from tap_deploy.engines.target import AMPERE_PLUS, CURRENT, SAME_SM, TENSORRT_RTX, BuildTarget
-from tap_deploy.errors import InputError, MissingDependencyError, SessionError
+from tap_deploy.engines.target import AMPERE_PLUS, CURRENT, SAME_SM, BuildTarget
+from tap_deploy.errors import InputError, SessionError
 
 _HARDWARE_LEVELS = {AMPERE_PLUS: "AMPERE_PLUS", SAME_SM: "SAME_COMPUTE_CAPABILITY"}
 _AMPERE = "8.0"
 # What an RTX engine runs on when no compute capability is set, "and later": RTX documentation,
 # "CPU-only AOT".
 RTX_DEFAULT = ("8.6", "8.9", "12.0", "12.1")
-
-
-def import_backend(backend: str) -> Any:
-    """Import ``tensorrt`` or ``tensorrt_rtx``.
-
-    Raises:
-        MissingDependencyError: it is not installed, or its libraries are not there.
-    """
-    extra = "rtx" if backend == TENSORRT_RTX else "tensorrt"
-    try:
-        return importlib.import_module(backend)
-    except (ImportError, OSError) as exc:
-        jetson = "" if backend == TENSORRT_RTX else "; on Jetson: apt-get install tensorrt"
-        raise MissingDependencyError(
-            f"{backend} cannot be imported ({exc}); "
-            f'install it with: pip install "tap-deploy[{extra}]"{jetson}'
-        ) from exc
 
 
 def create_network(trt: Any, builder: Any) -> Any:

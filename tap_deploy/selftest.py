@@ -17,13 +17,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.check_recorder import CheckRecorder
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.golden import GoldenSample
+from tap_deploy.pipeline_check import Expected, check_pipeline
 from tap_deploy.plans import record_selftest
 from tap_deploy.selftest_marks import mark_variant
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.tolerances import tolerances_for
-from tap_deploy.verify import Check, samples_within_limits, verify_sessions
+from tap_deploy.verify import (
+    Check,
+    expected_of_pipeline,
+    samples_within_limits,
+    verify_sessions,
+)
 
 UNFINISHED = "the self-test did not come to its end"
 
@@ -134,14 +142,18 @@ def run_selftest(
     subject: SelftestSubject,
     load_sessions: Callable[[], Mapping[str, Session]],
     *,
+    load_pipeline: Callable[[], Pipeline] | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> SelftestResult:
-    """Run the golden samples, stage by stage, and keep the verdict.
+    """Run the golden samples, graph by graph and as a predictor does, and keep the verdict.
 
     Args:
         subject: what is tested.
         load_sessions: loads one session per graph name, whatever an earlier verdict says; they
             are closed here.
+        load_pipeline: loads the same graphs as a predictor does, once the sessions are closed:
+            a board may not have the memory for both. It is closed here. None: no pipeline is
+            tested.
         on_check: called with every comparison as it is made.
 
     Raises:
@@ -149,51 +161,76 @@ def run_selftest(
             nothing to hold them against.
         InputError: the bundle cannot be written, or engines take too few points for the samples;
             then nothing is marked.
-        SessionError: a graph does not load.
+        SessionError: a graph does not load behind a session; then nothing is marked, either.
         MissingDependencyError: the backend is not installed.
     """
-    samples = [GoldenSample.load(subject.bundle.golden_path())]
-    checks: list[Check] = []
-    seconds: dict[str, float] = {}
+    sample = GoldenSample.load(subject.bundle.golden_path())
+    known = subject.bundle.manifest.precisions.get(subject.variant, {})
+    tolerances = tolerances_for(subject.precision, known)
+    timed = _TimedChecks(on_check)
+    expected: Expected | None = None
+    error = None
     with _closed_at_the_end(load_sessions()) as sessions:
-        known = subject.bundle.manifest.precisions.get(subject.variant, {})
-        tolerances = tolerances_for(subject.precision, known)
-        samples = samples_within_limits(sessions, samples)  # what cannot be tested has not failed
+        # What cannot be tested has not failed.
+        (sample,) = samples_within_limits(sessions, [sample])
         # A wrong engine may take the process down: what is kept now is then the verdict.
         subject.record({"passed": False, "error": UNFINISHED})
-        start = time.perf_counter()
-
-        def note(check: Check) -> None:
-            nonlocal start
-            now = time.perf_counter()
-            seconds[check.graph] = seconds.get(check.graph, 0.0) + now - start
-            checks.append(check)
-            if on_check is not None:
-                on_check(check)
-            start = time.perf_counter()
-
-        error = None
+        timed.restart()
+        config = subject.bundle.config
         try:
             verify_sessions(
                 sessions,
-                subject.bundle.config,
-                samples,
+                config,
+                [sample],
                 backend=subject.backend,
                 precision=subject.precision,
                 tolerances=tolerances,
-                on_check=note,
+                on_check=timed.note,
             )
+            if load_pipeline is not None:
+                expected = expected_of_pipeline(sessions, config, sample, tolerances)
+        except SessionError as exc:
+            error = str(exc)
+    if load_pipeline is not None and expected is not None:
+        recorder = CheckRecorder(tolerances, timed.note)
+        try:
+            with contextlib.closing(load_pipeline()) as pipeline:
+                timed.restart()
+                check_pipeline(pipeline, sample, expected, config.pad_id, recorder)
         except SessionError as exc:
             error = str(exc)
     result = SelftestResult(
         subject=subject,
-        checks=tuple(checks),
-        seconds=seconds,
+        checks=tuple(timed.checks),
+        seconds=timed.seconds,
         error=error,
         finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     subject.record(result.to_dict())
     return result
+
+
+class _TimedChecks:
+    """Comparisons, and the time since the one before, by stage."""
+
+    def __init__(self, on_check: Callable[[Check], None] | None) -> None:
+        self._on_check = on_check
+        self.checks: list[Check] = []
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out the time until now: something was loaded."""
+        self._start = time.perf_counter()
+
+    def note(self, check: Check) -> None:
+        """Keep a comparison."""
+        elapsed = time.perf_counter() - self._start
+        self.seconds[check.graph] = self.seconds.get(check.graph, 0.0) + elapsed
+        self.checks.append(check)
+        if self._on_check is not None:
+            self._on_check(check)
+        self.restart()
 
 
 @contextlib.contextmanager

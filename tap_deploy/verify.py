@@ -8,11 +8,13 @@ import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.captioner import Captioner, blank_after_eos
-from tap_deploy.comparison import Check, Report, compare, compare_choices
+from tap_deploy.check_recorder import CheckRecorder
+from tap_deploy.comparison import Check, Report, compare
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.masks import select_mask_token
+from tap_deploy.pipeline_check import Expected
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.float_types import to_float32, to_spec_dtypes
 from tap_deploy.tolerances import (
@@ -24,7 +26,7 @@ from tap_deploy.tolerances import (
     Tolerances,
 )
 
-__all__ = ["Check", "Report", "compare", "verify_sessions"]
+__all__ = ["Check", "Report", "compare", "expected_of_pipeline", "verify_sessions"]
 
 END_TO_END = "end to end"
 
@@ -101,7 +103,7 @@ def samples_within_limits(
     return samples if most_prompts is None else [s.first_prompts(most_prompts) for s in samples]
 
 
-class _Verifier:
+class _Verifier(CheckRecorder):
     """Makes the comparisons of one verification, one method per stage."""
 
     def __init__(
@@ -111,135 +113,74 @@ class _Verifier:
         tolerances: Tolerances,
         on_check: Callable[[Check], None] | None,
     ) -> None:
-        self.sessions, self.config, self.tolerances = sessions, config, tolerances
-        self.on_check = on_check
-        self.checks: list[Check] = []
+        super().__init__(tolerances, on_check)
+        self.sessions, self.config = sessions, config
 
     def check_image_encoder(self, sample: GoldenSample) -> np.ndarray:
         outputs = _run(self.sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images})
         actual = outputs[graphs.IMAGE_EMBEDDINGS]
         expected = sample.image_embeddings
-        self._add(graphs.IMAGE_ENCODER, graphs.IMAGE_EMBEDDINGS, sample, actual, expected)
+        self.add(graphs.IMAGE_ENCODER, graphs.IMAGE_EMBEDDINGS, sample.name, actual, expected)
         return actual
 
     def check_prompt_decoder(self, sample: GoldenSample) -> None:
         outputs = _decode_prompts(self.sessions, sample, sample.image_embeddings)
+        graph, name = graphs.PROMPT_DECODER, sample.name
         for tensor in PROMPT_OUTPUTS:
-            expected = getattr(sample, tensor)
-            self._add(graphs.PROMPT_DECODER, tensor, sample, outputs[tensor], expected)
+            self.add(graph, tensor, name, outputs[tensor], getattr(sample, tensor))
         iou = outputs[graphs.IOU_PREDICTIONS]
         chosen = select_mask_token(iou, sample.point_labels)
-        self._add_choice(graphs.PROMPT_DECODER, MASK_INDEX, sample, chosen, sample.mask_index, iou)
+        self.add_choice(graph, MASK_INDEX, name, chosen, sample.mask_index, iou)
 
     def check_text_decoder(self, sample: GoldenSample) -> None:
         ids, logits = _decode_text(
             self.sessions[graphs.TEXT_DECODER], self.config, sample, sample.chosen_tokens
         )
-        graph = graphs.TEXT_DECODER
-        self._add_choice(graph, CAPTION_IDS, sample, ids[:, 1:], sample.caption_ids[:, 1:], logits)
+        graph, name = graphs.TEXT_DECODER, sample.name
+        self.add_choice(graph, CAPTION_IDS, name, ids[:, 1:], sample.caption_ids[:, 1:], logits)
         if sample.logits.shape[-1] == 1:
             logits = logits.max(axis=-1, keepdims=True)
-        self._add(graph, graphs.LOGITS, sample, logits, sample.logits)
+        self.add(graph, graphs.LOGITS, name, logits, sample.logits)
 
     def check_end_to_end(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
         outputs = _decode_prompts(self.sessions, sample, image_embeddings)
         iou = outputs[graphs.IOU_PREDICTIONS]
         index = select_mask_token(iou, sample.point_labels)
-        narrow = _margins(iou, index, sample.mask_index) <= self._margin_bound(MASK_INDEX, iou)
+        narrow = self.is_narrow(MASK_INDEX, iou, index, sample.mask_index)
         # Another mask that is as good has another caption; that is no error of the captions.
         index = np.where(narrow, sample.mask_index, index)
         tokens = outputs[graphs.SEMANTIC_TOKENS][np.arange(len(index)), index]
-        captioner = Captioner(self.sessions[graphs.TEXT_DECODER], self.config)
+        session, name = self.sessions[graphs.TEXT_DECODER], sample.name
         expected = blank_after_eos(sample.caption_ids, self.config.pad_id)
-        actual = captioner.generate(tokens)
+        actual = Captioner(session, self.config).generate(tokens)
         if self.tolerances[CAPTION_IDS].max == 0 or np.array_equal(actual, expected):
-            self._record(compare(END_TO_END, CAPTION_IDS, sample.name, actual, expected, 0))
+            self.record(compare(END_TO_END, CAPTION_IDS, name, actual, expected, 0))
         else:
-            self._add_captions(sample, tokens, actual, expected)
-
-    def _add_captions(
-        self, sample: GoldenSample, tokens: np.ndarray, actual: np.ndarray, expected: np.ndarray
-    ) -> None:
-        """Judge each caption at the token where it leaves the expected one; after it, anything.
-
-        Up to there both have the same prefix, so the logits on the expected caption are those
-        that the choice was made from.
-        """
-        ids, logits = _decode_text(self.sessions[graphs.TEXT_DECODER], self.config, sample, tokens)
-        differs = actual[:, 1:] != expected[:, 1:]
-        first = np.where(differs.any(axis=1), differs.argmax(axis=1), -1)
-        at_first = np.arange(differs.shape[1]) == first[:, None]
-        choice = np.where(at_first, ids[:, 1:], sample.caption_ids[:, 1:])
-        self._add_choice(END_TO_END, CAPTION_IDS, sample, choice, sample.caption_ids[:, 1:], logits)
-
-    def _margin_bound(self, tensor: str, scores: np.ndarray) -> float:
-        bound = self.tolerances[tensor]
-        return bound.max * (float(np.abs(scores).max()) if bound.relative else 1.0)
-
-    def _add(
-        self,
-        graph: str,
-        tensor: str,
-        sample: GoldenSample,
-        actual: np.ndarray,
-        expected: np.ndarray,
-    ) -> None:
-        self._record(compare(graph, tensor, sample.name, actual, expected, self.tolerances[tensor]))
-
-    def _add_choice(
-        self,
-        graph: str,
-        tensor: str,
-        sample: GoldenSample,
-        actual: np.ndarray,
-        expected: np.ndarray,
-        scores: np.ndarray,
-    ) -> None:
-        """Compare choices ``[...]`` that were made from measured scores ``[..., candidates]``."""
-        bound = self.tolerances[tensor]
-        if bound.max == 0:
-            self._record(compare(graph, tensor, sample.name, actual, expected, bound))
-            return
-        differs = actual != expected
-        margins = _margins(scores, actual, expected)
-        where = np.argwhere(differs)
-        note = ""
-        if len(where):
-            at = tuple(int(i) for i in where[0])
-            note = (
-                f"{len(where)} of {differs.size} differ, first at {list(at)}: {actual[at]}, "
-                f"expected {expected[at]}, margin {margins[at]:.1e}"
-            )
-        self._record(
-            compare_choices(
-                graph,
-                tensor,
-                sample.name,
-                actual.shape,
-                margins[differs],
-                float(np.abs(scores).max()),
-                bound,
-                note,
-            )
-        )
-
-    def _record(self, check: Check) -> None:
-        self.checks.append(check)
-        if self.on_check is not None:
-            self.on_check(check)
+            ids, logits = _decode_text(session, self.config, sample, tokens)
+            self.add_captions(END_TO_END, name, actual, expected, logits, ids)
 
 
-def _margins(scores: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return how far apart the actual and the expected choice score, ``[...]``.
+def expected_of_pipeline(
+    sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample, tolerances: Tolerances
+) -> Expected:
+    """Return what the pipeline of the same graphs must give.
 
-    The distance, not the lead: a choice that is not even the best by its own scores is an error.
+    Where choices are bound to those of the reference, that is what the reference gives. Elsewhere
+    a graph's error is the next one's input, and the tolerances know nothing of that: then it is
+    what the graphs give, one after the other, from the picture on. Each of them is held against
+    the reference by ``verify_sessions``.
+
+    Raises:
+        SessionError: a graph cannot be run.
     """
-    picked = [
-        np.take_along_axis(scores, choice[..., None], axis=-1)[..., 0]
-        for choice in (actual, expected)
-    ]
-    margins: np.ndarray = np.abs(picked[0].astype(np.float64) - picked[1])
-    return margins
+    if tolerances[MASK_INDEX].max == 0 and tolerances[CAPTION_IDS].max == 0:
+        return Expected.from_sample(sample)
+    encoded = _run(sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images[:1]})
+    outputs = _decode_prompts(sessions, sample, encoded[graphs.IMAGE_EMBEDDINGS])
+    rows = np.arange(len(sample.mask_index))
+    tokens = outputs[graphs.SEMANTIC_TOKENS][rows, sample.mask_index]
+    _, logits = _decode_text(sessions[graphs.TEXT_DECODER], config, sample, tokens)
+    return Expected(prompt_outputs=outputs, logits=logits)
 
 
 def _run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ from tap_deploy.errors import BundleError, InputError, MissingDependencyError, S
 from tap_deploy.golden import GoldenSample
 from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
@@ -242,6 +243,14 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
     assert cuda.leaks() == {}
 
 
+def test_slots_that_engines_could_not_read(load, cuda, monkeypatch):
+    """Every slot of the cache is bound at an address of its own."""
+    monkeypatch.setattr(DeviceCaptioner, "_bytes_per_row", lambda self: 3 * 128)
+    with pytest.raises(SessionError, match=r"cache slots of 384 bytes.*multiple of 256"):
+        load(cuda)
+    assert cuda.leaks() == {}
+
+
 def test_cuda_graphs_can_be_turned_off(load, cuda, picture, points, expected):
     with load(cuda, cuda_graphs=False) as predictor:
         assert_same(predict(predictor, picture, points), expected)
@@ -386,6 +395,21 @@ def test_pycuda(load, monkeypatch, picture, points, expected, caplog, with_graph
     assert ("this pycuda has no CUDA graphs" in caplog.text) != with_graphs
     gc.collect()
     assert cuda.leaks() == {}
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_pycuda_records_nothing_beside_other_contexts(
+    load, monkeypatch, picture, points, expected, caplog, cuda_graphs
+):
+    """It records in the global mode: an allocation in another thread would spoil it."""
+    cuda = FakeCuda()
+    install_pycuda(monkeypatch, cuda)
+    with load(cuda, contexts=2, cuda_graphs=cuda_graphs) as predictor:
+        assert_same(predict(predictor, picture, points), expected)
+    assert cuda.launches == 0
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == cuda_graphs
+    assert all("pycuda cannot record while another of 2 contexts" in m for m in messages)
 
 
 def test_memory_is_freed_without_close(load, cuda, picture, points):

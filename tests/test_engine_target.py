@@ -25,6 +25,7 @@ from tap_deploy.engines.target import (
     compute_capabilities_from_text,
 )
 from tap_deploy.errors import InputError
+from tap_deploy.machine.host import Host
 
 GIB = 1 << 30
 
@@ -134,18 +135,20 @@ def test_the_forecast_follows_weights_and_workspace():
 
 
 def test_free_memory_is_memory_and_swap_but_not_zram(tmp_path):
-    meminfo, swaps = tmp_path / "meminfo", tmp_path / "swaps"
+    meminfo, swaps = tmp_path / "proc/meminfo", tmp_path / "proc/swaps"
+    host = Host(root=tmp_path)
+    assert available_memory(host) is None
+    meminfo.parent.mkdir()
     meminfo.write_text("MemTotal:  8000 kB\nMemAvailable:   3000 kB\nSwapFree:  1900 kB\n")
-    assert available_memory(meminfo, swaps) == 3000 * 1024
+    assert available_memory(host) == 3000 * 1024
     swaps.write_text(
         "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
         "/dev/zram0                              partition\t1000\t\t100\t\t5\n"
         "/swapfile                               file\t\t1200\t\t200\t\t-2\n"
     )
-    assert available_memory(meminfo, swaps) == 4000 * 1024
+    assert available_memory(host) == 4000 * 1024
     meminfo.write_text("MemTotal:  8000 kB\n")
-    assert available_memory(meminfo, swaps) is None
-    assert available_memory(tmp_path / "absent") is None
+    assert available_memory(host) is None
 
 
 def test_the_refusal_says_what_to_do():

@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tap_deploy import TapPredictor
 from tap_deploy.bundle import Bundle
+from tap_deploy.cli import main
 from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.bundle_build import build_engines
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.gpu import local_gpu
+from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import TapError
 from tap_deploy.golden import GoldenSample
@@ -38,14 +41,14 @@ ENGINES = [
 ]
 IDS = ["tensorrt", "tensorrt_rtx", "ort-cuda", "ort-tensorrt", "ort-nv_tensorrt_rtx"]
 RTX_GPUS = {"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"}
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 # fp32 without TF32: only the order of sums differs, as from PyTorch to onnxruntime.
 TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=IDS)
 def engine(request: Any, tmp_path_factory: Any) -> Any:
-    """A bundle with engines in fp32 and fp16, and the arguments that load it."""
+    """A bundle with engines in every precision, and the arguments that load it."""
     backend, provider, package = request.param
     gpu = local_gpu()
     if gpu is None:
@@ -66,6 +69,9 @@ def engine(request: Any, tmp_path_factory: Any) -> Any:
     # Only now: it takes seconds to make, which no machine without a GPU should spend.
     shutil.copytree(request.getfixturevalue("micro_bundle").path, path)
     add_fp16(Bundle.open(path))
+    # One picture: what is asked is whether a GPU computes these graphs, not whether they are good.
+    options = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
+    quantize_bundle(Bundle.open(path), options, on_warning=lambda text: None)
     if backend != "onnxruntime":
         _build(Bundle.open(path), backend)
     return path, {"backend": backend, "device": "cuda", "provider": provider}
@@ -73,6 +79,8 @@ def engine(request: Any, tmp_path_factory: Any) -> Any:
 
 def _build(bundle: Bundle, backend: str) -> None:
     for precision in PRECISIONS:
+        if precision not in bundle.manifest.graphs:
+            continue
         target = BuildTarget(
             backend=backend,
             precision=precision,
@@ -149,6 +157,8 @@ def test_threads(load, predictor, picture, points):
 def test_graph_by_graph(engine, precision):
     path, arguments = engine
     bundle = Bundle.open(path)
+    if precision not in bundle.manifest.graphs:
+        pytest.skip(f"the bundle has no {precision}")
     report = verify_bundle(
         bundle,
         [GoldenSample.load(bundle.golden_path())],
@@ -158,6 +168,18 @@ def test_graph_by_graph(engine, precision):
         provider=arguments["provider"],
     )
     assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_selftest_passes(engine, precision):
+    """The predictor's own path, recorded and replayed, in every precision."""
+    path, arguments = engine
+    if precision not in Bundle.open(path).manifest.graphs:
+        pytest.skip(f"the bundle has no {precision}")
+    chosen = arguments | {"precision": precision}
+    words = [w for name, value in chosen.items() if value for w in (f"--{name}", value)]
+    result = CliRunner().invoke(main, ["selftest", str(path), *words])
+    assert result.exit_code == 0, result.output
 
 
 def test_cuda_graphs_are_used(load, engine, picture, points):

@@ -23,6 +23,7 @@ from tap_deploy.selftest import SelftestSubject, run_selftest
 from tap_deploy.selftest_marks import check_mark, mark_name, mark_variant
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tests.fake_cuda import block_cuda
 
 SAMPLE_OUTPUTS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
 
@@ -262,7 +263,7 @@ def test_the_command(bundle):
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["passed"] is True
-    assert verdict["comparisons"] == 9
+    assert verdict["comparisons"] == 21
     assert sum(verdict["seconds"].values()) < 60
     assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
         "fp32": {"selftest": {"onnxruntime": verdict}}
@@ -274,7 +275,7 @@ def test_the_command_on_a_model_that_is_off(bundle, sample):
     result = invoke(bundle.path)
     assert result.exit_code == 1
     assert result.stdout.startswith("FAIL image_encoder   image_embeddings")
-    assert "FAILED: 9 comparisons" in result.stdout
+    assert "FAILED: 21 comparisons" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr
     run = CliRunner().invoke(main, ["run", str(bundle.path), "photo.jpg", "--point", "1,1"])
     assert run.exit_code == 2
@@ -296,3 +297,12 @@ def spoil_golden(bundle, sample):
     files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
     manifest = dataclasses.replace(bundle.manifest, files=files)
     (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+
+
+def test_the_command_on_a_gpu_needs_what_a_predictor_needs(bundle, monkeypatch):
+    """Sessions of onnxruntime need no CUDA package, the pipeline does: nothing is marked for it."""
+    block_cuda(monkeypatch)
+    result = invoke(bundle.path, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "needs pycuda or cuda-python" in result.stderr
+    assert Bundle.open(bundle.path).manifest.precisions == {}

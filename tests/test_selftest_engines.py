@@ -18,9 +18,10 @@ from tap_deploy.cli import main
 from tap_deploy.engines.bundle_build import build_engines
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.engines.target import BuildTarget
-from tap_deploy.errors import BundleError
+from tap_deploy.errors import BundleError, SessionError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.manifest import MANIFEST_NAME
+from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.tensorrt_log import error_log
 from tests.fake_cuda import FakeCuda, install_cuda_python
 from tests.strict_tensorrt_runtime import runtime_module
@@ -68,7 +69,7 @@ def test_engines_that_are_right(bundle):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == verdict(bundle)
-    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 9)
+    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 21)
     assert found["backend_version"].startswith("10.3")
     assert Bundle.open(bundle.path).manifest.precisions == {}
     TapPredictor.from_bundle(bundle.path, "tensorrt").close()
@@ -161,3 +162,46 @@ def expect(bundle, sample):
     files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
     manifest = dataclasses.replace(bundle.manifest, files=files)
     (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+
+
+@pytest.mark.parametrize("replay_is_right", [True, False])
+def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
+    """Steps that are right when they are run, and wrong when they are replayed."""
+    if not replay_is_right:
+        steps = DeviceCaptioner._step
+
+        def step(self, batch, position):
+            before = self.steps_replayed
+            steps(self, batch, position)
+            if self.steps_replayed > before:
+                # Behind the replay: a token of another position.
+                source = self._ids_row(0)
+                width = self._row_bytes
+                if position:
+                    self._memory.copy_on_device(
+                        self._ids_row(position), source, width, self._stream
+                    )
+
+        monkeypatch.setattr(DeviceCaptioner, "_step", step)
+    result = selftest(bundle)
+    found = verdict(bundle)
+    assert result.exit_code == (0 if replay_is_right else 1), result.output
+    if replay_is_right:
+        return
+    assert found["comparisons"] == 21 and found["error"] is None
+    (line,) = found["failed"]  # all else is right, the first run of the pipeline, too
+    assert "caption_ids" in line and "replayed" in line
+    with pytest.raises(BundleError, match="failed their self-test"):
+        TapPredictor.from_bundle(bundle.path, "tensorrt")
+
+
+def test_a_pipeline_that_does_not_load_has_failed(bundle, monkeypatch):
+    """The graphs load one by one, but a predictor would not: it is what is to be used."""
+
+    def refuse(self):
+        raise SessionError("no memory for the captions")
+
+    monkeypatch.setattr(DeviceCaptioner, "_allocate", refuse)
+    assert selftest(bundle).exit_code == 1
+    assert (verdict(bundle)["passed"], verdict(bundle)["comparisons"]) == (False, 9)
+    assert "no memory for the captions" in verdict(bundle)["error"]

@@ -94,7 +94,7 @@ def build_command(
     """Compile the three graphs of BUNDLE, and store the engines below BUNDLE/engines.
 
     Engines that are there already, made of the same graph, with the same settings, by the same
-    version, for the same GPU, are kept.
+    version, for the same GPU, are kept. Of several GPUs, CUDA_VISIBLE_DEVICES chooses.
     """
     target, opened = _target(settings), Bundle.open(bundle)
     if emit or dry_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from typing import Any
 
 import click
 
@@ -20,14 +21,17 @@ from tap_deploy.cli.options import (
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
 from tap_deploy.machine.state import machine_state
+from tap_deploy.pipeline_check import CHECKS_PER_RUN, RUNS
 from tap_deploy.plans import plan_folder
 from tap_deploy.precisions import variant_for
 from tap_deploy.selftest import SelftestSubject, run_selftest
 from tap_deploy.selftest_marks import mark_name
-from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
+from tap_deploy.sessions import ENGINE_BACKENDS, pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.sessions.device_memory import open_device_memory
 from tap_deploy.sessions.options import CPU, CUDA, Device
 from tap_deploy.sessions.tensorrt_versions import import_tensorrt
+
+CHECKS = CHECKS_PER_SAMPLE + len(RUNS) * CHECKS_PER_RUN
 
 
 @click.command("selftest")
@@ -49,23 +53,23 @@ def selftest_command(
 ) -> None:
     """Run the golden samples of BUNDLE on this machine, and keep the verdict in BUNDLE.
 
+    First graph by graph, then twice as a predictor does: on a GPU, the second run is replayed.
     What fails is marked, and refused by run and TapPredictor unless they are told otherwise;
     exit code 1. To look without marking: tap-export verify.
     """
     opened = Bundle.open(bundle)
     subject = _subject(opened, backend, precision, device, provider)
-    with stage_bar("selftest", CHECKS_PER_SAMPLE) as stage:
+    load: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "provider": provider,
+        "allow_failed": True,
+    }
+    with stage_bar("selftest", CHECKS) as stage:
         result = run_selftest(
             subject,
-            lambda: sessions_from_bundle(
-                opened,
-                backend,
-                precision,
-                threads=threads,
-                device=device,
-                provider=provider,
-                allow_failed=True,
-            ),
+            lambda: sessions_from_bundle(opened, backend, precision, **load),
+            load_pipeline=lambda: pipeline_from_bundle(opened, backend, precision, **load),
             on_check=lambda check: stage(check.tensor),
         )
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
@@ -81,8 +85,9 @@ def _subject(
     variant = variant_for(precision, on_cpu=on_cpu)
     version = str(import_tensorrt(backend).__version__) if is_engine else _version(backend)
     plans = None
-    if is_engine:
+    if not on_cpu:  # a predictor needs it, so what is missing is to be said before anything is run
         memory = open_device_memory(Device.from_name(device or CUDA).index)
+    if is_engine:
         plans = plan_folder(
             bundle,
             backend=backend,

@@ -57,6 +57,7 @@ class DeviceCaptioner:
         self._check_graph()
         self._float = graph.spec.inputs[0].dtype
         self._itemsize = np.dtype(self._float).itemsize
+        self._check_slots()
         self._executors: dict[int, DeviceExecutor] = {}
         self._recorded: dict[tuple[int, int], Any] = {}
         self._record = options.cuda_graphs and graph.can_capture
@@ -69,6 +70,19 @@ class DeviceCaptioner:
             raise SessionError(
                 f"graph {name}: the engine takes {self._graph.limits['T']} cache slots; "
                 f"expected {slots}; build it again with: tap-export build"
+            )
+
+    def _check_slots(self) -> None:
+        """Hold the addresses of slots against what TensorRT takes; a slot is rows of this size.
+
+        Heads of 64 channels make it fit in fp16 and fp32, whatever the model.
+        """
+        size = self._bytes_per_row()
+        if size % ALIGNMENT_BYTES:
+            raise SessionError(
+                f"graph {self._graph.spec.name}: {self._float} cache slots of {size} bytes each; "
+                f"expected a multiple of {ALIGNMENT_BYTES}, the alignment of a GPU's tensors; use "
+                "another precision"
             )
 
     def _allocate(self) -> None:

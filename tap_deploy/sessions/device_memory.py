@@ -45,6 +45,8 @@ class DeviceMemory(abc.ABC):
 
     name: str
     device_index: int
+    # Whether other threads may allocate while one records.
+    captures_beside_others: bool = True
 
     @abc.abstractmethod
     def activated(self) -> contextlib.AbstractContextManager[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 
@@ -21,6 +23,7 @@ from tap_deploy.sessions.lane_pool import LanePool
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import CLOSED, Lane, Pipeline
 
+logger = logging.getLogger(__name__)
 LoadGraph = Callable[[GraphSpec], DeviceGraph]
 
 
@@ -52,6 +55,7 @@ class DevicePipeline(Pipeline):
             SessionError: a graph does not load, or memory does not suffice; nothing is left.
         """
         self._memory = memory
+        options = _recording_allowed(memory, options)
         resources = _Resources(memory)
         try:
             with memory.activated():
@@ -132,6 +136,19 @@ class _Resources:
                 self.store.close()
         self.lanes.clear()
         self._graphs.clear()
+
+
+def _recording_allowed(memory: DeviceMemory, options: DeviceOptions) -> DeviceOptions:
+    """Turn recording off where lanes would spoil each other's."""
+    if not options.cuda_graphs or options.contexts == 1 or memory.captures_beside_others:
+        return options
+    logger.warning(
+        "CUDA graphs are off, captions take longer: %s cannot record while another of %d contexts "
+        "works; use contexts=1 or cuda-python",
+        memory.name,
+        options.contexts,
+    )
+    return dataclasses.replace(options, cuda_graphs=False)
 
 
 def _downloader(pipeline: weakref.ref[DevicePipeline]) -> Callable[[int], np.ndarray]:

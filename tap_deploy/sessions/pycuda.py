@@ -24,6 +24,9 @@ class PycudaMemory(DeviceMemory):
     """
 
     name = "pycuda"
+    # Its begin_capture takes no mode and gets CUDA's default, global: then an allocation in any
+    # thread spoils the recording, and is refused itself.
+    captures_beside_others = False
 
     def __init__(self, device_index: int = 0) -> None:
         self._driver = importlib.import_module("pycuda.driver")  # ImportError: not installed

@@ -1,0 +1,123 @@
+"""Golden samples on the path that a predictor takes: one lane, a masked cache, replayed steps.
+
+Graph by graph, ``verify`` feeds every graph with host arrays and the exact past. On a GPU a
+predictor does neither: it shows the text decoder the whole cache, pads its rows, and replays what
+it recorded. So a self-test runs the pipeline, too: once to record, and again to replay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from tap_deploy import graphs
+from tap_deploy.captioner import blank_after_eos
+from tap_deploy.check_recorder import CheckRecorder
+from tap_deploy.golden import GoldenSample
+from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.tolerances import CAPTION_IDS, MASK_INDEX, PROMPT_OUTPUTS
+
+PIPELINE = "pipeline"
+RUNS = ("first run", "replayed")
+CHECKS_PER_RUN = len(PROMPT_OUTPUTS) + len((MASK_INDEX, CAPTION_IDS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Expected:
+    """What a pipeline must give, and the scores that its choices are made from.
+
+    prompt_outputs: name -> float32 ``[P, M, ...]``, of every mask token.
+    logits: float32 ``[P, steps, V]`` on the golden captions; only read where tokens may differ.
+    """
+
+    prompt_outputs: Mapping[str, np.ndarray]
+    logits: np.ndarray
+
+    @classmethod
+    def from_sample(cls, sample: GoldenSample) -> Expected:
+        """Return what the reference gives; for precisions that are bound to its choices."""
+        outputs = {name: getattr(sample, name) for name in PROMPT_OUTPUTS}
+        return cls(prompt_outputs=outputs, logits=sample.logits)
+
+
+def check_pipeline(
+    pipeline: Pipeline,
+    sample: GoldenSample,
+    expected: Expected,
+    pad_id: int,
+    recorder: CheckRecorder,
+) -> None:
+    """Run a sample twice through a pipeline, and compare what comes out each time.
+
+    Args:
+        pipeline: where it runs.
+        sample: pictures, of which the first is taken, prompts, and golden choices.
+        expected: see there.
+        pad_id: what follows a caption's EOS.
+        recorder: makes the comparisons, under the graph name ``pipeline``.
+
+    Raises:
+        InputError: the pipeline takes fewer points than the prompts have.
+        SessionError: the backend failed.
+    """
+    for run in RUNS:
+        name = f"{sample.name} {run}"
+        decoded, index, ids = _run(pipeline, sample)
+        rows = np.arange(len(index))
+        for tensor, actual in decoded.items():
+            # Every token is known, so that of a choice that is as good can be held against its own.
+            wanted = expected.prompt_outputs[tensor][rows, index]
+            recorder.add(PIPELINE, tensor, name, actual, wanted)
+        iou = expected.prompt_outputs[graphs.IOU_PREDICTIONS]
+        recorder.add_choice(PIPELINE, MASK_INDEX, name, index, sample.mask_index, iou)
+        _check_captions(sample, expected, pad_id, recorder, name, index, ids)
+
+
+def _check_captions(
+    sample: GoldenSample,
+    expected: Expected,
+    pad_id: int,
+    recorder: CheckRecorder,
+    name: str,
+    index: np.ndarray,
+    ids: np.ndarray,
+) -> None:
+    wanted = blank_after_eos(sample.caption_ids, pad_id)
+    if recorder.tolerances[CAPTION_IDS].max == 0:
+        recorder.add(PIPELINE, CAPTION_IDS, name, ids, wanted)
+        return
+    # Another mask has another caption, which no sample holds; whether the mask may be another
+    # one was judged above.
+    same = index == sample.mask_index
+    recorder.add_captions(PIPELINE, name, ids[same], wanted[same], expected.logits[same])
+
+
+def _run(
+    pipeline: Pipeline, sample: GoldenSample
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return chosen outputs float32 ``[P, ...]``, mask index and ids, as a predictor gets them."""
+    count = len(sample.point_labels)
+    size = pipeline.max_prompts or count
+    chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    with pipeline.lane() as lane:
+        embeddings = lane.encode(sample.images[:1])
+        tokens = lane.new_tokens(count)
+        parts = [
+            lane.decode_prompts(
+                embeddings,
+                sample.point_coords[chunk],
+                sample.point_labels[chunk],
+                tokens,
+                chunk.start,
+            )
+            for chunk in chunks
+        ]
+        rng = np.random.default_rng(0)  # for draws; none are made
+        ids = [
+            lane.caption(tokens, chunk, max_new_tokens=None, temperature=0.0, rng=rng)
+            for chunk in chunks
+        ]
+    decoded = {n: np.concatenate([getattr(part, n) for part in parts]) for n in PROMPT_OUTPUTS}
+    return decoded, np.concatenate([part.mask_index for part in parts]), np.concatenate(ids)

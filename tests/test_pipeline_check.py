@@ -1,0 +1,84 @@
+"""What a pipeline gives, judged within tolerances: a choice that is as good passes, no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tap_deploy.bundle import Bundle
+from tap_deploy.check_recorder import CheckRecorder
+from tap_deploy.golden import GoldenSample
+from tap_deploy.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
+from tap_deploy.sessions import pipeline_from_bundle, sessions_from_bundle
+from tap_deploy.tolerances import FP16_TOLERANCES
+from tap_deploy.verify import expected_of_pipeline
+
+
+@pytest.fixture(scope="module")
+def bundle(micro_bundle):
+    return Bundle.open(micro_bundle.path)
+
+
+@pytest.fixture(scope="module")
+def sample(bundle):
+    return GoldenSample.load(bundle.golden_path())
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, sample):
+    sessions = sessions_from_bundle(bundle, "onnxruntime", "fp32", threads=1)
+    return expected_of_pipeline(sessions, bundle.config, sample, FP16_TOLERANCES)
+
+
+def failed(bundle, sample, expected, ids_of=None):
+    pipeline = pipeline_from_bundle(bundle, "onnxruntime", "fp32", threads=1)
+    if ids_of is not None:
+        caption = pipeline.caption
+        pipeline.caption = lambda *args, **options: ids_of(caption(*args, **options))
+    recorder = CheckRecorder(FP16_TOLERANCES, None)
+    check_pipeline(pipeline, sample, expected, bundle.config.pad_id, recorder)
+    pipeline.close()
+    assert len(recorder.checks) == len(RUNS) * CHECKS_PER_RUN
+    return [(check.tensor, check.sample) for check in recorder.checks if not check.passed]
+
+
+def test_a_pipeline_that_is_right(bundle, sample, expected):
+    assert expected.logits.shape[-1] == bundle.config.vocab_size  # measured, not golden
+    assert failed(bundle, sample, expected) == []
+
+
+@pytest.mark.parametrize("wrong_id", ["worst", "garbage", "negative"])
+def test_tokens_that_score_worse(bundle, sample, expected, wrong_id):
+    """Ids that the logits do not know come out of memory that nobody wrote."""
+
+    def spoil(ids):
+        worst = int(expected.logits[0, 4].argmin())
+        ids[0, 5] = {"worst": worst, "garbage": 1 << 30, "negative": -7}[wrong_id]
+        return ids
+
+    assert failed(bundle, sample, expected, spoil) == [
+        ("caption_ids", f"{sample.name} {run}") for run in RUNS
+    ]
+
+
+def test_a_token_that_scores_as_well(bundle, sample, expected):
+    """What follows it is another caption, and no error."""
+    logits = expected.logits.copy()
+    other = int(expected.logits[0, 4].argmin())
+    logits[0, 4, other] = logits[0, 4].max() - 1e-6
+
+    def change(ids):
+        ids[0, 5], ids[0, 6:] = other, 1
+        return ids
+
+    close = type(expected)(prompt_outputs=expected.prompt_outputs, logits=logits)
+    assert failed(bundle, sample, close, change) == []
+
+
+def test_masks_that_are_off(bundle, sample, expected):
+    outputs = dict(expected.prompt_outputs)
+    outputs["low_res_masks"] = outputs["low_res_masks"] + np.float32(9)
+    other = type(expected)(prompt_outputs=outputs, logits=expected.logits)
+    assert failed(bundle, sample, other) == [
+        ("low_res_masks", f"{sample.name} {run}") for run in RUNS
+    ]
