@@ -197,7 +197,8 @@ def _build(
         reason = logger.take() or "no reason given"
         raise SessionError(
             f"{trt.__name__} {trt.__version__} cannot build {path}: {reason}; "
-            "if memory ran out, lower --workspace"
+            "if a layer found no room, raise --workspace or lower --max-prompts; if the machine "
+            "ran out of memory, lower both"
         )
     return bytes(plan)
 
