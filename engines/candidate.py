@@ -11,11 +11,10 @@ import onnx_ir as ir
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.calibration_table import CalibrationTable
 from tap_deploy.engines.qdq import QuantizationPlan, qdq_from_ranges
+from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
 from tap_deploy.precisions import FP32
 from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
-
-_EMBEDDED_BYTES = 1_000_000_000  # more than this goes beside the graph; a protobuf ends at 2 GiB
 
 
 class CandidateSessions:
@@ -52,6 +51,6 @@ class CandidateSessions:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / f"{graph}.onnx"
             record = self._bundle.manifest.graphs[FP32][graph]
-            large = record.external_data or record.weights_bytes > _EMBEDDED_BYTES
+            large = record.external_data or record.weights_bytes > EXTERNAL_DATA_BYTES
             ir.save(model, path, external_data=f"{graph}.data" if large else None)
             return create_session("onnxruntime", path, spec, threads=self._threads)

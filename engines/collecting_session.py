@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Collection
 
@@ -58,6 +59,8 @@ class CollectingSession(Session):
             model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit_bytes
         )
         self._run_segments: SegmentedRun | None = SegmentedRun(segments, threads=threads)
+        del model, segments
+        gc.collect()  # the sessions have the weights
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         if self._run_segments is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,8 +22,13 @@ class SegmentedRun:
     """The pieces of a graph on onnxruntime's CPU provider, loaded once."""
 
     def __init__(self, segments: Iterable[Segment], *, threads: int | None = None) -> None:
-        # The weights of a piece live in its session; the model that they came from may go.
-        self._pieces = [_Piece(segment, threads) for segment in segments]
+        self._pieces = []
+        for segment in segments:
+            self._pieces.append(_Piece(segment, threads))
+            # The weights of a piece live in its session. The model that they came from may go,
+            # but nodes and values refer to each other, and nothing else would find them in time.
+            del segment
+            gc.collect()
         last_use = {name: i for i, piece in enumerate(self._pieces) for name in piece.inputs}
         self._last_use = last_use
 
@@ -65,14 +73,18 @@ class _Piece:
         options.enable_cpu_mem_arena = False
         if threads is not None:
             options.intra_op_num_threads = threads
-        model = ir.to_proto(segment.model).SerializeToString()
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-        # onnxruntime raises a class of its own per status code, with no common base.
-        except Exception as exc:
-            raise SessionError(f"calibration cannot load a piece of the graph: {exc}") from exc
+        # From a file, and not from bytes, which onnxruntime would keep as long as the session; with
+        # the weights beside it, which are mapped, and may be more than a protobuf can hold.
+        with tempfile.TemporaryDirectory(prefix="tap-piece-", ignore_cleanup_errors=True) as folder:
+            file = pathlib.Path(folder) / "piece.onnx"
+            ir.save(segment.model, file, external_data=f"{file.name}.data")
+            try:
+                self._session: Any = onnxruntime.InferenceSession(
+                    file, options, providers=["CPUExecutionProvider"]
+                )
+            # onnxruntime raises a class of its own per status code, with no common base.
+            except Exception as exc:
+                raise SessionError(f"calibration cannot load a piece of the graph: {exc}") from exc
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -31,8 +31,10 @@ def segments_from_model(
     *,
     sizes: Mapping[str, int],
     limit_bytes: int,
-) -> list[Segment]:
+) -> Iterator[Segment]:
     """Cut a graph so that the tensors to be looked at, of each piece, stay below a bound.
+
+    A piece is made when it is asked for. Its weights are those of the model, not copies.
 
     Running the whole graph with every tensor as an output would keep all of them alive (2.8 GB
     for the encoder of ``tap_vit_l``), and running it once per group of tensors would repeat the
@@ -54,10 +56,10 @@ def segments_from_model(
         raise InputError(f"graph {model.graph.name} has no tensor {unknown[0]!r} to calibrate")
     nodes = list(model.graph)
     groups = _groups(nodes, {name for name in taps if name in made}, sizes, limit_bytes)
-    return [
+    return (
         _segment(model, nodes[start:stop], nodes[stop:], group)
         for (start, stop), group in zip(_bounds(groups, len(nodes)), groups, strict=True)
-    ]
+    )
 
 
 _Group = list[tuple[int, str]]  # position of the node that makes a tensor, and its name
@@ -105,7 +107,6 @@ def _segment(
     graph = ir.convenience.extract(model.graph, list(needed), shown)
     graph.name = model.graph.name
     piece = ir.Model(graph, ir_version=int(model.ir_version or 10))
-    ir.external_data.load_to_model(piece)  # it goes to onnxruntime as bytes
     return Segment(model=piece, inputs=tuple(needed), outputs=tuple(outputs), taps=tuple(taps))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -15,6 +15,7 @@ from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.channel_ranges import measure_channels
 from tap_deploy.engines.smoothquant import Smoothing, SmoothingChoice, choose_smoothings, fold
+from tap_deploy.manifest import GraphRecord
 from tap_deploy.precisions import FP32
 
 AUTO, ON, OFF = "auto", "on", "off"
@@ -64,38 +65,46 @@ def smoothed_bundle(
     if mode == OFF:
         yield found
         return
-    models = {}
     measured = measure_channels(
         bundle, images, prompts=prompts, threads=threads, on_progress=on_progress
     )
     for name, ranges in measured.items():
-        model = ir.load(bundle.graph_path(name, FP32))
         smoothings, found.choices[name] = choose_smoothings(
-            model, ranges.maxima, ranges.rows, always=mode == ON
+            ir.load(bundle.graph_path(name, FP32)), ranges.maxima, ranges.rows, always=mode == ON
         )
-        for smoothing in smoothings:
-            fold(model, smoothing)
         if smoothings:
-            found.smoothings[name], models[name] = smoothings, model
-    if not models:
+            found.smoothings[name] = smoothings
+    if not found.smoothings:
         yield found
         return
     with tempfile.TemporaryDirectory() as folder:
-        stand_in = _stand_in(bundle, models, pathlib.Path(folder))
+        stand_in = _stand_in(bundle, found.smoothings, pathlib.Path(folder))
         yield dataclasses.replace(found, bundle=stand_in)
 
 
-def _stand_in(bundle: Bundle, models: Mapping[str, ir.Model], folder: pathlib.Path) -> Bundle:
-    """Return a bundle that has these fp32 graphs and shares the others with the given one."""
-    records = dict(bundle.manifest.graphs[FP32])
-    for name, record in records.items():
+def _stand_in(
+    bundle: Bundle, smoothings: Mapping[str, Sequence[Smoothing]], folder: pathlib.Path
+) -> Bundle:
+    """Return a bundle with smoothed fp32 graphs, which shares the others with the given one."""
+    for name, record in bundle.manifest.graphs[FP32].items():
         target = folder / record.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        names = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
-        if name in models:
-            data = f"{target.name}.data" if record.external_data else None
-            ir.save(models[name], target, external_data=data)
+        if name in smoothings:
+            _save_smoothed(bundle.graph_path(name, FP32), smoothings[name], target, record)
             continue
+        names = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
         for file in names:
             (folder / file).symlink_to((bundle.path / file).resolve())
     return Bundle(folder, bundle.manifest)
+
+
+def _save_smoothed(
+    source: pathlib.Path,
+    smoothings: Sequence[Smoothing],
+    target: pathlib.Path,
+    record: GraphRecord,
+) -> None:
+    model = ir.load(source)
+    for smoothing in smoothings:
+        fold(model, smoothing)
+    ir.save(model, target, external_data=f"{target.name}.data" if record.external_data else None)

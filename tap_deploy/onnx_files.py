@@ -13,8 +13,9 @@ from tap_deploy.manifest import GraphRecord
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# A protobuf ends at 2 GiB; weights beyond this go to a file of their own.
-EXTERNAL_DATA_BYTES = 1_800_000_000
+# Weights beyond this go to a file of their own. A protobuf ends at 2 GiB, and is parsed into memory
+# as a whole, twice over while that lasts; a file beside it is mapped, and read where it is needed.
+EXTERNAL_DATA_BYTES = 1_000_000_000
 
 
 def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
@@ -24,7 +25,7 @@ def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) 
         model: in memory.
         spec: names, dtypes and axes of its inputs and outputs.
         root: folder that ``file`` is relative to.
-        file: ``/`` between its parts; weights over 1.8 GB go to ``<file>.data`` beside it.
+        file: ``/`` between its parts; weights over 1 GB go to ``<file>.data`` beside it.
     """
     import onnx
     import onnx_ir as ir
@@ -39,6 +40,8 @@ def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) 
     external = weights_bytes > EXTERNAL_DATA_BYTES
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not external:  # what is left of a graph that was larger would refer to its file
+        ir.external_data.load_to_model(model)
     ir.save(model, path, external_data=f"{path.name}.data" if external else None)
     onnx.checker.check_model(os.fspath(path))
     inputs, outputs = GraphRecord.describe(spec)

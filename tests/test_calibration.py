@@ -108,7 +108,7 @@ def test_pieces_stay_below_the_limit(micro_bundle):
     model = ir.load(micro_bundle.graph_path("image_encoder", "fp32"))
     sizes = {v.name: 4 * num_values(v, EXPECTED_SIZES) for n in model.graph for v in n.outputs}
     tensors = tensors_of_plans(micro_bundle, default_plans(micro_bundle))["image_encoder"]
-    segments = segments_from_model(model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit)
+    segments = list(segments_from_model(model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit))
     assert len(segments) > 3
     for segment in segments:
         assert len(segment.taps) == 1 or sum(sizes[name] for name in segment.taps) <= limit

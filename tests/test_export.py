@@ -325,3 +325,21 @@ def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     assert (tmp_path / "text_decoder.onnx.data").stat().st_size > 1_000_000
     assert (tmp_path / "text_decoder.onnx").stat().st_size < 200_000
     create_session("onnxruntime", tmp_path / record.file, spec)
+
+
+def test_a_graph_that_has_become_small_does_not_refer_to_the_file_of_the_large_one(
+    micro_bundle, tmp_path
+):
+    """As the int8 form of a graph whose fp32 weights lie beside it."""
+    import onnx_ir as ir
+
+    from tap_deploy.onnx_files import save_graph
+
+    large = tmp_path / "large" / "text_decoder.onnx"
+    large.parent.mkdir()
+    source = ir.load(micro_bundle.graph_path(graphs.TEXT_DECODER, "fp32"))
+    ir.save(source, large, external_data="text_decoder.onnx.data")
+    spec = micro_bundle.graph_specs()[graphs.TEXT_DECODER]
+    record = save_graph(ir.load(large), spec, tmp_path, "small.onnx")
+    assert not record.external_data
+    create_session("onnxruntime", tmp_path / record.file, spec)
