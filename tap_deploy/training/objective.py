@@ -151,15 +151,22 @@ class Objective(nn.Module):
     def _dense_loss(self, images: torch.Tensor, batch: Batch, step: int) -> torch.Tensor:
         if self.config.dense_weight_at(step) == 0:
             return torch.zeros((), device=images.device)
-        return self.dense.loss(images.float(), batch.cell_classes, batch.outlines)
+        return self.dense.loss(
+            images.float(), batch.cell_classes, batch.cell_captions, batch.outlines
+        )
 
     def _sum(self, first: _Stage, second: _Stage, dense: torch.Tensor, step: int) -> Losses:
         weights = self.config
         mask, iou = (first.mask + second.mask) / 2, (first.iou + second.iou) / 2
         concept = (first.concept + second.concept) / 2
         caption = (first.caption + second.caption) / 2
-        total = mask + weights.iou_weight * iou + weights.concept_weight * concept
-        total = total + weights.caption_weight * caption + weights.dense_weight_at(step) * dense
+        total = (
+            weights.mask_weight * mask
+            + weights.iou_weight * iou
+            + weights.concept_weight * concept
+            + weights.caption_weight * caption
+            + weights.dense_weight_at(step) * dense
+        )
         return Losses(
             total=total,
             mask=mask.detach(),

@@ -19,9 +19,8 @@ from tap_deploy.training.dense_head import DenseHead
 from tap_deploy.training.initialize import new_model
 from tap_deploy.training.losses import ConceptSpace
 from tap_deploy.training.objective import Losses, Objective
+from tap_deploy.training.optimizer import Optimizer
 from tap_deploy.training.weight_average import WeightAverage
-
-_BETAS = (0.9, 0.98)  # batches are small, so the second moment should not remember for too long
 
 
 class Trainer:
@@ -57,12 +56,8 @@ class Trainer:
             dense = DenseHead(config.model.image_embed_dim, len(vocabulary))
         self.objective = Objective(config, model, dense, ConceptSpace(vocabulary)).to(device)
         self.average = WeightAverage(self.objective.model)
-        self.optimizer = torch.optim.AdamW(
-            self.objective.parameters(),
-            lr=config.learning_rate,
-            betas=_BETAS,
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = Optimizer(
+            self.objective.model, dense, config.learning_rate, config.weight_decay
         )
         self._dtype = _dtype(config.dtype, device)
 
@@ -78,10 +73,9 @@ class Trainer:
         Raises:
             CheckpointError: the loss is NaN or infinite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
+        self.optimizer.learning_rate = self.config.learning_rate_at(self.step)
         losses: Losses = self.objective(batch.to(self.device), self.step, self._dtype)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses.total.backward()
         total = float(losses.total.detach())
         if not math.isfinite(total):
