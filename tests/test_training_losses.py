@@ -23,6 +23,7 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
+from tap_deploy.training.neighbor_head import NeighborHead
 
 FIRST_CLASSES = [sum(CLASS_COUNTS[:i]) for i in range(len(CLASS_COUNTS))]
 
@@ -258,3 +259,24 @@ def test_numbers_out_of_range_are_named(values, message):
         TrainingConfig(**values)
     with pytest.raises(InputError, match="expected exactly"):
         TrainingConfig.from_dict({"steps": 1})
+
+
+def test_neighbor_loss_by_hand():
+    head = NeighborHead(2, 3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    image, token = torch.zeros(1, 4, 2), torch.zeros(1, 2)
+    image[0, 1, 0] = 1  # the first feature marks a cell
+    token[0, 1] = 1  # the second one says which name
+    cells = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    names = torch.tensor([2])
+    unsure = 4 * math.log(2) + math.log(4)
+    assert head.loss(image, token, cells, names).item() == pytest.approx(unsure)
+    with torch.no_grad():
+        head.mark.weight[0, 0], head.mark.bias[0] = 60, -30
+        head.name.weight[2, 1] = 30
+    assert head.loss(image, token, cells, names).item() == pytest.approx(0, abs=1e-6)
+    # Nobody beside it: the marked cell is one of four that are wrong, and so is the name.
+    nobody = head.loss(image, token, 0 * cells, torch.tensor([3])).item()
+    assert nobody == pytest.approx(4 * 30 / 4 + 30, rel=1e-5)

@@ -41,6 +41,9 @@ class Batch:
     cell_captions: int64 ``[B, n, grid, grid]``, the ``caption_classes`` of that object, or
         ``NOTHING`` where there is none.
     outlines: float32 ``[B, 2, S, S]``, see ``outline_maps``.
+    neighbor_cells: float32 ``[P, grid, grid]``, the part of each cell that the neighbour covers,
+        if the caption names one.
+    neighbor_names: int64 ``[P]``, which of the names that has; the number of names for none.
     """
 
     images: torch.Tensor
@@ -52,6 +55,8 @@ class Batch:
     cell_classes: torch.Tensor
     cell_captions: torch.Tensor
     outlines: torch.Tensor
+    neighbor_cells: torch.Tensor
+    neighbor_names: torch.Tensor
 
     @property
     def regions_per_picture(self) -> int:
@@ -103,6 +108,8 @@ class BatchMaker(Dataset[Batch]):
         image_size = self.config.model.image_size
         targets = np.stack([coverage(region.mask, size) for region in regions])
         cells = [self._cells(scene) for scene in scenes]
+        owners = np.repeat(np.arange(len(scenes)), self.config.regions_per_picture)
+        beside = [self._beside(scenes[i], item) for i, item in zip(owners, regions, strict=True)]
         images = np.concatenate([model_image(scene.image, image_size)[0] for scene in scenes])
         return Batch(
             images=torch.from_numpy(images),
@@ -116,7 +123,16 @@ class BatchMaker(Dataset[Batch]):
             outlines=torch.from_numpy(
                 np.stack([outline_maps([o.mask for o in scene.objects], size) for scene in scenes])
             ),
+            neighbor_cells=torch.from_numpy(np.stack([cells for cells, _ in beside])),
+            neighbor_names=torch.tensor([name for _, name in beside]),
         )
+
+    def _beside(self, scene: Scene, item: SceneObject) -> tuple[npt.NDArray[np.float32], int]:
+        """Return ``neighbor_cells`` and ``neighbor_names`` of one region."""
+        grid, neighbor = self.config.model.grid_size, neighbor_of(item, scene.objects)
+        if neighbor is None:
+            return np.zeros((grid, grid), np.float32), len(self.scenes.names)
+        return coverage(neighbor.mask, grid), neighbor.name_index
 
     def _caption_ids(self, regions: Sequence[SceneObject]) -> torch.Tensor:
         """Encode the captions, in rows as long as the longest needs: there is no time to waste."""
@@ -132,6 +148,17 @@ class BatchMaker(Dataset[Batch]):
         captions = np.full((len(objects) + 1, len(CLASS_COUNTS)), NOTHING)
         captions[:-1] = [caption_classes(item.parts) for item in objects]
         return names[owners], np.moveaxis(captions[owners], -1, 0)
+
+
+def neighbor_of(item: SceneObject, objects: Sequence[SceneObject]) -> SceneObject | None:
+    """Return the object that the caption of another one names, if any.
+
+    Args:
+        item: which has the caption.
+        objects: of the scene; no two have the same name.
+    """
+    named = [other for other in objects if other.name == item.parts.neighbor]
+    return named[0] if named else None
 
 
 def batches_from(maker: BatchMaker, first_step: int, workers: int) -> Iterator[Batch]:

@@ -60,7 +60,7 @@ class TrainingConfig:
     mask_weight: float = 2.0
     iou_weight: float = 1.0
     concept_weight: float = 1.0
-    caption_weight: float = 1.0
+    caption_weight: float = 2.0
     dense_weight: float = 1.0
     dense_fade_from: float = 0.75
     dense_fade_to: float = 0.95

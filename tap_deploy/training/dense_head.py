@@ -69,8 +69,9 @@ class DenseHead(nn.Module):
 
 
 def cell_owners(masks: Sequence[npt.NDArray[np.bool_]], grid: int) -> npt.NDArray[np.int64]:
-    """Return which mask covers most of each cell, int64 ``[grid, grid]``; -1 where none covers
-    more than is left.
+    """Return which mask covers most of each cell, int64 ``[grid, grid]``.
+
+    It is -1 where none covers more than is left over.
 
     Args:
         masks: bool [S, S] each, S a multiple of ``grid``; they do not overlap.
