@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
+from tap_deploy.training.caption_classes import CLASS_COUNTS, caption_classes
+from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import DenseHead, coverage, dense_classes, outline_maps
+from tap_deploy.training.dense_head import NOTHING, DenseHead, cell_owners, coverage, outline_maps
 from tap_deploy.training.losses import (
     ConceptSpace,
     answering_tokens,
@@ -21,6 +23,9 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
+from tap_deploy.training.neighbor_head import NeighborHead
+
+FIRST_CLASSES = [sum(CLASS_COUNTS[:i]) for i in range(len(CLASS_COUNTS))]
 
 
 def logit(probability):
@@ -144,13 +149,23 @@ def test_the_text_decoder_can_be_trained(micro_config):
     assert abs(slope.item()) > 1e-4
 
 
-def test_cells_take_the_class_that_covers_most_of_them():
+def test_cells_belong_to_what_covers_most_of_them():
     left, corner = np.zeros((2, 8, 8), bool)
     left[:, :3] = True  # half of the second column of cells
     corner[0:2, 4:8] = True
-    found = dense_classes([left, corner], [5, 6], grid=4, background=9)
-    assert found.tolist() == [[5, 5, 6, 6], *[[5, 5, 9, 9]] * 3]
-    assert dense_classes([], [], grid=2, background=9).tolist() == [[9, 9], [9, 9]]
+    found = cell_owners([left, corner], grid=4)
+    assert found.tolist() == [[0, -1, 1, 1], *[[0, -1, -1, -1]] * 3]  # by half is not most
+    assert cell_owners([], grid=2).tolist() == [[-1, -1], [-1, -1]]
+
+
+def test_classes_of_a_caption():
+    """Every question has its own count, and 0 stands for what is not said."""
+    plain = CaptionParts(name="apple", place="at the top left")
+    assert caption_classes(plain) == (0, 0, 0, 0)
+    told = CaptionParts(
+        size="large", color="white", name="apple", relation="below", neighbor="kiwi"
+    )
+    assert caption_classes(told) == tuple(count - 1 for count in CLASS_COUNTS)
 
 
 def test_coverage_by_hand():
@@ -175,13 +190,23 @@ def test_dense_loss_falls_to_zero_for_sure_cells():
         head.classify.bias.zero_()
         head.outline.weight.fill_(-30)  # every cell has one feature, so: no object, no outline
         head.outline.bias.zero_()
+        head.describe.weight.zero_()
+        head.describe.bias.zero_()
+        for index in FIRST_CLASSES:  # of every question, whatever the cell
+            head.describe.bias[index] = 30
     cells = torch.tensor([[[0, 1], [2, 2]]])
     features = torch.nn.functional.one_hot(cells, 3).permute(0, 3, 1, 2).float()
     nothing = torch.zeros(1, 2, 8, 8)
-    assert head.loss(features, cells, nothing).item() == pytest.approx(0, abs=1e-6)
+    captions = torch.zeros(1, len(CLASS_COUNTS), 2, 2, dtype=torch.int64)
+    captions[:, :, 1] = NOTHING
+    assert head.loss(features, cells, captions, nothing).item() == pytest.approx(0, abs=1e-6)
     unsure = math.log(3) + 2 * math.log(2)
-    assert head.loss(0 * features, cells, nothing).item() == pytest.approx(unsure)
-    assert head.loss(features, cells, 1 - nothing).item() == pytest.approx(60, rel=1e-5)
+    assert head.loss(0 * features, cells, captions, nothing).item() == pytest.approx(unsure)
+    assert head.loss(features, cells, captions, 1 - nothing).item() == pytest.approx(60, rel=1e-5)
+    captions[0, 2, 0, 0] = 1  # one of two cells answers one question wrongly, for sure
+    assert head.loss(features, cells, captions, nothing).item() == pytest.approx(7.5, rel=1e-5)
+    captions[:] = NOTHING
+    assert head.loss(features, cells, captions, nothing).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_outlines_of_a_cell_lie_in_the_cell():
@@ -195,7 +220,9 @@ def test_outlines_of_a_cell_lie_in_the_cell():
     objects = torch.zeros(1, 2, 8, 8)
     objects[0, 0, 1::4, 2::4] = 1  # row 1, column 2 of each 4 x 4 pixels
     cells = torch.zeros(1, 2, 2, dtype=torch.int64)
-    assert head.loss(torch.zeros(1, 1, 2, 2), cells, objects).item() == pytest.approx(0, abs=1e-6)
+    captions = torch.full((1, len(CLASS_COUNTS), 2, 2), NOTHING)
+    loss = head.loss(torch.zeros(1, 1, 2, 2), cells, captions, objects)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_schedules():
@@ -232,3 +259,24 @@ def test_numbers_out_of_range_are_named(values, message):
         TrainingConfig(**values)
     with pytest.raises(InputError, match="expected exactly"):
         TrainingConfig.from_dict({"steps": 1})
+
+
+def test_neighbor_loss_by_hand():
+    head = NeighborHead(2, 3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    image, token = torch.zeros(1, 4, 2), torch.zeros(1, 2)
+    image[0, 1, 0] = 1  # the first feature marks a cell
+    token[0, 1] = 1  # the second one says which name
+    cells = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+    names = torch.tensor([2])
+    unsure = 4 * math.log(2) + math.log(4)
+    assert head.loss(image, token, cells, names).item() == pytest.approx(unsure)
+    with torch.no_grad():
+        head.mark.weight[0, 0], head.mark.bias[0] = 60, -30
+        head.name.weight[2, 1] = 30
+    assert head.loss(image, token, cells, names).item() == pytest.approx(0, abs=1e-6)
+    # Nobody beside it: the marked cell is one of four that are wrong, and so is the name.
+    nobody = head.loss(image, token, 0 * cells, torch.tensor([3])).item()
+    assert nobody == pytest.approx(4 * 30 / 4 + 30, rel=1e-5)

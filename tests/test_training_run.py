@@ -19,7 +19,10 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.batches import BatchMaker, batches_from
+from tap_deploy.training.caption_classes import caption_classes
 from tap_deploy.training.caption_tokenizer import CaptionEncoder, train_tokenizer
+from tap_deploy.training.captions import CaptionParts
+from tap_deploy.training.dense_head import NOTHING
 from tap_deploy.training.initialize import new_model
 from tap_deploy.training.objective import Objective
 from tap_deploy.training.reference_subject import ReferenceSubject
@@ -84,6 +87,32 @@ def test_a_batch_holds_what_the_scenes_say(maker):
         inside = batch.point_coords[row, 0].long()
         assert batch.point_labels[row, 0] == 2 or item.mask[inside[1], inside[0]]
     assert set(batch.cell_classes[0].unique().tolist()) <= {*items, len(NAMES)}
+    nothing = batch.cell_classes[0] == len(NAMES)
+    assert nothing.any() and (batch.cell_captions[0][:, nothing] == NOTHING).all()
+    for index, item in items.items():
+        cells = batch.cell_captions[0][:, batch.cell_classes[0] == index]
+        assert cells.T.unique(dim=0).tolist() == [list(caption_classes(item.parts))]
+
+
+def test_a_batch_tells_the_neighbor_that_a_caption_names(captions):
+    class Beside(StandInScenes):
+        def scene(self, seed):
+            scene = super().scene(seed)
+            first, second = scene.objects
+            parts = CaptionParts(name=first.name, relation="left of", neighbor=second.name)
+            return dataclasses.replace(
+                scene, objects=(dataclasses.replace(first, parts=parts), second)
+            )
+
+    batch = BatchMaker(TINY, Beside(), CaptionEncoder(captions, 60))[0]
+    for row in range(len(batch.concepts)):
+        first, second = Beside().scene(row // TINY.regions_per_picture).objects
+        if batch.concepts[row] == first.name_index:
+            assert batch.neighbor_names[row] == second.name_index
+            assert batch.neighbor_cells[row].sum() * 16**2 == second.mask.sum()
+        else:  # its own caption tells a place
+            assert batch.neighbor_names[row] == len(NAMES)
+            assert not batch.neighbor_cells[row].any()
 
 
 def test_batches_depend_on_seed_and_step_alone(maker, captions):
@@ -198,7 +227,7 @@ def test_a_run_may_become_shorter_or_longer(maker, tmp_path):
     shorter.train_step(maker[8])
     # The cosine of the new length: 16 steps of which 5 are warm-up.
     expected = TINY.learning_rate * (1 + np.cos(np.pi * 3 / 11)) / 2
-    assert shorter.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    assert shorter.optimizer.learning_rate == pytest.approx(expected)
     too_short = Trainer(dataclasses.replace(TINY, steps=7), vocabulary(), CPU)
     with pytest.raises(CheckpointError, match="has 8 steps behind it; expected at most 7"):
         too_short.load(tmp_path / "state.pt")
@@ -234,7 +263,7 @@ def test_the_averaged_model_works_in_evaluation_mode(trained, maker):
     """With running statistics instead of those of the batch: only sane ones give the same loss."""
     trainer, losses = trained
     objective = Objective(
-        TINY, trainer.averaged_model, trainer.objective.dense, trainer.objective.concepts
+        TINY, trainer.averaged_model, trainer.objective.heads, trainer.objective.concepts
     )
     with torch.no_grad():
         total = np.mean(

@@ -7,6 +7,7 @@ import numpy as np
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.regions import Regions
+from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.scenes import Scene, SceneObject
 
@@ -75,7 +76,7 @@ def scene_object(index: int, mask: np.ndarray, place: str) -> SceneObject:
         name_index=index,
         mask=mask,
         box=np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32),
-        caption=f"a {NAMES[index]} {place}",
+        parts=CaptionParts(name=NAMES[index], place=place),
     )
 
 

@@ -163,9 +163,22 @@ class ImageDecoder(nn.Module):
             sparse_prompt_embeddings: ``[P, N, C]``.
             image_pos: position encoding of the grid, ``[grid * grid, C]``.
         """
+        return self.read(*self.attend(image_embeddings, sparse_prompt_embeddings, image_pos))
+
+    def attend(
+        self,
+        image_embeddings: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        image_pos: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Arguments as of ``forward``; return tokens ``[P, T, C]`` and image ``[P, S, C]``."""
         tokens = self.query_tokens(sparse_prompt_embeddings)
         image = image_embeddings.flatten(2).transpose(1, 2)  # [P or 1, S, C]
-        tokens, image = self.transformer(tokens, image, image_pos)
+        attended: tuple[torch.Tensor, torch.Tensor] = self.transformer(tokens, image, image_pos)
+        return attended
+
+    def read(self, tokens: torch.Tensor, image: torch.Tensor) -> PromptOutputs:
+        """Turn what ``attend`` returned into answers."""
         semantic, iou, mask = self.split_tokens(tokens)
         image = image.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         upscaled = self.output_conv(image)  # [P, C / 8, 4 * grid, 4 * grid]

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tap_deploy.image import model_image
 from tap_deploy.prompts import Prompts
+from tap_deploy.training.caption_classes import CLASS_COUNTS, caption_classes
 from tap_deploy.training.caption_tokenizer import CaptionEncoder
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import coverage, dense_classes, outline_maps
+from tap_deploy.training.dense_head import NOTHING, cell_owners, coverage, outline_maps
 from tap_deploy.training.prompt_sampling import first_prompts
 from tap_deploy.training.scene_source import SceneSource
 
@@ -35,8 +36,14 @@ class Batch:
     targets: float32 ``[P, S, S]``, the part of each low-resolution pixel that the object covers.
     concepts: int64 ``[P]``, which of the names it has.
     caption_ids: int64 ``[P, L]``, BOS, the caption, EOS and padding.
-    cell_classes: int64 ``[B, grid, grid]``, see ``dense_classes``.
+    cell_classes: int64 ``[B, grid, grid]``, the name of the object that covers most of a cell,
+        or the number of names where none does.
+    cell_captions: int64 ``[B, n, grid, grid]``, the ``caption_classes`` of that object, or
+        ``NOTHING`` where there is none.
     outlines: float32 ``[B, 2, S, S]``, see ``outline_maps``.
+    neighbor_cells: float32 ``[P, grid, grid]``, the part of each cell that the neighbour covers,
+        if the caption names one.
+    neighbor_names: int64 ``[P]``, which of the names that has; the number of names for none.
     """
 
     images: torch.Tensor
@@ -46,7 +53,10 @@ class Batch:
     concepts: torch.Tensor
     caption_ids: torch.Tensor
     cell_classes: torch.Tensor
+    cell_captions: torch.Tensor
     outlines: torch.Tensor
+    neighbor_cells: torch.Tensor
+    neighbor_names: torch.Tensor
 
     @property
     def regions_per_picture(self) -> int:
@@ -97,6 +107,9 @@ class BatchMaker(Dataset[Batch]):
         size = self.config.model.low_res_mask_size
         image_size = self.config.model.image_size
         targets = np.stack([coverage(region.mask, size) for region in regions])
+        cells = [self._cells(scene) for scene in scenes]
+        owners = np.repeat(np.arange(len(scenes)), self.config.regions_per_picture)
+        beside = [self._beside(scenes[i], item) for i, item in zip(owners, regions, strict=True)]
         images = np.concatenate([model_image(scene.image, image_size)[0] for scene in scenes])
         return Batch(
             images=torch.from_numpy(images),
@@ -105,11 +118,21 @@ class BatchMaker(Dataset[Batch]):
             targets=torch.from_numpy(targets),
             concepts=torch.tensor([region.name_index for region in regions]),
             caption_ids=self._caption_ids(regions),
-            cell_classes=torch.from_numpy(np.stack([self._cells(scene) for scene in scenes])),
+            cell_classes=torch.from_numpy(np.stack([names for names, _ in cells])),
+            cell_captions=torch.from_numpy(np.stack([captions for _, captions in cells])),
             outlines=torch.from_numpy(
                 np.stack([outline_maps([o.mask for o in scene.objects], size) for scene in scenes])
             ),
+            neighbor_cells=torch.from_numpy(np.stack([cells for cells, _ in beside])),
+            neighbor_names=torch.tensor([name for _, name in beside]),
         )
+
+    def _beside(self, scene: Scene, item: SceneObject) -> tuple[npt.NDArray[np.float32], int]:
+        """Return ``neighbor_cells`` and ``neighbor_names`` of one region."""
+        grid, neighbor = self.config.model.grid_size, neighbor_of(item, scene.objects)
+        if neighbor is None:
+            return np.zeros((grid, grid), np.float32), len(self.scenes.names)
+        return coverage(neighbor.mask, grid), neighbor.name_index
 
     def _caption_ids(self, regions: Sequence[SceneObject]) -> torch.Tensor:
         """Encode the captions, in rows as long as the longest needs: there is no time to waste."""
@@ -117,13 +140,25 @@ class BatchMaker(Dataset[Batch]):
         longest = int((ids != self.captions.pad_id).sum(axis=1).max())
         return torch.from_numpy(ids[:, :longest])
 
-    def _cells(self, scene: Scene) -> npt.NDArray[np.int64]:
-        return dense_classes(
-            [item.mask for item in scene.objects],
-            [item.name_index for item in scene.objects],
-            self.config.model.grid_size,
-            background=len(self.scenes.names),
-        )
+    def _cells(self, scene: Scene) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return ``cell_classes`` and ``cell_captions`` of one picture."""
+        objects = scene.objects
+        owners = cell_owners([item.mask for item in objects], self.config.model.grid_size)
+        names = np.array([*(item.name_index for item in objects), len(self.scenes.names)])
+        captions = np.full((len(objects) + 1, len(CLASS_COUNTS)), NOTHING)
+        captions[:-1] = [caption_classes(item.parts) for item in objects]
+        return names[owners], np.moveaxis(captions[owners], -1, 0)
+
+
+def neighbor_of(item: SceneObject, objects: Sequence[SceneObject]) -> SceneObject | None:
+    """Return the object that the caption of another one names, if any.
+
+    Args:
+        item: which has the caption.
+        objects: of the scene; no two have the same name.
+    """
+    named = [other for other in objects if other.name == item.parts.neighbor]
+    return named[0] if named else None
 
 
 def batches_from(maker: BatchMaker, first_step: int, workers: int) -> Iterator[Batch]:

@@ -24,16 +24,17 @@ class TrainingConfig:
         steps: length of the run, in steps; the learning rate has fallen to 0 at its end.
         pictures_per_step: B, scenes in a batch.
         regions_per_picture: R, prompts on each; B * R = P regions in a batch.
-        learning_rate: of AdamW, at its highest.
+        learning_rate: of Muon and AdamW, at its highest; see ``optimizer.py``.
         warmup_steps: steps in which the learning rate rises from 0.
-        weight_decay: of AdamW, on every parameter. Biases too: without it, a QK product can
+        weight_decay: of both, on every parameter. Biases too: without it, a QK product can
             outgrow float16 (TAP v1.0 did).
         max_gradient_norm: gradients are clipped to this length.
         average_decay: of the moving average of the weights, which is what is kept in the end.
+        mask_weight: of focal and dice loss. Outlines take longest to learn.
         iou_weight: of the squared error of the IoU predictions.
         concept_weight: of the KL divergence in the concept space.
         caption_weight: of the cross-entropy of the captions.
-        dense_weight: of the auxiliary classification of grid cells and outlines, at first.
+        dense_weight: of the auxiliary questions about cells of the grid, at first.
         dense_fade_from: part of the run, 0..1, after which that weight falls.
         dense_fade_to: part of the run, 0..1, from which on it is 0.
         box_noise: the edges of a box prompt move by up to this part of its sides.
@@ -48,17 +49,18 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 5_000
+    steps: int = 8_000
     pictures_per_step: int = 16
     regions_per_picture: int = 3
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 300
     weight_decay: float = 0.05
     max_gradient_norm: float = 1.0
     average_decay: float = 0.999
+    mask_weight: float = 2.0
     iou_weight: float = 1.0
     concept_weight: float = 1.0
-    caption_weight: float = 1.0
+    caption_weight: float = 2.0
     dense_weight: float = 1.0
     dense_fade_from: float = 0.75
     dense_fade_to: float = 0.95
@@ -72,7 +74,13 @@ class TrainingConfig:
             self._require_range(name, 1, math.inf)
         for name in ("seed", "warmup_steps", "weight_decay"):
             self._require_range(name, 0, math.inf)
-        for name in ("iou_weight", "concept_weight", "caption_weight", "dense_weight"):
+        for name in (
+            "mask_weight",
+            "iou_weight",
+            "concept_weight",
+            "caption_weight",
+            "dense_weight",
+        ):
             self._require_range(name, 0, math.inf)
         for name in ("learning_rate", "max_gradient_norm"):
             self._require_range(name, 1e-12, math.inf)

@@ -1,8 +1,9 @@
 """The auxiliary head: what lies under each cell of the grid. It helps training, and is dropped.
 
-Concepts reach the image embeddings only through a few tokens, and for a long time by chance.
-Asking every cell for its class teaches them from the first step. In the same way, asking every
-cell where in it an object ends teaches what masks need for sharp edges.
+Names reach the image embeddings only through a few tokens, and for a long time by chance.
+Asking every cell for the name of what it shows teaches them from the first step. In the same
+way, asking every cell what a caption tells of its object (how large it is, and what it is left
+of) teaches what captions need, and asking where in it an object ends what masks need.
 """
 
 from __future__ import annotations
@@ -16,53 +17,72 @@ from torch import nn
 from torch.nn import functional as F
 
 from tap_deploy.config import MASK_UPSCALE
+from tap_deploy.training.caption_classes import CLASS_COUNTS
+
+NOTHING = -100  # in place of a class: the question is not asked
 
 _OUTLINE_MAPS = 2
-_OUTLINE_WEIGHT = 2.0  # beside the classes: most pixels are easy, so its mean is small
+_OUTLINE_WEIGHT = 2.0  # beside the names: most pixels are easy, so its mean is small
+_CAPTION_WEIGHT = 0.5  # of each of its questions
 
 
 class DenseHead(nn.Module):
-    """Linear classifiers on every cell of the image embeddings: its class, and its outlines."""
+    """Linear classifiers on every cell of the image embeddings."""
 
-    def __init__(self, image_embed_dim: int, num_classes: int) -> None:
+    def __init__(self, image_embed_dim: int, num_names: int) -> None:
         super().__init__()
-        self.classify = nn.Conv2d(image_embed_dim, num_classes + 1, 1)
+        self.classify = nn.Conv2d(image_embed_dim, num_names + 1, 1)
+        self.describe = nn.Conv2d(image_embed_dim, sum(CLASS_COUNTS), 1)
         self.outline = nn.Conv2d(image_embed_dim, _OUTLINE_MAPS * MASK_UPSCALE**2, 1)
 
     def loss(
-        self, image_embeddings: torch.Tensor, classes: torch.Tensor, outlines: torch.Tensor
+        self,
+        image_embeddings: torch.Tensor,
+        classes: torch.Tensor,
+        captions: torch.Tensor,
+        outlines: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross-entropy over all cells and, weighted, over all low-resolution pixels, a scalar.
+        """Cross-entropies over all cells and, weighted, over all low-resolution pixels, a scalar.
 
         Args:
             image_embeddings: float ``[B, C, grid, grid]``.
-            classes: int64 ``[B, grid, grid]``, K is the background.
+            classes: int64 ``[B, grid, grid]``, a name, or K for the background.
+            captions: int64 ``[B, n, grid, grid]``, the ``caption_classes`` of the object, or
+                ``NOTHING`` on the background.
             outlines: float ``[B, 2, S, S]``, see ``outline_maps``.
         """
         found = F.pixel_shuffle(self.outline(image_embeddings).float(), MASK_UPSCALE)
         outline_loss = F.binary_cross_entropy_with_logits(found, outlines)
         class_loss = F.cross_entropy(self.classify(image_embeddings).float(), classes)
-        return class_loss + _OUTLINE_WEIGHT * outline_loss
+        caption_loss = self._caption_loss(image_embeddings, captions)
+        return class_loss + _CAPTION_WEIGHT * caption_loss + _OUTLINE_WEIGHT * outline_loss
+
+    def _caption_loss(self, embeddings: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the questions, each a mean over the cells of objects."""
+        questions = self.describe(embeddings).float().split(CLASS_COUNTS, dim=1)
+        count = (captions[:, 0] != NOTHING).sum().clamp(min=1)
+        losses = [
+            F.cross_entropy(logits, captions[:, i], ignore_index=NOTHING, reduction="sum")
+            for i, logits in enumerate(questions)
+        ]
+        return torch.stack(losses).sum() / count
 
 
-def dense_classes(
-    masks: Sequence[npt.NDArray[np.bool_]], classes: Sequence[int], grid: int, background: int
-) -> npt.NDArray[np.int64]:
-    """Return the class that covers most of each cell, int64 ``[grid, grid]``.
+def cell_owners(masks: Sequence[npt.NDArray[np.bool_]], grid: int) -> npt.NDArray[np.int64]:
+    """Return which mask covers most of each cell, int64 ``[grid, grid]``.
+
+    It is -1 where none covers more than is left over.
 
     Args:
         masks: bool [S, S] each, S a multiple of ``grid``; they do not overlap.
-        classes: one a mask.
         grid: cells along a side.
-        background: the class of cells that no mask covers for the most part.
     """
     if not masks:
-        return np.full((grid, grid), background)
+        return np.full((grid, grid), -1)
     covered = np.stack([coverage(mask, grid) for mask in masks])  # [n, grid, grid]
-    shares = np.concatenate([covered, 1 - covered.sum(axis=0, keepdims=True)])
-    table = np.array([*classes, background])
-    found: npt.NDArray[np.int64] = table[shares.argmax(axis=0)]
-    return found
+    shares = np.concatenate([1 - covered.sum(axis=0, keepdims=True), covered])
+    owners: npt.NDArray[np.int64] = shares.argmax(axis=0) - 1
+    return owners
 
 
 def outline_maps(masks: Sequence[npt.NDArray[np.bool_]], size: int) -> npt.NDArray[np.float32]:

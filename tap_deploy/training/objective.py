@@ -20,6 +20,7 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
+from tap_deploy.training.neighbor_head import NeighborHead
 from tap_deploy.training.prompt_sampling import extra_points
 
 _POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of the seed
@@ -38,6 +39,7 @@ class Losses:
     concept: torch.Tensor
     caption: torch.Tensor
     dense: torch.Tensor
+    neighbor: torch.Tensor
 
     def terms(self) -> dict[str, torch.Tensor]:
         """Return everything by name, without gradients."""
@@ -53,17 +55,27 @@ class _Stage:
     iou: torch.Tensor
     concept: torch.Tensor
     caption: torch.Tensor
+    neighbor: torch.Tensor
     logits: torch.Tensor  # [P, S, S] of the token that has the lowest mask loss
 
 
+class AuxiliaryHeads(nn.Module):
+    """What is asked beside the answers: of the image embeddings, and of the image decoder."""
+
+    def __init__(self, image_embed_dim: int, num_names: int) -> None:
+        super().__init__()
+        self.dense = DenseHead(image_embed_dim, num_names)
+        self.neighbor = NeighborHead(image_embed_dim, num_names)
+
+
 class Objective(nn.Module):
-    """The model, the auxiliary head and the concepts, as far as the loss is concerned."""
+    """The model, the auxiliary heads and the concepts, as far as the loss is concerned."""
 
     def __init__(
-        self, config: TrainingConfig, model: TapModel, dense: DenseHead, concepts: ConceptSpace
+        self, config: TrainingConfig, model: TapModel, heads: AuxiliaryHeads, concepts: ConceptSpace
     ) -> None:
         super().__init__()
-        self.config, self.model, self.dense, self.concepts = config, model, dense, concepts
+        self.config, self.model, self.heads, self.concepts = config, model, heads, concepts
 
     def forward(self, batch: Batch, step: int, dtype: torch.dtype) -> Losses:
         """Return the losses of a batch.
@@ -90,7 +102,7 @@ class Objective(nn.Module):
         labels: torch.Tensor,
         dtype: torch.dtype,
     ) -> _Stage:
-        outputs = self._decode(embeddings, coords, labels, dtype)
+        outputs, image = self._decode(embeddings, coords, labels, dtype)
         logits = outputs.low_res_masks.float()
         answering = answering_tokens(labels, logits.shape[1])
         losses = mask_losses(logits, batch.targets).masked_fill(~answering, torch.inf)
@@ -107,6 +119,12 @@ class Objective(nn.Module):
                 outputs.semantic_embeddings[rows, chosen].float(), batch.concepts
             ),
             caption=self._caption_loss(outputs.semantic_tokens[rows, chosen], batch, dtype),
+            neighbor=self.heads.neighbor.loss(
+                image.float(),
+                outputs.semantic_tokens[rows, chosen].float(),
+                batch.neighbor_cells,
+                batch.neighbor_names,
+            ),
             logits=logits[rows, best].detach(),
         )
 
@@ -116,13 +134,17 @@ class Objective(nn.Module):
         coords: torch.Tensor,
         labels: torch.Tensor,
         dtype: torch.dtype,
-    ) -> PromptOutputs:
-        """As ``TapModel.decode_prompts``; Fourier features need float32 at any dtype."""
+    ) -> tuple[PromptOutputs, torch.Tensor]:
+        """As ``TapModel.decode_prompts``, and the image side of the transformer.
+
+        Fourier features need float32 at any dtype.
+        """
+        decoder = self.model.image_decoder
         sparse = self.model.prompt_encoder(coords, labels)
         position = self.model.prompt_encoder.image_position_encoding()
         with torch.autocast(coords.device.type, dtype, enabled=dtype != torch.float32):
-            outputs: PromptOutputs = self.model.image_decoder(embeddings, sparse, position)
-        return outputs
+            tokens, image = decoder.attend(embeddings, sparse, position)
+            return decoder.read(tokens, image), image
 
     def _caption_loss(self, tokens: torch.Tensor, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
         with self._autocast(batch, dtype):
@@ -151,15 +173,23 @@ class Objective(nn.Module):
     def _dense_loss(self, images: torch.Tensor, batch: Batch, step: int) -> torch.Tensor:
         if self.config.dense_weight_at(step) == 0:
             return torch.zeros((), device=images.device)
-        return self.dense.loss(images.float(), batch.cell_classes, batch.outlines)
+        return self.heads.dense.loss(
+            images.float(), batch.cell_classes, batch.cell_captions, batch.outlines
+        )
 
     def _sum(self, first: _Stage, second: _Stage, dense: torch.Tensor, step: int) -> Losses:
         weights = self.config
         mask, iou = (first.mask + second.mask) / 2, (first.iou + second.iou) / 2
         concept = (first.concept + second.concept) / 2
         caption = (first.caption + second.caption) / 2
-        total = mask + weights.iou_weight * iou + weights.concept_weight * concept
-        total = total + weights.caption_weight * caption + weights.dense_weight_at(step) * dense
+        neighbor = (first.neighbor + second.neighbor) / 2
+        total = (
+            weights.mask_weight * mask
+            + weights.iou_weight * iou
+            + weights.concept_weight * concept
+            + weights.caption_weight * caption
+            + weights.dense_weight_at(step) * (dense + neighbor)
+        )
         return Losses(
             total=total,
             mask=mask.detach(),
@@ -167,6 +197,7 @@ class Objective(nn.Module):
             concept=concept.detach(),
             caption=caption.detach(),
             dense=dense.detach(),
+            neighbor=neighbor.detach(),
         )
 
     @staticmethod

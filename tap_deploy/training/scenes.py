@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from tap_deploy.errors import InputError
 from tap_deploy.training.backgrounds import SPLITS, Backgrounds
+from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.emoji import Glyph, load_glyphs
 from tap_deploy.training.emoji_names import OBJECT_NAMES
 from tap_deploy.training.layout import Layout
@@ -45,14 +46,19 @@ class SceneObject:
         name_index: place of the name in ``SceneGenerator.names``.
         mask: bool [H, W], its visible part.
         box: float32 [4] XYXY of the mask in pixels; x1 and y1 are exclusive.
-        caption: what ``captions.py`` says of it; true of this picture.
+        parts: what ``captions.py`` says of it; true of this picture.
     """
 
     name: str
     name_index: int
     mask: npt.NDArray[np.bool_]
     box: npt.NDArray[np.float32]
-    caption: str
+    parts: CaptionParts
+
+    @property
+    def caption(self) -> str:
+        """Return what is said of it, in words."""
+        return self.parts.text()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,7 +236,7 @@ def _objects(layout: Layout, image: npt.NDArray[np.uint8]) -> tuple[SceneObject,
                 name_index=sprite.name_index,
                 mask=mask,
                 box=np.array(layout.box(index), np.float32),
-                caption=dataclasses.replace(parts, color=color).text(),
+                parts=dataclasses.replace(parts, color=color),
             )
         )
     return tuple(objects)

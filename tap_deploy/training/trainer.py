@@ -15,13 +15,11 @@ from tap_deploy.files import atomic_file
 from tap_deploy.reference.model import TapModel
 from tap_deploy.training.batches import Batch
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import DenseHead
 from tap_deploy.training.initialize import new_model
 from tap_deploy.training.losses import ConceptSpace
-from tap_deploy.training.objective import Losses, Objective
+from tap_deploy.training.objective import AuxiliaryHeads, Losses, Objective
+from tap_deploy.training.optimizer import Optimizer
 from tap_deploy.training.weight_average import WeightAverage
-
-_BETAS = (0.9, 0.98)  # batches are small, so the second moment should not remember for too long
 
 
 class Trainer:
@@ -54,15 +52,11 @@ class Trainer:
         model = new_model(config.model, config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            dense = DenseHead(config.model.image_embed_dim, len(vocabulary))
-        self.objective = Objective(config, model, dense, ConceptSpace(vocabulary)).to(device)
+            heads = AuxiliaryHeads(config.model.image_embed_dim, len(vocabulary))
+        self.objective = Objective(config, model, heads, ConceptSpace(vocabulary)).to(device)
         self.average = WeightAverage(self.objective.model)
-        self.optimizer = torch.optim.AdamW(
-            self.objective.parameters(),
-            lr=config.learning_rate,
-            betas=_BETAS,
-            weight_decay=config.weight_decay,
-            fused=True,
+        self.optimizer = Optimizer(
+            self.objective.model, heads, config.learning_rate, config.weight_decay
         )
         self._dtype = _dtype(config.dtype, device)
 
@@ -78,10 +72,9 @@ class Trainer:
         Raises:
             CheckpointError: the loss is NaN or infinite.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
+        self.optimizer.learning_rate = self.config.learning_rate_at(self.step)
         losses: Losses = self.objective(batch.to(self.device), self.step, self._dtype)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses.total.backward()
         total = float(losses.total.detach())
         if not math.isfinite(total):
@@ -101,7 +94,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "step": self.step,
             "model": self.objective.model.state_dict(),
-            "dense": self.objective.dense.state_dict(),
+            "heads": self.objective.heads.state_dict(),
             "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -131,7 +124,7 @@ class Trainer:
             )
         self.step = int(state["step"])
         self.objective.model.load_state_dict(state["model"])
-        self.objective.dense.load_state_dict(state["dense"])
+        self.objective.heads.load_state_dict(state["heads"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
 
