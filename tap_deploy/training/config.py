@@ -49,7 +49,7 @@ class TrainingConfig:
 
     model: TapConfig = DEMO_MODEL
     seed: int = 0
-    steps: int = 8_000
+    steps: int = 6_000
     pictures_per_step: int = 16
     regions_per_picture: int = 3
     learning_rate: float = 2e-3
