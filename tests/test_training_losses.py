@@ -163,7 +163,7 @@ def test_classes_of_a_caption():
     plain = CaptionParts(name="apple", place="at the top left")
     assert caption_classes(plain) == (0, 0, 0, 0)
     told = CaptionParts(
-        size="large", color="white", name="apple", relation="below", neighbor="kiwi"
+        size="large", color="white", name="apple", relation="below", neighbor=OBJECT_NAMES[-1]
     )
     assert caption_classes(told) == tuple(count - 1 for count in CLASS_COUNTS)
 
