@@ -15,6 +15,7 @@ from tap_deploy.training.caption_classes import CLASS_COUNTS, caption_classes
 from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.dense_head import NOTHING, DenseHead, cell_owners, coverage, outline_maps
+from tap_deploy.training.emoji_names import OBJECT_NAMES
 from tap_deploy.training.losses import (
     ConceptSpace,
     answering_tokens,
