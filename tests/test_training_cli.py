@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from training_standin import TINY, StandInScenes, vocabulary
 
 from tap_deploy.errors import InputError
@@ -64,14 +65,28 @@ def test_a_run_is_begun_stopped_and_finished(run, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == expected
 
 
-def test_a_run_cannot_change_halfway(run):
+def test_a_run_cannot_change_halfway(run, tmp_path):
     with pytest.raises(InputError, match="no training run to resume"):
         run("--resume")
     run("--steps", "1", "--held-out-regions", "2")
     with pytest.raises(InputError, match=r"^--learning-rate cannot change"):
         run("--resume", "--steps", "5", "--learning-rate", "1")
+    with pytest.raises(InputError, match=r"^--weights cannot change"):
+        run("--resume", "--weights", str(tmp_path / "run/model.safetensors"))
     with pytest.raises(InputError, match="pass --resume to continue it"):
         run("--steps", "1")
+
+
+def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
+    run("--steps", "1", "--held-out-regions", "2")
+    (tmp_path / "run").rename(tmp_path / "first")
+    weights = tmp_path / "first/model.safetensors"
+    run("--weights", str(weights), "--steps", "1", "--mask-weight", "4", "--held-out-regions", "2")
+    assert json.loads((tmp_path / "run/training.json").read_text())["mask_weight"] == 4
+    begun = load_file(tmp_path / "run/initial.safetensors")
+    first = load_file(weights)
+    assert begun.keys() == first.keys() and all(torch.equal(begun[k], first[k]) for k in first)
+    assert run("--resume") == ""
 
 
 def test_only_the_length_of_a_run_can_change(run, tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 
 from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.training.initialize import new_model
+from tap_deploy.training.muon import Muon, orthogonalized
 from tap_deploy.training.optimizer import Optimizer, inner_matrices
 
 
@@ -32,7 +33,16 @@ def test_muon_takes_the_linear_layers_inside():
     assert "image_encoder.blocks.3.mlp.fc1.weight" in names
     assert "image_decoder.transformer.blocks.1.self_attn.q_proj.weight" in names
     assert "text_decoder.encoder.weight" in names
-    outside = ("bias", "embed", "token", "norm", "text_proj", "conv", "mask_pred.0.layers.2")
+    outside = (
+        "bias",
+        "embed",
+        "iou_token",
+        "_tokens.",
+        "norm",
+        "text_proj",
+        "conv",
+        "mask_pred.0.layers.2",
+    )
     assert not [name for name in names if any(word in name for word in outside)]
     assert sum(p.numel() for p in inner_matrices(model)) > 0.8 * sum(
         p.numel() for p in model.parameters()
@@ -64,6 +74,39 @@ def test_a_step_of_a_matrix_is_nearly_orthogonal_and_as_long_as_asked():
     singular = torch.linalg.svdvals(step)
     assert singular.max() < 2.5 * singular.min()
     assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.2)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (80, 160)])
+def test_singular_values_come_near_one_and_directions_stay(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    singular = torch.linalg.svdvals(orthogonalized(matrices))
+    assert singular.min() > 0.6 and singular.max() < 1.25
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    diagonal = left.mT @ orthogonalized(matrices) @ right.mT
+    off = diagonal - torch.diag_embed(torch.diagonal(diagonal, dim1=1, dim2=2))
+    assert off.abs().max() < 1e-4
+    assert torch.equal(orthogonalized(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+def test_muon_steps_as_that_of_torch_does():
+    """Which iterates in bfloat16: 8 bits of mantissa, so 1 % of a step apart."""
+    torch.manual_seed(0)
+    starts = [torch.randn(64, 96), torch.randn(96, 64), torch.randn(64, 96)]
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    optimizers = (
+        Muon(ours, lr=0.01, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, two, start in zip(ours, theirs, starts, strict=True):
+        moved = (two - start).norm()
+        assert (one - two).norm() < 0.02 * moved, (one - two).norm() / moved
 
 
 def test_the_learning_rate_of_both():

@@ -22,6 +22,7 @@ from tap_deploy.training.batches import BatchMaker, batches_from
 from tap_deploy.training.caption_classes import caption_classes
 from tap_deploy.training.caption_tokenizer import CaptionEncoder, train_tokenizer
 from tap_deploy.training.captions import CaptionParts
+from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.dense_head import NOTHING
 from tap_deploy.training.initialize import new_model
 from tap_deploy.training.objective import Objective
@@ -99,7 +100,8 @@ def test_a_batch_tells_the_neighbor_that_a_caption_names(captions):
         def scene(self, seed):
             scene = super().scene(seed)
             first, second = scene.objects
-            parts = CaptionParts(name=first.name, relation="left of", neighbor=second.name)
+            second = dataclasses.replace(second, name="banana")
+            parts = CaptionParts(name=first.name, relation="left of", neighbor="banana")
             return dataclasses.replace(
                 scene, objects=(dataclasses.replace(first, parts=parts), second)
             )
@@ -341,6 +343,34 @@ def test_folders_are_not_begun_twice_and_not_resumed_without_a_run(folder, tmp_p
     with pytest.raises(InputError, match="holds no training run to resume"):
         RunFolder(path=tmp_path / "nothing").read_config()
     assert folder.read_config() == dataclasses.replace(TINY, steps=4)
+
+
+def test_a_run_can_begin_with_the_weights_of_another(trained, folder, tmp_path, captions, maker):
+    save_checkpoint(trained[0].averaged_model, tmp_path / "first.safetensors")
+    second = RunFolder(path=tmp_path / "second")
+    config = dataclasses.replace(TINY, steps=1, seed=3, learning_rate=1e-9)
+    second.begin(config, vocabulary(), captions.read_bytes(), tmp_path / "first.safetensors")
+    (tmp_path / "first.safetensors").unlink()  # the run has its own copy
+    begun = Trainer(config, vocabulary(), CPU, second.initial_weights)
+    assert begun.objective.model.training
+    expected = trained[0].averaged_model.state_dict()
+    for model in (begun.objective.model, begun.averaged_model):
+        assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in begun.objective.model.parameters())
+    train(second, StandInScenes(), StandInScenes(1), QUIET, lambda line: None)
+    result, _ = load_checkpoint(second.model, TINY.model)
+    for name, value in result.named_parameters():  # one step of no length
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+    assert not folder.initial_weights.exists()
+
+
+def test_a_run_does_not_begin_with_the_weights_of_another_model(trained, tmp_path, captions):
+    save_checkpoint(trained[0].averaged_model, tmp_path / "first.safetensors")
+    run = RunFolder(path=tmp_path / "run")
+    other = TrainingConfig(model=dataclasses.replace(TINY.model, text_depth=2))
+    with pytest.raises(CheckpointError, match=r"first\.safetensors"):
+        run.begin(other, vocabulary(), captions.read_bytes(), tmp_path / "first.safetensors")
+    assert not run.path.exists()
 
 
 def test_bfloat16_trains_too(maker):

@@ -27,6 +27,9 @@ _CHANGEABLE = (
     "seed",
     "dtype",
     "learning_rate",
+    "mask_weight",
+    "caption_weight",
+    "dense_weight",
     "pictures_per_step",
     "regions_per_picture",
 )
@@ -38,9 +41,17 @@ _CHANGEABLE = (
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="Stop after so long, to be resumed.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=pathlib.Path),
+    help="Checkpoint that a new run begins with, such as one of an earlier run.",
+)
 @click.option("--steps", type=int, help="Length of the run; may change with --resume.")
 @click.option("--seed", type=int, help="Of weights, scenes and prompts of a new run.")
 @click.option("--learning-rate", type=float, help="The highest of a new run.")
+@click.option("--mask-weight", type=float, help="Of the mask losses of a new run.")
+@click.option("--caption-weight", type=float, help="Of the captions of a new run.")
+@click.option("--dense-weight", type=float, help="Of the auxiliary heads of a new run.")
 @click.option("--pictures-per-step", type=int, help="Scenes in a batch of a new run.")
 @click.option("--regions-per-picture", type=int, help="Prompts on each scene of a new run.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the products in a new run.")
@@ -55,6 +66,7 @@ def train_command(
     output: pathlib.Path,
     resume: bool,
     minutes: float | None,
+    weights: pathlib.Path | None,
     device: str | None,
     threads: int | None,
     workers: int,
@@ -67,7 +79,7 @@ def train_command(
     A run can be stopped with Ctrl-C, and goes on with --resume.
     """
     folder = RunFolder(path=output)
-    begin_or_check(folder, resume, {name: changes[name] for name in _CHANGEABLE})
+    begin_or_check(folder, resume, {name: changes[name] for name in _CHANGEABLE}, weights)
     if threads is not None:
         torch.set_num_threads(threads)
     options = RunOptions(
@@ -88,24 +100,30 @@ def train_command(
     )
 
 
-def begin_or_check(folder: RunFolder, resume: bool, changes: dict[str, Any]) -> None:
+def begin_or_check(
+    folder: RunFolder,
+    resume: bool,
+    changes: dict[str, Any],
+    weights: pathlib.Path | None = None,
+) -> None:
     """Begin a run with some numbers changed, or make sure that there is one to go on with.
 
     A run that goes on may get another length, as long as it is not over by then.
 
     Raises:
-        InputError: other numbers were changed for a run that goes on, or fewer steps were asked
-            for than were done, or see ``RunFolder``.
-        CheckpointError: the state of the run is broken.
+        InputError: other numbers or the first weights were changed for a run that goes on, or
+            fewer steps were asked for than were done, or see ``RunFolder``.
+        CheckpointError: the state of the run is broken, or the weights are.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     steps = given.pop("steps", None) if resume else None
     if not resume:
         config = TrainingConfig(**given)
         tokenizer = train_tokenizer(vocab_size=config.model.vocab_size)
-        folder.begin(config, concept_vocabulary(), tokenizer)
-    elif given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        folder.begin(config, concept_vocabulary(), tokenizer, weights)
+    elif given or weights is not None:
+        names = [*given, *([] if weights is None else ["weights"])]
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise InputError(f"{options} cannot change in a run that goes on; leave it out")
     if steps is not None:
         done = steps_done(folder.state) if folder.state.exists() else 0

@@ -1,9 +1,9 @@
 """The optimizer: Muon for the matrices inside the model, AdamW for all the rest.
 
-Both are those of torch. Muon turns the momentum of a matrix into the closest orthogonal one
-before it is taken as a step, so that no direction of the matrix learns much more slowly than
-the others: fewer steps for the same loss. It is meant for matrices that map features to
-features; what touches pixels, tokens, vocabularies, and all vectors stay with AdamW.
+Muon turns the momentum of a matrix into the closest orthogonal one before it is taken as a step,
+so that no direction of the matrix learns much more slowly than the others: fewer steps for the
+same loss. It is meant for matrices that map features to features; what touches pixels, tokens,
+vocabularies, and all vectors stay with AdamW.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from tap_deploy.training.muon import Muon
 
 _BETAS = (0.9, 0.98)  # batches are small, so the second moment should not remember for too long
 _MIN_SIDE = 64  # of a matrix inside the model: smaller ones write numbers to read, not features
@@ -35,12 +37,7 @@ class Optimizer:
         matrices = inner_matrices(model)
         inside = {id(matrix) for matrix in matrices}
         rest = [p for p in [*model.parameters(), *auxiliary.parameters()] if id(p) not in inside]
-        self._muon = torch.optim.Muon(
-            matrices,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        self._muon = Muon(matrices, lr=learning_rate, weight_decay=weight_decay)
         self._adamw = torch.optim.AdamW(
             rest, lr=learning_rate, betas=_BETAS, weight_decay=weight_decay, fused=True
         )

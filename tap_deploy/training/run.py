@@ -63,7 +63,8 @@ def train(
     """
     started = time.monotonic()
     config, vocabulary = folder.read_config(), Vocabulary.load(folder.concepts)
-    trainer = Trainer(config, vocabulary, options.device)
+    weights = folder.initial_weights if folder.initial_weights.exists() else None
+    trainer = Trainer(config, vocabulary, options.device, weights)
     if folder.state.exists():
         trainer.load(folder.state)
     captions = CaptionEncoder(folder.tokenizer, config.model.text_seq_len - 1)

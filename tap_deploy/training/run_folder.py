@@ -10,7 +10,7 @@ from typing import Any
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
-from tap_deploy.reference.checkpoint import save_checkpoint
+from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.training.config import TrainingConfig
 
@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "history.md"
 
     @property
+    def initial_weights(self) -> Path:
+        """Return the checkpoint that the run begins with; not there if weights are new."""
+        return self.path / "initial.safetensors"
+
+    @property
     def tokenizer(self) -> Path:
         """Return the SentencePiece model."""
         return self.path / "tokenizer.model"
@@ -68,22 +73,31 @@ class RunFolder:
         """Return the file of its ``TapConfig``."""
         return self.path / "model.json"
 
-    def begin(self, config: TrainingConfig, vocabulary: Vocabulary, tokenizer: bytes) -> None:
+    def begin(
+        self,
+        config: TrainingConfig,
+        vocabulary: Vocabulary,
+        tokenizer: bytes,
+        weights: Path | None = None,
+    ) -> None:
         """Make the folder with all that a run begins with.
 
         Args:
             config: of the run.
             vocabulary: of the names of the scenes, in their order.
             tokenizer: a SentencePiece model.
+            weights: checkpoint to begin with, which is copied; None for new weights.
 
         Raises:
             InputError: a run was begun here before, or the folder cannot be made.
+            CheckpointError: the weights cannot be read, or are those of another model.
         """
         if self.config.exists():
             raise InputError(
                 f"{self.path} holds a training run already; pass --resume to continue it, or "
                 "choose another folder"
             )
+        model = None if weights is None else load_checkpoint(weights, config.model)[0]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -91,6 +105,8 @@ class RunFolder:
         with atomic_file(self.tokenizer) as partial:
             partial.write_bytes(tokenizer)
         vocabulary.save(self.concepts)
+        if model is not None:
+            save_checkpoint(model, self.initial_weights)
         _write_json(self.model_config, config.model.to_dict())
         _write_json(self.config, config.to_dict())  # last: from now on the run has begun
 

@@ -12,6 +12,7 @@ import torch
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.files import atomic_file
+from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.training.batches import Batch
 from tap_deploy.training.config import TrainingConfig
@@ -35,12 +36,23 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainingConfig, vocabulary: Vocabulary, device: torch.device
+        self,
+        config: TrainingConfig,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        weights: Path | None = None,
     ) -> None:
         """Begin a run.
 
+        Args:
+            config: of the run.
+            vocabulary: the concepts.
+            device: where to compute.
+            weights: checkpoint to begin with; None for new weights.
+
         Raises:
             InputError: the vocabulary does not fit the model.
+            CheckpointError: the weights cannot be read, or are those of another model.
         """
         expected = config.model.sem_embed_dim
         if vocabulary.weights.shape[0] != expected:
@@ -50,6 +62,8 @@ class Trainer:
             )
         self.config, self.device, self.step = config, device, 0
         model = new_model(config.model, config.seed)
+        if weights is not None:
+            model.load_state_dict(load_checkpoint(weights, config.model)[0].state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             heads = AuxiliaryHeads(config.model.image_embed_dim, len(vocabulary))
