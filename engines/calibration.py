@@ -89,8 +89,12 @@ def calibrate_bundle(
     digests = {name: _digest(path) for name, path in paths.items()}
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
     cache = None if cache is None else pathlib.Path(cache)
-    if cache is not None and cache.exists() and not force:
-        return _cached(cache, wanted, method, digests, fingerprint)
+    if cache is not None and cache.exists():
+        try:
+            return _cached(cache, wanted, method, digests, fingerprint)
+        except InputError:
+            if not force:
+                raise
     state = CalibrationState(
         path=None if cache is None else cache.with_name(cache.name + STATE_SUFFIX),
         identity=identity(
@@ -115,10 +119,14 @@ def calibrate_bundle(
     return tables
 
 
-def default_plans(bundle: Bundle) -> dict[str, QuantizationPlan]:
-    """Return the default plan of every graph of a bundle."""
+def default_plans(
+    bundle: Bundle, *, attention: bool = False, residuals: bool = False
+) -> dict[str, QuantizationPlan]:
+    """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
     return {
-        name: QuantizationPlan.default(ir.load(bundle.graph_path(name, FP32)))
+        name: QuantizationPlan.default(
+            ir.load(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
+        )
         for name in GRAPH_NAMES
     }
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -52,9 +53,14 @@ class CalibrationImages:
 
     @classmethod
     def from_path(
-        cls, path: str | os.PathLike[str], *, samples: int = 500, seed: int = 0
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        samples: int = 500,
+        seed: int = 0,
+        exclude: Collection[str] = (),
     ) -> CalibrationImages:
-        """Find the pictures to calibrate with, and look into each once.
+        """Find pictures, and look into each once.
 
         Args:
             path: a folder, searched to its depths; a picture; a text file with a path on each
@@ -62,21 +68,32 @@ class CalibrationImages:
                 paths. Paths in a list are relative to its folder.
             samples: at most so many, drawn at random; they keep their order.
             seed: of the draw.
+            exclude: SHA-256 of pictures that are passed over.
 
         Raises:
-            InputError: there is no picture, one cannot be read, or ``samples`` is below 1.
+            InputError: there is no picture, all are excluded, one cannot be read, or ``samples``
+                is below 1.
         """
         if samples < 1:
             raise InputError(f"samples is {samples}; expected at least 1")
         found = _find(pathlib.Path(path))
+        order = np.arange(len(found))
         if len(found) > samples:
-            drawn = np.random.default_rng(seed).permutation(len(found))[:samples]
-            found = [found[i] for i in sorted(drawn)]
-        unique: dict[str, pathlib.Path] = {}
-        for file in found:
-            load_image(file, convert=True)  # better now than after an hour
-            unique.setdefault(sha256_of_file(file), file)
-        return cls(paths=tuple(unique.values()), digests=tuple(unique))
+            order = np.random.default_rng(seed).permutation(len(found))
+        places: dict[str, int] = {}
+        for place in order.tolist():
+            load_image(found[place], convert=True)  # better now than after an hour
+            digest = sha256_of_file(found[place])
+            if digest not in exclude:
+                places[digest] = min(place, places.get(digest, place))
+            if len(places) == samples:
+                break
+        if found and not places:
+            raise InputError(
+                f"all {len(found)} pictures of {path} were calibrated on; pass others to judge on"
+            )
+        kept = sorted(places, key=lambda digest: places[digest])
+        return cls(paths=tuple(found[places[digest]] for digest in kept), digests=tuple(kept))
 
 
 def _find(path: pathlib.Path) -> list[pathlib.Path]:

@@ -13,13 +13,12 @@ from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
-from tap_deploy.engines.calibration import default_plans
 from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.candidate import CandidateSessions
 from tap_deploy.engines.evaluation_data import cases_from_images, without
 from tap_deploy.engines.int8_options import Int8Options
-from tap_deploy.engines.judge import VerdictOptions, judge_bundle
+from tap_deploy.engines.judge import VerdictOptions, judge_bundle, require_variants
 from tap_deploy.engines.mixed_precision import Mix, MixSearch
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import (
@@ -32,13 +31,12 @@ from tap_deploy.engines.quantize import (
 from tap_deploy.engines.smoothed_bundle import smoothed_bundle
 from tap_deploy.engines.speed import OtherRuntime
 from tap_deploy.engines.verdict import Verdict
-from tap_deploy.engines.verdict_record import REPORTS_FOLDER, record_verdict
+from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP32
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions import sessions_from_bundle
 
-EXCLUSIONS_FILE = f"{REPORTS_FOLDER}/exclusions.json"
 # Regions of calibration pictures that the search for a mix is steered by.
 SEARCH_REGIONS = 96
 
@@ -88,7 +86,8 @@ def make_int8(
     calibration, evaluation = options.images() if images is None else images
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
-    quantize, plans = options.quantize, default_plans(bundle)
+    quantize, plans = options.quantize, options.quantize.plans(bundle)
+    _excluded(plans, options.exclusions)  # a slip of the pen must not cost a calibration
     with smoothed_bundle(
         bundle,
         calibration,
@@ -107,7 +106,7 @@ def make_int8(
         mix = None
         if options.budget is not None:
             candidates = CandidateSessions(smoothed.bundle, tables, threads=quantize.threads)
-            mix = _search(bundle, options, options.budget, calibration, candidates, say)
+            mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
     exclusions = options.exclusions if mix is None else mix.exclusions
     smoothing_choices = {
         name: [choice.to_dict() for choice in choices]
@@ -173,6 +172,7 @@ def judge_on_images(
             written.
         SessionError: a graph cannot be run.
     """
+    require_variants(bundle, options)
     calibrated_on = pictures_calibrated_on(bundle)
     images = without(images, calibrated_on)
     (on_stage or _say_nothing)("propose regions")
@@ -201,6 +201,7 @@ def _search(
     bundle: Bundle,
     options: Int8Options,
     budget: Budget,
+    plans: Mapping[str, QuantizationPlan],
     images: CalibrationImages,
     candidates: CandidateSessions,
     say: OnStage,
@@ -214,7 +215,7 @@ def _search(
         for session in reference.values():
             stack.callback(session.close)
         answers = ReferenceAnswers(reference, bundle.config, cases, vocabulary=bundle.vocabulary())
-        nodes = {name: plan.nodes for name, plan in default_plans(bundle).items()}
+        nodes = {name: plan.nodes for name, plan in plans.items()}
         return MixSearch(answers, nodes, candidates, budget, on_trial=say).run()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
 from tap_deploy.engines.calibration_images import CalibrationImages
-from tap_deploy.engines.evaluation_data import split_images, without
+from tap_deploy.engines.evaluation_data import split_images
 from tap_deploy.engines.judge import VerdictOptions
 from tap_deploy.engines.quantize import QuantizeOptions
 from tap_deploy.engines.smoothed_bundle import AUTO, SMOOTHQUANT
@@ -66,9 +67,12 @@ class Int8Options:
         if self.evaluation_data is not None:
             calibration = self.quantize.images()
             evaluation = evaluation_images(
-                self.evaluation_data, self.quantize.seed, samples=self.evaluation_samples
+                self.evaluation_data,
+                self.quantize.seed,
+                samples=self.evaluation_samples,
+                calibrated_on=set(calibration.digests),
             )
-            return calibration, without(evaluation, set(calibration.digests))
+            return calibration, evaluation
         # Enough more that as many as asked for are left to calibrate on.
         drawn = dataclasses.replace(self.quantize, samples=self.quantize.samples * 5 // 4 + 1)
         calibration, evaluation = split_images(drawn.images())
@@ -76,16 +80,21 @@ class Int8Options:
 
 
 def evaluation_images(
-    path: pathlib.Path, seed: int = 0, *, samples: int = EVALUATION_SAMPLES
+    path: pathlib.Path,
+    seed: int = 0,
+    *,
+    samples: int = EVALUATION_SAMPLES,
+    calibrated_on: Collection[str] = (),
 ) -> CalibrationImages:
-    """Find pictures to judge on.
+    """Find pictures to judge on, none of which was calibrated on.
 
     Args:
         path: a folder, a picture, or a list of paths.
         seed: of the draw, if there are too many.
         samples: at most so many.
+        calibrated_on: SHA-256 of pictures that must not judge.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is none, all were calibrated on, or one cannot be read.
     """
-    return CalibrationImages.from_path(path, samples=samples, seed=seed)
+    return CalibrationImages.from_path(path, samples=samples, seed=seed, exclude=calibrated_on)

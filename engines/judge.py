@@ -135,6 +135,21 @@ def judge_bundle(
         )
 
 
+def require_variants(bundle: Bundle, options: VerdictOptions) -> None:
+    """Check that a bundle has all graphs that a judgement runs.
+
+    Raises:
+        BundleError: it lacks a variant.
+    """
+    needed = (FP32, options.variant, options.float_variant)
+    missing = [variant for variant in needed if variant not in bundle.manifest.graphs]
+    if missing:
+        raise BundleError(
+            f"bundle {bundle.path} has no {missing[0]}, which the verdict needs; it has "
+            f"{', '.join(bundle.manifest.graphs)}; make it with: tap-export quantize"
+        )
+
+
 class _Judge:
     """The sessions of one judgement, and what is measured with them."""
 
@@ -142,13 +157,7 @@ class _Judge:
         self, bundle: Bundle, options: VerdictOptions, stack: contextlib.ExitStack
     ) -> None:
         self._bundle, self._options = bundle, options
-        needed = (FP32, options.variant, options.float_variant)
-        missing = [variant for variant in needed if variant not in bundle.manifest.graphs]
-        if missing:
-            raise BundleError(
-                f"bundle {bundle.path} has no {missing[0]}, which the verdict needs; it has "
-                f"{', '.join(bundle.manifest.graphs)}; make it with: tap-export quantize"
-            )
+        require_variants(bundle, options)
         self.reference = self._load(stack, REFERENCE_BACKEND, FP32)
         self.candidates = self._load(stack, options.backend, INT8_FP16)
         same = options.backend == REFERENCE_BACKEND and options.float_variant == FP32

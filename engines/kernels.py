@@ -14,6 +14,7 @@ import onnxruntime
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import SessionError
 from tap_deploy.plans import all_records
+from tap_deploy.sessions.onnxruntime import EXACT_INT8
 
 # What onnxruntime's fusions turn a product of quantized values into.
 _INTEGER_PRODUCTS = {
@@ -108,6 +109,7 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
         optimised = pathlib.Path(folder) / "optimised.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry(*EXACT_INT8)
         options.optimized_model_filepath = os.fspath(optimised)
         # Weights beside the graph: it may exceed what a protobuf can hold, and is read without.
         options.add_session_config_entry(

@@ -11,6 +11,7 @@ from tap_deploy.errors import InputError
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 # Products of two activations (attention) and residual sums, where a plan asks for them.
 OPTIONAL = ("MatMul", "Add")
+_LAYOUT = ("Reshape", "Transpose")
 # What stays in higher precision unless somebody shows that it does no harm: the first look at the
 # picture (0.6 % of the encoder's work, and the start of its residual stream), the Fourier features
 # of the points, and the small heads that decide masks, scores and names. The large head that
@@ -48,13 +49,22 @@ class QuantizationPlan:
             raise InputError(f"quantization plan of {self.graph}: {min(twice)} is listed twice")
 
     @classmethod
-    def default(cls, model: ir.Model) -> QuantizationPlan:
-        """Return the plan that quantizes ``default_nodes``."""
-        return cls(graph=str(model.graph.name), nodes=default_nodes(model))
+    def default(
+        cls, model: ir.Model, *, attention: bool = False, residuals: bool = False
+    ) -> QuantizationPlan:
+        """Return the plan that quantizes ``default_nodes``, and more if it is asked for.
 
-    def without(self, nodes: set[str]) -> QuantizationPlan:
-        """Return a plan that leaves some nodes alone."""
-        return dataclasses.replace(self, nodes=tuple(n for n in self.nodes if n not in nodes))
+        Args:
+            model: the fp32 graph.
+            attention: add ``attention_nodes``.
+            residuals: add ``residual_nodes``.
+        """
+        nodes = default_nodes(model)
+        if attention:
+            nodes += attention_nodes(model)
+        if residuals:
+            nodes += residual_nodes(model)
+        return cls(graph=str(model.graph.name), nodes=nodes)
 
 
 def default_nodes(model: ir.Model) -> tuple[str, ...]:
@@ -79,6 +89,38 @@ def attention_nodes(model: ir.Model) -> tuple[str, ...]:
         and not has_constant_weight(node)
         and not str(node.name).startswith(SENSITIVE)
     )
+
+
+def residual_nodes(model: ir.Model) -> tuple[str, ...]:
+    """Return the names of the sums that close a residual branch.
+
+    That is an Add of two activations whose result a LayerNormalization, a convolution or the next
+    such Add reads, in whatever layout.
+    """
+    return tuple(
+        str(node.name)
+        for node in model.graph
+        if _adds_activations(node)
+        and not str(node.name).startswith(SENSITIVE)
+        and any(
+            reader.op_type in ("LayerNormalization", "Conv") or _adds_activations(reader)
+            for reader in _readers(node)
+        )
+    )
+
+
+def _adds_activations(node: ir.Node) -> bool:
+    return node.op_type == "Add" and not any(
+        value is None or value.is_initializer() for value in node.inputs
+    )
+
+
+def _readers(node: ir.Node) -> list[ir.Node]:
+    """Return what reads the result of a node, past changes of its layout."""
+    found: list[ir.Node] = []
+    for usage in node.outputs[0].uses():
+        found += _readers(usage.node) if usage.node.op_type in _LAYOUT else [usage.node]
+    return found
 
 
 def has_constant_weight(node: ir.Node) -> bool:

@@ -21,6 +21,7 @@ from tap_deploy.engines.int8_deviation import record_deviation
 from tap_deploy.engines.qdq import qdq_from_ranges
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.smoothquant import Smoothing, fold
+from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, VERDICT_PREFIX
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.onnx_files import save_graph
@@ -53,6 +54,8 @@ class QuantizeOptions:
         cache: file that keeps the ranges, and beside it an unfinished calibration.
         force: replace int8 graphs that are there, and a cache that is stale.
         seed: of drawn pictures and prompts.
+        attention: quantize the products of attention, too.
+        residuals: quantize the sums of residual branches, too.
         threads: CPU threads; None for one per core.
 
     Raises:
@@ -66,6 +69,8 @@ class QuantizeOptions:
     cache: pathlib.Path | None = None
     force: bool = False
     seed: int = 0
+    attention: bool = False
+    residuals: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +96,10 @@ class QuantizeOptions:
         """
         path = pathlib.Path(str(self.calibration_data))
         return CalibrationImages.from_path(path, samples=self.samples, seed=self.seed)
+
+    def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
+        """Return what is to be quantized in every graph of a bundle."""
+        return default_plans(bundle, attention=self.attention, residuals=self.residuals)
 
     def prompts(self) -> CalibrationPrompts:
         """Read the prompts, or say how to draw them.
@@ -136,7 +145,7 @@ def quantize_bundle(
     images = options.images() if images is None else images
     if len(images) < FEW_IMAGES:
         (on_warning or _warn)(few_images_warning(len(images)))
-    chosen = {**default_plans(bundle), **(plans or {})}
+    chosen = {**options.plans(bundle), **(plans or {})}
     tables = find_ranges(bundle, options, images, chosen, on_progress=on_progress)
     return add_int8(bundle, options, tables, chosen, images=images)
 
@@ -206,6 +215,11 @@ def add_int8(
         SessionError: onnxruntime cannot run the graphs that were made.
     """
     with bundle_addition(bundle) as addition:
+        addition.dropped = {
+            file
+            for file in bundle.manifest.files
+            if file.startswith(VERDICT_PREFIX) or file == EXCLUSIONS_FILE
+        }
         ranges = addition.folder / RANGES_FILE
         ranges.parent.mkdir(parents=True)
         save_tables(ranges, tables)

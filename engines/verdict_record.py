@@ -23,6 +23,8 @@ from tap_deploy.manifest import GraphRecord
 from tap_deploy.precisions import INT8, INT8_FP32
 
 REPORTS_FOLDER = "reports"
+VERDICT_PREFIX = f"{REPORTS_FOLDER}/verdict-"
+EXCLUSIONS_FILE = f"{REPORTS_FOLDER}/exclusions.json"
 
 
 def record_verdict(
@@ -30,9 +32,10 @@ def record_verdict(
 ) -> dict[str, Any]:
     """Write the report into the bundle, make INT8 the best mix, and mark what failed.
 
-    A failed verdict marks both INT8 variants, whose Q/DQ nodes are the same, and leaves their
-    graphs as they are. A passed one puts the float graph in the place of each INT8 graph that
-    does not pay, in the variant that was judged only.
+    The mark goes to both INT8 variants, whose Q/DQ nodes are the same; but a passed verdict does
+    not lift the failure of a variant that was judged itself, on another backend. A failed one
+    leaves the graphs as they are. A passed one puts the float graph in the place of each INT8
+    graph that does not pay, in the variant that was judged only.
 
     Args:
         bundle: the one that was judged.
@@ -46,7 +49,7 @@ def record_verdict(
         InputError: the bundle cannot be written.
     """
     report = report_from_verdict(bundle, verdict, notes or {})
-    name = f"{REPORTS_FOLDER}/verdict-{verdict.variant}"
+    name = f"{VERDICT_PREFIX}{verdict.variant}"
     dropped: list[GraphRecord] = []
     with bundle_addition(bundle) as addition:
         folder = addition.folder / REPORTS_FOLDER
@@ -64,6 +67,8 @@ def record_verdict(
         for variant in (INT8, INT8_FP32):
             if variant in bundle.manifest.graphs:
                 known = dict(bundle.manifest.precisions.get(variant, {}))
+                if verdict.passed and _failed_itself(known, variant, verdict.variant):
+                    continue
                 addition.precisions[variant] = known | {"verdict": mark}
         if verdict.passed and not all(graph.use_int8 for graph in verdict.graphs.values()):
             addition.precisions[verdict.variant]["mix"] = verdict.variants
@@ -72,6 +77,12 @@ def record_verdict(
         for file in files_of(record):
             (bundle.path / file).unlink(missing_ok=True)
     return report
+
+
+def _failed_itself(known: Mapping[str, Any], variant: str, judged: str) -> bool:
+    """Whether a variant other than the one judged now bears the mark of a failure of its own."""
+    mark = known.get("verdict", {})
+    return variant != judged and mark.get("judged") == variant and not mark.get("passed")
 
 
 def report_from_verdict(

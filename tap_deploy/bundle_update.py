@@ -25,11 +25,13 @@ class BundleAddition:
         graphs: variant -> graph name -> record, whose ``file`` is relative to the bundle. A variant
             that the bundle has already is replaced as a whole.
         precisions: variant -> what is known of how it was made, JSON types.
+        dropped: files of the bundle that the addition makes untrue; they are removed.
     """
 
     folder: pathlib.Path
     graphs: dict[str, dict[str, GraphRecord]] = dataclasses.field(default_factory=dict)
     precisions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    dropped: set[str] = dataclasses.field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -67,7 +69,9 @@ def record_precision(bundle: Bundle, variant: str, values: Mapping[str, Any]) ->
 
 def _add(bundle: Bundle, addition: BundleAddition) -> None:
     files = file_records(addition.folder)
-    _write(bundle, _without(bundle.manifest, set(addition.graphs), set(files)))
+    _write(bundle, _without(bundle.manifest, set(addition.graphs), set(files) | addition.dropped))
+    for name in addition.dropped:
+        (bundle.path / name).unlink(missing_ok=True)
     for name in files:
         target = bundle.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,7 @@ def _add(bundle: Bundle, addition: BundleAddition) -> None:
 
 
 def _without(manifest: Manifest, variants: set[str], files: set[str]) -> Manifest:
-    """Return the manifest without some variants, and without files that will be written anew."""
+    """Return the manifest without some variants, and without files that are to go."""
     kept = {name: records for name, records in manifest.graphs.items() if name not in variants}
     needed = {record.file for records in kept.values() for record in records.values()}
     gone = {

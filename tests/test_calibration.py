@@ -172,6 +172,7 @@ def test_an_interrupted_calibration_goes_on(micro_bundle, small, images, tmp_pat
     assert resumed == whole
     monkeypatch.setattr(calibration, "collect", None)  # a cache that fits needs no run
     assert calibrate_bundle(micro_bundle, images, cache=cache, **options) == whole
+    assert calibrate_bundle(micro_bundle, images, cache=cache, force=True, **options) == whole
     with pytest.raises(InputError, match="stale: image_encoder has method max, expected mse"):
         calibrate_bundle(micro_bundle, images, cache=cache, **(options | {"method": "mse"}))
     with pytest.raises(InputError, match="stale: image_encoder has data_fingerprint"):

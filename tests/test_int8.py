@@ -21,6 +21,7 @@ from PIL import Image
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.cli import main
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
@@ -28,14 +29,14 @@ from tap_deploy.engines.calibration import default_plans
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.evaluation_data import split_images
 from tap_deploy.engines.fp16 import add_fp16
-from tap_deploy.engines.int8 import EXCLUSIONS_FILE, judge_on_images, make_int8
+from tap_deploy.engines.int8 import judge_on_images, make_int8
 from tap_deploy.engines.int8_options import Int8Options, evaluation_images
 from tap_deploy.engines.judge import VerdictOptions
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import QuantizeOptions, pictures_calibrated_on
 from tap_deploy.engines.speed import SpeedOptions
 from tap_deploy.engines.verdict import Floors
-from tap_deploy.engines.verdict_record import record_verdict
+from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
@@ -180,6 +181,61 @@ def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, fold
     assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
 
 
+@pytest.mark.parametrize("judged", ["int8", INT8_CPU])
+def test_a_passed_verdict_lifts_no_failure_of_another_backend(quantized, tmp_path, judged):
+    bundle, passed = copy_of(quantized[0], tmp_path / "bundle"), quantized[1].verdict
+    known = bundle.manifest.graphs[INT8_CPU]
+    with bundle_addition(bundle) as addition:  # as if it had fp16 graphs, too
+        addition.graphs["int8"] = dict(known)
+        failed = {"passed": False, "judged": judged}
+        addition.precisions["int8"] = {"verdict": failed}
+    record_verdict(bundle, passed)
+    marks = {name: bundle.manifest.precisions[name]["verdict"] for name in ("int8", INT8_CPU)}
+    assert marks[INT8_CPU]["passed"] is True
+    # What the same backend once said of both is what it now takes back.
+    assert marks["int8"]["passed"] is (judged == INT8_CPU)
+
+
+def test_quantizing_again_takes_the_old_reports_away(quantized, folder, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    again = dataclasses.replace(options(folder).quantize, force=True)
+    exclusions = Exclusions(entries={IMAGE_ENCODER: ("blocks.0",)})
+    make_int8(bundle, options(folder, quantize=again, exclusions=exclusions, verdict=None))
+    assert [f for f in bundle.manifest.files if f.startswith("reports/")] == [EXCLUSIONS_FILE]
+    make_int8(bundle, options(folder, quantize=again, verdict=None))
+    assert not [f for f in Bundle.open(bundle.path).manifest.files if f.startswith("reports/")]
+    assert not list((bundle.path / "reports").iterdir())
+
+
+def test_a_slip_in_the_exclusions_costs_no_calibration(folder, micro_bundle, monkeypatch):
+    monkeypatch.setattr("tap_deploy.engines.int8.find_ranges", None)
+    slip = Exclusions(entries={IMAGE_ENCODER: ("block.0",)})
+    with pytest.raises(InputError, match=r"'block\.0' stands for no quantizable node"):
+        make_int8(micro_bundle, options(folder, exclusions=slip, verdict=None))
+
+
+def test_attention_and_residuals_are_quantized_where_asked_for(folder, micro_bundle, tmp_path):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    command = ["quantize", str(bundle.path), "--calibration-data", str(folder / "real")]
+    command += ["--method", "max", "--no-verdict", "--smoothquant", "off", "--threads", "1"]
+    refused = CliRunner().invoke(main, [*command, "--evaluation-data", str(folder / "judge")])
+    assert refused.exit_code == 2 and "--no-verdict judges nothing" in refused.stderr
+    result = CliRunner().invoke(main, [*command, "--attention", "--residuals", "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = bundle_nodes(bundle)
+    plain = {name: set(plan.nodes) for name, plan in default_plans(bundle).items()}
+    for name in GRAPH_NAMES:
+        kinds = {node.rpartition("/")[2].partition("_")[0] for node in found[name] - plain[name]}
+        assert plain[name] < found[name] and kinds == {"MatMul", "Add"}
+    with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
+        assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
+
+
+def bundle_nodes(bundle: Bundle) -> dict[str, set[str]]:
+    graphs = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["graphs"]
+    return {name: set(graph["quantized_nodes"]) for name, graph in graphs.items()}
+
+
 def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantized, tmp_path):
     bundle = copy_of(micro_bundle, tmp_path / "bundle")
     command = ["quantize", str(bundle.path), "--calibration-data", str(folder / "flat")]
@@ -233,7 +289,7 @@ def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
     few = tuple(n for n in plans[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv")))
     plans = {name: QuantizationPlan(graph=name, nodes=()) for name in plans}
     plans[IMAGE_ENCODER] = QuantizationPlan(graph=IMAGE_ENCODER, nodes=few)
-    monkeypatch.setattr("tap_deploy.engines.int8.default_plans", lambda bundle: plans)
+    monkeypatch.setattr(QuantizeOptions, "plans", lambda self, bundle: plans)
     free = make_int8(bundle, options(folder, budget=Budget(mask_iou=1), verdict=None))
     assert len(free.mix.exclusions) == 0 and free.mix.within_budget
     budget = Budget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
@@ -292,9 +348,8 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
     assert len(pictures_calibrated_on(bundle)) == 2
     command = ["verdict", str(bundle.path), "--no-speed", "--evaluation-data"]
     result = CliRunner().invoke(main, [*command, str(folder / "real")])
-    assert (
-        result.exit_code == 2 and "all 2 pictures to judge on were calibrated on" in result.stderr
-    )
+    assert result.exit_code == 2 and "all 2 pictures" in result.stderr
+    assert "were calibrated on; pass others" in result.stderr
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
     how = judged_by(floors=LENIENT, speed=None)
@@ -307,6 +362,11 @@ def test_as_many_pictures_judge_as_were_asked_for(folder, tmp_path):
     assert len(many) == 4
     assert len(evaluation_images(folder, samples=3)) == 3
     assert len(options(folder, evaluation_samples=1).images()[1]) == 1
+    # What was calibrated on takes no place from the others.
+    calibrated_on = set(many.digests[:2])
+    for seed in range(3):
+        rest = evaluation_images(folder, seed, samples=2, calibrated_on=calibrated_on)
+        assert set(rest.digests) == set(many.digests[2:])
     with pytest.raises(InputError, match="evaluation_samples is 0"):
         options(folder, evaluation_samples=0)
 

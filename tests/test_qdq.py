@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import numpy as np
@@ -17,10 +16,16 @@ from conftest import is_residual
 from tap_deploy import graphs
 from tap_deploy.engines.calibration_table import CalibrationTable
 from tap_deploy.engines.qdq import QuantizationPlan, default_nodes, qdq_from_ranges
-from tap_deploy.engines.quantization_plan import SENSITIVE, attention_nodes, makes_graph_output
+from tap_deploy.engines.quantization_plan import (
+    SENSITIVE,
+    attention_nodes,
+    makes_graph_output,
+    residual_nodes,
+)
 from tap_deploy.engines.quantized_weights import quantized_weight, scales_from_amax
 from tap_deploy.errors import InputError
 from tap_deploy.onnx_files import save_graph
+from tap_deploy.sessions.onnxruntime import EXACT_INT8
 
 INT8_KERNELS = {"MatMulIntegerToFloat", "QGemm", "QLinearConv"}
 
@@ -73,13 +78,17 @@ def linear_model(op_type="Gemm", rank=2, bias=True, trans_b=True):
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def run(model, x):
+def session_of(model):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
+    options.add_session_config_entry(*EXACT_INT8)
+    return onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {"x": x})[0]
+
+
+def run(model, x):
+    return session_of(model).run(None, {"x": x})[0]
 
 
 def optimised_ops(path, tmp_path):
@@ -174,12 +183,27 @@ def test_an_nvidia_builder_compiles_it(
     model, spec = model_of(name), micro_bundle.graph_specs()[name]
     plan = QuantizationPlan.default(model)
     if options.pop("attention", False):
-        sums = tuple(n.name for n in model.graph if n.op_type == "Add" and is_residual(n))
-        assert sums
-        plan = dataclasses.replace(plan, nodes=(*plan.nodes, *attention_nodes(model), *sums))
+        plan = QuantizationPlan.default(model, attention=True, residuals=True)
+        closing = {n.name for n in model.graph if n.op_type == "Add" and is_residual(n)}
+        assert closing and closing < set(plan.nodes)  # and what ends a cross_conv
     quantized = qdq_from_ranges(model, ranges[name], plan, **options)
     save_graph(quantized, spec, tmp_path, "q.onnx")
     assert rtx_plan(tmp_path / "q.onnx", spec)
+
+
+def test_residual_sums(model_of):
+    """Two a block, and one behind each pair of convolutions; no sum inside an attention."""
+    names = {name: residual_nodes(model_of(name)) for name in graphs.GRAPH_NAMES}
+    encoder = [name.partition("/")[0] for name in names["image_encoder"]]
+    depth, stages = 4, 4
+    assert sorted(encoder) == sorted(
+        [f"blocks.{i}" for i in range(depth) for _ in range(2)]
+        + [f"cross_conv.{i}" for i in range(stages)]
+    )
+    for name in ("prompt_decoder", "text_decoder"):
+        nodes = {node.name: node for node in model_of(name).graph}
+        readers = [{u.node.op_type for u in nodes[n].outputs[0].uses()} for n in names[name]]
+        assert readers and all("LayerNormalization" in kinds for kinds in readers)
 
 
 def test_attention_pattern(model_of, ranges):
@@ -245,9 +269,7 @@ def test_outputs_stay_near(micro_bundle, model_of, ranges, name):
             "past_key_values": cache.astype(np.float32),
         }
     found, expected = [
-        onnxruntime.InferenceSession(
-            ir.to_proto(m).SerializeToString(), providers=["CPUExecutionProvider"]
-        ).run([spec.outputs[-2 if name == "text_decoder" else 0].name], inputs)[0]
+        session_of(m).run([spec.outputs[-2 if name == "text_decoder" else 0].name], inputs)[0]
         for m in (quantized, model)
     ]
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -304,4 +326,3 @@ def test_plans_that_cannot_be(model_of, ranges):
     model.opset_imports[""] = 17
     with pytest.raises(InputError, match="has opset 17; Q/DQ needs 19"):
         qdq_from_ranges(model, table_of({"a": 1.0}), plan)
-    assert plan.without({"fc/Gemm"}).nodes == ()

@@ -166,3 +166,60 @@ def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
     }
     with pytest.raises(SessionError, match=r"onnxruntime failed: out of luck$"):
         session.run(feed)
+
+
+@pytest.mark.parametrize("op_type", ["MatMul", "Gemm", "Conv"])
+def test_int8_products_are_exact(op_type, tmp_path):
+    """CPUs without VNNI clip sums of large products unless onnxruntime is told not to."""
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    k, n = 256, 16
+    weight = np.random.default_rng(0).integers(100, 128, (k, n)).astype(np.int8)
+    stored = weight.T.reshape(n, k, 1, 1) if op_type == "Conv" else weight
+    arrays = {
+        "scale": np.float32(1),
+        "zero": np.int8(0),
+        "w": stored,
+        "w_scale": np.ones(n, np.float32),
+        "w_zero": np.zeros(n, np.int8),
+        "y_scale": np.float32(2**17),
+    }
+    pair = ("QuantizeLinear", "DequantizeLinear")
+    axis = 0 if op_type == "Conv" else 1
+    node = onnx.helper.make_node
+    nodes = [
+        node(pair[0], ["x", "scale", "zero"], ["q"]),
+        node(pair[1], ["q", "scale", "zero"], ["d"]),
+        node(pair[1], ["w", "w_scale", "w_zero"], ["dw"], axis=axis),
+        node(op_type, ["d", "dw"], ["y" if op_type != "Conv" else "c"]),
+    ]
+    if op_type == "Conv":  # which onnxruntime computes in int8 only if the result is int8
+        nodes += [
+            node(pair[0], ["c", "y_scale", "zero"], ["qc"]),
+            node(pair[1], ["qc", "y_scale", "zero"], ["y"]),
+        ]
+    shapes = {"x": (4, k), "y": (4, n)}
+    if op_type == "Conv":
+        shapes = {name: (1, size, 2, 2) for name, (_, size) in shapes.items()}
+    values = {
+        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    }
+    tensors = [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "product", [values["x"]], [values["y"]], tensors)
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "p.onnx"
+    )
+    spec = GraphSpec(
+        "product",
+        inputs=(TensorSpec("x", "float32", shapes["x"]),),
+        outputs=(TensorSpec("y", "float32", shapes["y"]),),
+    )
+    x = np.full(shapes["x"], 127, np.float32)
+    with create_session("onnxruntime", tmp_path / "p.onnx", spec) as session:
+        found = session.run({"x": x})["y"]
+    sums = 127.0 * weight.astype(np.int64).sum(axis=0)
+    if op_type == "Conv":
+        sums = np.rint(sums / 2**17)[:, None, None] * 2**17
+    np.testing.assert_array_equal(found, np.broadcast_to(sums, shapes["y"]))

@@ -14,6 +14,7 @@ from tap_deploy.cli.options import bundle_argument, force_option, json_option, t
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict import report_text, require_passed
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
+from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ calibration_data_option = click.option(
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
 )
+@click.option("--attention", is_flag=True, help="Quantize the products of attention, too.")
+@click.option("--residuals", is_flag=True, help="Quantize the sums of residual branches, too.")
 @click.option(
     "--smoothquant",
     type=click.Choice(["auto", "on", "off"]),
@@ -81,6 +84,8 @@ def quantize_command(
     samples: int,
     cache: pathlib.Path | None,
     seed: int,
+    attention: bool,
+    residuals: bool,
     smoothquant: str,
     budget: str | None,
     exclusions: pathlib.Path | None,
@@ -100,6 +105,10 @@ def quantize_command(
     1, and marks the bundle, if INT8 is not fit for use.
     """
     require_quantize_extra()
+    if no_verdict and (evaluation_data is not None or checkpoint is not None):
+        raise InputError(
+            "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
+        )
     from tap_deploy.engines.blocks import Exclusions
     from tap_deploy.engines.budget import Budget
     from tap_deploy.engines.int8_options import Int8Options
@@ -114,6 +123,8 @@ def quantize_command(
             cache=cache,
             force=force,
             seed=seed,
+            attention=attention,
+            residuals=residuals,
             threads=threads,
         ),
         smoothquant=smoothquant,

@@ -49,13 +49,21 @@ def verdict_command(
     from tap_deploy.engines.calibration_prompts import CalibrationPrompts
     from tap_deploy.engines.int8 import judge_on_images
     from tap_deploy.engines.int8_options import evaluation_images
+    from tap_deploy.engines.judge import require_variants
+    from tap_deploy.engines.quantize import pictures_calibrated_on
 
     opened = Bundle.open(bundle)
     options = options_from(backend=backend, threads=threads, **floors)
+    require_variants(opened, options)
+    images = evaluation_images(
+        evaluation_data,
+        samples=evaluation_samples,
+        calibrated_on=pictures_calibrated_on(opened),
+    )
     with stage_bar("judge", STAGES) as stage:
         _, report = judge_on_images(
             opened,
-            evaluation_images(evaluation_data, samples=evaluation_samples),
+            images,
             options,
             prompts=None if prompts is None else CalibrationPrompts.from_file(prompts),
             others=eager_runtime(opened, checkpoint, threads),

@@ -72,7 +72,7 @@ _OPTIONS = (
         type=click.FloatRange(min=0),
         default=1.05,
         show_default=True,
-        help="Keep the float graph if INT8 is not so many times faster; 0 to use INT8 anyway.",
+        help="Keep the float graph if INT8 is not so many times faster; 0 for INT8 at any speed.",
     ),
     click.option(
         "--speed/--no-speed",
