@@ -21,6 +21,7 @@ import torch
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.captioner import Captioner
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
@@ -32,7 +33,7 @@ OURS, BASELINE = "onnxruntime fp32", "PyTorch eager fp32"
 PROMPTS = (1, 16, 64)
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.argument("bundle", type=click.Path(path_type=pathlib.Path))
 @click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Default: synthetic.")
 @click.option("--threads", type=int, default=os.cpu_count(), show_default=True)

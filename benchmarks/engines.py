@@ -16,6 +16,7 @@ import click
 from benchmarks.conditions import MemoryMark, conditions, peak_memory
 from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
 from tap_deploy.bundle import Bundle
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
 from tap_deploy.machine.host import Host
@@ -53,7 +54,7 @@ class Settings:
         return not is_engine and Device.from_name(self.device or CPU).kind == CPU
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.argument("bundle", type=FILE)
 @click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -83,7 +83,6 @@ def cases_from_images(
     *,
     prompts: CalibrationPrompts | None = None,
     regions_per_image: int = REGIONS_PER_IMAGE,
-    on_image: Callable[[], None] | None = None,
 ) -> Iterator[Case]:
     """Yield pictures with prompts: the user's own, or regions that the reference proposes.
 
@@ -95,7 +94,6 @@ def cases_from_images(
         images: pictures.
         prompts: the user's own, for the pictures that they name.
         regions_per_image: at most so many proposals.
-        on_image: called once for each picture.
 
     Raises:
         InputError: a picture cannot be read, or a prompt does not fit it.
@@ -110,8 +108,6 @@ def cases_from_images(
         source = _source(path, rgb)
         for part in parts:  # kinds are not mixed: their padding is part of what the model sees
             yield Case(image=source, prompts=part)
-        if on_image is not None:
-            on_image()
 
 
 def _source(path: pathlib.Path, rgb: np.ndarray) -> ImageSource:

@@ -110,12 +110,6 @@ class MixSearch:
         self._nodes = {name: tuple(nodes.get(name, ())) for name in graphs.GRAPH_NAMES}
         self._say = on_trial if on_trial is not None else _say_nothing
 
-    @property
-    def most_trials(self) -> int:
-        """An upper bound on the number of trials, for a progress bar."""
-        blocks = sum(len(nodes_by_block(nodes)) for nodes in self._nodes.values())
-        return 2 * blocks + blocks.bit_length() + 2
-
     def run(self) -> Mix:
         """Search; if everything may be quantized, one trial is enough.
 

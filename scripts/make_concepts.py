@@ -10,7 +10,6 @@ version of Unicode gives a slightly different one, so that a model must be train
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.errors import InputError, MissingDependencyError, TapError
+from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.files import atomic_file
 from tap_deploy.training.concept_space import (
     CONCEPT_SIZE,
@@ -36,7 +36,7 @@ from tap_deploy.training.emoji_names import OBJECT_NAMES
 BLOCKS = ((0x2600, 0x27BF), (0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x1FAFF))
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.option("--space", is_flag=True, help="Make the space itself, with the names of the scenes.")
 @click.option(
     "--names",
@@ -54,17 +54,13 @@ def main(space: bool, names_path: Path | None, output: Path | None) -> None:
     """Write concept weights as .npz."""
     if space == (names_path is not None):
         raise click.UsageError("expected either --space or --names")
-    try:
-        if names_path is None:
-            output = output or SPACE_FILE
-            vocabulary = save_space(output)
-        else:
-            output = output or names_path.with_suffix(".npz")
-            vocabulary = vocabulary_from_names(names_path.read_text("utf-8").splitlines())
-            vocabulary.save(output)
-    except TapError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    if names_path is None:
+        output = output or SPACE_FILE
+        vocabulary = save_space(output)
+    else:
+        output = output or names_path.with_suffix(".npz")
+        vocabulary = vocabulary_from_names(names_path.read_text("utf-8").splitlines())
+        vocabulary.save(output)
     click.echo(f"{output}: {len(vocabulary)} concepts, {output.stat().st_size / 1024:.0f} KiB")
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import click
 import numpy as np
 
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import TapError
+from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import save_checkpoint
 from tap_deploy.reference.synthetic import synthetic_state_dict
@@ -29,7 +30,7 @@ CONCEPTS = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.option(
     "--config",
     "config_path",
@@ -47,18 +48,20 @@ CONCEPTS = (
 )
 def main(config_path: Path, seed: int, output: Path) -> None:
     """Write the config, checkpoint.pkl, concepts.npz and tokenizer.model."""
-    values = json.loads(config_path.read_text(encoding="utf-8"))
     try:
-        config = TapConfig.from_dict(values.get("config", values))
-        output.mkdir(parents=True, exist_ok=True)
-        with atomic_file(output / config_path.name) as partial:
-            partial.write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
-        save_checkpoint(synthetic_state_dict(config, seed), output / "checkpoint.pkl")
-        made_up_vocabulary(config.sem_embed_dim, seed).save(output / "concepts.npz")
-        with atomic_file(output / "tokenizer.model") as partial:
-            partial.write_bytes(train_tokenizer(own_prose(), config.vocab_size))
-    except TapError as error:
-        raise click.ClickException(str(error)) from error
+        values = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"config {config_path} cannot be read as JSON: {error}") from error
+    if isinstance(values, dict):
+        values = values.get("config", values)
+    config = TapConfig.from_dict(values)
+    output.mkdir(parents=True, exist_ok=True)
+    with atomic_file(output / config_path.name) as partial:
+        partial.write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
+    save_checkpoint(synthetic_state_dict(config, seed), output / "checkpoint.pkl")
+    made_up_vocabulary(config.sem_embed_dim, seed).save(output / "concepts.npz")
+    with atomic_file(output / "tokenizer.model") as partial:
+        partial.write_bytes(train_tokenizer(own_prose(), config.vocab_size))
     for path in sorted(output.iterdir()):
         click.echo(f"{path.stat().st_size / 1024:10.1f} KiB  {path}")
 

@@ -53,8 +53,11 @@ class Runtime(Strict):
             return self._refuse(f"made by {header.backend} {header.fake}")
         import onnxruntime
 
+        from tap_deploy.sessions.onnxruntime import EXACT_INT8
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.add_session_config_entry(*EXACT_INT8)
         session = onnxruntime.InferenceSession(
             onnx_bytes, options, providers=["CPUExecutionProvider"]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.demo_samples import load_samples
 from tap_deploy.errors import CheckpointError, InputError, VerificationError
+from tap_deploy.files import sha256_of_file
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from tap_deploy.training import ship as shipping
 from tap_deploy.training.caption_tokenizer import train_tokenizer
 from tap_deploy.training.evaluation import PromptScores, Scores
 from tap_deploy.training.initialize import new_model
+from tap_deploy.training.model_card import CardFacts, model_card
 from tap_deploy.training.progress import training_summary
 from tap_deploy.training.run_folder import RunFolder
 from tap_deploy.training.ship import ShipOptions, ship
@@ -118,6 +121,43 @@ def test_both_columns_were_measured_and_are_in_the_card(shipped):
     assert "(missed)" in card  # nothing was learned, and the card says so
     assert "60 of 60 steps" in card and facts.weights_sha256 in card
     assert "tap-export eval-demo" in card and "OFL" in card and "CC0" in card
+
+
+def test_the_card_tells_of_every_run_that_led_to_the_weights(run, tmp_path):
+    second = RunFolder(path=tmp_path / "second")
+    config = dataclasses.replace(TINY, steps=30, seed=7, mask_weight=4.0)
+    second.begin(config, vocabulary(), run.tokenizer.read_bytes(), run.model)
+    assert not second.is_finished() and run.is_finished()
+    second.progress.write_text('{"step": 30, "steps": 30, "seconds_per_step": 120}\n')
+    assert second.is_finished()
+    card = model_card(
+        CardFacts(
+            scores={"PyTorch": scores_of()},
+            parameters=1,
+            names=1,
+            weights_bytes=1,
+            weights_sha256="",
+            training=json.loads(json.dumps(second.summary())),
+            history="",
+            tools={},
+        )
+    )
+    digest = sha256_of_file(run.model)[:12]
+    one, two = (line for line in card.splitlines() if re.match(r"\d\. From ", line))
+    assert one.startswith("1. From new weights: 60 of 60 steps") and "0.0 hours" in one
+    assert two.startswith(f"2. From weights of SHA-256 `{digest}…`: 30 of 30 steps")
+    assert "seed 7" in two and "masks 4," in two and "1.0 hours" in two
+
+
+def test_a_wrong_export_does_not_look_like_a_missed_target(run, monkeypatch):
+    def ship(*arguments):
+        raise VerificationError("the graphs differ")
+
+    monkeypatch.setattr(shipping, "ship", ship)
+    monkeypatch.setitem(VARIANTS, DEMO, TINY.model)
+    monkeypatch.setattr("tap_deploy.training.scenes.SceneGenerator", lambda *_: StandInScenes(1))
+    result = CliRunner().invoke(shipping.ship_command, [str(run.path)])
+    assert result.exit_code == 2 and "nothing was made: the graphs differ" in result.stderr
 
 
 def test_the_samples_ask_for_the_objects_of_the_scenes(shipped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -85,7 +86,38 @@ def test_a_run_begins_with_the_weights_of_another(run, tmp_path):
     assert json.loads((tmp_path / "run/training.json").read_text())["mask_weight"] == 4
     begun = load_file(tmp_path / "run/initial.safetensors")
     first = load_file(weights)
+    origin = json.loads((tmp_path / "run/origin.json").read_text())
+    assert origin["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert origin["run"]["step"] == origin["run"]["steps"] == 1
+    assert origin["run"]["mask_weight"] == TINY.mask_weight and origin["run"]["origin"] is None
     assert begun.keys() == first.keys() and all(torch.equal(begun[k], first[k]) for k in first)
+    assert run("--resume") == ""
+
+
+def test_nothing_is_begun_that_could_not_go_on_here(run, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="device 'abacus' cannot be used here"):
+        run("--device", "abacus")
+
+    def no_font(split, size):
+        raise InputError("no font")
+
+    monkeypatch.setattr(cli, "SceneGenerator", no_font)
+    with pytest.raises(InputError, match="no font"):
+        run("--steps", "1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_killed_in_its_last_report_makes_it_again(run, tmp_path):
+    run("--steps", "2", "--report-every", "1", "--held-out-regions", "2")
+    progress, model = tmp_path / "run/progress.jsonl", tmp_path / "run/model.safetensors"
+    reports, weights = progress.read_text().splitlines(keepends=True), model.read_bytes()
+    progress.write_text(reports[0])
+    model.unlink()
+    assert run("--resume", "--held-out-regions", "2").startswith("2/2 | ")
+    assert model.read_bytes() == weights
+    again = [json.loads(line) for line in progress.read_text().splitlines()]
+    assert [report["step"] for report in again] == [1, 2]
+    assert again[1]["held_out"] == json.loads(reports[1])["held_out"]
     assert run("--resume") == ""
 
 
@@ -112,7 +144,7 @@ def test_a_signal_asks_the_run_to_stop_and_a_second_one_is_for_the_system(run):
 def test_errors_end_as_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "--output", str(tmp_path), "--resume"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        cli.train_command()
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1

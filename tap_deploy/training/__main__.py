@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import signal
-import sys
 import threading
 import types
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import Any
 import click
 import torch
 
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.cli.exits import CleanExits
+from tap_deploy.errors import InputError
 from tap_deploy.training.caption_tokenizer import train_tokenizer
 from tap_deploy.training.concept_space import concept_vocabulary
 from tap_deploy.training.config import DTYPES, TrainingConfig
@@ -35,7 +35,7 @@ _CHANGEABLE = (
 )
 
 
-@click.command("training", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("training", cls=CleanExits, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-o", "--output", type=click.Path(path_type=pathlib.Path), required=True, help="Run folder."
 )
@@ -79,25 +79,37 @@ def train_command(
     A run can be stopped with Ctrl-C, and goes on with --resume.
     """
     folder = RunFolder(path=output)
-    begin_or_check(folder, resume, {name: changes[name] for name in _CHANGEABLE}, weights)
+    given = {name: changes[name] for name in _CHANGEABLE}
+    # Nothing is begun that could not go on here.
+    where = _device(device)
+    size = (folder.read_config() if resume else _new_config(given)).model.image_size
+    scenes, held_out = SceneGenerator("train", size), SceneGenerator("validation", size)
+    begin_or_check(folder, resume, given, weights)
     if threads is not None:
         torch.set_num_threads(threads)
     options = RunOptions(
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device=where,
         workers=workers,
         report_every=report_every,
         held_out_regions=held_out_regions,
         minutes=minutes,
     )
-    size = folder.read_config().model.image_size
-    train(
-        folder,
-        SceneGenerator("train", size),
-        SceneGenerator("validation", size),
-        options,
-        say=click.echo,
-        should_stop=stop_on_signals(),
-    )
+    train(folder, scenes, held_out, options, say=click.echo, should_stop=stop_on_signals())
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as exc:  # the latter from a build without CUDA
+        reason = str(exc).partition("\n")[0]
+        raise InputError(f"device {name!r} cannot be used here: {reason}") from exc
+
+
+def _new_config(changes: dict[str, Any]) -> TrainingConfig:
+    return TrainingConfig(**{name: value for name, value in changes.items() if value is not None})
 
 
 def begin_or_check(
@@ -118,7 +130,7 @@ def begin_or_check(
     given = {name: value for name, value in changes.items() if value is not None}
     steps = given.pop("steps", None) if resume else None
     if not resume:
-        config = TrainingConfig(**given)
+        config = _new_config(given)
         tokenizer = train_tokenizer(vocab_size=config.model.vocab_size)
         folder.begin(config, concept_vocabulary(), tokenizer, weights)
     elif given or weights is not None:
@@ -150,17 +162,5 @@ def stop_on_signals() -> Callable[[], bool]:
     return asked.is_set
 
 
-def main() -> None:
-    """Run the command; errors end as one line and exit code 2."""
-    try:
-        train_command(standalone_mode=False)
-    except TapError as exc:
-        click.echo(f"error: {exc}", err=True)
-        sys.exit(exc.exit_code)
-    except click.ClickException as exc:
-        exc.show()
-        sys.exit(exc.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    train_command()

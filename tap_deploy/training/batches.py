@@ -108,8 +108,8 @@ class BatchMaker(Dataset[Batch]):
         image_size = self.config.model.image_size
         targets = np.stack([coverage(region.mask, size) for region in regions])
         cells = [self._cells(scene) for scene in scenes]
-        owners = np.repeat(np.arange(len(scenes)), self.config.regions_per_picture)
-        beside = [self._beside(scenes[i], item) for i, item in zip(owners, regions, strict=True)]
+        count = self.config.regions_per_picture
+        beside = [self._beside(scenes[i // count], item) for i, item in enumerate(regions)]
         images = np.concatenate([model_image(scene.image, image_size)[0] for scene in scenes])
         return Batch(
             images=torch.from_numpy(images),

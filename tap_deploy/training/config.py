@@ -1,4 +1,4 @@
-"""TrainingConfig: every number that a training run depends on."""
+"""TrainingConfig: the numbers in which training runs may differ."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainingConfig:
         iou_weight: of the squared error of the IoU predictions.
         concept_weight: of the KL divergence in the concept space.
         caption_weight: of the cross-entropy of the captions.
-        dense_weight: of the auxiliary questions about cells of the grid, at first.
+        dense_weight: of the questions of both auxiliary heads, at first.
         dense_fade_from: part of the run, 0..1, after which that weight falls.
         dense_fade_to: part of the run, 0..1, from which on it is 0.
         box_noise: the edges of a box prompt move by up to this part of its sides.
@@ -110,7 +110,7 @@ class TrainingConfig:
         return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def dense_weight_at(self, step: int) -> float:
-        """Return the weight of the auxiliary classification in a step, counted from 0."""
+        """Return the weight of the auxiliary heads in a step, counted from 0."""
         part = step / self.steps
         if part < self.dense_fade_from:
             return self.dense_weight

@@ -5,14 +5,14 @@ python -m tap_deploy.training.contact_sheet --split test -o sheet.png
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.cli.exits import CleanExits
+from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file
 from tap_deploy.training.backgrounds import SPLITS
 from tap_deploy.training.scenes import Scene, SceneGenerator, SceneObject
@@ -26,7 +26,7 @@ _PAPER, _INK = (250, 250, 250), (20, 20, 20)
 _TINT = 0.3
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first scene.")
 @click.option("--count", default=20, show_default=True, help="How many scenes.")
@@ -40,14 +40,10 @@ _TINT = 0.3
 )
 def main(split: str, first_seed: int, count: int, output: Path) -> None:
     """Draw scenes with masks and captions onto one picture."""
-    try:
-        generator = SceneGenerator(split)
-        sheet = contact_sheet([generator.scene(first_seed + index) for index in range(count)])
-        with atomic_file(output) as partial:
-            sheet.save(partial, format="PNG")
-    except TapError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    generator = SceneGenerator(split)
+    sheet = contact_sheet([generator.scene(first_seed + index) for index in range(count)])
+    with atomic_file(output) as partial:
+        sheet.save(partial, format="PNG")
     click.echo(f"{output}: {count} scenes of split {split}, {sheet.width} x {sheet.height}")
 
 

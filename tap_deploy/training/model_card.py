@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tap_deploy.config import DEMO
@@ -116,16 +116,38 @@ def _targets(facts: CardFacts) -> str:
 
 
 def _training(summary: Mapping[str, Any]) -> str:
+    runs = list(_runs(summary))
+    lines = "\n".join(f"{place}. {_run(run)}" for place, run in enumerate(runs, 1))
     return f"""
 ## Training
 
-{summary["step"]} of {summary["steps"]} steps of {summary["pictures_per_step"]} scenes with
-{summary["regions_per_picture"]} regions each, seed {summary["seed"]}, {summary["hours"]:.1f} hours.
-`docs/training.md` has the objective and the schedule. From scratch:
+{lines}
 
-    python -m tap_deploy.training -o RUN
-    python -m tap_deploy.training.ship RUN
+`docs/training.md` has the objective and the schedules. To train and ship such a model anew:
+
+    scripts/train_demo FOLDER
+    scripts/ship_demo FOLDER/second
 """
+
+
+def _runs(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield all runs that led to a model, the first one first, as far as they are known."""
+    origin = summary.get("origin")
+    if origin is not None and origin["run"] is not None:
+        yield from _runs(origin["run"])
+    yield summary
+
+
+def _run(summary: Mapping[str, Any]) -> str:
+    origin = summary.get("origin")
+    begun = "new weights" if origin is None else f"weights of SHA-256 `{origin['sha256'][:12]}…`"
+    return (
+        f"From {begun}: {summary['step']} of {summary['steps']} steps of "
+        f"{summary['pictures_per_step']} scenes with {summary['regions_per_picture']} regions "
+        f"each, seed {summary['seed']}, learning rate {summary['learning_rate']:g}; weights of "
+        f"masks {summary['mask_weight']:g}, captions {summary['caption_weight']:g}, auxiliary "
+        f"heads {summary['dense_weight']:g}; {summary['hours']:.1f} hours."
+    )
 
 
 _REST = """

@@ -3,7 +3,7 @@
 The method is that of ``torch.optim.Muon``: what is taken as a step of a matrix is its momentum
 with all singular values brought near 1, by a few steps of a Newton-Schulz iteration. torch
 iterates in bfloat16 only. On CPUs without products of that type it emulates them: there 8 of the
-10 seconds of a training step went into this, in float32 it is a twentieth of a second.
+10 seconds of a training step went into this, in float32 it is 0.2 s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5
@@ -30,7 +29,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: weights shrink by ``lr * weight_decay`` in a step.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -38,19 +37,22 @@ class Muon(torch.optim.Optimizer):
         """Change all matrices that have a gradient."""
         for group in self.param_groups:
             lr, shrink = group["lr"], 1 - group["lr"] * group["weight_decay"]
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+            directions: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     by_shape.setdefault(matrix.shape, []).append(matrix)
+                    direction = self._direction(matrix, matrix.grad)
+                    directions.setdefault(matrix.shape, []).append(direction)
             for shape, matrices in by_shape.items():
-                steps = orthogonalized(torch.stack([self._direction(each) for each in matrices]))
+                steps = orthogonalized(torch.stack(directions[shape]))
                 length = lr * _STEP_RMS * math.sqrt(max(shape))
                 for matrix, step in zip(matrices, steps, strict=True):
                     matrix.mul_(shrink).sub_(step, alpha=length)
 
-    def _direction(self, matrix: nn.Parameter) -> torch.Tensor:
+    def _direction(self, matrix: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the gradient with Nesterov's momentum."""
-        state, gradient = self.state[matrix], matrix.grad
+        state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
@@ -68,7 +70,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
         return orthogonalized(matrices.mT).mT
     first, third, fifth = _COEFFICIENTS
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)  # no singular value is larger
-    x = matrices / norms.clamp(min=1e-7)
+    x: torch.Tensor = matrices / norms.clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         square = x @ x.mT  # [K, M, M]
         x = torch.baddbmm(

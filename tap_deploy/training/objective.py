@@ -30,7 +30,8 @@ _POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of
 class Losses:
     """The terms of the objective, scalars, each a mean over both stages.
 
-    ``total`` is their sum with the weights of the config; only it has a gradient.
+    ``total`` is their sum with the weights of the config; only it has a gradient. Those of the
+    auxiliary heads are 0 where their weight is.
     """
 
     total: torch.Tensor
@@ -89,10 +90,13 @@ class Objective(nn.Module):
         with self._autocast(batch, dtype):
             images = self.model.encode_image(batch.images)  # [B, C, grid, grid]
         embeddings = images.repeat_interleave(batch.regions_per_picture, dim=0)  # [P, ...]
-        first = self._stage(embeddings, batch, batch.point_coords, batch.point_labels, dtype)
+        auxiliary = self.config.dense_weight_at(step) > 0
+        first = self._stage(
+            embeddings, batch, batch.point_coords, batch.point_labels, dtype, auxiliary
+        )
         coords, labels = self._second_prompts(batch, first, step)
-        second = self._stage(embeddings, batch, coords, labels, dtype)
-        return self._sum(first, second, self._dense_loss(images, batch, step), step)
+        second = self._stage(embeddings, batch, coords, labels, dtype, auxiliary)
+        return self._sum(first, second, self._dense_loss(images, batch, auxiliary), step)
 
     def _stage(
         self,
@@ -101,6 +105,7 @@ class Objective(nn.Module):
         coords: torch.Tensor,
         labels: torch.Tensor,
         dtype: torch.dtype,
+        auxiliary: bool,
     ) -> _Stage:
         outputs, image = self._decode(embeddings, coords, labels, dtype)
         logits = outputs.low_res_masks.float()
@@ -119,11 +124,8 @@ class Objective(nn.Module):
                 outputs.semantic_embeddings[rows, chosen].float(), batch.concepts
             ),
             caption=self._caption_loss(outputs.semantic_tokens[rows, chosen], batch, dtype),
-            neighbor=self.heads.neighbor.loss(
-                image.float(),
-                outputs.semantic_tokens[rows, chosen].float(),
-                batch.neighbor_cells,
-                batch.neighbor_names,
+            neighbor=self._neighbor_loss(
+                image, outputs.semantic_tokens[rows, chosen], batch, auxiliary
             ),
             logits=logits[rows, best].detach(),
         )
@@ -151,6 +153,15 @@ class Objective(nn.Module):
             logits = self.model.text_decoder(tokens, batch.caption_ids[:, :-1])
         return caption_loss(logits.float(), batch.caption_ids, self.config.model.pad_id)
 
+    def _neighbor_loss(
+        self, image: torch.Tensor, tokens: torch.Tensor, batch: Batch, auxiliary: bool
+    ) -> torch.Tensor:
+        if not auxiliary:
+            return torch.zeros((), device=image.device)
+        return self.heads.neighbor.loss(
+            image.float(), tokens.float(), batch.neighbor_cells, batch.neighbor_names
+        )
+
     def _second_prompts(
         self, batch: Batch, first: _Stage, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,8 +181,8 @@ class Objective(nn.Module):
             torch.cat([batch.point_labels, labels], dim=1),
         )
 
-    def _dense_loss(self, images: torch.Tensor, batch: Batch, step: int) -> torch.Tensor:
-        if self.config.dense_weight_at(step) == 0:
+    def _dense_loss(self, images: torch.Tensor, batch: Batch, auxiliary: bool) -> torch.Tensor:
+        if not auxiliary:
             return torch.zeros((), device=images.device)
         return self.heads.dense.loss(
             images.float(), batch.cell_classes, batch.cell_captions, batch.outlines

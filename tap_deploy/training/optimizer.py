@@ -72,7 +72,7 @@ class Optimizer:
         self._adamw.load_state_dict(state["adamw"])
 
 
-def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
+def inner_matrices(model: nn.Module) -> list[torch.Tensor]:
     """Return the weights of the linear layers from features to features, in order."""
     return [
         module.weight

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_file
 from tap_deploy.training.evaluation import Scores
 from tap_deploy.training.objective import Losses
 
@@ -57,8 +58,9 @@ class Progress:
         return _line(step, self._total_steps, means, held_out, seconds)
 
     def _append(self, record: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        before = self._path.read_text("utf-8") if self._path.exists() else ""
+        with atomic_file(self._path) as partial:
+            partial.write_text(f"{before}{json.dumps(record)}\n", "utf-8")
 
     def _restart(self) -> None:
         self._sums: dict[str, torch.Tensor | float] = {}  # numbers only when asked for: a GPU waits

@@ -70,6 +70,13 @@ def train(
     captions = CaptionEncoder(folder.tokenizer, config.model.text_seq_len - 1)
     batches = batches_from(BatchMaker(config, scenes, captions), trainer.step, options.workers)
     progress = Progress(folder.progress, config.steps)
+
+    def report() -> None:
+        folder.write_model(trainer.averaged_model)
+        say(progress.report(trainer.step, _scores(trainer, folder, held_out, options)))
+
+    if trainer.step == config.steps and not folder.is_finished():
+        report()  # it ended between its last step and its last report
     for batch in batches:
         progress.add(trainer.train_step(batch))
         time_is_up = (
@@ -78,8 +85,7 @@ def train(
         stop = time_is_up or should_stop() or trainer.step == config.steps
         if stop or trainer.step % options.report_every == 0:
             trainer.save(folder.state)
-            folder.write_model(trainer.averaged_model)
-            say(progress.report(trainer.step, _scores(trainer, folder, held_out, options)))
+            report()
         if stop:
             break
     return trainer

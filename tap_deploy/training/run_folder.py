@@ -9,10 +9,11 @@ from typing import Any
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file
+from tap_deploy.files import atomic_file, sha256_of_file
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.training.config import TrainingConfig
+from tap_deploy.training.progress import training_summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class RunFolder:
         return self.path / "initial.safetensors"
 
     @property
+    def origin(self) -> Path:
+        """Return the file that says where the initial weights are from, see ``begin``."""
+        return self.path / "origin.json"
+
+    @property
     def tokenizer(self) -> Path:
         """Return the SentencePiece model."""
         return self.path / "tokenizer.model"
@@ -86,7 +92,8 @@ class RunFolder:
             config: of the run.
             vocabulary: of the names of the scenes, in their order.
             tokenizer: a SentencePiece model.
-            weights: checkpoint to begin with, which is copied; None for new weights.
+            weights: checkpoint to begin with, which is copied; None for new weights. Its digest
+                and, if it is the model of a run, what that run was, are written to ``origin``.
 
         Raises:
             InputError: a run was begun here before, or the folder cannot be made.
@@ -105,8 +112,10 @@ class RunFolder:
         with atomic_file(self.tokenizer) as partial:
             partial.write_bytes(tokenizer)
         vocabulary.save(self.concepts)
-        if model is not None:
+        self.initial_weights.unlink(missing_ok=True)  # of a beginning that failed
+        if weights is not None and model is not None:
             save_checkpoint(model, self.initial_weights)
+            _write_json(self.origin, _origin(weights))
         _write_json(self.model_config, config.model.to_dict())
         _write_json(self.config, config.to_dict())  # last: from now on the run has begun
 
@@ -119,10 +128,34 @@ class RunFolder:
         try:
             values = json.loads(self.config.read_text("utf-8"))
         except (OSError, ValueError) as exc:
-            raise InputError(
-                f"{self.path} holds no training run to resume ({exc}); begin one without --resume"
-            ) from exc
+            raise InputError(f"{self.path} holds no training run ({exc}); begin one first") from exc
         return TrainingConfig.from_dict(values)
+
+    def is_finished(self) -> bool:
+        """Whether the last step of the run was reported.
+
+        Raises:
+            InputError: no run was begun here, or its reports cannot be read.
+        """
+        steps = self.read_config().steps
+        return self.progress.exists() and training_summary(self.progress)["step"] == steps
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run is and how far it has come, JSON types.
+
+        Returns:
+            what ``training_summary`` says, the fields of the config but ``model``, and under
+            ``origin`` what ``begin`` wrote of the initial weights, null for new ones.
+
+        Raises:
+            InputError: no run was begun here, or it holds no report.
+        """
+        settings = self.read_config().to_dict()
+        del settings["model"]  # in a file of its own
+        origin = None
+        if self.initial_weights.exists():
+            origin = json.loads(self.origin.read_text("utf-8"))
+        return training_summary(self.progress) | settings | {"origin": origin}
 
     def change_steps(self, steps: int) -> None:
         """Make the run shorter or longer, before it goes on.
@@ -136,6 +169,13 @@ class RunFolder:
     def write_model(self, model: TapModel) -> None:
         """Write the weights of a model."""
         save_checkpoint(model, self.model)
+
+
+def _origin(weights: Path) -> dict[str, Any]:
+    """Describe weights: their digest, and the run that they are the model of, if any."""
+    run = RunFolder(path=weights.parent)
+    is_of_run = weights.name == run.model.name and run.config.exists() and run.progress.exists()
+    return {"sha256": sha256_of_file(weights), "run": run.summary() if is_of_run else None}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import click
 from PIL import Image
 
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.demo_samples import BOX, POINT, PROMPT_KINDS, SKETCH
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file, translated_writes
 from tap_deploy.training.backgrounds import SPLITS
 from tap_deploy.training.metrics import inner_point, inner_stroke
@@ -27,7 +27,7 @@ _KEYS = {BOX: "boxes", POINT: "points", SKETCH: "sketches"}
 _INSIDE = 1  # label of a point in the foreground
 
 
-@click.command()
+@click.command(cls=CleanExits)
 @click.option("--split", type=click.Choice(SPLITS), required=True)
 @click.option(
     "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the scenes."
@@ -47,13 +47,9 @@ _INSIDE = 1  # label of a point in the foreground
 )
 def main(split: str, first_seed: int, count: int, kinds: tuple[str, ...], output: Path) -> None:
     """Write scenes as PNG, and prompts.json, which asks for each object once."""
-    try:
-        generator = SceneGenerator(split)
-        scenes = (generator.scene(first_seed + index) for index in range(count))
-        regions = write_pictures(scenes, output, kinds)
-    except TapError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    generator = SceneGenerator(split)
+    scenes = (generator.scene(first_seed + index) for index in range(count))
+    regions = write_pictures(scenes, output, kinds)
     click.echo(f"{output}: {count} scenes of split {split}, {regions} regions")
 
 

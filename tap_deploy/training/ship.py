@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 
 import click
 
+from tap_deploy.cli.exits import CleanExits
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.demo_model import DEMO_FOLDER, MAX_WEIGHTS_BYTES, DemoModel
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.files import atomic_folder, sha256_of_file
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.reference.checkpoint import load_checkpoint
@@ -51,7 +51,7 @@ class ShipOptions:
     sample_seeds: tuple[int, ...] = SAMPLE_SEEDS
 
 
-@click.command("ship", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("ship", cls=CleanExits, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -71,7 +71,8 @@ class ShipOptions:
 def ship_command(run: Path, output: Path, regions: int) -> int:
     """Make the files of tap_demo from the training run in folder RUN, and measure them.
 
-    Exit codes: 0 all targets are reached, 1 the files are made but a target is missed, 2 bad input.
+    Exit codes: 0 all targets are reached, 1 the files are made but a target is missed, 2 nothing
+    was made.
     """
     from tap_deploy.training.scenes import SceneGenerator
 
@@ -79,7 +80,10 @@ def ship_command(run: Path, output: Path, regions: int) -> int:
     if config.model != VARIANTS[DEMO]:
         raise InputError(f"run {run} trained a model of other sizes; expected those of {DEMO}")
     scenes = SceneGenerator("test", config.model.image_size)
-    facts = ship(RunFolder(path=run), output, scenes, ShipOptions(regions=regions), click.echo)
+    try:
+        facts = ship(RunFolder(path=run), output, scenes, ShipOptions(regions=regions), click.echo)
+    except VerificationError as exc:  # no files were made, so this must not look like a miss
+        raise InputError(f"nothing was made: {exc}") from exc
     missed = missed_targets(facts.scores)
     if facts.weights_bytes > MAX_WEIGHTS_BYTES:
         missed.append(f"weights have {facts.weights_bytes} bytes, at most {MAX_WEIGHTS_BYTES}")
@@ -128,7 +132,7 @@ def ship(
             names=len(Vocabulary.load(demo.concepts)),
             weights_bytes=demo.weights.stat().st_size,
             weights_sha256=sha256_of_file(demo.weights),
-            training=training_summary(run.progress) | _settings(config),
+            training=run.summary(),
             history=run.history.read_text("utf-8") if run.history.is_file() else "",
             tools=_tools(),
         )
@@ -159,12 +163,6 @@ def _measure(
     return scores
 
 
-def _settings(config: TrainingConfig) -> dict[str, Any]:
-    values = config.to_dict()
-    del values["model"]  # in a file of its own
-    return values
-
-
 def _tools() -> dict[str, str]:
     from tap_deploy.export.bundle_export import tool_versions
 
@@ -176,18 +174,5 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def main() -> None:
-    """Run the command; errors end as one line and their exit code."""
-    try:
-        code = ship_command(standalone_mode=False)
-    except TapError as exc:
-        click.echo(f"error: {exc}", err=True)
-        sys.exit(exc.exit_code)
-    except click.ClickException as exc:
-        exc.show()
-        sys.exit(exc.exit_code)
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    ship_command()
