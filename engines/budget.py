@@ -75,6 +75,18 @@ class Budget:
         )
 
 
+def held_sentence(budget: Budget, agreement: Agreement) -> str:
+    """Say whether a budget is held on pictures that the search for a mix did not see."""
+    use = budget.use(agreement)
+    seen = f"{agreement.regions} regions that calibration did not see"
+    if use <= 1:
+        return f"budget: held on {seen}, {use:.0%} of it used"
+    return (
+        f"budget: NOT held on {seen}, {use:.2f} times what was allowed; search on more pictures, "
+        "or exclude more (--exclusions)"
+    )
+
+
 def _ratio(loss: float, allowed: float) -> float:
     if math.isnan(loss):
         return math.inf

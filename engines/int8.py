@@ -12,7 +12,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.blocks import Exclusions
-from tap_deploy.engines.budget import Budget
+from tap_deploy.engines.budget import Budget, held_sentence
 from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.candidate import CandidateSessions
@@ -38,7 +38,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions import sessions_from_bundle
 
 # Regions of calibration pictures that the search for a mix is steered by.
-SEARCH_REGIONS = 96
+SEARCH_REGIONS = 200
 
 OnStage = Callable[[str], None]
 
@@ -107,6 +107,8 @@ def make_int8(
         if options.budget is not None:
             candidates = CandidateSessions(smoothed.bundle, tables, threads=quantize.threads)
             mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
+    if mix is not None and not mix.within_budget and on_warning is not None:
+        on_warning("the budget cannot be held, whatever stays float; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
     smoothing_choices = {
         name: [choice.to_dict() for choice in choices]
@@ -143,6 +145,7 @@ def make_int8(
         others=others,
         notes=details,
         held_back=options.evaluation_data is None,
+        budget=options.budget,
         on_stage=say,
     )
     return Int8Result(verdict=verdict, report=report, mix=mix)
@@ -157,11 +160,13 @@ def judge_on_images(
     others: Mapping[str, OtherRuntime] | None = None,
     notes: Mapping[str, Any] | None = None,
     held_back: bool = False,
+    budget: Budget | None = None,
     on_stage: OnStage | None = None,
 ) -> tuple[Verdict, dict[str, Any]]:
     """Judge the INT8 of a bundle on pictures, and record the verdict in it.
 
-    Pictures that the bundle was calibrated on are left out.
+    Pictures that the bundle was calibrated on are left out. With a budget, the report says whether
+    the best mix holds it here, too.
 
     Returns:
         the verdict, and the report.
@@ -194,7 +199,14 @@ def judge_on_images(
         "of points, prompted by box and by point in turns",
         "fingerprint": images.fingerprint,
     }
-    return verdict, record_verdict(bundle, verdict, notes={"data": data, **(notes or {})})
+    more = dict(notes or {})
+    if budget is not None:
+        more["budget"] = {
+            "allowed": dataclasses.asdict(budget),
+            "use": budget.use(verdict.mix),
+            "sentence": held_sentence(budget, verdict.mix),
+        }
+    return verdict, record_verdict(bundle, verdict, notes={"data": data, **more})
 
 
 def _search(

@@ -129,7 +129,7 @@ def judge_bundle(
             graphs=graphs,
             everything_int8=everything,
             mix=agreement,
-            whole_latency=judge.time_whole(answers.cases[0], mix, say),
+            whole_latency=judge.time_whole(answers.cases[0], mix, others, say),
             calibrated_on=calibrated_on,
             min_calibration_pictures=options.min_calibration_pictures,
         )
@@ -199,7 +199,11 @@ class _Judge:
         )
 
     def time_whole(
-        self, case: Case, mix: Mapping[str, Session], say: OnStage
+        self,
+        case: Case,
+        mix: Mapping[str, Session],
+        others: Mapping[str, OtherRuntime] | None,
+        say: OnStage,
     ) -> dict[str, Latency]:
         if self._options.speed is None:
             return {}
@@ -209,6 +213,7 @@ class _Judge:
             self._bundle.config,
             self._inputs(case),
             self._options.speed,
+            others=others,
         )
 
     def _inputs(self, case: Case) -> SpeedInputs:

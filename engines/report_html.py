@@ -123,15 +123,14 @@ def _cost_table(report: Mapping[str, Any]) -> str:
     head += ["products on integers"]
     rows = []
     for name, latency in timed.items():
-        graph = report["graphs"].get(name, {})
-        gain = graph.get("speedup") if graph else report["whole"]["speedup"]
+        graph = report["graphs"].get(name, report["whole"])
         rows.append(
             [
                 name,
                 *(_latency(latency.get(candidate)) for candidate in names),
-                _NONE if gain is None else f"{gain:.2f} x",
-                *(_megabytes(graph.get(key)) for key in ("int8_bytes", "float_bytes")),
-                graph.get("int8_kernels_summary", _NONE),
+                _NONE if graph["speedup"] is None else f"{graph['speedup']:.2f} x",
+                *(_megabytes(graph[key]) for key in ("int8_bytes", "float_bytes")),
+                graph["int8_kernels_summary"],
             ]
         )
     return _table(head, rows)
@@ -153,6 +152,8 @@ def _optional(report: Mapping[str, Any]) -> list[str]:
     parts = []
     if mixed := report.get("mixed_precision"):
         parts += ["<h2>Mixed precision</h2>", _ranking(mixed)]
+    if budget := report.get("budget"):
+        parts.append(f"<p>{_text(budget['sentence'])}</p>")
     if smooth := report.get("smoothquant"):
         head = ["SmoothQuant", "noise share before", "after", "smoothed"]
         rows = [

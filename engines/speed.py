@@ -19,7 +19,8 @@ WHOLE = "whole"
 PROMPTS_PER_CALL = 16
 
 Call = Callable[[], object]
-# Graph -> a call that does in another runtime what the graph does on these inputs.
+# Graph -> a call that does in another runtime what the graph does on these inputs; and under
+# ``WHOLE``, if it can, one for the whole way.
 OtherRuntime = Callable[["SpeedInputs"], Mapping[str, Call]]
 
 
@@ -121,11 +122,19 @@ def measure_whole(
     config: TapConfig,
     inputs: SpeedInputs,
     options: SpeedOptions,
+    *,
+    others: Mapping[str, OtherRuntime] | None = None,
 ) -> dict[str, Latency]:
-    """Time the whole way from picture to masks and captions; sessions with float32 borders."""
+    """Time the whole way from picture to masks and captions; sessions with float32 borders.
+
+    Arguments as in ``measure_graphs``. Other runtimes stand in the same run if they can do it.
+    """
     calls: dict[str, Call] = {}
     for name, sessions in candidates.items():
         calls[name] = _whole(TapPredictor(sessions, config), inputs.case)
+    for name, runtime in (others or {}).items():
+        if WHOLE in (calls_of := runtime(inputs)):
+            calls[name] = calls_of[WHOLE]
     return _measure(calls, options)
 
 

@@ -126,6 +126,12 @@ class GraphVerdict:
         }
 
 
+def _kernels_in_mix(graph: GraphVerdict, float_variant: str) -> str:
+    if not graph.use_int8:
+        return f"none, it is {float_variant}"
+    return NOT_KNOWN if graph.facts.kernels is None else graph.facts.kernels.summary
+
+
 def latency_dict(latency: Mapping[str, Latency]) -> dict[str, Any]:
     """Return timings as plain JSON types, with a note on each whether it is noisy."""
     return {
@@ -243,6 +249,27 @@ class Verdict:
         }
 
     @property
+    def mix_bytes(self) -> int:
+        """Size of the graphs of the best mix."""
+        return sum(
+            graph.facts.int8_bytes if graph.use_int8 else graph.facts.float_bytes
+            for graph in self.graphs.values()
+        )
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of the graphs that would be used without INT8."""
+        return sum(graph.facts.float_bytes for graph in self.graphs.values())
+
+    @property
+    def kernels_summary(self) -> str:
+        """What runs on integers in the best mix, graph by graph."""
+        return "; ".join(
+            f"{name}: {_kernels_in_mix(graph, self.float_variant)}"
+            for name, graph in self.graphs.items()
+        )
+
+    @property
     def sentence(self) -> str:
         """The whole in one sentence."""
         if not self.passed:
@@ -274,6 +301,9 @@ class Verdict:
             "whole": {
                 "agreement": self.mix.to_dict(),
                 "everything_int8": self.everything_int8.to_dict(),
+                "int8_bytes": self.mix_bytes,
+                "float_bytes": self.float_bytes,
+                "int8_kernels_summary": self.kernels_summary,
                 "speedup": speedup(self.whole_latency),
                 "latency_ms": latency_dict(self.whole_latency),
             },

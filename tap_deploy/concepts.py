@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,24 @@ class Vocabulary:
             raise InputError(f"concepts {path}: {exc}") from exc
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary as ``.npz``: arrays ``weights`` and ``names``, no pickle.
+        """Write the vocabulary: ``.npz`` with arrays ``weights`` and ``names``, or ``.pkl``.
+
+        The pickle is that of the published concept weights, a list of weights float32 [E, K] and
+        a list of names.
 
         Raises:
-            InputError: the suffix is not ``.npz``, or the file cannot be written.
+            InputError: another suffix, or the file cannot be written.
         """
         path = Path(path)
-        if path.suffix != ".npz":
-            raise InputError(f"concepts {path}: suffix is {path.suffix!r}; expected '.npz'")
+        if path.suffix not in (".npz", ".pkl"):
+            raise InputError(
+                f"concepts {path}: suffix is {path.suffix!r}; expected '.npz' or '.pkl'"
+            )
         with atomic_file(path) as partial, partial.open("wb") as file:
-            np.savez(file, weights=self.weights, names=np.array(self.names))
+            if path.suffix == ".pkl":
+                pickle.dump([self.weights, list(self.names)], file, protocol=4)
+            else:
+                np.savez(file, weights=self.weights, names=np.array(self.names))
 
     def scores(self, embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return the probability of every concept, float32 [P, K]; a row adds up to 1.

@@ -224,13 +224,25 @@ def test_weights_beyond_float32_are_refused_without_a_warning(tmp_path: Path, su
         Vocabulary.load(path)
 
 
+@pytest.mark.parametrize("suffix", ["npz", "pkl"])
+def test_what_is_saved_is_loaded_again(vocabulary: Vocabulary, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"concepts.{suffix}"
+    vocabulary.save(path)
+    loaded = Vocabulary.load(path)
+    assert loaded.names == vocabulary.names
+    np.testing.assert_array_equal(loaded.weights, vocabulary.weights)
+    if suffix == "pkl":  # what the code of the published model does with such a file
+        weights, names = pickle.loads(path.read_bytes())
+        assert weights.dtype == np.float32 and list(names) == list(vocabulary.names)
+
+
 def test_missing_and_other_files_are_refused(vocabulary: Vocabulary, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a file"):
         Vocabulary.load(tmp_path / "missing.npz")
     (tmp_path / "concepts.txt").write_text("cat")
     with pytest.raises(InputError, match=r"neither .npz nor .pkl"):
         Vocabulary.load(tmp_path / "concepts.txt")
-    with pytest.raises(InputError, match=r"expected '.npz'"):
-        vocabulary.save(tmp_path / "concepts.pkl")
+    with pytest.raises(InputError, match=r"expected '.npz' or '.pkl'"):
+        vocabulary.save(tmp_path / "concepts.json")
     with pytest.raises(InputError, match=r"concepts\.npz"):
         vocabulary.save(tmp_path / "missing" / "concepts.npz")

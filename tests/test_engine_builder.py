@@ -19,12 +19,12 @@ from tap_deploy.engines.bundle_build import build_engines, planned_builds
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.engines.profiles import profile_as_json
+from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
-# What the bundle of the tests holds. Add "int8" when ``converted`` quantizes as well.
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class BlindRuntime(Strict):
@@ -41,11 +41,13 @@ class BlindRuntime(Strict):
 
 
 @pytest.fixture(scope="session")
-def converted(micro_bundle, tmp_path_factory):
+def converted(micro_bundle, photo, tmp_path_factory):
     """The micro model in every precision."""
     folder = shutil.copytree(micro_bundle.path, tmp_path_factory.mktemp("converted") / "bundle")
     bundle = Bundle.open(folder, check_hashes=False)
     add_fp16(bundle)
+    options = QuantizeOptions(calibration_data=photo, method="max", threads=1)
+    quantize_bundle(bundle, options, on_warning=lambda text: None)
     return bundle
 
 

@@ -104,6 +104,16 @@ def test_a_missed_target_is_exit_code_1_and_the_table_is_there(micro_bundle, mon
     assert result.stderr.startswith("error: 2 targets are missed: ")
 
 
+def test_pytorch_stands_beside_a_bundle_of_the_shipped_weights(
+    run, micro_bundle, assets, monkeypatch, tmp_path
+):
+    demo = DemoModel(folder=tmp_path)
+    demo.weights.write_bytes(assets["checkpoint"].read_bytes())
+    monkeypatch.setattr("tap_deploy.cli.eval_demo.DemoModel", lambda: demo)
+    scores = json.loads(run(str(micro_bundle.path), "--regions", "1", "--json"))
+    assert list(scores) == ["PyTorch", "onnxruntime fp32"]
+
+
 def test_without_a_bundle_the_shipped_model_is_scored(
     run, micro_bundle, assets, monkeypatch, tmp_path
 ):
@@ -125,6 +135,8 @@ def test_without_a_bundle_the_shipped_model_is_scored(
 def test_what_cannot_be_evaluated_is_said(run, micro_bundle, assets, tmp_path):
     with pytest.raises(InputError, match="--config without --checkpoint"):
         run(str(micro_bundle.path), "--config", str(assets["config"]))
+    with pytest.raises(InputError, match="--checkpoint without BUNDLE"):
+        run("--checkpoint", str(assets["checkpoint"]))
     with pytest.raises(BundleError, match="is not a folder"):
         run(str(tmp_path / "nothing"))
 

@@ -23,6 +23,7 @@ ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.cli import main
+from tap_deploy.cli.verdict_options import EAGER, eager_runtime
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
 from tap_deploy.engines.calibration import default_plans
@@ -148,8 +149,24 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
     assert "int8 is fp32 throughout" in report["sentence"]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
+    shown = CliRunner().invoke(main, ["inspect", str(bundle.path)]).stdout
+    assert f"  {INT8_CPU}: {report['sentence']}\n" in shown
+    assert f"  {INT8_CPU}: image_encoder fp32, prompt_decoder fp32, text_decoder fp32\n" in shown
     again, _ = judge(folder, bundle, impossible)
     assert "earlier verdict" in again.graphs[IMAGE_ENCODER].sentence
+
+
+def test_pytorch_is_timed_in_the_same_run(quantized, folder, assets, tmp_path):
+    bundle = copy_of(quantized[0], tmp_path / "bundle")
+    images = evaluation_images(folder / "judge")
+    how = judged_by(floors=LENIENT, speed=QUICK, min_speedup=0)
+    others = eager_runtime(bundle, assets["checkpoint"], 1)
+    _, report = judge_on_images(bundle, images, how, others=others)
+    expected = {"int8", "float", EAGER}
+    for part in (*report["graphs"].values(), report["whole"]):
+        assert set(part["latency_ms"]) == expected
+    page = (bundle.path / "reports/verdict-int8_fp32.html").read_text("utf-8")
+    assert page.count(f"{EAGER}, median ms") == 1
 
 
 def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):
@@ -353,8 +370,12 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
     how = judged_by(floors=LENIENT, speed=None)
-    _, report = judge_on_images(bundle, evaluation_images(mixed), how)
+    _, report = judge_on_images(
+        bundle, evaluation_images(mixed), how, budget=Budget(mask_iou=1, caption_tokens=1)
+    )
     assert report["data"]["pictures to judge on"] == 1
+    assert report["budget"]["sentence"].startswith("budget: held on ")
+    assert 0 < report["budget"]["use"] <= 1
 
 
 def test_as_many_pictures_judge_as_were_asked_for(folder, tmp_path):

@@ -29,6 +29,7 @@ SCRIPTS = (
     "scripts/test",
     "scripts/demo",
     "scripts/ship_demo",
+    "scripts/train_demo",
     "scripts/test-jetpack6",
     ".ci/run",
 )

@@ -24,7 +24,9 @@ from tap_deploy.engines.quantize import QuantizeOptions, few_images_warning, qua
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.sessions import create_session
 from tap_deploy.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for
+from tap_deploy.verify import verify_sessions
 
 
 def run(*arguments):
@@ -79,6 +81,27 @@ def test_an_nvidia_builder_compiles_int8_over_fp16(quantized, rtx_plan, name):
     assert (record.opset, record.ir_version) == (20, 10)
     half = bundle.manifest.graphs["fp16"][name].weights_bytes
     assert record.weights_bytes < half
+
+
+def test_what_engines_get_computes_what_was_measured(quantized):
+    """Q/DQ over fp16, run by onnxruntime as it is: no engine is needed to look at the numbers."""
+    bundle, _ = quantized
+    known = bundle.manifest.precisions["int8"]
+    sessions = {
+        name: create_session("onnxruntime", bundle.graph_path(name, "int8"), spec, threads=1)
+        for name, spec in bundle.graph_specs("int8").items()
+    }
+    report = verify_sessions(
+        sessions,
+        bundle.config,
+        [GoldenSample.load(bundle.golden_path())],
+        backend="onnxruntime",
+        precision="int8",
+        tolerances=tolerances_for("int8", known),
+    )
+    for session in sessions.values():
+        session.close()
+    assert report.passed, report
 
 
 def test_it_runs(quantized, predictor, photo):

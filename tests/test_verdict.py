@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 from tap_deploy.engines import kernels
 from tap_deploy.engines.agreement import Agreement
+from tap_deploy.engines.budget import Budget, held_sentence
 from tap_deploy.engines.caption_agreement import CaptionAgreement
 from tap_deploy.engines.kernels import KernelCount, count_kernels, layers_in_engine
 from tap_deploy.engines.report_html import html_from_report
@@ -152,6 +153,25 @@ def test_the_whole_passes_and_names_the_mix():
     assert "fp32 for text_decoder" in verdict.sentence
 
 
+def test_the_whole_is_as_large_as_what_is_used():
+    slow = {INT8: Latency.from_seconds([2.0]), FLOAT: Latency.from_seconds([1.0])}
+    verdict = whole(text_decoder=facts(graph="text_decoder", latency=slow))
+    parts = [graph.facts for graph in verdict.graphs.values()]
+    text = verdict.graphs["text_decoder"].facts
+    expected = sum(part.int8_bytes for part in parts) - text.int8_bytes + text.float_bytes
+    values = verdict.to_dict()["whole"]
+    assert values["int8_bytes"] == expected < values["float_bytes"]
+    assert values["float_bytes"] == sum(part.float_bytes for part in parts)
+    assert values["int8_kernels_summary"].endswith("text_decoder: none, it is fp32")
+
+
+def test_a_budget_is_held_or_not_on_what_judges():
+    exact = held_sentence(Budget(mask_iou=0.01), agreement(mask_iou=0.995))
+    assert exact.startswith("budget: held on 20 regions") and "50% of it used" in exact
+    missed = held_sentence(Budget(concept_top1=0.01), agreement(top1=0.95))
+    assert "NOT held" in missed and "5.00 times" in missed
+
+
 def test_one_wrong_graph_fails_the_whole():
     wrong = facts(graph="prompt_decoder", agreement=agreement(mask_iou=0.5))
     verdict = whole(prompt_decoder=wrong)
@@ -196,6 +216,7 @@ def report(verdict: Verdict) -> dict[str, Any]:
                 }
             ],
         },
+        "budget": {"sentence": held_sentence(Budget(mask_iou=0.005), verdict.mix)},
         "smoothquant": {
             "text_decoder": [{"norm": "norm", "error": 1e-4, "smoothed_error": 5e-5, "kept": True}]
         },
@@ -217,6 +238,8 @@ def test_the_page_needs_nothing_else_and_says_everything():
         "noisy",
         "blocks.0.mlp",
         "20 regions of 3 pictures",
+        "budget: NOT held on 20 regions",
+        "image_encoder: 12 of 17 products run on integers; prompt_decoder: ",
         "0.9900",
         "0.020",  # the logit margin
     ):

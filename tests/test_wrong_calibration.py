@@ -25,7 +25,11 @@ from needs import needs_font
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.demo_model import DemoModel
+from tap_deploy.engines.builder import engine_from_onnx
+from tap_deploy.engines.profiles import optimization_profile
+from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import TapError
+from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.predictor import TapPredictor
 
 pytestmark = [
@@ -67,6 +71,7 @@ def outcomes(folder: pathlib.Path) -> dict[str, tuple[int, dict[str, Any]]]:
     demo = DemoModel()
     command = ["export", "--config", demo.config, "--checkpoint", demo.weights, "-o"]
     command += [folder / "demo", "--concepts", demo.concepts, "--tokenizer", demo.tokenizer]
+    command += ["--precision", "fp16"]
     result = CliRunner().invoke(main, [str(part) for part in command])
     assert result.exit_code == 0, result.stderr
     found = {}
@@ -94,6 +99,17 @@ def test_real_pictures_pass(folder, outcomes):
     assert all(graph["use_int8"] for graph in report["graphs"].values())
     manifest = Bundle.open(folder / "bundles/real").manifest
     assert manifest.precisions["int8_fp32"]["verdict"]["passed"] is True
+
+
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+def test_an_nvidia_builder_compiles_what_passed(folder, outcomes, graph):
+    """All three, as engines get them: Q/DQ over fp16. It takes no GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    bundle = Bundle.open(folder / "bundles/real")
+    target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
+    spec = bundle.graph_specs("int8")[graph]
+    profile = optimization_profile(spec, target, bundle.config.text_seq_len)
+    assert engine_from_onnx(bundle.graph_path(graph, "int8"), target, profile=profile).plan
 
 
 def test_noise_fails_closed(folder, outcomes):

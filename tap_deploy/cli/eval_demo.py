@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import pathlib
 import tempfile
@@ -20,6 +21,7 @@ from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import DEMO
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
+from tap_deploy.files import sha256_of_file
 from tap_deploy.precisions import FP32, PRECISIONS
 from tap_deploy.predictor import TapPredictor
 
@@ -71,16 +73,21 @@ def eval_demo_command(
 ) -> None:
     """Score BUNDLE on made scenes that the demo model was not trained on.
 
-    Without BUNDLE, the tap_demo that comes with the package is exported and scored, and PyTorch
-    beside it. Masks at full picture size, names, captions. Needs the train extra for the scenes.
+    Without BUNDLE, the tap_demo that comes with the package is exported and scored. PyTorch stands
+    beside a bundle of its weights, and beside others with --checkpoint. Masks at full picture size,
+    names, captions. Needs the train extra for the scenes.
     """
     if config is not None and checkpoint is None:
         raise InputError("--config without --checkpoint; pass the weights that it belongs to")
     with contextlib.ExitStack() as stack:
         if bundle is None:
-            checkpoint = checkpoint or DemoModel().require().weights
+            if checkpoint is not None:
+                raise InputError(
+                    "--checkpoint without BUNDLE; export those weights, and name the bundle"
+                )
             bundle = stack.enter_context(_exported_demo())
         opened = Bundle.open(bundle)
+        checkpoint = checkpoint or _shipped_weights(opened)
         subjects: dict[str, Subject] = {}
         if checkpoint is not None:
             subjects["PyTorch"] = reference_subject(opened, checkpoint, config)
@@ -91,6 +98,15 @@ def eval_demo_command(
     click.echo(_as_json(scores) if as_json else _as_text(scores))
     if require:
         _require(scores)
+
+
+def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
+    """Return the weights of the package if a bundle was made of them, and torch is there."""
+    weights = DemoModel().weights
+    if importlib.util.find_spec("torch") is None or not weights.is_file():
+        return None
+    made_of = bundle.manifest.checkpoint.sha256
+    return weights if made_of == sha256_of_file(weights) else None
 
 
 @contextlib.contextmanager

@@ -116,7 +116,8 @@ def export_command(
     texts, report = [], {}
     for precision in further:
         if precision == INT8:
-            summary = add_int8(exported.bundle, _int8_options(calibration_data, synthetic))
+            options = _int8_options(calibration_data, synthetic)
+            summary = add_int8(exported.bundle, options, checkpoint=checkpoint)
             texts.append(describe_int8(summary))
             report = summary["verdict"]
         else:

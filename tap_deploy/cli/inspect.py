@@ -57,10 +57,22 @@ def describe(bundle: Bundle) -> str:
                 *(f"  out  {line}" for line in record.outputs),
                 f"  ops  {', '.join(f'{op} {n}' for op, n in record.op_types.items())}",
             ]
+    lines += _verdicts(bundle)
     lines += ["", "files"]
     for file, entry in manifest.files.items():
         lines.append(f"  {entry.size_bytes / MEGABYTE:9.1f} MB  {entry.sha256[:12]}  {file}")
     return "\n".join([*lines, *_engines(bundle)])
+
+
+def _verdicts(bundle: Bundle) -> list[str]:
+    """Return what was judged of int8, and which graphs int8 means since."""
+    lines: list[str] = []
+    for variant, known in bundle.manifest.precisions.items():
+        if mark := known.get("verdict"):
+            lines.append(f"  {variant}: {mark['sentence']}")
+        if mix := known.get("mix"):
+            lines.append(f"  {variant}: {', '.join(f'{graph} {v}' for graph, v in mix.items())}")
+    return ["", "verdict", *lines] if lines else []
 
 
 def _engines(bundle: Bundle) -> list[str]:

@@ -84,6 +84,8 @@ def report_text(report: dict[str, Any]) -> str:
     for name, latency in report["whole"]["latency_ms"].items():
         title = "best mix" if name == "int8" else report["float_variant"]
         lines.append(f"  picture to captions, {title}: {latency['median_ms']:.3g} ms (median)")
+    if budget := report.get("budget"):
+        lines.append(f"  {budget['sentence']}")
     return "\n".join([*lines, report["sentence"]])
 
 

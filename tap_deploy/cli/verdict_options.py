@@ -131,15 +131,19 @@ def eager_runtime(
     require_export_extra()
     import torch
 
+    from tap_deploy.engines.speed import WHOLE
+    from tap_deploy.image import load_image
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.eager import eager_calls
+    from tap_deploy.training.reference_subject import ReferenceSubject
 
     if threads is not None:
         torch.set_num_threads(threads)
     model, _ = load_checkpoint(checkpoint, bundle.config)
+    vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
 
     def calls(inputs: SpeedInputs) -> Mapping[str, Callable[[], object]]:
-        return eager_calls(
+        found = eager_calls(
             model,
             images=inputs.images,
             image_embeddings=inputs.image_embeddings,
@@ -148,5 +152,9 @@ def eager_runtime(
             semantic_tokens=inputs.semantic_tokens,
             num_tokens=inputs.num_tokens,
         )
+        if vocabulary is not None and tokenizer is not None:
+            subject, case = ReferenceSubject(model, vocabulary, tokenizer), inputs.case
+            found[WHOLE] = lambda: subject.predict(load_image(case.image), case.prompts)
+        return found
 
     return {EAGER: calls}

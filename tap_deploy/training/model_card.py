@@ -123,10 +123,10 @@ def _training(summary: Mapping[str, Any]) -> str:
 
 {lines}
 
-`docs/training.md` has the objective and the schedules. To train and ship such a model anew:
+`docs/training.md` has the objective and the schedules. To train such a model anew, measure it and
+put it in the place of this one, in a checkout:
 
     scripts/train_demo FOLDER
-    scripts/ship_demo FOLDER/second
 """
 
 

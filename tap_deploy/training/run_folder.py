@@ -153,8 +153,10 @@ class RunFolder:
         settings = self.read_config().to_dict()
         del settings["model"]  # in a file of its own
         origin = None
-        if self.initial_weights.exists():
+        if self.origin.exists():
             origin = json.loads(self.origin.read_text("utf-8"))
+        elif self.initial_weights.exists():  # begun before this was written down
+            origin = {"sha256": sha256_of_file(self.initial_weights), "run": None}
         return training_summary(self.progress) | settings | {"origin": origin}
 
     def change_steps(self, steps: int) -> None:
