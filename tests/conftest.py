@@ -92,10 +92,15 @@ def micro_bundle(
     """A bundle of the micro model, exported once; copy it before changing anything."""
     pytest.importorskip("onnx")
     from tap_deploy.export.bundle_export import export_bundle
+    from tap_deploy.files import sha256_of_file
     from tap_deploy.manifest import CheckpointRecord
 
     record = CheckpointRecord(
-        file="tap_micro.pkl", sha256="0" * 64, md5="0" * 32, known_as=None, synthetic=False
+        file="tap_micro.pkl",
+        sha256=sha256_of_file(assets["checkpoint"]),
+        md5="0" * 32,
+        known_as=None,
+        synthetic=False,
     )
     return export_bundle(
         micro_model,

@@ -28,7 +28,7 @@ from tap_deploy.sessions import create_session
 from tap_deploy.tolerances import FP16_TOLERANCES
 from tap_deploy.verify import compare
 
-STREAM_SCALE = 1000
+STREAM_SCALE = 300  # more makes the weights that read the stream subnormal in fp16
 SCORES_BEFORE_SOFTMAX = ("blocks.1.attn/MatMul", "blocks.2.attn/MatMul")
 
 
@@ -107,7 +107,7 @@ def test_scores_and_residual_stream_are_as_large_as_said(converted):
     for node in SCORES_BEFORE_SOFTMAX:
         assert found[node].max_abs > FP16_MAX
         assert found[node].reason == Reason.OVERFLOW
-    assert found["blocks.3.norm1/LayerNormalization"].max_abs > 5000
+    assert found["blocks.3.norm1/LayerNormalization"].max_abs > 1000
 
 
 def test_islands_bring_it_within_tolerance(converted):

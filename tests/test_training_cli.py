@@ -67,7 +67,7 @@ def test_a_run_is_begun_stopped_and_finished(run, tmp_path):
 
 
 def test_a_run_cannot_change_halfway(run, tmp_path):
-    with pytest.raises(InputError, match="no training run to resume"):
+    with pytest.raises(InputError, match=r"holds no training run .* begin one first"):
         run("--resume")
     run("--steps", "1", "--held-out-regions", "2")
     with pytest.raises(InputError, match=r"^--learning-rate cannot change"):
