@@ -5,13 +5,19 @@
 >>> predictor.predict("photo.jpg", points=[[[320, 240, 1]]]).captions
 """
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.concepts import Vocabulary
-from tap_deploy.config import TapConfig
-from tap_deploy.errors import TapError, VerificationError
-from tap_deploy.predictor import EncodedImage, TapPredictor
-from tap_deploy.prompts import Prompts
-from tap_deploy.regions import Regions
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tap_deploy.bundle import Bundle
+    from tap_deploy.concepts import Vocabulary
+    from tap_deploy.config import TapConfig
+    from tap_deploy.errors import TapError, VerificationError
+    from tap_deploy.predictor import EncodedImage, TapPredictor
+    from tap_deploy.prompts import Prompts
+    from tap_deploy.regions import Regions
 
 __version__ = "0.1.0"
 
@@ -27,3 +33,28 @@ __all__ = [
     "Vocabulary",
     "__version__",
 ]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "EncodedImage": "predictor",
+    "Prompts": "prompts",
+    "Regions": "regions",
+    "TapConfig": "config",
+    "TapError": "errors",
+    "TapPredictor": "predictor",
+    "VerificationError": "errors",
+    "Vocabulary": "concepts",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Loads what `__all__` names when it is first asked for: the import itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
