@@ -23,6 +23,7 @@ class CandidateSessions:
     Args:
         bundle: its fp32 graphs are quantized.
         tables: ranges of each graph.
+        reduce_range: see ``qdq_from_ranges``.
         threads: CPU threads of a call; None for one per core.
     """
 
@@ -31,9 +32,11 @@ class CandidateSessions:
         bundle: Bundle,
         tables: Mapping[str, CalibrationTable],
         *,
+        reduce_range: bool = False,
         threads: int | None = None,
     ) -> None:
-        self._bundle, self._tables, self._threads = bundle, tables, threads
+        self._bundle, self._tables = bundle, tables
+        self._reduce_range, self._threads = reduce_range, threads
         self._models: dict[str, ir.Model] = {}
 
     def __call__(self, graph: str, nodes: Sequence[str]) -> Session:
@@ -46,7 +49,13 @@ class CandidateSessions:
         if graph not in self._models:
             self._models[graph] = ir.load(self._bundle.graph_path(graph, FP32))
         plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
-        model = qdq_from_ranges(self._models[graph], self._tables[graph], plan, for_cpu=True)
+        model = qdq_from_ranges(
+            self._models[graph],
+            self._tables[graph],
+            plan,
+            for_cpu=True,
+            reduce_range=self._reduce_range,
+        )
         spec = self._bundle.graph_specs(FP32)[graph]
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / f"{graph}.onnx"

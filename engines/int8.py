@@ -105,7 +105,12 @@ def make_int8(
         )
         mix = None
         if options.budget is not None:
-            candidates = CandidateSessions(smoothed.bundle, tables, threads=quantize.threads)
+            candidates = CandidateSessions(
+                smoothed.bundle,
+                tables,
+                reduce_range=quantize.reduce_range,
+                threads=quantize.threads,
+            )
             mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
     if mix is not None and not mix.within_budget and on_warning is not None:
         on_warning("the budget cannot be held, whatever stays float; see the report")

@@ -11,7 +11,7 @@ from tap_deploy.engines.quantization_plan import (
     has_constant_weight,
     weight_channel_axis,
 )
-from tap_deploy.engines.quantized_weights import quantized_weight, scales_from_amax
+from tap_deploy.engines.quantized_weights import LEVELS, quantized_weight, scales_from_amax
 from tap_deploy.errors import InputError
 
 ZERO_POINT = "zero_point.int8"
@@ -28,10 +28,16 @@ class QdqWriter:
     """
 
     def __init__(
-        self, graph: ir.Graph, table: CalibrationTable, float_dtype: str, *, shared: bool
+        self,
+        graph: ir.Graph,
+        table: CalibrationTable,
+        float_dtype: str,
+        *,
+        shared: bool,
+        weight_levels: int = LEVELS,
     ) -> None:
         self.graph, self.table, self.float_dtype = graph, table, float_dtype
-        self.shared = shared
+        self.shared, self.weight_levels = shared, weight_levels
         self._pairs: dict[ir.Value, list[ir.Value]] = {}
         self._scales: dict[ir.Value, ir.Value] = {}
         self._weights: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
@@ -110,7 +116,7 @@ class QdqWriter:
         if weight.const_value is None:
             raise InputError(f"weight {weight.name} has no values; export the graph again")
         values, scales = quantized_weight(
-            weight.const_value.numpy(), axis, self._float_dtype(weight)
+            weight.const_value.numpy(), axis, self._float_dtype(weight), self.weight_levels
         )
         # A weight that is read along two axes, which no graph of ours has, gets two names.
         name = f"{weight.name}.axis{axis}" if self._seen(weight) else str(weight.name)

@@ -56,6 +56,7 @@ class QuantizeOptions:
         seed: of drawn pictures and prompts.
         attention: quantize the products of attention, too.
         residuals: quantize the sums of residual branches, too.
+        reduce_range: weights of 7 bits, for CPUs without VNNI; see ``qdq_from_ranges``.
         threads: CPU threads; None for one per core.
 
     Raises:
@@ -71,6 +72,7 @@ class QuantizeOptions:
     seed: int = 0
     attention: bool = False
     residuals: bool = False
+    reduce_range: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -226,7 +228,7 @@ def add_int8(
         pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
         (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
         for variant in _variants(bundle):
-            _add_variant(bundle, addition, variant, tables, plans, smoothings or {})
+            _add_variant(bundle, addition, variant, options, tables, plans, smoothings or {})
             record = _record(variant, options, tables, plans)
             addition.precisions[variant] = record | dict(notes or {})
     record_deviation(bundle, threads=options.threads)
@@ -264,6 +266,7 @@ def _add_variant(
     bundle: Bundle,
     addition: BundleAddition,
     variant: str,
+    options: QuantizeOptions,
     tables: Mapping[str, CalibrationTable],
     plans: Mapping[str, QuantizationPlan],
     smoothings: Mapping[str, Sequence[Smoothing]],
@@ -280,6 +283,7 @@ def _add_variant(
             plans[name],
             float_dtype=VARIANT_DTYPES[variant],
             for_cpu=variant == INT8_FP32,
+            reduce_range=options.reduce_range,
         )
         file = f"{ONNX_FOLDER}/{variant}/{name}.onnx"
         addition.graphs[variant][name] = save_graph(model, specs[name], addition.folder, file)
@@ -294,6 +298,7 @@ def _record(
     table = next(iter(tables.values()))
     return {
         "made_from": MADE_FROM[variant],
+        "reduce_range": options.reduce_range,
         "calibration": {
             "method": table.method,
             "num_samples": table.num_samples,

@@ -28,19 +28,22 @@ from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
 from tap_deploy.engines.calibration import default_plans
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
+from tap_deploy.engines.calibration_table import load_tables
+from tap_deploy.engines.candidate import CandidateSessions
 from tap_deploy.engines.evaluation_data import split_images
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.int8 import judge_on_images, make_int8
 from tap_deploy.engines.int8_options import Int8Options, evaluation_images
 from tap_deploy.engines.judge import VerdictOptions
 from tap_deploy.engines.quantization_plan import QuantizationPlan
-from tap_deploy.engines.quantize import QuantizeOptions, pictures_calibrated_on
+from tap_deploy.engines.quantize import RANGES_FILE, QuantizeOptions, pictures_calibrated_on
 from tap_deploy.engines.speed import SpeedOptions
 from tap_deploy.engines.verdict import Floors
 from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.sessions import sessions_from_bundle
 
 QUICK = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
 LENIENT = Floors(mask_iou=0.95, concept_top1=0, captions_identical=0)
@@ -244,8 +247,33 @@ def test_attention_and_residuals_are_quantized_where_asked_for(folder, micro_bun
     for name in GRAPH_NAMES:
         kinds = {node.rpartition("/")[2].partition("_")[0] for node in found[name] - plain[name]}
         assert plain[name] < found[name] and kinds == {"MatMul", "Add"}
+    assert largest_weight_steps(bundle) == 127
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
+    result = CliRunner().invoke(main, [*command, "--reduce-range", "--force", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["reduce_range"] is True
+    assert largest_weight_steps(bundle) == 64
+    bundle = Bundle.open(bundle.path)
+    tables, nodes = load_tables(bundle.path / RANGES_FILE), bundle_nodes(bundle)
+    images = {"images": np.load(micro_bundle.golden_path())["images"]}
+    written = sessions_from_bundle(bundle, "onnxruntime", "int8", threads=1)[IMAGE_ENCODER]
+    tried = CandidateSessions(bundle, tables, reduce_range=True, threads=1)
+    again = tried(IMAGE_ENCODER, sorted(nodes[IMAGE_ENCODER]))
+    expected, found = (s.run(images)["image_embeddings"] for s in (written, again))
+    np.testing.assert_array_equal(found, expected)  # the search for a mix tries what is written
+
+
+def largest_weight_steps(bundle: Bundle) -> int:
+    """Of the int8 weights of all graphs."""
+    paths = [Bundle.open(bundle.path).graph_path(name, INT8_CPU) for name in GRAPH_NAMES]
+    weights = [
+        value.const_value.numpy()
+        for path in paths
+        for value in ir.load(path).graph.initializers.values()
+        if value.name.endswith(".int8")
+    ]
+    return max(int(np.abs(weight.astype(int)).max()) for weight in weights)
 
 
 def bundle_nodes(bundle: Bundle) -> dict[str, set[str]]:

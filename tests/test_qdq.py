@@ -91,14 +91,19 @@ def run(model, x):
     return session_of(model).run(None, {"x": x})[0]
 
 
-def optimised_ops(path, tmp_path):
-    """Operators of the graph that onnxruntime really runs."""
+def optimised(path, tmp_path):
+    """The graph that onnxruntime really runs."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    options.add_session_config_entry(*EXACT_INT8)
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    return onnx.load(tmp_path / "optimised.onnx").graph
+
+
+def optimised_ops(path, tmp_path):
+    return [node.op_type for node in optimised(path, tmp_path).node]
 
 
 @pytest.mark.parametrize("for_cpu", [False, True])
@@ -230,16 +235,19 @@ def test_attention_pattern(model_of, ranges):
         ("MatMul", 3, True, False),
     ],
 )
-def test_numbers(op_type, rank, bias, trans_b, for_cpu):
+@pytest.mark.parametrize(("reduce_range", "levels"), [(False, 127), (True, 64)])
+def test_numbers(op_type, rank, bias, trans_b, reduce_range, levels, for_cpu):
     """The quantized Linear is what int8 arithmetic by hand says."""
     model = linear_model(op_type, rank, bias, trans_b)
     plan = QuantizationPlan(graph="g", nodes=(f"fc/{op_type}",))
-    quantized = qdq_from_ranges(model, table_of({"a": 2.0}), plan, for_cpu=for_cpu)
+    quantized = qdq_from_ranges(
+        model, table_of({"a": 2.0}), plan, for_cpu=for_cpu, reduce_range=reduce_range
+    )
     shape = {2: (5, 3), 3: (1, 4, 3)}[rank]
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32) * 2
     weight = model.graph.initializers["w"].const_value.numpy()
     weight = weight.T if trans_b else weight
-    scale = np.abs(weight).max(axis=0) / 127
+    scale = np.abs(weight).max(axis=0) / levels
     steps = np.clip(np.rint(np.maximum(x, 0) / (2 / 127)), -127, 127)
     expected = steps @ np.rint(weight / scale) * (2 / 127) * scale
     expected = expected + (np.array([0.5, -2.0]) if bias else 0)
@@ -247,6 +255,24 @@ def test_numbers(op_type, rank, bias, trans_b, for_cpu):
     assert "w" not in quantized.graph.initializers
     assert "w" in model.graph.initializers  # the argument is as it was
     assert next(node.op_type for node in model.graph) == "Relu"
+
+
+@pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
+def test_weights_of_reduced_range_stay_int8_on_every_cpu(model_of, ranges, tmp_path, name):
+    """What onnxruntime would clip, it makes uint8 where there is no VNNI, and multiplies slowly."""
+    model = model_of(name)
+    quantized = qdq_from_ranges(
+        model, ranges[name], QuantizationPlan.default(model), for_cpu=True, reduce_range=True
+    )
+    ir.save(quantized, tmp_path / "quantized.onnx")
+    graph = optimised(tmp_path / "quantized.onnx", tmp_path)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    place = {"MatMulIntegerToFloat": 1, "QGemm": 3, "QLinearConv": 3}  # of the weight
+    weights = [constants[n.input[place[n.op_type]]] for n in graph.node if n.op_type in place]
+    assert weights
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
+    largest = [int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()) for t in weights]
+    assert set(largest) == {64}
 
 
 @pytest.mark.parametrize("name", ["image_encoder", "text_decoder"])

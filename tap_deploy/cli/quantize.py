@@ -59,6 +59,11 @@ calibration_data_option = click.option(
 @click.option("--attention", is_flag=True, help="Quantize the products of attention, too.")
 @click.option("--residuals", is_flag=True, help="Quantize the sums of residual branches, too.")
 @click.option(
+    "--reduce-range",
+    is_flag=True,
+    help="Weights of 7 bits instead of 8: quicker on x86 CPUs without VNNI, less exact anywhere.",
+)
+@click.option(
     "--smoothquant",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
@@ -86,6 +91,7 @@ def quantize_command(
     seed: int,
     attention: bool,
     residuals: bool,
+    reduce_range: bool,
     smoothquant: str,
     budget: str | None,
     exclusions: pathlib.Path | None,
@@ -125,6 +131,7 @@ def quantize_command(
             seed=seed,
             attention=attention,
             residuals=residuals,
+            reduce_range=reduce_range,
             threads=threads,
         ),
         smoothquant=smoothquant,
