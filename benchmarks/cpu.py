@@ -23,6 +23,8 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.captioner import Captioner
 from tap_deploy.cli.exits import CleanExits
 from tap_deploy.files import atomic_file
+from tap_deploy.machine.cpu import cpu_name
+from tap_deploy.machine.host import Host
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.synthetic import synthetic_model
@@ -134,18 +136,11 @@ def conditions(bundle: Bundle, threads: int) -> dict[str, Any]:
     return {
         "model": bundle.manifest.model,
         "weights": bundle.manifest.checkpoint.file,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(Host()),
         "threads": threads,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def _cpu_name() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.report_html import html_from_report
 from tap_deploy.engines.verdict import Verdict
+from tap_deploy.machine.cpu import cpu_int8, cpu_name
+from tap_deploy.machine.host import Host
 from tap_deploy.manifest import GraphRecord
 from tap_deploy.precisions import INT8, INT8_FP32
 
@@ -104,9 +106,11 @@ def report_from_verdict(
 
 def conditions() -> dict[str, Any]:
     """Return what the figures depend on."""
+    host = Host()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(host),
+        "cpu_int8": cpu_int8(host),
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
         **dict(_versions("onnxruntime", "onnx", "numpy", "torch")),
@@ -117,14 +121,6 @@ def _versions(*packages: str) -> Iterator[tuple[str, str]]:
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield package, importlib.metadata.version(package)
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _mixed(

@@ -239,6 +239,26 @@ def test_the_generation_of_the_gpu(tmp_path, sm, status):
     assert check.detail.startswith(f"SM {sm}")
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "status", "detail"),
+    [
+        ("flags\t\t: fpu avx2 avx512_vnni amx_int8 xsave", "ok", "A CPU; int8: AMX"),
+        ("flags\t\t: fpu avx2 avx_vnni", "ok", "A CPU; int8: AVX-VNNI"),
+        ("flags\t\t: fpu avx2 fma", "warning", "A CPU; int8: no VNNI, so weights of 7 bits"),
+        ("Features\t: fp asimd asimddp", None, None),
+    ],
+)
+def test_how_the_cpu_multiplies_int8(tmp_path, cpuinfo, status, detail):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"model name\t: A CPU\n{cpuinfo}\n", "utf-8")
+    checks = {c.name: c for c in doctor.diagnose(Host(root=tmp_path, run=no_programs))}
+    assert ("cpu" in checks) == (status is not None)
+    if status is not None:
+        assert checks["cpu"].status == status
+        assert checks["cpu"].detail.startswith(detail)
+        assert ("--reduce-range" in (checks["cpu"].remedy or "")) == (status == "warning")
+
+
 def test_little_room_is_a_warning_and_blocks_nothing(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**31, 2**30, 2**30))

@@ -29,6 +29,7 @@ from tap_deploy.cli.packages import (
     Package,
 )
 from tap_deploy.cli.probe import working_providers
+from tap_deploy.machine.cpu import NO_VNNI
 from tap_deploy.machine.memory import Memory
 from tap_deploy.machine.state import MachineState
 
@@ -46,6 +47,7 @@ def machine_checks(state: MachineState) -> list[Check]:
         _cuda_binding_check(state),
         _driver_check(state),
         *_sm_checks(state),
+        *_int8_checks(state),
         _disk_check(),
         *([] if state.jetson else [_memory_check(state.memory)]),
     ]
@@ -123,6 +125,18 @@ def _sm_checks(state: MachineState) -> list[Check]:
     detail = f"SM {state.compute_capability}" + ("" if new_enough else "; engines need 7.5")
     remedy = "tap-export run BUNDLE PICTURE --backend onnxruntime"
     return [found_or_missing("gpu", _ENGINES, detail, remedy, found=new_enough)]
+
+
+def _int8_checks(state: MachineState) -> list[Check]:
+    """Return a check of how an x86 CPU multiplies int8."""
+    if state.cpu_int8 is None:
+        return []
+    remedy = "tap-export quantize BUNDLE --calibration-data DIR --reduce-range"
+    detail = f"{state.cpu}; int8: {state.cpu_int8}"
+    fine = state.cpu_int8 != NO_VNNI
+    if not fine:
+        detail += ", so weights of 7 bits are quicker on this CPU"
+    return [ok_or_warning("cpu", "quantize", detail, remedy, fine=fine)]
 
 
 def _disk_check() -> Check:

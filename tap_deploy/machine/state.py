@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import re
 from typing import Any
 
+from tap_deploy.machine.cpu import cpu_int8, cpu_name
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.jetson import Jetson, jetson_of
 from tap_deploy.machine.memory import Memory, memory_of
@@ -40,6 +40,7 @@ class MachineState:
 
     Attributes:
         cpu: name of the processor.
+        cpu_int8: how it multiplies int8, see ``tap_deploy.machine.cpu.cpu_int8``.
         jetson: the board, None elsewhere.
         gpus: what the driver knows.
         gpu_problem: why the driver knows none; None if it knows some.
@@ -50,6 +51,7 @@ class MachineState:
     """
 
     cpu: str
+    cpu_int8: str | None
     jetson: Jetson | None
     gpus: tuple[Gpu, ...]
     gpu_problem: str | None
@@ -90,7 +92,8 @@ def machine_state(host: Host | None = None) -> MachineState:
     libraries = [name for name in packages if re.fullmatch(r"libnvinfer\d+", name)]
     library = max(libraries, key=lambda name: int(name[len("libnvinfer") :]), default="")
     return MachineState(
-        cpu=_cpu_name(host),
+        cpu=cpu_name(host),
+        cpu_int8=cpu_int8(host),
         jetson=jetson_of(host, packages),
         gpus=gpus,
         gpu_problem=problem,
@@ -165,8 +168,3 @@ def _cuda_version(host: Host) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return str(version)
-
-
-def _cpu_name(host: Host) -> str:
-    match = re.search(r"^model name\s*:\s*(.+)$", host.text("/proc/cpuinfo") or "", re.MULTILINE)
-    return match[1] if match else platform.processor() or platform.machine()
