@@ -75,8 +75,8 @@ class LayerCount:
     """Layers of an engine, as its inspector tells.
 
     Attributes:
-        precisions: data type of the first output -> number of layers. A layer that multiplies
-            int8 may well give fp16, so int8 is counted too low rather than too high.
+        precisions: what a layer computes in -> number of layers, as ``precisions_from_json``
+            counts them.
     """
 
     precisions: dict[str, int]
@@ -85,7 +85,9 @@ class LayerCount:
     def summary(self) -> str:
         """One line for people."""
         total = sum(self.precisions.values())
-        return f"{self.precisions.get('int8', 0)} of {total} layers give int8 (engine inspector)"
+        return (
+            f"{self.precisions.get('int8', 0)} of {total} layers multiply int8 (engine inspector)"
+        )
 
 
 def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> LayerCount | None:

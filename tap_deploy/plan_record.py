@@ -36,7 +36,7 @@ class PlanRecord:
         flags: every setting of the builder that shapes the plan, JSON types.
         options: those of ``tap-export build`` that were not the defaults, to build it again.
         build_seconds: wall time of parsing and building.
-        layer_precisions: data type -> number of layers whose output has it, from the engine
+        layer_precisions: what a layer computes in -> number of layers, from the engine
             inspector; None where no GPU could deserialise the plan.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import pathlib
 import re
 import shlex
@@ -227,12 +228,44 @@ def test_the_release_of_the_driver(tmp_path, line, release):
         ('{"Layers": ["a", {"Outputs": []}, {"Outputs": ["b"]}]}', {"unknown": 3}),
         ('{"Layers": [{"Outputs": [{"Format/Datatype": "Float"}]}]}', {"fp32": 1}),
         ('{"Layers": [{"Outputs": [{"Format/Datatype": "BFloat16"}]}]}', {"bf16": 1}),
-        ('{"Layers": [{"Outputs": [{"DataType": "Int8", "Format": "FP32"}]}]}', {"int8": 1}),
+        ('{"Layers": [{"Outputs": [{"DataType": "Half", "Format": "FP32"}]}]}', {"fp16": 1}),
         ('{"Layers": [{"Outputs": [{"DataType": "Int32"}]}]}', {"int32": 1}),
     ],
 )
 def test_the_inspectors_json(text, expected):
     assert precisions_from_json(text) == expected
+
+
+I8_TACTIC = "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x64"
+DYNAMIC = "N/A due to dynamic shapes"
+
+
+@pytest.mark.parametrize(
+    ("expected", "reads", "gives", "layer"),
+    [
+        # A product of int8 is one, whatever it gives.
+        ("int8", "Int8", "Half", {"LayerType": "fusion", "TacticName": I8_TACTIC}),
+        ("int8", DYNAMIC, DYNAMIC, {"LayerType": "gemm", "TacticName": I8_TACTIC}),
+        ("int8", "Int8", "Half", {"LayerType": "gemm"}),
+        ("int8", "Int8", "Half", {"LayerType": "CaskConvolution", "TacticName": "0x1f"}),
+        ("int8", "Int8", "Int8", {"LayerType": "kgen", "Name": "__myl_FcCastAddErf_myl0_4"}),
+        ("int8", "Int8", "Half", {"Metadata": "[ONNX Layer: blocks.0.attn.qkv/MatMul_3]"}),
+        # Floats between Q and DQ are floats.
+        ("fp32", "Int8", "Float", {"LayerType": "CaskConvolution", "TacticName": "f32f32_tf32f32"}),
+        ("fp16", "Int8", "Half", {"LayerType": "gemm", "TacticName": "ampere_h16816gemm_128x64"}),
+        ("fp16", "Half", "Int8", {"LayerType": "kgen", "Name": "__myl_CastMulMeanQuantize_myl0_2"}),
+        ("fp16", "Int8", "Half", {"LayerType": "kgen", "Name": "__myl_ConvertAddCast_myl0_3"}),
+        ("fp16", "Int8", "Half", {"Metadata": "[ONNX Layer: cross_conv.2.conv1/Conv/Mul]"}),
+        ("unknown", "Int8", "Int8", {"LayerType": "PointWiseV2"}),
+        # A Q or DQ that stands alone computes nothing.
+        ("conversion", "Float", "Int8", {"LayerType": "Reformat", "Origin": "QDQ"}),
+        ("conversion", "Int8", "Half", {"LayerType": "NoOp", "Origin": "QDQ"}),
+    ],
+)
+@pytest.mark.parametrize("key", ["Format/Datatype", "DataType"])
+def test_what_counts_as_int8(key, expected, reads, gives, layer):
+    layer = {**layer, "Inputs": [{key: reads}], "Outputs": [{key: gives}]}
+    assert precisions_from_json(json.dumps({"Layers": [layer]})) == {expected: 1}
 
 
 def commands(bundle, tool, target):
