@@ -250,7 +250,13 @@ def test_attention_and_residuals_are_quantized_where_asked_for(folder, micro_bun
     assert largest_weight_steps(bundle) == 127
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
-    result = CliRunner().invoke(main, [*command, "--reduce-range", "--force", "--json"])
+
+
+def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bundle, tmp_path):
+    bundle = copy_of(micro_bundle, tmp_path / "bundle")
+    command = ["quantize", str(bundle.path), "--calibration-data", str(folder / "real")]
+    command += ["--method", "max", "--no-verdict", "--smoothquant", "off", "--threads", "1"]
+    result = CliRunner().invoke(main, [*command, "--reduce-range", "--json"])
     assert result.exit_code == 0, result.stderr
     assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["reduce_range"] is True
     assert largest_weight_steps(bundle) == 64

@@ -85,8 +85,8 @@ def _numbers(facts: CardFacts) -> str:
     lines = [
         "## Numbers",
         "",
-        f"{regions} regions of the test split, which nothing was trained or chosen on: other "
-        "random numbers and other\nbackgrounds than in training, the same kinds of objects.",
+        f"{regions} regions of the test split, which nothing was trained on: other random "
+        "numbers and other\nbackgrounds than in training, the same kinds of objects.",
         "",
         "| measure | prompt | " + " | ".join(subjects) + " |",
         "|---|---|" + "---:|" * len(subjects),
