@@ -230,6 +230,29 @@ class FakeCuda:
         self.copies.append((kind, size, device_address))
         self.enqueue(stream, lambda: move(real=True))
 
+    def copy_rows(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        self.require(width <= min(target_pitch, source_pitch), "rows overlap")
+
+        def move(real: bool) -> None:
+            for row in range(rows):
+                to = self.device_view(target + row * target_pitch, width)
+                origin = self.device_view(source + row * source_pitch, width)
+                if real:
+                    to[:] = origin
+
+        move(real=False)  # bounds are known now
+        self.copies.append(("d2d", width * rows, target))
+        self.enqueue(stream, lambda: move(real=True))
+
     def memset(self, address: int, value: int, size: int, stream: int) -> None:
         self.device_view(address, size)
 
@@ -355,6 +378,20 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
         assert isinstance(kind, MemcpyKind)
         cuda.copy(kinds[kind], int(target), int(source), size, int(stream))
 
+    def memcpy_2d(
+        target: Any,
+        target_pitch: int,
+        source: Any,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        kind: MemcpyKind,
+        stream: Any,
+    ) -> None:
+        assert kind is MemcpyKind.cudaMemcpyDeviceToDevice
+        pitches = target_pitch, source_pitch
+        cuda.copy_rows(int(target), pitches[0], int(source), pitches[1], width, rows, int(stream))
+
     def begin(stream: Any, mode: CaptureMode) -> None:
         assert isinstance(mode, CaptureMode)
         cuda.begin_capture(int(stream))
@@ -378,6 +415,7 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
         "cudaFreeHost": cuda.free_host,
         "cudaHostGetDevicePointer": lambda host, flags: cuda.mapped[host],
         "cudaMemcpyAsync": memcpy,
+        "cudaMemcpy2DAsync": memcpy_2d,
         "cudaMemsetAsync": lambda a, value, size, s: cuda.memset(a, value, size, int(s)),
         "cudaStreamCreateWithFlags": lambda flags: Handle(cuda.create_stream()),
         "cudaStreamDestroy": lambda stream: cuda.destroy_stream(int(stream)),
@@ -551,6 +589,27 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
         with call("memcpy_dtod_async"):
             cuda.copy("d2d", target, source, size, stream.handle)
 
+    class Memcpy2D:
+        src_pitch = dst_pitch = width_in_bytes = height = 0
+
+        def set_src_device(self, address: int) -> None:
+            self.source = address
+
+        def set_dst_device(self, address: int) -> None:
+            self.target = address
+
+        def __call__(self, stream: Any) -> None:
+            with call("Memcpy2D"):
+                cuda.copy_rows(
+                    self.target,
+                    self.dst_pitch,
+                    self.source,
+                    self.src_pitch,
+                    self.width_in_bytes,
+                    self.height,
+                    stream.handle,
+                )
+
     def memset(address: int, value: int, count: int, stream: Any) -> None:
         with call("memset_d8_async"):
             cuda.memset(address, value, count, stream.handle)
@@ -565,6 +624,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
         "memcpy_htod_async": htod,
         "memcpy_dtoh_async": dtoh,
         "memcpy_dtod_async": dtod,
+        "Memcpy2D": Memcpy2D,
         "memset_d8_async": memset,
         "Error": PycudaError,
         "MemoryError": PycudaMemoryError,

@@ -61,6 +61,25 @@ def test_there_and_back(memory, cuda):
     assert cuda.leaks() == {}
 
 
+def test_rows_go_where_their_pitch_says(memory, cuda):
+    with memory.activated():
+        stream, source, target = memory.create_stream(), memory.alloc(96), memory.alloc(160)
+        block = memory.alloc_pinned(96)
+        block.array[:] = np.arange(96)
+        memory.copy_to_device(source, block.array, stream)
+        memory.clear(target, 160, stream)
+        memory.copy_rows_on_device(target + 8, 40, source, 24, 16, 4, stream)
+        memory.synchronize(stream)
+        expected = np.zeros((4, 40), np.uint8)
+        expected[:, 8:24] = np.arange(96).reshape(4, 24)[:, :16]
+        np.testing.assert_array_equal(cuda.device_view(target, 160).reshape(4, 40), expected)
+        with pytest.raises(SessionError, match="IllegalAddress"):
+            memory.copy_rows_on_device(target, 40, source, 24, 16, 5, stream)
+        memory.free(source)
+        memory.free(target)
+        memory.free_pinned(block)
+
+
 def test_recorded_work_is_done_again(memory, cuda):
     with memory.activated():
         stream, address = memory.create_stream(), memory.alloc(256)

@@ -94,6 +94,30 @@ class CudaPythonMemory(DeviceMemory):
         """Copy between two addresses."""
         self._copy(target, source, size_bytes, "cudaMemcpyDeviceToDevice", stream)
 
+    def copy_rows_on_device(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        row_bytes: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        """Copy rows between two addresses."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            "cudaMemcpy2DAsync",
+            target,
+            target_pitch,
+            source,
+            source_pitch,
+            row_bytes,
+            rows,
+            kind,
+            stream,
+        )
+
     def _copy(self, target: int, source: int, size_bytes: int, kind: str, stream: int) -> None:
         kind = getattr(self._cuda.cudaMemcpyKind, kind)
         self._call("cudaMemcpyAsync", target, source, size_bytes, kind, stream)

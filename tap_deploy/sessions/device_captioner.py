@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from tap_deploy.captioner import blank_after_eos, finished_rows, sample
 from tap_deploy.config import BOS_ID, TapConfig
 from tap_deploy.errors import SessionError
 from tap_deploy.sessions.buffers import Buffers
-from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph
+from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, Recording
 from tap_deploy.sessions.device_memory import ALIGNMENT_BYTES, aligned
 from tap_deploy.sessions.options import DeviceOptions
 
@@ -59,8 +58,8 @@ class DeviceCaptioner:
         self._itemsize = np.dtype(self._float).itemsize
         self._check_slots()
         self._executors: dict[int, DeviceExecutor] = {}
-        self._recorded: dict[tuple[int, int], Any] = {}
-        self._record = options.cuda_graphs and graph.can_capture
+        self._recorded: dict[tuple[int, int], Recording] = {}
+        self._record = options.cuda_graphs and graph.can_record
         self.steps_replayed = self.steps_enqueued = self.looks = 0
         self._allocate()
 
@@ -174,7 +173,7 @@ class DeviceCaptioner:
         """Run one position: replayed if it was recorded, else run and recorded."""
         recorded = self._recorded.get((batch, position))
         if recorded is not None:
-            self._memory.launch(recorded, self._stream)
+            recorded.launch()
             self.steps_replayed += 1
             return
         executor = self._bound(batch, position)
@@ -185,16 +184,16 @@ class DeviceCaptioner:
 
     def _try_to_record(self, executor: DeviceExecutor, batch: int, position: int) -> None:
         """Record the step that was just run; it is not run again by that."""
-        if not executor.can_capture():
+        if not executor.can_record():
             return  # not yet: TensorRT-RTX still compiles for these shapes
         try:
             with _capture_lock:
-                graph = self._memory.capture(self._stream, executor.enqueue)
+                recording = executor.record(self._memory, self._stream, lambda: None)
         except SessionError as exc:
             self._record = False
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
             return
-        self._recorded[batch, position] = graph
+        self._recorded[batch, position] = recording
 
     def _bound(self, batch: int, position: int) -> DeviceExecutor:
         executor = self._executors.get(batch)
@@ -243,5 +242,5 @@ class DeviceCaptioner:
     def close(self) -> None:
         """Give the recorded graphs back; buffers and executors have other owners."""
         while self._recorded:
-            self._memory.destroy_graph(self._recorded.popitem()[1])
+            self._recorded.popitem()[1].close()
         self._executors.clear()

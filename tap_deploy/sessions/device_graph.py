@@ -3,12 +3,50 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
+from tap_deploy.sessions.device_memory import DeviceMemory
 
 WHAT_AXES_COUNT = {"B": "pictures", "P": "prompts", "N": "points in a prompt", "T": "cache slots"}
+
+
+class Recording(abc.ABC):
+    """A run that was recorded as a CUDA graph: the same work at the same addresses."""
+
+    @abc.abstractmethod
+    def launch(self) -> None:
+        """Put the work into the stream that it was recorded in, and return.
+
+        Raises:
+            SessionError: the backend refused.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give it back; its stream is idle."""
+
+
+class CapturedWork(Recording):
+    """What a stream captured."""
+
+    def __init__(self, memory: DeviceMemory, stream: int, work: Callable[[], None]) -> None:
+        """Capture ``work``, without doing it.
+
+        Raises:
+            SessionError: it cannot be captured.
+        """
+        self._memory, self._stream = memory, stream
+        self._graph = memory.capture(stream, work)
+
+    def launch(self) -> None:
+        """Replay it."""
+        self._memory.launch(self._graph, self._stream)
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        self._memory.destroy_graph(self._graph)
 
 
 class DeviceExecutor(abc.ABC):
@@ -30,9 +68,31 @@ class DeviceExecutor(abc.ABC):
             SessionError: the backend refused.
         """
 
-    def can_capture(self) -> bool:
-        """Whether a CUDA graph could record the next run."""
+    def can_record(self) -> bool:
+        """Whether the next run could be recorded."""
         return True
+
+    def record(self, memory: DeviceMemory, stream: int, then: Callable[[], None]) -> Recording:
+        """Record a run with the sizes and addresses of now, and ``then`` behind it.
+
+        Args:
+            memory: the GPU.
+            stream: the executor's.
+            then: puts more work into the stream.
+
+        Raises:
+            SessionError: it cannot be recorded.
+        """
+
+        def work() -> None:
+            self.enqueue()
+            then()
+
+        return CapturedWork(memory, stream, work)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of what the backend holds for it; its stream is idle."""
 
 
 class DeviceGraph(abc.ABC):
@@ -42,14 +102,14 @@ class DeviceGraph(abc.ABC):
     minima: axis name -> smallest size.
     scratch_bytes: memory that an executor needs while it runs. Executors of one stream can
         share it, as they run one after the other.
-    can_capture: whether a CUDA graph can record a run.
+    can_record: whether runs can be recorded at all.
     """
 
     spec: GraphSpec
     limits: Mapping[str, int]
     minima: Mapping[str, int]
     scratch_bytes: int = 0
-    can_capture: bool = False
+    can_record: bool = False
 
     @abc.abstractmethod
     def executor(self, stream: int, scratch_address: int) -> DeviceExecutor:

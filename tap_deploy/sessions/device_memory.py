@@ -86,6 +86,22 @@ class DeviceMemory(abc.ABC):
         """Copy between two addresses that do not overlap."""
 
     @abc.abstractmethod
+    def copy_rows_on_device(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        row_bytes: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        """Copy rows of ``row_bytes`` each between two addresses that do not overlap.
+
+        A pitch is the distance in bytes from the beginning of one row to that of the next.
+        """
+
+    @abc.abstractmethod
     def clear(self, address: int, size_bytes: int, stream: int) -> None:
         """Fill with zero bytes."""
 

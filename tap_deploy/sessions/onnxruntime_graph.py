@@ -95,9 +95,13 @@ class OnnxRuntimeExecutor(DeviceExecutor):
                 f"graph {self._spec.name}: onnxruntime failed: {first_line(exc)}"
             ) from exc
 
-    def can_capture(self) -> bool:
+    def can_record(self) -> bool:
         """Never: a run may allocate, which a recording does not allow."""
         return False
+
+    def close(self) -> None:
+        """Let go of binding and session."""
+        self._binding = self._session = None
 
     def _bind_all(self) -> None:
         for tensors, bind in (

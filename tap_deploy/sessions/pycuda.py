@@ -102,6 +102,25 @@ class PycudaMemory(DeviceMemory):
         with self._translated("memcpy_dtod_async"):
             self._driver.memcpy_dtod_async(target, source, size_bytes, self._streams[stream])
 
+    def copy_rows_on_device(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        row_bytes: int,
+        rows: int,
+        stream: int,
+    ) -> None:
+        """Copy rows between two addresses."""
+        with self._translated("Memcpy2D"):
+            copy = self._driver.Memcpy2D()
+            copy.set_src_device(source)
+            copy.set_dst_device(target)
+            copy.src_pitch, copy.dst_pitch = source_pitch, target_pitch
+            copy.width_in_bytes, copy.height = row_bytes, rows
+            copy(self._streams[stream])
+
     def clear(self, address: int, size_bytes: int, stream: int) -> None:
         """Fill with zero bytes."""
         with self._translated("memset_d8_async"):

@@ -28,7 +28,7 @@ DTYPES = {
 class TensorRtEngine(DeviceGraph):
     """A deserialised engine. Its plan must have been confirmed by ``plans.load_plan``."""
 
-    can_capture = True
+    can_record = True
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class TensorRtExecutor(DeviceExecutor):
         if not self._context.execute_async_v3(self._stream):
             raise self._graph.error("failed to run")
 
-    def can_capture(self) -> bool:
+    def can_record(self) -> bool:
         """Whether the next run can be recorded."""
         return self._graph.contexts.can_capture(self._context, self._stream)
 
