@@ -25,6 +25,7 @@ from tap_deploy.cli.exits import CleanExits
 from tap_deploy.files import atomic_file
 from tap_deploy.machine.cpu import cpu_name
 from tap_deploy.machine.host import Host
+from tap_deploy.masks import request_answers
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.synthetic import synthetic_model
@@ -100,6 +101,7 @@ def stages(
             )
         )
         tensors = [torch.from_numpy(array) for array in feed.values()]
+        feed[graphs.MASK_REQUEST] = request_answers(count)
         return f"decode P={count} prompts", {
             OURS: lambda: sessions[graphs.PROMPT_DECODER].run(feed),
             BASELINE: lambda: model.decode_prompts(*tensors),

@@ -42,7 +42,7 @@ def peak_shares(
             continue
         calls = stage["tokens"] + 1 if stage["kind"] == CAPTION else 1
         # A step reads the slots before it: half of them on average.
-        axes = {"B": 1, "P": stage["prompts"], "N": 2, "T": max(1, calls // 2)}
+        axes = {"B": 1, "P": stage["prompts"], "N": 2, "M": 1, "T": max(1, calls // 2), "K": 1}
         names = {a for t in specs[graph].inputs for a in t.shape if isinstance(a, str)}
         work = count_work(
             bundle.graph_path(graph, variant), specs[graph], {name: axes[name] for name in names}

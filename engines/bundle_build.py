@@ -65,7 +65,7 @@ def planned_builds(
                 graph=graph,
                 spec=specs[graph],
                 onnx_path=path,
-                profile=optimization_profile(specs[graph], target, bundle.config.text_seq_len),
+                profile=optimization_profile(specs[graph], target, bundle.config),
                 weights_bytes=weights,
                 memory_bytes=build_memory_bytes(weights, target, integrated=integrated),
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tap_deploy import graphs
+from tap_deploy.caption_steps import CaptionSteps
 from tap_deploy.config import TapConfig
 from tap_deploy.sessions.contract import Session
 
@@ -126,22 +126,12 @@ def _margins(
     places: np.ndarray,
 ) -> np.ndarray:
     """Feed the expected captions step by step up to the last of the places."""
-    count = len(places)
-    tokens = np.ascontiguousarray(semantic_tokens)
-    cache = session.allocate(graphs.kv_cache_shape(config, count), tokens.dtype.name)
-    margins = np.empty(count)
+    steps = CaptionSteps(session, config, semantic_tokens)
+    margins = np.empty(len(places))
     for position in range(int(places.max()) + 1):
-        outputs = session.run(
-            {
-                graphs.SEMANTIC_TOKENS: tokens,
-                graphs.INPUT_IDS: expected[:, max(0, position - 1)].astype(np.int32),
-                graphs.POSITION: np.array([position], np.int32),
-                graphs.PAST_KEY_VALUES: cache[:position] if position else cache[1:2],
-            },
-            into={graphs.PRESENT_KEY_VALUES: cache[position : position + 1]},
-        )
+        steps.step(expected[:, max(0, position - 1)])
         here = np.flatnonzero(places == position)
-        logits = outputs[graphs.LOGITS][here].astype(np.float64)
+        logits = steps.logits[here].astype(np.float64)
         rows = np.arange(len(here))
         margins[here] = logits[rows, expected[here, position]] - logits[rows, found[here, position]]
     return margins

@@ -17,7 +17,7 @@ from tap_deploy.sessions.contract import Session, Tensors
 
 TAP_LIMIT_BYTES = 512 << 20
 # What one call is expected to bring; more only means that a piece holds more than the limit.
-EXPECTED_SIZES = {"B": 1, "P": 8, "N": 10, "T": 40}
+EXPECTED_SIZES = {"B": 1, "P": 8, "N": 10, "M": 1, "T": 40, "K": 1}
 
 
 class CollectingSession(Session):

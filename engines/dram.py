@@ -89,7 +89,9 @@ def run_budget(
         config: sizes of the model.
         max_prompts: largest number of prompts in a call.
     """
-    cache = activation_bytes(math.prod(kv_cache_shape(config, max_prompts)), precision)
+    cache = activation_bytes(
+        math.prod(kv_cache_shape(config, max_prompts, config.text_seq_len)), precision
+    )
     items = _fixed_items(device) | {
         "engines": sum(engine_bytes(work, precision) for work in works.values()),
         "activations of the three engines": sum(

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import record_precision
+from tap_deploy.config import TapConfig
 from tap_deploy.golden import GoldenSample
 from tap_deploy.precisions import INT8, INT8_FP32
 from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
 from tap_deploy.tolerances import DEVIATION_KEY, FP16_TOLERANCES, Tolerance
-from tap_deploy.verify import verify_sessions
+from tap_deploy.verify import decode_all_tokens, verify_sessions
 
 # Choices by their margins, whatever these are: nothing is judged here.
 _MEASURE = {name: Tolerance(max=math.inf, relative=True) for name in FP16_TOLERANCES}
@@ -49,7 +50,7 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
         report = verify_sessions(
             sessions,
             bundle.config,
-            [sample, _chained(sessions, sample)],
+            [sample, _chained(sessions, bundle.config, sample)],
             backend="onnxruntime",
             precision=INT8,
             tolerances=_MEASURE,
@@ -66,20 +67,17 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
             record_precision(bundle, variant, {DEVIATION_KEY: found})
 
 
-def _chained(sessions: Mapping[str, Session], sample: GoldenSample) -> GoldenSample:
+def _chained(
+    sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample
+) -> GoldenSample:
     """Return the sample with what int8 itself hands from graph to graph.
 
     Stage by stage, errors are small; from end to end they add up, and captions are checked so.
     """
     encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: sample.images})
     embeddings = encoded[graphs.IMAGE_EMBEDDINGS]
-    decoded = sessions[graphs.PROMPT_DECODER].run(
-        {
-            graphs.IMAGE_EMBEDDINGS: embeddings[:1],
-            graphs.POINT_COORDS: sample.point_coords,
-            graphs.POINT_LABELS: sample.point_labels,
-        }
-    )
+    decoder = sessions[graphs.PROMPT_DECODER]
+    decoded = decode_all_tokens(decoder, config, sample, embeddings)
     return dataclasses.replace(
         sample,
         image_embeddings=embeddings,

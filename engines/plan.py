@@ -174,7 +174,8 @@ def plan_for_device(bundle: Bundle, device: DeviceProfile, options: PlanOptions)
 
 def _works(bundle: Bundle, variant: str, prompts: int, points: int) -> dict[str, GraphWork]:
     # The whole cache is shown to every step: fixed shapes, as CUDA graphs want them.
-    axes = {"B": 1, "P": prompts, "N": points, "T": bundle.config.text_seq_len}
+    axes = {"B": 1, "P": prompts, "N": points, "M": 1, "K": 1}
+    axes["T"] = bundle.config.text_seq_len
     works = {}
     for name, spec in bundle.graph_specs(variant).items():
         used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}

@@ -7,10 +7,12 @@ kernels are chosen for the usual size. So
 - ``P``: 1 to ``max_prompts``; usual is 16 (or the largest, if that is less): between a click and
   a picture full of boxes;
 - ``N``: 1 to ``max_points``; usual is 2: a point with its padding, or a box;
+- ``M``: 1, as a predictor asks for the answer only, to all mask tokens;
+- ``K``: 1, as the best token is taken, to all candidates of a draw;
 - ``T``: 1 to the whole cache, and the whole cache is the usual size. A length of 0 cannot be
   bound. The predictor shows the whole cache at every step and has it masked, so that nothing
   changes between replays of CUDA graphs. ``verify`` and ``selftest``, which run graph by graph,
-  show the exact past, and one masked slot at position 0. Both fit into this profile.
+  show a cache that grows. Both fit into this profile.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from tap_deploy.config import TapConfig
 from tap_deploy.engines.target import BuildTarget
-from tap_deploy.graphs import GraphSpec, TensorSpec
+from tap_deploy.graphs import GraphSpec, TensorSpec, draw_candidates
 
 USUAL_PROMPTS = 16
 USUAL_POINTS = 2
@@ -45,19 +48,21 @@ class ShapeRange:
 Profile = Mapping[str, ShapeRange]
 
 
-def optimization_profile(spec: GraphSpec, target: BuildTarget, text_seq_len: int) -> Profile:
+def optimization_profile(spec: GraphSpec, target: BuildTarget, config: TapConfig) -> Profile:
     """Return the profile of a graph: every input, also those of fixed shape.
 
     Args:
         spec: inputs of the graph.
         target: has the largest sizes.
-        text_seq_len: slots of a whole cache.
+        config: sizes of the model.
     """
     ranges = {
         "B": (1, 1, target.max_images),
         "P": (1, min(USUAL_PROMPTS, target.max_prompts), target.max_prompts),
         "N": (1, min(USUAL_POINTS, target.max_points), target.max_points),
-        "T": (1, text_seq_len, text_seq_len),
+        "M": (1, 1, config.num_mask_tokens),
+        "T": (1, config.text_seq_len, config.text_seq_len),
+        "K": (1, 1, draw_candidates(config)),
     }
     return {tensor.name: _shape_range(tensor, ranges) for tensor in spec.inputs}
 

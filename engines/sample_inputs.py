@@ -15,7 +15,7 @@ from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.image import load_image, model_image
-from tap_deploy.masks import select_mask_token
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions.contract import Session
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -102,8 +102,8 @@ def run_sample(sessions: Mapping[str, Session], config: TapConfig, sample: Sampl
             graphs.IMAGE_EMBEDDINGS: encoded[graphs.IMAGE_EMBEDDINGS],
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
+            graphs.MASK_REQUEST: request_answers(len(sample.point_labels)),
         }
     )
-    index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], sample.point_labels)
-    tokens = outputs[graphs.SEMANTIC_TOKENS][np.arange(len(index)), index]
+    tokens = outputs[graphs.SEMANTIC_TOKENS][:, 0]
     Captioner(sessions[graphs.TEXT_DECODER], config).generate(tokens)

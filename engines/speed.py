@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tap_deploy import graphs
+from tap_deploy.caption_steps import CaptionSteps
 from tap_deploy.config import BOS_ID, TapConfig
 from tap_deploy.engines.agreement import Case, Sessions
 from tap_deploy.image import load_image, model_image
+from tap_deploy.masks import request_answers
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.contract import Session
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, WARM_UP_SECONDS, Latency, measure
@@ -72,6 +74,11 @@ class SpeedInputs:
             semantic_tokens=np.ascontiguousarray(regions.semantic_tokens[:1]),
             num_tokens=config.max_new_tokens,
         )
+
+    @property
+    def mask_request(self) -> np.ndarray:
+        """Ask for the token that answers, int32 ``[16, 1]``."""
+        return request_answers(len(self.point_labels))
 
     @property
     def descriptions(self) -> dict[str, str]:
@@ -171,23 +178,11 @@ def write_caption(
     Returns:
         ids int32 ``[num_tokens]`` of the first row.
     """
-    dtype = session.spec.outputs[1].dtype
-    rows = len(semantic_tokens)
-    cache = session.allocate(graphs.kv_cache_shape(config, rows), dtype)
-    ids = np.full(rows, BOS_ID, np.int32)
-    tokens = semantic_tokens.astype(dtype, copy=False)
+    steps = CaptionSteps(session, config, semantic_tokens)
+    ids = np.full(len(semantic_tokens), BOS_ID, np.int32)
     written = np.empty(num_tokens, np.int32)
-    for position in range(num_tokens + 1):
-        outputs = session.run(
-            {
-                graphs.SEMANTIC_TOKENS: tokens,
-                graphs.INPUT_IDS: ids,
-                graphs.POSITION: np.array([position], np.int32),
-                graphs.PAST_KEY_VALUES: cache[:position] if position else cache[1:2],
-            },
-            into={graphs.PRESENT_KEY_VALUES: cache[position : position + 1]},
-        )
-        if position:  # what follows the visual prefix is BOS, whatever the graph says
-            ids = outputs[graphs.NEXT_IDS]
-            written[position - 1] = ids[0]
+    steps.step(ids)
+    for position in range(num_tokens):
+        ids = steps.step(ids)
+        written[position] = ids[0]
     return written

@@ -18,7 +18,7 @@ from tap_deploy.sessions.contract import resolve_shape
 MAX_SHAPE_ELEMENTS = 64  # no shape has as many axes
 # What is left of a graph after fusion: element-wise operators join the products, and an
 # attention, whose one Softmax stands for it, is one kernel.
-_KERNEL_OPS = ("LayerNormalization", "Softmax", "ArgMax")
+_KERNEL_OPS = ("LayerNormalization", "Softmax", "TopK")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -21,7 +23,7 @@ OPSET = 20  # the newest that TensorRT 10.3 takes; Gelu is one op from here on
 IR_VERSION = 10
 
 # Any sizes but 0 and 1, which the tracer would take for constants; all different.
-EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "T": 7}
+EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "M": 4, "T": 7, "K": 6}
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
@@ -42,10 +44,6 @@ def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: s
 
 def onnx_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
     """Trace a module into an ONNX model in memory."""
-    dynamic_shapes = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis in tensor.dynamic_axes} or None
-        for tensor in spec.inputs
-    )
     with _quiet_exporter(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -54,7 +52,7 @@ def onnx_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
             opset_version=OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=_dynamic_shapes(module, spec),
             optimize=True,
             verbose=False,
         )
@@ -62,6 +60,15 @@ def onnx_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
         raise RuntimeError(f"the exporter returned no program for {spec.name}")
     program.model.ir_version = min(program.model.ir_version, IR_VERSION)
     return program.model
+
+
+def _dynamic_shapes(module: nn.Module, spec: GraphSpec) -> tuple[Any, ...]:
+    """Return which axes of each argument may change; what ``*past`` takes is one tuple."""
+    shapes = [{axis: torch.export.Dim.DYNAMIC for axis in t.dynamic_axes} for t in spec.inputs]
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    rest = shapes[named:]
+    return (*shapes[:named], tuple(rest)) if rest else tuple(shapes)
 
 
 def _example(tensor: TensorSpec) -> torch.Tensor:

@@ -31,19 +31,15 @@ def linear_from_conv_transpose(conv: nn.ConvTranspose2d) -> nn.Linear:
     return linear
 
 
-def half_split_qkv(qkv: nn.Linear) -> nn.Linear:
-    """Reorder the q and k rows of a fused projection from interleaved to half-split pairs.
+def scaled_queries(qkv: nn.Linear) -> nn.Linear:
+    """Return a fused projection whose queries carry the scale of attention.
 
-    The rotary embedding turns the pairs (2i, 2i + 1). With every head's channels reordered
-    to (0, 2, 4, … 1, 3, 5, …) the pair is (i, i + head_dim / 2), and the rotation needs two
-    slices and a Concat instead of strided gathers. Products of q and k do not change when
-    both are reordered alike; v keeps its order.
+    The scale is a power of two, so that no result changes in any bit.
     """
-    order = torch.cat([torch.arange(0, TEXT_HEAD_DIM, 2), torch.arange(1, TEXT_HEAD_DIM, 2)])
     dim = qkv.in_features
-    heads = torch.arange(2 * dim // TEXT_HEAD_DIM)[:, None] * TEXT_HEAD_DIM
-    rows = torch.cat([(heads + order).flatten(), torch.arange(2 * dim, 3 * dim)])
+    scale = torch.ones(3 * dim)
+    scale[:dim] = TEXT_HEAD_DIM**-0.5
     linear = nn.Linear(dim, 3 * dim, device="meta")
-    linear.weight = nn.Parameter(qkv.weight[rows], requires_grad=False)
-    linear.bias = nn.Parameter(qkv.bias[rows], requires_grad=False)
+    linear.weight = nn.Parameter(qkv.weight * scale[:, None], requires_grad=False)
+    linear.bias = nn.Parameter(qkv.bias * scale, requires_grad=False)
     return linear

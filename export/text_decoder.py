@@ -6,18 +6,25 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from tap_deploy.config import TEXT_HEAD_DIM
-from tap_deploy.export.folding import half_split_qkv
+from tap_deploy.export.folding import scaled_queries
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.text_decoder import TextBlock, rotary_table
 
 
-def rotate_half_split(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of ``x`` [P, heads, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def rotation_table(num_positions: int) -> torch.Tensor:
+    """Rotary embedding as matrices, float32 ``[positions, head_dim, head_dim]``.
+
+    A row times the matrix of a position is that row rotated: one product for all heads of q and
+    k, where slices, negations and sums would be fifteen nodes a layer.
+    """
+    cos, sin = rotary_table(num_positions)  # [positions, head_dim / 2]
+    table = torch.zeros(num_positions, TEXT_HEAD_DIM, TEXT_HEAD_DIM)
+    even = torch.arange(0, TEXT_HEAD_DIM, 2)
+    table[:, even, even] = table[:, even + 1, even + 1] = cos
+    table[:, even, even + 1], table[:, even + 1, even] = sin, -sin
+    return table
 
 
 class GraphTextBlock(nn.Module):
@@ -27,51 +34,58 @@ class GraphTextBlock(nn.Module):
         super().__init__()
         self.heads = block.attn.heads
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.qkv, self.proj = half_split_qkv(block.attn.qkv), block.attn.proj
+        self.qkv, self.proj = scaled_queries(block.attn.qkv), block.attn.proj
 
     def attend(
         self,
         x: torch.Tensor,
-        past: torch.Tensor,
+        past_k: torch.Tensor,
+        past_v: torch.Tensor,
         mask: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` [P, D], ``past`` [T, 2, P, heads, head_dim], ``mask`` [T] to [P, D] and K, V.
+        rotation: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Let a new position look at the cache and at itself.
 
-        The new position looks at the cache and at itself; keeping the two apart spares a
-        copy of the cache for every layer.
+        Keeping the two apart spares a copy of the cache for every layer.
+
+        Args:
+            x: ``[P, D]``.
+            past_k: ``[P, heads, T, head_dim]``, rotated.
+            past_v: ``[P, heads, T, head_dim]``.
+            mask: ``[T]``.
+            rotation: ``[head_dim, head_dim]``.
+
+        Returns:
+            ``[P, D]``, and K and V of the new slot, ``[P, heads, head_dim]`` each.
         """
-        q, k, v = (t.unflatten(1, (self.heads, -1)) for t in self.qkv(x).chunk(3, dim=-1))
-        q = rotate_half_split(q, cos, sin) * TEXT_HEAD_DIM**-0.5
-        k = rotate_half_split(k, cos, sin)
-        past_k, past_v = past[:, 0], past[:, 1]  # [T, P, heads, head_dim]
-        scores_past = q.unsqueeze(2) @ past_k.permute(1, 2, 3, 0) + mask  # [P, heads, 1, T]
-        score_self = (q * k).sum(dim=-1, keepdim=True).unsqueeze(3)  # [P, heads, 1, 1]
+        qkv = self.qkv(x).unflatten(1, (3 * self.heads, -1))
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)
+        q, k = (qk @ rotation).chunk(2, dim=1)  # [P, heads, head_dim]
+        scores_past = (past_k @ q.unsqueeze(3)).squeeze(3) + mask  # [P, heads, T]
+        score_self = (q * k).sum(dim=-1, keepdim=True)  # [P, heads, 1]
         weights = torch.cat([score_self, scores_past], dim=-1).softmax(dim=-1)
-        out = weights[..., 1:] @ past_v.permute(1, 2, 0, 3)  # [P, heads, 1, head_dim]
-        out = out + weights[..., :1] * v.unsqueeze(2)
-        return self.proj(out.flatten(1)), torch.stack([k, v])
+        out = (weights[..., 1:].unsqueeze(2) @ past_v).squeeze(2)  # [P, heads, head_dim]
+        out = out + weights[..., :1] * v
+        return self.proj(out.flatten(1)), k, v
 
     def forward(
         self,
         x: torch.Tensor,
-        past: torch.Tensor,
+        past_k: torch.Tensor,
+        past_v: torch.Tensor,
         mask: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map ``x`` [P, D] to the same shape; also return the new slot [2, P, heads, dim]."""
-        attended, slot = self.attend(self.norm1(x), past, mask, cos, sin)
+        rotation: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map ``x`` [P, D] to the same shape; also return K and V of the new slot."""
+        attended, k, v = self.attend(self.norm1(x), past_k, past_v, mask, rotation)
         x = x + attended
-        return x + self.mlp(self.norm2(x)), slot
+        return x + self.mlp(self.norm2(x)), k, v
 
 
 class TextDecoderGraph(nn.Module):
     """What ``text_decoder.onnx`` computes; see ``graphs.graph_specs`` for the contract."""
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    rotations: torch.Tensor
 
     def __init__(self, model: TapModel) -> None:
         super().__init__()
@@ -80,35 +94,41 @@ class TextDecoderGraph(nn.Module):
         blocks = cast("list[TextBlock]", decoder.transformer.blocks)
         self.blocks = nn.ModuleList(GraphTextBlock(block) for block in blocks)
         self.norm, self.text_proj = decoder.transformer.norm, decoder.transformer.text_proj
-        cos, sin = rotary_table(model.config.text_seq_len)
-        self.register_buffer("cos", torch.cat([cos, cos], dim=-1))
-        self.register_buffer("sin", torch.cat([sin, sin], dim=-1))
+        self.register_buffer("rotations", rotation_table(model.config.text_seq_len))
 
-    def past_mask(self, past_key_values: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def past_mask(self, past_k: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Addend of the scores, float32 [T]: 0 on filled slots, hugely negative elsewhere."""
-        slots = torch.arange(past_key_values.shape[0], dtype=torch.int32)
+        slots = torch.arange(past_k.shape[2], dtype=torch.int32)
         hidden = torch.finfo(torch.float32).min
         return torch.where(slots < position, 0.0, hidden)
+
+    def next_ids(self, logits: torch.Tensor, gumbel_noise: torch.Tensor) -> torch.Tensor:
+        """Draw from the largest logits [P, V] with noise [P, K], int32 [P]; K = 1 is the best."""
+        values, ids = logits.topk(gumbel_noise.shape[1], dim=-1)  # [P, K]
+        drawn = (values + gumbel_noise).argmax(dim=-1, keepdim=True)
+        return ids.gather(1, drawn).squeeze(1).to(torch.int32)
 
     def forward(
         self,
         semantic_tokens: torch.Tensor,
         input_ids: torch.Tensor,
         position: torch.Tensor,
-        past_key_values: torch.Tensor,
+        gumbel_noise: torch.Tensor,
+        *past: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run position ``position`` for P regions.
 
-        float [P, C], int32 [P], int32 [1], float [T, layers, 2, P, heads, head_dim] to
-        next ids int32 [P], logits float [P, V], new slot [1, layers, 2, P, heads, head_dim].
+        float [P, C], int32 [P], int32 [1], float32 [P, K] and per layer K and V, float [P, heads,
+        T, head_dim], to next ids int32 [P], logits float [P, V], and the new slot
+        [layers, 2, P, heads, head_dim].
         """
         prefix, embedding = self.encoder(semantic_tokens), self.tok_embeddings(input_ids)
         x = torch.where(position == 0, prefix, embedding)  # [P, D]
-        mask = self.past_mask(past_key_values, position)
-        cos, sin = F.embedding(position, self.cos), F.embedding(position, self.sin)  # [1, head_dim]
+        mask = self.past_mask(past[0], position)
+        rotation = self.rotations.index_select(0, position).squeeze(0)  # [head_dim, head_dim]
         slots = []
-        for layer, block in enumerate(self.blocks):
-            x, slot = block(x, past_key_values[:, layer], mask, cos, sin)
-            slots.append(slot)
+        for block, past_k, past_v in zip(self.blocks, past[::2], past[1::2], strict=True):
+            x, k, v = block(x, past_k, past_v, mask, rotation)
+            slots += [k, v]
         logits = self.text_proj(self.norm(x))
-        return logits.argmax(dim=-1).to(torch.int32), logits, torch.stack(slots).unsqueeze(0)
+        return self.next_ids(logits, gumbel_noise), logits, torch.stack(slots).unflatten(0, (-1, 2))

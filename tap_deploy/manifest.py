@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
 import typing
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -104,7 +105,7 @@ class Manifest:
         if found != SCHEMA_VERSION:
             raise BundleError(
                 f"{path} has schema version {found}; this program reads {SCHEMA_VERSION}; "
-                "export it again, or use the release that made it"
+                + _remedy(path.parent, values, found)
             )
         try:
             return cls._from_values(values)
@@ -167,6 +168,21 @@ def _is_a(value: Any, hint: Any) -> bool:
     if args:  # a union
         return any(_is_a(value, arg) for arg in args)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:
+    """Return what makes a bundle of another schema usable: the command, as far as it is known."""
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return "install a newer release of tap-deploy"
+    checkpoint = values.get("checkpoint") if isinstance(values, dict) else None
+    words = ["tap-export", "export", "--model", str(values.get("model"))] if checkpoint else []
+    if not isinstance(checkpoint, dict) or not words:
+        return "export it again with: tap-export export"
+    words += ["--checkpoint", str(checkpoint.get("file"))]
+    for option, name in (("--concepts", "concepts.npz"), ("--tokenizer", "tokenizer.model")):
+        if (folder / name).is_file():
+            words += [option, str(folder / name)]
+    return f"make it anew with: {shlex.join([*words, '-o', f'{folder}-{SCHEMA_VERSION}'])}"
 
 
 def _objects(value: Any) -> dict[str, Any]:

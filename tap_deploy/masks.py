@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
+from tap_deploy.graphs import ANSWERING_TOKEN
 from tap_deploy.image import Frame
 
-_BOX_BONUS = 500.0  # far above any IoU prediction: it decides between token 0 and the others
+BOX_BONUS = 500.0  # far above any IoU prediction: it decides between token 0 and the others
 
 
 def select_mask_token(
@@ -30,9 +31,14 @@ def select_mask_token(
     """
     scores = np.array(iou_predictions, np.float64)
     boxed = labels[:, 0] == PointLabel.BOX_LEFT_TOP
-    scores[:, 0] += np.where(boxed, _BOX_BONUS, -_BOX_BONUS)
+    scores[:, 0] += np.where(boxed, BOX_BONUS, -BOX_BONUS)
     tokens: npt.NDArray[np.int64] = scores.argmax(axis=1).astype(np.int64)
     return tokens
+
+
+def request_answers(num_prompts: int) -> npt.NDArray[np.int32]:
+    """Return the ``mask_request`` for the answering token of each prompt, int32 [P, 1]."""
+    return np.full((num_prompts, 1), ANSWERING_TOKEN, np.int32)
 
 
 def masks_from_logits(

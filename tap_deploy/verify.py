@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tap_deploy import graphs
+from tap_deploy.caption_steps import CaptionSteps
 from tap_deploy.captioner import Captioner, blank_after_eos
 from tap_deploy.check_recorder import CheckRecorder
 from tap_deploy.comparison import Check, Report, compare
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.golden import GoldenSample
-from tap_deploy.masks import select_mask_token
+from tap_deploy.masks import request_answers
 from tap_deploy.pipeline_check import Expected
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.float_types import to_float32, to_spec_dtypes
@@ -124,13 +125,13 @@ class _Verifier(CheckRecorder):
         return actual
 
     def check_prompt_decoder(self, sample: GoldenSample) -> None:
-        outputs = _decode_prompts(self.sessions, sample, sample.image_embeddings)
-        graph, name = graphs.PROMPT_DECODER, sample.name
+        session, graph = self.sessions[graphs.PROMPT_DECODER], graphs.PROMPT_DECODER
+        outputs = decode_all_tokens(session, self.config, sample, sample.image_embeddings)
         for tensor in PROMPT_OUTPUTS:
-            self.add(graph, tensor, name, outputs[tensor], getattr(sample, tensor))
+            self.add(graph, tensor, sample.name, outputs[tensor], getattr(sample, tensor))
         iou = outputs[graphs.IOU_PREDICTIONS]
-        chosen = select_mask_token(iou, sample.point_labels)
-        self.add_choice(graph, MASK_INDEX, name, chosen, sample.mask_index, iou)
+        chosen = outputs[graphs.MASK_INDEX]
+        self.add_choice(graph, MASK_INDEX, sample.name, chosen, sample.mask_index, iou)
 
     def check_text_decoder(self, sample: GoldenSample) -> None:
         ids, logits = _decode_text(
@@ -143,9 +144,9 @@ class _Verifier(CheckRecorder):
         self.add(graph, graphs.LOGITS, name, logits, sample.logits)
 
     def check_end_to_end(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
-        outputs = _decode_prompts(self.sessions, sample, image_embeddings)
-        iou = outputs[graphs.IOU_PREDICTIONS]
-        index = select_mask_token(iou, sample.point_labels)
+        session = self.sessions[graphs.PROMPT_DECODER]
+        outputs = decode_all_tokens(session, self.config, sample, image_embeddings)
+        iou, index = outputs[graphs.IOU_PREDICTIONS], outputs[graphs.MASK_INDEX]
         narrow = self.is_narrow(MASK_INDEX, iou, index, sample.mask_index)
         # Another mask that is as good has another caption; that is no error of the captions.
         index = np.where(narrow, sample.mask_index, index)
@@ -176,7 +177,8 @@ def expected_of_pipeline(
     if tolerances[MASK_INDEX].max == 0 and tolerances[CAPTION_IDS].max == 0:
         return Expected.from_sample(sample)
     encoded = _run(sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images[:1]})
-    outputs = _decode_prompts(sessions, sample, encoded[graphs.IMAGE_EMBEDDINGS])
+    embeddings = encoded[graphs.IMAGE_EMBEDDINGS]
+    outputs = decode_all_tokens(sessions[graphs.PROMPT_DECODER], config, sample, embeddings)
     rows = np.arange(len(sample.mask_index))
     tokens = outputs[graphs.SEMANTIC_TOKENS][rows, sample.mask_index]
     _, logits = _decode_text(sessions[graphs.TEXT_DECODER], config, sample, tokens)
@@ -188,17 +190,37 @@ def _run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     return to_float32(session.run(to_spec_dtypes(session.spec, inputs)))
 
 
-def _decode_prompts(
-    sessions: Mapping[str, Session], sample: GoldenSample, image_embeddings: np.ndarray
+def decode_all_tokens(
+    session: Session,
+    config: TapConfig,
+    sample: GoldenSample,
+    image_embeddings: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    return _run(
-        sessions[graphs.PROMPT_DECODER],
-        {
-            graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
-            graphs.POINT_COORDS: sample.point_coords,
-            graphs.POINT_LABELS: sample.point_labels,
-        },
-    )
+    """Ask the prompt decoder for every mask token, and which one it says answers the prompt.
+
+    Args:
+        session: runs the graph.
+        config: sizes of the model.
+        sample: prompts.
+        image_embeddings: float ``[B, C, grid, grid]``; the first is taken.
+
+    Returns:
+        the outputs of the graph as float32, for all tokens ``[P, M, ...]``, and ``mask_index``
+        int64 ``[P]`` as the graph chooses it.
+
+    Raises:
+        SessionError: the graph cannot be run.
+    """
+    inputs = {
+        graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
+        graphs.POINT_COORDS: sample.point_coords,
+        graphs.POINT_LABELS: sample.point_labels,
+    }
+    prompts = len(sample.point_labels)
+    every = np.tile(np.arange(config.num_mask_tokens, dtype=np.int32), (prompts, 1))
+    outputs = _run(session, inputs | {graphs.MASK_REQUEST: every})
+    answers = _run(session, inputs | {graphs.MASK_REQUEST: request_answers(prompts)})
+    return outputs | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX][:, 0].astype(np.int64)}
 
 
 def _decode_text(
@@ -209,24 +231,11 @@ def _decode_text(
     Each step is fed with the reference's token, so one early miss does not spoil the rest.
     Returns ids int64 ``[P, text_seq_len - 1]`` and logits float32 ``[P, steps, V]``.
     """
-    rows, steps = len(sample.caption_ids), sample.logits.shape[1]
-    past = next(tensor for tensor in session.spec.inputs if tensor.name == graphs.PAST_KEY_VALUES)
-    cache = session.allocate(graphs.kv_cache_shape(config, rows), past.dtype)
+    steps = CaptionSteps(session, config, semantic_tokens)
+    steps.step(sample.caption_ids[:, 0])
     ids = sample.caption_ids.copy()
     logits = []
-    for position in range(steps + 1):
-        feed = sample.caption_ids[:, max(0, position - 1)]
-        inputs = {
-            graphs.SEMANTIC_TOKENS: semantic_tokens,
-            graphs.INPUT_IDS: feed.astype(np.int32),
-            graphs.POSITION: np.array([position], np.int32),
-            graphs.PAST_KEY_VALUES: cache[:position] if position else cache[1:2],
-        }
-        outputs = session.run(
-            to_spec_dtypes(session.spec, inputs),
-            into={graphs.PRESENT_KEY_VALUES: cache[position : position + 1]},
-        )
-        if position:
-            ids[:, position] = outputs[graphs.NEXT_IDS]
-            logits.append(outputs[graphs.LOGITS].astype(np.float32))
+    for position in range(1, sample.logits.shape[1] + 1):
+        ids[:, position] = steps.step(sample.caption_ids[:, position - 1])
+        logits.append(steps.logits.astype(np.float32))
     return ids, np.stack(logits, axis=1)

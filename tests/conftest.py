@@ -182,7 +182,7 @@ def rtx_plan(micro_config: TapConfig) -> Any:
     target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
 
     def build(path: pathlib.Path, spec: GraphSpec) -> bytes:
-        profile = optimization_profile(spec, target, micro_config.text_seq_len)
+        profile = optimization_profile(spec, target, micro_config)
         return engine_from_onnx(path, target, profile=profile).plan
 
     return build

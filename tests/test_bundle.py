@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from functools import partial
 
@@ -30,7 +31,7 @@ def edit_manifest(path, **changes):
 
 def test_manifest_says_everything(micro_bundle, micro_config):
     manifest = json.loads((micro_bundle.path / "manifest.json").read_text("utf-8"))
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["config"] == micro_config.to_dict()
     assert manifest["preprocessing"] == Preprocessing().to_dict()
     assert manifest["preprocessing"]["color_order"] == "BGR"
@@ -39,7 +40,7 @@ def test_manifest_says_everything(micro_bundle, micro_config):
     assert len(manifest["verification"]["checks"]) == 36
     assert {"torch", "onnx", "onnxruntime", "tap-deploy"} <= set(manifest["tools"])
     graph = manifest["graphs"]["fp32"]["text_decoder"]
-    assert graph["inputs"][3] == "past_key_values float32 [T, 2, 2, P, 2, 64]"
+    assert graph["inputs"][4] == "past_key_values.0.key float32 [P, 2, T, 64]"
 
 
 def test_every_file_is_listed_with_its_hash(micro_bundle):
@@ -83,10 +84,23 @@ def test_missing_file(copy):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "1", None])
 def test_other_schema(copy, version):
     edit_manifest(copy, schema_version=version)
-    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 1"):
+    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 2"):
+        Bundle.open(copy)
+
+
+def test_an_older_bundle_comes_with_the_command_that_makes_it_anew(copy):
+    edit_manifest(copy, schema_version=1, model="tap_vit_b")
+    command = (
+        f"tap-export export --model tap_vit_b --checkpoint tap_micro.pkl --concepts "
+        f"{copy}/concepts.npz --tokenizer {copy}/tokenizer.model -o {copy}-2"
+    )
+    with pytest.raises(BundleError, match=re.escape(command)):
+        Bundle.open(copy)
+    edit_manifest(copy, schema_version=3)
+    with pytest.raises(BundleError, match="install a newer release"):
         Bundle.open(copy)
 
 

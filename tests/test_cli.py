@@ -116,7 +116,7 @@ def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
 
 def test_inspect(bundle):
     text = invoke("inspect", bundle).stdout
-    assert "past_key_values float32 [T, 2, 2, P, 2, 64]" in text
+    assert "past_key_values.0.key float32 [P, 2, T, 64]" in text
     assert "verified    passed, 36 comparisons" in text
     manifest = json.loads(invoke("inspect", bundle, "--json").stdout)
     assert manifest["checkpoint"]["file"] == "tap_micro.pkl"

@@ -25,6 +25,7 @@ from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import BundleError, InputError, MissingDependencyError, SessionError
 from tap_deploy.golden import GoldenSample
+from tap_deploy.masks import request_answers
 from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
@@ -613,6 +614,7 @@ def test_sessions_of_engines(load, cuda, engine_bundle, golden, micro_config):
         "image_embeddings": golden["image_embeddings"][:1],
         "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
         "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
+        "mask_request": request_answers(4),
     }
     cuda.fail("cudaMemcpyAsync", after=1)
     with pytest.raises(SessionError, match="cudaMemcpyAsync failed"):
@@ -625,6 +627,7 @@ def test_sessions_of_engines(load, cuda, engine_bundle, golden, micro_config):
             | {
                 "point_coords": np.zeros((5, 1, 2), np.float32),
                 "point_labels": np.zeros((5, 1), np.int32),
+                "mask_request": request_answers(5),
             }
         )
     for _ in range(2):

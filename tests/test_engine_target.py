@@ -107,13 +107,16 @@ def test_profiles_cover_every_call_of_the_predictor():
     config = VARIANTS["tap_vit_b"]
     specs = graphs.graph_specs(config)
     target = BuildTarget(max_prompts=64, max_points=16)
-    profiles = {n: optimization_profile(s, target, config.text_seq_len) for n, s in specs.items()}
+    profiles = {n: optimization_profile(s, target, config) for n, s in specs.items()}
     for name, spec in specs.items():
         assert set(profiles[name]) == {tensor.name for tensor in spec.inputs}
-    past = profiles[graphs.TEXT_DECODER][graphs.PAST_KEY_VALUES]
-    # One dummy slot at position 0, and the whole cache as CUDA graphs want it.
-    assert (past.min[0], past.opt[0], past.max[0]) == (1, 40, 40)
-    assert (past.min[3], past.opt[3], past.max[3]) == (1, 16, 64)
+    past = profiles[graphs.TEXT_DECODER][graphs.past_names(config)[0]]
+    # The whole cache, as CUDA graphs want it, or one that grows.
+    assert str(past) == "min 1x8x1x64 opt 16x8x40x64 max 64x8x40x64"
+    noise = profiles[graphs.TEXT_DECODER][graphs.GUMBEL_NOISE]
+    assert str(noise) == "min 1x1 opt 16x1 max 64x64"
+    request = profiles[graphs.PROMPT_DECODER][graphs.MASK_REQUEST]
+    assert str(request) == "min 1x1 opt 16x1 max 64x4"
     assert profiles[graphs.IMAGE_ENCODER][graphs.IMAGES].max == (1, 1024, 1024, 3)
     coords = profiles[graphs.PROMPT_DECODER][graphs.POINT_COORDS]
     assert str(coords) == "min 1x1x2 opt 16x2x2 max 64x16x2"
@@ -123,7 +126,7 @@ def test_the_usual_size_is_never_beyond_the_largest():
     config = VARIANTS["tap_vit_b"]
     spec = graphs.graph_specs(config)[graphs.PROMPT_DECODER]
     target = BuildTarget(max_prompts=4, max_points=1)
-    coords = optimization_profile(spec, target, config.text_seq_len)[graphs.POINT_COORDS]
+    coords = optimization_profile(spec, target, config)[graphs.POINT_COORDS]
     assert (coords.min, coords.opt, coords.max) == ((1, 1, 2), (4, 1, 2), (4, 1, 2))
 
 
@@ -306,7 +309,7 @@ def test_the_tool_of_rtx(micro_bundle):
     words = commands(micro_bundle, "trtexec", target)[graphs.TEXT_DECODER]
     assert words[0] == "tensorrt_rtx"
     assert "--computeCapabilities=86,120" in words
-    assert any(w.startswith("--maxShapes=semantic_tokens:64x64,input_ids:64,past") for w in words)
+    assert any(w.startswith("--maxShapes=semantic_tokens:64x64,input_ids:64,") for w in words)
     here = dataclasses.replace(target, compute_capabilities=("current",))
     assert "--useGpu" in commands(micro_bundle, "trtexec", here)[graphs.TEXT_DECODER]
 
@@ -318,7 +321,7 @@ def test_polygraphy(micro_bundle, tmp_path):
     words = commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER]
     text = " ".join(words)
     assert text.startswith("env NVIDIA_TF32_OVERRIDE=0 polygraphy convert ")
-    assert "--trt-min-shapes semantic_tokens:[1,64] input_ids:[1] past_key_values:[1,2," in text
+    assert "--trt-min-shapes semantic_tokens:[1,64] input_ids:[1] position:[1] " in text
     for option in (
         "--strongly-typed",
         "--pool-limit workspace:1073741824",

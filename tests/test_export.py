@@ -19,10 +19,14 @@ from tap_deploy.errors import BundleError, InputError, VerificationError
 from tap_deploy.export import bundle_export
 from tap_deploy.export.folding import (
     folded_conv,
-    half_split_qkv,
     linear_from_conv_transpose,
+    scaled_queries,
 )
+from tap_deploy.export.prompt_decoder import AnsweringToken
+from tap_deploy.export.text_decoder import rotation_table
 from tap_deploy.manifest import CheckpointRecord
+from tap_deploy.masks import select_mask_token
+from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
 from tap_deploy.sessions import create_session
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
@@ -134,23 +138,35 @@ def test_text_decoder_stores_its_weights_once(models, micro_model):
     assert stored < 1.05 * parameters
 
 
-@pytest.mark.parametrize(("prompts", "points"), [(1, 1), (1, 2), (2, 9), (9, 3), (17, 2)])
-def test_prompt_decoder_takes_any_size(sessions, micro_model, golden, prompts, points):
+@pytest.mark.parametrize(
+    ("prompts", "points", "asked_for"), [(1, 1, 1), (1, 2, 4), (2, 9, 3), (9, 3, 1), (17, 2, 6)]
+)
+def test_prompt_decoder_takes_any_size(sessions, micro_model, golden, prompts, points, asked_for):
     rng = np.random.default_rng(prompts)
     coords = rng.uniform(-3, 520, (prompts, points, 2)).astype(np.float32)
     labels = rng.integers(0, 5, (prompts, points)).astype(np.int32)
+    request = rng.integers(-1, 4, (prompts, asked_for)).astype(np.int32)
     embeddings = golden["image_embeddings"][:1]
     actual = sessions[graphs.PROMPT_DECODER].run(
         {
             graphs.IMAGE_EMBEDDINGS: embeddings,
             graphs.POINT_COORDS: coords,
             graphs.POINT_LABELS: labels,
+            graphs.MASK_REQUEST: request,
         }
     )
     with torch.inference_mode():
-        expected = micro_model.decode_prompts(*map(torch.from_numpy, (embeddings, coords, labels)))
-    for name, value in expected._asdict().items():
-        np.testing.assert_allclose(actual[name], value.numpy(), rtol=0, atol=TOLERANCE)
+        outputs = micro_model.decode_prompts(*map(torch.from_numpy, (embeddings, coords, labels)))
+    expected = {name: value.numpy() for name, value in outputs._asdict().items()}
+    scores = expected[graphs.IOU_PREDICTIONS]
+    answering = select_mask_token(scores, labels)[:, None]
+    index = np.where(request == graphs.ANSWERING_TOKEN, answering, request)
+    np.testing.assert_array_equal(actual[graphs.MASK_INDEX], index)
+    for name, value in expected.items():
+        rows = (
+            value if name == graphs.IOU_PREDICTIONS else value[np.arange(prompts)[:, None], index]
+        )
+        np.testing.assert_allclose(actual[name], rows, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -161,7 +177,22 @@ def test_image_encoder_takes_any_batch(sessions, golden, batch):
     np.testing.assert_allclose(actual[graphs.IMAGE_EMBEDDINGS], expected, rtol=0, atol=TOLERANCE)
 
 
-def text_step(session, config, golden, position, past):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_answering_token_is_that_of_the_rule(dtype):
+    """Bit for bit, also where tokens score alike, as in fp16 they do."""
+    rng = np.random.default_rng(0)
+    iou = torch.from_numpy(rng.uniform(-0.2, 1.2, (4000, 4))).to(dtype)
+    iou[::3, 1:] = torch.from_numpy(rng.choice([0.5, 0.75, 1], (1334, 3))).to(dtype)
+    labels = rng.integers(0, 5, (4000, 3)).astype(np.int32)
+    rule = AnsweringToken(4).to(dtype)
+    found = rule(iou, torch.from_numpy(labels))
+    assert found.dtype == torch.int32
+    np.testing.assert_array_equal(found[:, 0], select_mask_token(iou.numpy(), labels))
+    broken = torch.full((1, 4), torch.nan, dtype=dtype)
+    assert rule(broken, torch.ones((1, 2), dtype=torch.int32)).item() in range(4)
+
+
+def text_step(session, config, golden, position, cache):
     rows = np.arange(8)
     tokens = np.ascontiguousarray(golden["semantic_tokens"][rows, golden["mask_index"]])
     ids = golden["text_tokens"][:, max(0, position - 1)].astype(np.int32)
@@ -170,7 +201,10 @@ def text_step(session, config, golden, position, past):
             graphs.SEMANTIC_TOKENS: tokens,
             graphs.INPUT_IDS: ids,
             graphs.POSITION: np.array([position], np.int32),
-            graphs.PAST_KEY_VALUES: past,
+            graphs.GUMBEL_NOISE: np.zeros((8, 1), np.float32),
+            **dict(
+                zip(graphs.past_names(config), cache.reshape(-1, *cache.shape[2:]), strict=True)
+            ),
         }
     )
 
@@ -182,12 +216,12 @@ def test_text_decoder_at_every_length(sessions, micro_config, golden, slots):
     Slots that are not filled yet hold rubbish, which must not matter.
     """
     session = sessions[graphs.TEXT_DECODER]
-    shape = graphs.kv_cache_shape(micro_config, 8)
+    shape = graphs.kv_cache_shape(micro_config, 8, micro_config.text_seq_len)
     cache = np.random.default_rng(0).normal(0, 50, shape).astype(np.float32)
     for position in range(micro_config.max_new_tokens + 1):
-        past = cache if slots == "whole cache" else cache[: max(1, position)]
-        outputs = text_step(session, micro_config, golden, position, past.copy())
-        cache[position] = outputs[graphs.PRESENT_KEY_VALUES][0]
+        shown = cache if slots == "whole cache" else cache[..., : max(1, position), :]
+        outputs = text_step(session, micro_config, golden, position, shown.copy())
+        cache[..., position, :] = outputs[graphs.PRESENT_KEY_VALUES]
         if position == 0:
             continue
         expected = golden["text_tokens"][:, position]
@@ -219,15 +253,21 @@ def test_linear_equals_conv_transpose():
     torch.testing.assert_close(actual, conv(x))
 
 
-def test_half_split_leaves_products_of_q_and_k_and_all_of_v():
+def test_a_rotation_is_one_product():
+    x, position = torch.randn(2, 3, 1, 64, dtype=torch.float64), 7
+    cos, sin = (table[position].double() for table in rotary_table(10))
+    expected = rotate_interleaved(x, cos, sin)
+    torch.testing.assert_close(x @ rotation_table(10)[position].double(), expected)
+
+
+def test_scaled_queries_change_no_bit_of_the_scores():
     torch.manual_seed(0)
     qkv = torch.nn.Linear(128, 384)
     x = torch.randn(4, 128)
     q, k, v = qkv(x).chunk(3, dim=-1)
-    q2, k2, v2 = half_split_qkv(qkv)(x).chunk(3, dim=-1)
-    assert not torch.equal(q, q2)
-    torch.testing.assert_close((q * k).sum(-1), (q2 * k2).sum(-1))
-    torch.testing.assert_close(v, v2)
+    scaled, same_k, same_v = scaled_queries(qkv)(x).chunk(3, dim=-1)
+    assert torch.equal(scaled, q * 64**-0.5)
+    assert torch.equal(k, same_k) and torch.equal(v, same_v)
 
 
 def test_a_graph_that_differs_leaves_no_bundle(micro_model, tmp_path, monkeypatch):

@@ -90,6 +90,7 @@ def feeds(bundle, sample):
             graphs.IMAGE_EMBEDDINGS: sample.image_embeddings.astype(dtype),
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
+            graphs.MASK_REQUEST: np.tile(np.arange(4, dtype=np.int32), (4, 1)),
         },
     }
 
@@ -98,7 +99,8 @@ def misses(outputs, sample):
     return [
         name
         for name, actual in outputs.items()
-        if not compare("g", name, "s", actual, getattr(sample, name), FP16_TOLERANCES[name]).passed
+        if name != graphs.MASK_INDEX
+        and not compare("g", name, "s", actual, getattr(sample, name), FP16_TOLERANCES[name]).passed
     ]
 
 

@@ -18,6 +18,7 @@ from tap_deploy.engines.reference_evaluator import OnnxReferenceSession
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.graphs import GraphSpec, TensorSpec
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions import create_session
 
 HALF_UNIT = 2.0**-11
@@ -27,19 +28,21 @@ def feeds(bundle):
     """Golden inputs of the three graphs, in fp16; the text decoder stands in mid-caption."""
     sample = GoldenSample.load(bundle.golden_path())
     rng = np.random.default_rng(0)
-    slots = (6, *graphs.kv_cache_shape(bundle.config, 4)[1:])
+    cache = rng.standard_normal((4, 4, 2, 6, 64)).astype(np.float16)  # K and V of two layers
     return {
         graphs.IMAGE_ENCODER: {graphs.IMAGES: sample.images},
         graphs.PROMPT_DECODER: {
             graphs.IMAGE_EMBEDDINGS: sample.image_embeddings.astype(np.float16),
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
+            graphs.MASK_REQUEST: request_answers(4),
         },
         graphs.TEXT_DECODER: {
             graphs.SEMANTIC_TOKENS: sample.chosen_tokens.astype(np.float16),
             graphs.INPUT_IDS: np.array([1, 7, 80, 499], np.int32),
             graphs.POSITION: np.array([4], np.int32),  # two of the slots are masked
-            graphs.PAST_KEY_VALUES: rng.standard_normal(slots).astype(np.float16),
+            graphs.GUMBEL_NOISE: np.zeros((4, 1), np.float32),
+            **dict(zip(graphs.past_names(bundle.config), cache, strict=True)),
         },
     }
 

@@ -9,6 +9,7 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, SessionError
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions import DeviceOptions, sessions_from_bundle
 from tests import fake_onnxruntime
 from tests.fake_cuda import FakeCuda, install_cuda_python
@@ -114,6 +115,7 @@ def test_sessions_of_host_arrays_use_the_provider_too(micro_bundle, cuda, monkey
         "image_embeddings": golden["image_embeddings"][:1],
         "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
         "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
+        "mask_request": request_answers(4),
     }
     outputs = sessions["prompt_decoder"].run(feed)
     np.testing.assert_allclose(outputs["iou_predictions"], golden["iou_predictions"][:4], atol=1e-4)

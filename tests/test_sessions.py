@@ -10,6 +10,7 @@ import pytest
 
 from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
 
@@ -142,6 +143,7 @@ def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):
             "image_embeddings": golden["image_embeddings"][:1],
             "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
             "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
+            "mask_request": request_answers(4),
         }
         slots = session.allocate((3, 4, 4), "float32")
         outputs = session.run(feed, into={"iou_predictions": slots[1]})
@@ -163,6 +165,7 @@ def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
         "image_embeddings": golden["image_embeddings"][:1],
         "point_coords": np.zeros((1, 1, 2), np.float32),
         "point_labels": np.zeros((1, 1), np.int32),
+        "mask_request": request_answers(1),
     }
     with pytest.raises(SessionError, match=r"onnxruntime failed: out of luck$"):
         session.run(feed)

@@ -108,7 +108,7 @@ def test_an_nvidia_builder_compiles_what_passed(folder, outcomes, graph):
     bundle = Bundle.open(folder / "bundles/real")
     target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
     spec = bundle.graph_specs("int8")[graph]
-    profile = optimization_profile(spec, target, bundle.config.text_seq_len)
+    profile = optimization_profile(spec, target, bundle.config)
     assert engine_from_onnx(bundle.graph_path(graph, "int8"), target, profile=profile).plan
 
 

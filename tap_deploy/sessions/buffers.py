@@ -82,21 +82,3 @@ class StagedTensor:
         if not self.mapped:
             self.memory.copy_to_host(staged, self.address, stream)
         return staged
-
-    def download_rows(
-        self, rows: Sequence[int], shape: Sequence[int], dtype: str, stream: int
-    ) -> np.ndarray:
-        """Fetch some rows of ``shape`` out of a tensor of such rows, in the order asked for.
-
-        The rows must have been computed: the stream was synchronized after the run. The array,
-        ``[len(rows), *shape]``, is valid once it was synchronized again.
-        """
-        row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if self.mapped:
-            whole = self.view((len(self._bytes) // row_bytes, *shape), dtype)
-            chosen: np.ndarray = whole[np.asarray(rows)]
-            return chosen
-        staged = self.view((len(rows), *shape), dtype)
-        for array, row in zip(staged, rows, strict=True):
-            self.memory.copy_to_host(array, self.address + int(row) * row_bytes, stream)
-        return staged

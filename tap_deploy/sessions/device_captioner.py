@@ -5,9 +5,10 @@ Every position has addresses of its own, which never change:
 - ``ids`` holds one row of token ids per position. The step at ``position`` reads row
   ``position - 1`` and writes row ``position``, so that a token reaches the next step without
   the host. Row 0 is BOS for good.
-- ``cache`` holds one slot per position. A step reads all of them (those from ``position`` on are
-  masked) and writes its own.
+- ``cache`` holds all slots of keys and values. A step reads all of them (those from ``position``
+  on are masked); what it makes is copied into its slot behind it, row by row.
 - ``positions`` holds the numbers 0, 1, 2, … in memory that the GPU reads.
+- ``noise`` holds what draws need, for all positions: it is made and sent before the first step.
 
 So a step at a position is always the same work at the same place, for a number of rows: it is
 run once, recorded, and replayed from then on. The number of rows is rounded up to a power of
@@ -22,8 +23,8 @@ import threading
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.captioner import blank_after_eos, finished_rows, sample
-from tap_deploy.config import BOS_ID, TapConfig
+from tap_deploy.captioner import blank_after_eos, draw_noise, finished_rows
+from tap_deploy.config import BOS_ID, TEXT_HEAD_DIM, TapConfig
 from tap_deploy.errors import SessionError
 from tap_deploy.sessions.buffers import Buffers
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, Recording
@@ -32,6 +33,7 @@ from tap_deploy.sessions.options import DeviceOptions
 
 logger = logging.getLogger(__name__)
 ID_BYTES = 4  # int32
+NOISE_BYTES = 4  # float32
 
 # One recording at a time in the process: what drivers allow two threads to do meanwhile differs.
 _capture_lock = threading.Lock()
@@ -53,33 +55,35 @@ class DeviceCaptioner:
         self._memory, self._buffers = buffers.memory, buffers
         self._stream, self._scratch = stream, scratch_address
         self._most = graph.limits["P"]
+        self._slots, self._candidates = config.text_seq_len, graphs.draw_candidates(config)
         self._check_graph()
         self._float = graph.spec.inputs[0].dtype
         self._itemsize = np.dtype(self._float).itemsize
-        self._check_slots()
-        self._executors: dict[int, DeviceExecutor] = {}
-        self._recorded: dict[tuple[int, int], Recording] = {}
+        self._check_alignment()
+        self._executors: dict[tuple[int, int], DeviceExecutor] = {}
+        self._recorded: dict[tuple[int, int, int], Recording] = {}
         self._record = options.cuda_graphs and graph.can_record
         self.steps_replayed = self.steps_enqueued = self.looks = 0
         self._allocate()
 
     def _check_graph(self) -> None:
-        slots, name = self._config.text_seq_len, self._graph.spec.name
-        if self._graph.limits["T"] < slots:
-            raise SessionError(
-                f"graph {name}: the engine takes {self._graph.limits['T']} cache slots; "
-                f"expected {slots}; build it again with: tap-export build"
-            )
+        wanted = {"T": (self._slots, "cache slots"), "K": (self._candidates, "candidates")}
+        for axis, (size, what) in wanted.items():
+            if self._graph.limits[axis] < size:
+                raise SessionError(
+                    f"graph {self._graph.spec.name}: the engine takes {self._graph.limits[axis]} "
+                    f"{what}; expected {size}; build it again with: tap-export build"
+                )
 
-    def _check_slots(self) -> None:
-        """Hold the addresses of slots against what TensorRT takes; a slot is rows of this size.
+    def _check_alignment(self) -> None:
+        """Hold the addresses of keys and values against what TensorRT takes.
 
-        Heads of 64 channels make it fit in fp16 and fp32, whatever the model.
+        Heads of 64 channels make them fit in fp16 and fp32, whatever the model.
         """
-        size = self._bytes_per_row()
+        size = self._past_bytes(1)
         if size % ALIGNMENT_BYTES:
             raise SessionError(
-                f"graph {self._graph.spec.name}: {self._float} cache slots of {size} bytes each; "
+                f"graph {self._graph.spec.name}: {self._float} keys of {size} bytes a layer; "
                 f"expected a multiple of {ALIGNMENT_BYTES}, the alignment of a GPU's tensors; use "
                 "another precision"
             )
@@ -87,31 +91,36 @@ class DeviceCaptioner:
     def _allocate(self) -> None:
         config, buffers, most = self._config, self._buffers, self._most
         self._row_bytes = aligned(ID_BYTES * most)  # of one position's ids
-        rows = config.text_seq_len + 1  # the last one takes what the prefill says
-        self._ids = buffers.staged(rows * self._row_bytes)
-        self._positions = buffers.staged(config.text_seq_len * ALIGNMENT_BYTES)
+        self._ids = buffers.staged((self._slots + 1) * self._row_bytes)  # the last: prefill's
+        self._positions = buffers.staged(self._slots * ALIGNMENT_BYTES)
+        self._noise_bytes = aligned(NOISE_BYTES * most * self._candidates)  # of one position
+        self._noise = buffers.staged(self._slots * self._noise_bytes)
+        self._no_noise = buffers.device(NOISE_BYTES * most)
         self._tokens = buffers.device(most * config.image_embed_dim * self._itemsize)
-        self._cache_bytes = most * self._bytes_per_row() * config.text_seq_len
-        self._cache = buffers.device(self._cache_bytes)
-        self._logits = buffers.staged(most * config.vocab_size * self._itemsize)
+        past_inputs = len(graphs.past_names(config))
+        self._cache = buffers.device(past_inputs * self._past_bytes(most))
+        self._slot = buffers.device(past_inputs * self._past_bytes(most) // self._slots)
+        self._logits = buffers.device(most * config.vocab_size * self._itemsize)
         self._write_constants()
 
-    def _bytes_per_row(self) -> int:
-        """Bytes of one slot for one region."""
-        _, *slot = graphs.kv_cache_shape(self._config, 1)
-        return int(np.prod(slot)) * self._itemsize
+    def _past_bytes(self, rows: int) -> int:
+        """Bytes of the keys (or values) of one layer, for some regions."""
+        return rows * self._config.text_heads * self._slots * self._head_bytes()
+
+    def _head_bytes(self) -> int:
+        return TEXT_HEAD_DIM * self._itemsize
 
     def _write_constants(self) -> None:
-        rows, width = self._config.text_seq_len + 1, self._row_bytes // ID_BYTES
+        rows, width = self._slots + 1, self._row_bytes // ID_BYTES
         ids = np.zeros((rows, width), np.int32)
         ids[0] = BOS_ID
         self._ids.upload(ids, self._stream)
-        slots, width = self._config.text_seq_len, ALIGNMENT_BYTES // ID_BYTES
-        numbers = np.zeros((slots, width), np.int32)
-        numbers[:, 0] = np.arange(slots)
+        numbers = np.zeros((self._slots, ALIGNMENT_BYTES // ID_BYTES), np.int32)
+        numbers[:, 0] = np.arange(self._slots)
         self._positions.upload(numbers, self._stream)
         token_bytes = self._most * self._config.image_embed_dim * self._itemsize
         self._memory.clear(self._tokens, token_bytes, self._stream)
+        self._memory.clear(self._no_noise, NOISE_BYTES * self._most, self._stream)
 
     def generate(
         self,
@@ -128,7 +137,7 @@ class DeviceCaptioner:
             tokens_address: where the semantic tokens ``[rows, C]`` lie.
             rows: how many.
             max_new_tokens: as in ``Captioner.generate``.
-            temperature: as there; above 0, each step brings the logits to the host, which draws.
+            temperature: as there.
             rng: random state for the draws.
 
         Returns:
@@ -149,14 +158,13 @@ class DeviceCaptioner:
         self._memory.copy_on_device(self._tokens, tokens_address, token_bytes, stream)
         # Masked slots count for nothing only while they are finite; what an earlier caption
         # left there, or the driver, need not be.
-        cache_bytes = batch * self._bytes_per_row() * config.text_seq_len
+        cache_bytes = len(graphs.past_names(config)) * self._past_bytes(batch)
         self._memory.clear(self._cache, cache_bytes, stream)
-        self._step(batch, 0)
+        candidates = self._send_noise(draw_noise(config, count, rows, temperature, rng))
+        self._step(batch, candidates, 0)
         seen = 0
         for position in range(1, count + 1):
-            self._step(batch, position)
-            if temperature:
-                self._draw(rows, position, temperature, rng)
+            self._step(batch, candidates, position)
             if position % self._options.eos_interval_steps == 0 or position == count:
                 ids[:, seen + 1 : position + 1] = self._look(seen + 1, position, rows)
                 seen = position
@@ -164,55 +172,86 @@ class DeviceCaptioner:
                     break
         return blank_after_eos(ids, config.pad_id)
 
+    def _send_noise(self, noise: np.ndarray | None) -> int:
+        """Send the noise of all positions ahead; return how many candidates are drawn from."""
+        if noise is None:
+            return 1
+        steps, rows, candidates = (int(size) for size in noise.shape)
+        width = self._noise_bytes // NOISE_BYTES
+        staged = np.zeros((steps + 1, width), np.float32)  # position 0 draws nothing
+        staged[1:, : rows * candidates] = noise.reshape(steps, -1)
+        self._noise.upload(staged, self._stream)
+        return candidates
+
     def _batch(self, rows: int) -> int:
         """Rows that are run: a power of two, or all that the graph takes."""
         rounded = max(1 << (rows - 1).bit_length(), self._graph.minima["P"])
         return min(rounded, self._most)
 
-    def _step(self, batch: int, position: int) -> None:
+    def _step(self, batch: int, candidates: int, position: int) -> None:
         """Run one position: replayed if it was recorded, else run and recorded."""
-        recorded = self._recorded.get((batch, position))
-        if recorded is not None:
-            recorded.launch()
+        key = (batch, candidates, position)
+        if key in self._recorded:
+            self._recorded[key].launch()
             self.steps_replayed += 1
             return
-        executor = self._bound(batch, position)
+        executor = self._bound(batch, candidates, position)
         executor.enqueue()
+        self._fill_slot(batch, position)
         self.steps_enqueued += 1
         if self._record:
-            self._try_to_record(executor, batch, position)
+            self._try_to_record(executor, key)
 
-    def _try_to_record(self, executor: DeviceExecutor, batch: int, position: int) -> None:
-        """Record the step that was just run; it is not run again by that."""
+    def _fill_slot(self, batch: int, position: int) -> None:
+        """Copy the new keys and values to where the next steps read them."""
+        head_bytes = self._head_bytes()
+        self._memory.copy_rows_on_device(
+            self._cache + position * head_bytes,
+            self._slots * head_bytes,
+            self._slot,
+            head_bytes,
+            head_bytes,
+            len(graphs.past_names(self._config)) * batch * self._config.text_heads,
+            self._stream,
+        )
+
+    def _try_to_record(self, executor: DeviceExecutor, key: tuple[int, int, int]) -> None:
+        """Record the step that was just run; what is run again by that gives the same."""
         if not executor.can_record():
             return  # not yet: TensorRT-RTX still compiles for these shapes
+        batch, _, position = key
         try:
             with _capture_lock:
-                recording = executor.record(self._memory, self._stream, lambda: None)
+                self._recorded[key] = executor.record(
+                    self._memory, self._stream, lambda: self._fill_slot(batch, position)
+                )
         except SessionError as exc:
             self._record = False
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
-            return
-        self._recorded[batch, position] = recording
 
-    def _bound(self, batch: int, position: int) -> DeviceExecutor:
-        executor = self._executors.get(batch)
+    def _bound(self, batch: int, candidates: int, position: int) -> DeviceExecutor:
+        executor = self._executors.get((batch, candidates))
         if executor is None:
-            # One per number of rows: a recorded graph is void once its context's shapes change.
+            # One per shape: a recorded graph is void once its context's shapes change.
             executor = self._graph.executor(self._stream, self._scratch)
-            self._executors[batch] = executor
-        executor.set_sizes({"P": batch, "T": self._config.text_seq_len})
-        slot_bytes = batch * self._bytes_per_row()
-        written = position if position else self._config.text_seq_len
-        for name, address in (
-            (graphs.SEMANTIC_TOKENS, self._tokens),
-            (graphs.INPUT_IDS, self._ids_row(max(0, position - 1))),
-            (graphs.POSITION, self._positions.address + position * ALIGNMENT_BYTES),
-            (graphs.PAST_KEY_VALUES, self._cache),
-            (graphs.NEXT_IDS, self._ids_row(written)),
-            (graphs.LOGITS, self._logits.address),
-            (graphs.PRESENT_KEY_VALUES, self._cache + position * slot_bytes),
-        ):
+            self._executors[batch, candidates] = executor
+        executor.set_sizes({"P": batch, "T": self._slots, "K": candidates})
+        written = position if position else self._slots
+        drawn = self._noise.address + position * self._noise_bytes
+        past = {
+            name: self._cache + i * self._past_bytes(batch)
+            for i, name in enumerate(graphs.past_names(self._config))
+        }
+        addresses = past | {
+            graphs.SEMANTIC_TOKENS: self._tokens,
+            graphs.INPUT_IDS: self._ids_row(max(0, position - 1)),
+            graphs.POSITION: self._positions.address + position * ALIGNMENT_BYTES,
+            graphs.GUMBEL_NOISE: self._no_noise if candidates == 1 else drawn,
+            graphs.NEXT_IDS: self._ids_row(written),
+            graphs.LOGITS: self._logits,
+            graphs.PRESENT_KEY_VALUES: self._slot,
+        }
+        for name, address in addresses.items():
             executor.bind(name, address)
         return executor
 
@@ -223,21 +262,11 @@ class DeviceCaptioner:
         """Bring the ids of some positions to the host, int32 ``[rows, positions]``; waits."""
         self.looks += 1
         width = self._row_bytes // ID_BYTES
-        whole = self._ids.view((self._config.text_seq_len + 1, width), "int32")
+        whole = self._ids.view((self._slots + 1, width), "int32")
         fetched = whole[first : last + 1]
         self._memory.copy_to_host(fetched, self._ids_row(first), self._stream)
         self._memory.synchronize(self._stream)
         return fetched[:, :rows].T
-
-    def _draw(self, rows: int, position: int, temperature: float, rng: np.random.Generator) -> None:
-        """Replace the best tokens of a position by drawn ones; the host does it."""
-        shape = (rows, self._config.vocab_size)
-        logits = self._logits.download(shape, self._float, self._stream)
-        self._memory.synchronize(self._stream)
-        width = self._row_bytes // ID_BYTES
-        whole = self._ids.view((self._config.text_seq_len + 1, width), "int32")
-        whole[position, :rows] = sample(logits, temperature, rng)
-        self._memory.copy_to_device(self._ids_row(position), whole[position], self._stream)
 
     def close(self) -> None:
         """Give the recorded graphs back; buffers and executors have other owners."""

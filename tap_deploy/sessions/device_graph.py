@@ -9,7 +9,14 @@ from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.sessions.device_memory import DeviceMemory
 
-WHAT_AXES_COUNT = {"B": "pictures", "P": "prompts", "N": "points in a prompt", "T": "cache slots"}
+WHAT_AXES_COUNT = {
+    "B": "pictures",
+    "P": "prompts",
+    "N": "points in a prompt",
+    "M": "masks per prompt",
+    "T": "cache slots",
+    "K": "candidates per token",
+}
 
 
 class Recording(abc.ABC):

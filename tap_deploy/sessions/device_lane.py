@@ -12,8 +12,9 @@ from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.masks import select_mask_token
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions.buffers import Buffers, StagedTensor
+from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.device_embeddings import DeviceEmbeddings, EmbeddingStore
 from tap_deploy.sessions.device_graph import DeviceGraph, size_bytes
@@ -39,9 +40,9 @@ class DeviceTokens(Tokens):
 class DeviceLane(Lane):
     """The graphs in one stream, so that what follows needs no waiting for what went before.
 
-    To the GPU go pictures, coordinates and labels. To the host come IoU predictions, which
-    choose a token per prompt, then the chosen masks, embeddings and tokens, and caption ids.
-    Image embeddings, tokens on their way to the captions, and the cache stay where they are.
+    To the GPU go pictures, coordinates and labels. To the host come the answers of the prompt
+    decoder, one token per prompt, and caption ids. Image embeddings, tokens on their way to the
+    captions, and the cache stay where they are.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class DeviceLane(Lane):
         self._encoder.bind(graphs.IMAGES, self._inputs[graphs.IMAGES].address)
         for spec in prompt_inputs:
             self._decoder.bind(spec.name, self._inputs[spec.name].address)
+        answers = request_answers(self._decoder_graph.limits["P"])
+        self._inputs[graphs.MASK_REQUEST].upload(answers, self._stream)
         self._captioner = DeviceCaptioner(
             device_graphs[graphs.TEXT_DECODER],
             self._config,
@@ -98,7 +101,7 @@ class DeviceLane(Lane):
     def _staged(
         self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
     ) -> dict[str, StagedTensor]:
-        limits = dict(graph.limits) | {"B": 1}
+        limits = dict(graph.limits) | {"B": 1, "M": 1}
         return {
             spec.name: self._buffers.staged(
                 size_bytes(spec, limits, np.dtype(spec.dtype).itemsize),
@@ -136,63 +139,35 @@ class DeviceLane(Lane):
         tokens: Tokens,
         start: int,
     ) -> DecodedPrompts:
-        """Run the prompt decoder and choose a token per prompt; waits twice for the GPU.
-
-        The first wait is for the IoU predictions, a few numbers, which say what to fetch: a
-        quarter of the masks, and rows of tokens that are copied on the device.
-        """
+        """Run the prompt decoder; waits once for the GPU, for the answers."""
         if not isinstance(embeddings, DeviceEmbeddings) or embeddings.store is not self._store:
             raise InputError(FOREIGN)
         assert isinstance(tokens, DeviceTokens)
         _check(self._decoder_graph.spec, 1, coords)
         _check(self._decoder_graph.spec, 2, labels)
         count, points = labels.shape
-        sizes = {"P": count, "N": points}
+        sizes = {"P": count, "N": points, "M": 1}
         self._decoder_graph.check_sizes(sizes)
         self._inputs[graphs.POINT_COORDS].upload(coords, self._stream)
         self._inputs[graphs.POINT_LABELS].upload(labels, self._stream)
         self._decoder.set_sizes(sizes)
         self._decoder.bind(graphs.IMAGE_EMBEDDINGS, embeddings.address)
         self._decoder.enqueue()
-        shape = (count, self._config.num_mask_tokens)
-        fetched = self._outputs[graphs.IOU_PREDICTIONS].download(shape, self._dtype, self._stream)
-        self.synchronize()
-        predictions = fetched.astype(np.float32)
-        index = select_mask_token(predictions, labels)
-        chosen = np.arange(count) * self._config.num_mask_tokens + index
-        target = tokens.address + start * self._token_bytes
-        self._gather_tokens(chosen, target)
-        return self._fetched(predictions, index, chosen)
-
-    def _gather_tokens(self, chosen: np.ndarray, target: int) -> None:
-        """Copy the chosen rows side by side, on the device."""
-        source = self._outputs[graphs.SEMANTIC_TOKENS].address
-        for i, row in enumerate(chosen.tolist()):
-            self._memory.copy_on_device(
-                target + i * self._token_bytes,
-                source + row * self._token_bytes,
-                self._token_bytes,
-                self._stream,
-            )
-
-    def _fetched(
-        self, predictions: np.ndarray, index: np.ndarray, chosen: np.ndarray
-    ) -> DecodedPrompts:
-        config, rows = self._config, chosen.tolist()
-        shapes = {
-            graphs.LOW_RES_MASKS: (config.low_res_mask_size, config.low_res_mask_size),
-            graphs.SEMANTIC_TOKENS: (config.image_embed_dim,),
-            graphs.SEMANTIC_EMBEDDINGS: (config.sem_embed_dim,),
-        }
-        fetched = {
-            name: self._outputs[name].download_rows(rows, shape, self._dtype, self._stream)
-            for name, shape in shapes.items()
-        }
-        self.synchronize()
-        arrays = {name: array.astype(np.float32) for name, array in fetched.items()}
-        return DecodedPrompts(
-            iou_predictions=predictions[np.arange(len(index)), index], mask_index=index, **arrays
+        self._memory.copy_on_device(
+            tokens.address + start * self._token_bytes,
+            self._outputs[graphs.SEMANTIC_TOKENS].address,
+            count * self._token_bytes,
+            self._stream,
         )
+        fetched = {
+            spec.name: self._outputs[spec.name].download(
+                resolve_shape(spec, sizes), spec.dtype, self._stream
+            )
+            for spec in self._decoder_graph.spec.outputs
+        }
+        self.synchronize()
+        # The next call writes where these lie.
+        return DecodedPrompts.from_outputs({name: a.copy() for name, a in fetched.items()})
 
     def caption(
         self,

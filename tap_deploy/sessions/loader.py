@@ -7,7 +7,7 @@ import functools
 import pathlib
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.graphs import GraphSpec
+from tap_deploy.graphs import GraphSpec, draw_candidates
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.device_graph import DeviceGraph
 from tap_deploy.sessions.device_memory import DeviceMemory, open_device_memory
@@ -77,8 +77,15 @@ class Loader:
     def _onnxruntime_graph(self, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
         from tap_deploy.sessions.onnxruntime_graph import OnnxRuntimeGraph
 
-        slots = self.bundle.config.text_seq_len
-        limits = {"B": 1, "P": options.max_prompts, "N": options.max_points, "T": slots}
+        config = self.bundle.config
+        limits = {
+            "B": 1,
+            "P": options.max_prompts,
+            "N": options.max_points,
+            "M": config.num_mask_tokens,
+            "T": config.text_seq_len,
+            "K": draw_candidates(config),
+        }
         path = self.bundle.graph_path(spec.name, self.variant)
         return OnnxRuntimeGraph(path, spec, self._provider(options), limits)
 

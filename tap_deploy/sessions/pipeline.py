@@ -18,7 +18,7 @@ from tap_deploy import graphs
 from tap_deploy.captioner import Captioner
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.masks import select_mask_token
+from tap_deploy.masks import request_answers
 from tap_deploy.sessions.contract import Session
 
 CLOSED = "this predictor is closed; load the bundle again"
@@ -49,6 +49,18 @@ class DecodedPrompts:
     mask_index: np.ndarray  # int64 [P]
     semantic_tokens: np.ndarray  # float32 [P, C]
     semantic_embeddings: np.ndarray  # float32 [P, E]
+
+    @classmethod
+    def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> DecodedPrompts:
+        """Take what the graph gives where it was asked for one token per prompt."""
+        index = outputs[graphs.MASK_INDEX][:, 0].astype(np.int64)
+        scores = outputs[graphs.IOU_PREDICTIONS][np.arange(len(index)), index]
+        names = (graphs.LOW_RES_MASKS, graphs.SEMANTIC_TOKENS, graphs.SEMANTIC_EMBEDDINGS)
+        return cls(
+            mask_index=index,
+            iou_predictions=scores.astype(np.float32, copy=False),
+            **{name: outputs[name][:, 0].astype(np.float32, copy=False) for name in names},
+        )
 
 
 class Lane(abc.ABC):
@@ -178,16 +190,11 @@ class HostPipeline(Pipeline, Lane):
                 graphs.IMAGE_EMBEDDINGS: embeddings.array,
                 graphs.POINT_COORDS: coords,
                 graphs.POINT_LABELS: labels,
+                graphs.MASK_REQUEST: request_answers(len(labels)),
             }
         )
-        index = select_mask_token(outputs[graphs.IOU_PREDICTIONS], labels)
-        rows = np.arange(len(index))
-        chosen = {
-            name: outputs[name][rows, index].astype(np.float32, copy=False)
-            for name in CHOSEN_OUTPUTS
-        }
-        tokens.array[start : start + len(rows)] = outputs[graphs.SEMANTIC_TOKENS][rows, index]
-        return DecodedPrompts(mask_index=index, **chosen)
+        tokens.array[start : start + len(labels)] = outputs[graphs.SEMANTIC_TOKENS][:, 0]
+        return DecodedPrompts.from_outputs(outputs)
 
     def caption(
         self,
@@ -218,9 +225,3 @@ class HostPipeline(Pipeline, Lane):
 
 
 FOREIGN = "this picture was encoded by another predictor; encode it with this one"
-CHOSEN_OUTPUTS = (
-    graphs.LOW_RES_MASKS,
-    graphs.IOU_PREDICTIONS,
-    graphs.SEMANTIC_TOKENS,
-    graphs.SEMANTIC_EMBEDDINGS,
-)

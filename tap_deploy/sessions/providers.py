@@ -29,7 +29,7 @@ PROVIDERS = {
 }
 # What a GPU is for. Small nodes about shapes are left to the CPU on purpose, by CUDA's own rule.
 HEAVY = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
-SMALLEST = {"B": 1, "P": 1, "N": 2, "T": 1}
+SMALLEST = {"B": 1, "P": 1, "N": 2, "M": 1, "T": 1, "K": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
