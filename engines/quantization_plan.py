@@ -87,8 +87,20 @@ def attention_nodes(model: ir.Model) -> tuple[str, ...]:
         for node in model.graph
         if node.op_type == "MatMul"
         and not has_constant_weight(node)
+        and not _is_table_row(node.inputs[1])
         and not str(node.name).startswith(SENSITIVE)
     )
+
+
+def _is_table_row(value: ir.Value | None) -> bool:
+    """Whether a value was looked up in a table of the graph, as rotations are."""
+    producer = None if value is None else value.producer()
+    if producer is None:
+        return False
+    source = producer.inputs[0]
+    if producer.op_type == "Gather":
+        return source is not None and source.is_initializer()
+    return producer.op_type in (*_LAYOUT, "Squeeze", "Cast") and _is_table_row(source)
 
 
 def residual_nodes(model: ir.Model) -> tuple[str, ...]:

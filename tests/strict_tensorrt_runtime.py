@@ -248,10 +248,11 @@ class IExecutionContext(_Unconstructible):
 
 
 def _output_shape(shape: list[int], inputs: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Fill the one dynamic axis of an output: in our graphs it is P, or B of the encoder."""
-    for name in ("point_labels", "input_ids", "images"):
+    """Fill the dynamic axes of an output: in our graphs P and then M, or B of the encoder."""
+    for name in ("mask_request", "input_ids", "images"):
         if name in inputs:
-            return tuple(inputs[name][0] if size == -1 else size for size in shape)
+            dynamic = iter(inputs[name])
+            return tuple(next(dynamic) if size == -1 else size for size in shape)
     raise AssertionError("not one of our graphs")
 
 

@@ -156,10 +156,7 @@ class DeviceCaptioner:
         batch = self._batch(rows)
         token_bytes = rows * config.image_embed_dim * self._itemsize
         self._memory.copy_on_device(self._tokens, tokens_address, token_bytes, stream)
-        # Masked slots count for nothing only while they are finite; what an earlier caption
-        # left there, or the driver, need not be.
-        cache_bytes = len(graphs.past_names(config)) * self._past_bytes(batch)
-        self._memory.clear(self._cache, cache_bytes, stream)
+        self._clear_cache(batch)
         candidates = self._send_noise(draw_noise(config, count, rows, temperature, rng))
         self._step(batch, candidates, 0)
         seen = 0
@@ -171,6 +168,21 @@ class DeviceCaptioner:
                 if finished_rows(ids).all():
                     break
         return blank_after_eos(ids, config.pad_id)
+
+    def record(self, rows: int) -> None:
+        """Run every position once for a number of regions, so that none waits for that later."""
+        batch = self._batch(rows)
+        self._clear_cache(batch)
+        for position in range(self._config.max_new_tokens + 1):
+            self._step(batch, 1, position)
+
+    def _clear_cache(self, batch: int) -> None:
+        """Masked slots count for nothing only while they are finite.
+
+        What an earlier caption left there, or the driver, need not be.
+        """
+        cache_bytes = len(graphs.past_names(self._config)) * self._past_bytes(batch)
+        self._memory.clear(self._cache, cache_bytes, self._stream)
 
     def _send_noise(self, noise: np.ndarray | None) -> int:
         """Send the noise of all positions ahead; return how many candidates are drawn from."""

@@ -189,6 +189,11 @@ class DeviceLane(Lane):
             rng=rng,
         )
 
+    def record_captions(self, rows: int) -> None:
+        """Run every position once, so that it is recorded."""
+        assert self._captioner is not None
+        self._captioner.record(rows)
+
     def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
         """Fetch floats of the graphs' dtype from an address, as float32."""
         buffers = Buffers(self._memory)

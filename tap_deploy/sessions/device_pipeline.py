@@ -6,8 +6,9 @@ import atexit
 import contextlib
 import dataclasses
 import logging
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -78,6 +79,7 @@ class DevicePipeline(Pipeline):
             device_graphs[name].limits["P"] for name in (graphs.PROMPT_DECODER, graphs.TEXT_DECODER)
         )
         self.lanes = tuple(resources.lanes)
+        self._all_lanes = threading.Lock()
         # Not finalize's own hook: registered here, this runs before what CUDA's packages
         # registered when they were imported, while the context still is.
         self._finalizer = weakref.finalize(self, resources.close)
@@ -96,6 +98,13 @@ class DevicePipeline(Pipeline):
                     lane.synchronize()
                 raise
             lane.synchronize()
+
+    @contextlib.contextmanager
+    def all_lanes(self) -> Iterator[Sequence[Lane]]:
+        """Take every lane, waiting for the calls that run."""
+        # One at a time: two that each wait for the other's lanes would wait for ever.
+        with self._all_lanes, contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.lane()) for _ in self.lanes]
 
     def download(self, address: int) -> np.ndarray:
         """Fetch embeddings, float32 ``[1, C, grid, grid]``."""

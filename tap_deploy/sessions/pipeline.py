@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -109,6 +109,10 @@ class Lane(abc.ABC):
     ) -> np.ndarray:
         """Write captions for some rows of ``tokens``; see ``Captioner.generate``."""
 
+    @abc.abstractmethod
+    def record_captions(self, rows: int) -> None:
+        """Do ahead what the first captions of ``rows`` regions would have to wait for."""
+
 
 class Pipeline(abc.ABC):
     """The graphs of a model, loaded. Calls from several threads are safe.
@@ -126,6 +130,16 @@ class Pipeline(abc.ABC):
         Raises:
             SessionError: the pipeline is closed.
         """
+
+    @contextlib.contextmanager
+    def all_lanes(self) -> Iterator[Sequence[Lane]]:
+        """Take every lane there is.
+
+        Raises:
+            SessionError: the pipeline is closed.
+        """
+        with self.lane() as lane:
+            yield [lane]
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -211,6 +225,9 @@ class HostPipeline(Pipeline, Lane):
         return self.captioner.generate(
             tokens.array[rows], max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
         )
+
+    def record_captions(self, rows: int) -> None:
+        """Do nothing: a CPU records nothing."""
 
     def close(self) -> None:
         """Close the sessions."""
