@@ -16,8 +16,8 @@ two, which bounds what is recorded; rows too many decode noise that nobody reads
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from tap_deploy.sessions.options import DeviceOptions
 
 logger = logging.getLogger(__name__)
 ID_BYTES = 4  # int32
-
-# One recording at a time in the process: what drivers allow two threads to do meanwhile differs.
-_capture_lock = threading.Lock()
 
 
 class DeviceCaptioner:
@@ -60,6 +57,8 @@ class DeviceCaptioner:
         self._executors: dict[int, DeviceExecutor] = {}
         self._recorded: dict[tuple[int, int], Recording] = {}
         self._record = options.cuda_graphs and graph.can_record
+        self._refused: set[tuple[int, int]] = set()  # steps that ran and could not be recorded
+        self._told = False
         self.steps_replayed = self.steps_enqueued = self.looks = 0
         self._allocate()
 
@@ -185,15 +184,28 @@ class DeviceCaptioner:
     def _try_to_record(self, executor: DeviceExecutor, batch: int, position: int) -> None:
         """Record the step that was just run; it is not run again by that."""
         if not executor.can_record():
-            return  # not yet: TensorRT-RTX still compiles for these shapes
+            # The first time, TensorRT-RTX may still compile for these shapes.
+            self._note_refusal(batch, position)
+            return
         try:
-            with _capture_lock:
-                recording = executor.record(self._memory, self._stream, lambda: None)
+            recording = executor.record(self._memory, self._stream, lambda: None)
         except SessionError as exc:
             self._record = False
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
             return
         self._recorded[batch, position] = recording
+
+    def _note_refusal(self, batch: int, position: int) -> None:
+        """Say once that steps stay unrecorded; they are tried again all the same."""
+        if (batch, position) in self._refused and not self._told:
+            self._told = True
+            logger.warning(
+                "captions take longer: graph %s cannot be recorded as a CUDA graph with %d rows, "
+                "even after a run; build the engine again with: tap-export build",
+                self._graph.spec.name,
+                batch,
+            )
+        self._refused.add((batch, position))
 
     def _bound(self, batch: int, position: int) -> DeviceExecutor:
         executor = self._executors.get(batch)
@@ -240,7 +252,9 @@ class DeviceCaptioner:
         self._memory.copy_to_device(self._ids_row(position), whole[position], self._stream)
 
     def close(self) -> None:
-        """Give the recorded graphs back; buffers and executors have other owners."""
+        """Give recorded graphs and executors back; buffers have another owner."""
         while self._recorded:
-            self._recorded.popitem()[1].close()
-        self._executors.clear()
+            with contextlib.suppress(SessionError):
+                self._recorded.popitem()[1].close()
+        while self._executors:
+            self._executors.popitem()[1].close()
