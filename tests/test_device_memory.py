@@ -161,34 +161,31 @@ def test_garbage_is_left_alone_while_something_is_recorded(memory, cuda):
         stream, address = memory.create_stream(), memory.alloc(256)
 
         class Held:
-            def __init__(self):
-                self.myself, self.address = self, memory.alloc(256)
+            def __init__(self, address):
+                self.myself, self.address = self, address
 
             def __del__(self):
                 memory.free(self.address)
 
         def enqueue():
+            Held(spare.pop())  # garbage at once
             assert len([[] for _ in range(100)]) == 100  # enough to start a collection
             memory.clear(address, 256, stream)
 
-        gc.collect()
-        Held()
-        try:
-            gc.set_threshold(1)
-            graph = memory.capture(stream, enqueue)
-            assert gc.isenabled()
-        finally:
-            gc.set_threshold(*thresholds)
-        memory.destroy_graph(graph)
-        gc.disable()
-        try:
-            memory.destroy_graph(memory.capture(stream, enqueue))
-            assert not gc.isenabled()  # as it was found
-        finally:
-            gc.enable()
-        gc.collect()
+        for collects in (True, False):
+            spare = [memory.alloc(256)]
+            try:
+                gc.set_threshold(1)
+                (gc.enable if collects else gc.disable)()
+                graph = memory.capture(stream, enqueue)
+                assert gc.isenabled() == collects  # as it was found
+            finally:
+                gc.set_threshold(*thresholds)
+                gc.enable()
+            memory.destroy_graph(graph)
+            gc.collect()
+            assert list(cuda.device_blocks) == [address]
         memory.free(address)
-        assert cuda.device_blocks == {}
 
 
 def test_other_threads_may_allocate_while_one_records(memory, cuda):
