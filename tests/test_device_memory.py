@@ -292,13 +292,25 @@ def test_pycuda_without_the_library_of_the_driver(monkeypatch, cuda):
         memory.free(memory.alloc(256))
 
 
-def test_cuda_python_is_taken_first(monkeypatch, cuda):
+def install_both(monkeypatch, cuda):
     install_pycuda(monkeypatch, cuda)
     pycuda = {name: sys.modules[name] for name in ("pycuda", "pycuda.driver")}
     install_cuda_python(monkeypatch, cuda)
     for name, module in pycuda.items():
         monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_cuda_python_is_taken_first(monkeypatch, cuda):
+    install_both(monkeypatch, cuda)
     assert open_device_memory().name == "cuda-python"
+
+
+def test_pycuda_where_cuda_python_is_too_new_for_the_driver(monkeypatch, cuda):
+    install_both(monkeypatch, cuda)
+    cuda.fail("cudaGetDeviceCount", code=CudaError.cudaErrorInsufficientDriver)
+    assert open_device_memory().name == "pycuda"
+    with pytest.raises(SessionError, match="there is no GPU 3; this machine has 2"):
+        open_device_memory(3)  # neither has it: the first one says so
 
 
 def test_cuda_python_gives_the_chosen_gpu_back(monkeypatch, cuda):

@@ -177,11 +177,16 @@ def open_device_memory(device_index: int = 0) -> DeviceMemory:
     from tap_deploy.sessions.pycuda import PycudaMemory
 
     reasons = []
+    failures: list[SessionError] = []
     for kind in (CudaPythonMemory, PycudaMemory):
         try:
             return kind(device_index)
         except ImportError as exc:  # also a package that does not find its libraries
             reasons.append(f"{kind.name}: {exc}")
+        except SessionError as exc:  # made for a newer driver: the other one need not be
+            failures.append(exc)
+    if failures:
+        raise failures[0]
     raise MissingDependencyError(
         f"running on a GPU needs cuda-python or pycuda; cannot load {'; '.join(reasons)}; "
         'install one with: pip install "tap-deploy[cuda]" (cuda-python), or: pip install pycuda'
