@@ -201,7 +201,7 @@ class DeviceCaptioner:
             self._told = True
             logger.warning(
                 "captions take longer: graph %s cannot be recorded as a CUDA graph with %d rows, "
-                "even after a run; build the engine again with: tap-export build",
+                "even after a run; if it is an engine, build it again with: tap-export build",
                 self._graph.spec.name,
                 batch,
             )

@@ -52,7 +52,7 @@ class DeviceLane(Lane):
         options: DeviceOptions,
         store: EmbeddingStore,
     ) -> None:
-        """Hold nothing yet: whoever made it can ``close`` it, however far ``allocate`` comes."""
+        """Hold nothing yet: it can be stopped and closed, however far ``allocate`` comes."""
         self._memory, self._config, self._store = memory, config, store
         self._encoder_graph = device_graphs[graphs.IMAGE_ENCODER]
         self._decoder_graph = device_graphs[graphs.PROMPT_DECODER]

@@ -22,7 +22,7 @@ from tap_deploy.errors import MissingDependencyError, SessionError
 
 ALIGNMENT_BYTES = 256  # what TensorRT asks of every tensor address, and cudaMalloc gives
 
-_recording = threading.Lock()
+_recording = threading.RLock()  # what calls ``capture`` may be undisturbed already
 
 
 def aligned(size_bytes: int) -> int:
