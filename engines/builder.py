@@ -24,6 +24,7 @@ from tap_deploy.engines.versions import (
     configure,
     create_network,
     has_progress_monitor,
+    has_user_allocation,
 )
 from tap_deploy.errors import SessionError
 from tap_deploy.files import sha256_of_file
@@ -74,18 +75,8 @@ def engine_from_onnx(
     start = time.perf_counter()
     logger = error_log(trt)
     logger.take()  # what was logged before is not about this build
-    builder = _builder(trt, logger)
-    network = create_network(trt, builder)
-    _parse(trt, network, logger, path)
-    _check_inputs(network, profile, path)
-    config = builder.create_builder_config()
-    configure(trt, config, target)
-    config.add_optimization_profile(_native_profile(builder, profile))
-    notes = _attach_cache(config, target)
-    plan = _build(trt, builder, network, config, logger, path, on_progress)
+    plan, notes = _compiled(trt, logger, path, target, profile, on_progress)
     seconds = time.perf_counter() - start
-    if target.timing_cache is not None:
-        save_timing_cache(config, target.timing_cache)
     record = PlanRecord(
         **parts,
         minimum_compute_capability=built_for(target, gpu)[1],
@@ -101,11 +92,39 @@ def engine_from_onnx(
     return EnginePlan(plan=plan, record=record, notes=notes)
 
 
+def _compiled(
+    trt: Any,
+    logger: Any,
+    path: pathlib.Path,
+    target: BuildTarget,
+    profile: Profile,
+    on_progress: OnProgress | None,
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the plan and notes.
+
+    Builder, parser and network end here: the inspector needs the engine next, and a small board
+    has no room for both.
+    """
+    builder = _builder(trt, logger)
+    network = create_network(trt, builder)
+    _parse(trt, network, logger, path)
+    _check_inputs(network, profile, path)
+    config = builder.create_builder_config()
+    configure(trt, config, target)
+    config.add_optimization_profile(_native_profile(builder, profile))
+    notes = _attach_cache(config, target)
+    plan = _build(trt, builder, network, config, logger, path, on_progress)
+    if target.timing_cache is not None:
+        save_timing_cache(config, target.timing_cache)
+    return plan, notes
+
+
 def plan_parts(
     trt: Any, onnx_path: pathlib.Path, target: BuildTarget, profile: Profile, gpu: Gpu | None
 ) -> dict[str, Any]:
     """Return all that goes into a plan, as fields of ``PlanRecord``: known before it is built."""
     data = onnx_path.with_name(f"{onnx_path.name}.data")
+    user_allocation = {"user_allocation": True} if has_user_allocation(trt) else {}
     return {
         "graph": onnx_path.stem,
         "backend": target.backend,
@@ -123,6 +142,7 @@ def plan_parts(
             "version_compatible": target.version_compatible,
             "hardware_compatible": target.hardware_compatible,
             "profiling_verbosity": "detailed",
+            **user_allocation,
         },
     }
 

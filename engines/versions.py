@@ -7,6 +7,7 @@
 | version compatibility | yes | yes | yes | yes | no lean runtime: refused |
 | timing cache | yes | yes | yes | yes | deprecated, does nothing |
 | compute capabilities | the GPU at hand | ditto | ditto | ditto | chosen, no GPU needed |
+| recorded as CUDA graphs | yes | yes | yes | yes | with REQUIRE_USER_ALLOCATION |
 
 Numbers of flags are taken from the enumerations, never written down.
 """
@@ -41,6 +42,9 @@ def configure(trt: Any, config: Any, target: BuildTarget) -> None:
     config.builder_optimization_level = target.opt_level
     # Names and data types of the layers stay in the plan: the inspector reports them.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if has_user_allocation(trt):
+        # Without it, contexts may allocate while they run, and cannot be recorded then.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if not target.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if target.version_compatible:
@@ -68,6 +72,11 @@ def built_for(target: BuildTarget, gpu: Gpu | None) -> tuple[tuple[str, ...], st
         )
     lowest = _AMPERE if target.hardware_compatible == AMPERE_PLUS else None
     return (gpu.compute_capability,), lowest
+
+
+def has_user_allocation(trt: Any) -> bool:
+    """Whether a plan says that its contexts live on memory that is given to them."""
+    return hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION")
 
 
 def has_progress_monitor(trt: Any, config: Any) -> bool:

@@ -24,6 +24,7 @@ from tap_deploy.pipeline_check import Expected, check_pipeline
 from tap_deploy.plans import record_selftest
 from tap_deploy.selftest_marks import mark_variant
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.device_pipeline import DevicePipeline
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.tolerances import tolerances_for
 from tap_deploy.verify import (
@@ -197,6 +198,8 @@ def run_selftest(
             with contextlib.closing(load_pipeline()) as pipeline:
                 timed.restart()
                 check_pipeline(pipeline, sample, expected, config.pad_id, recorder)
+                if isinstance(pipeline, DevicePipeline):
+                    pipeline.require_replay()
         except SessionError as exc:
             error = str(exc)
     result = SelftestResult(

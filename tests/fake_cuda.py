@@ -14,15 +14,19 @@ What a test can rely on:
 
 ``copies`` lists every copy as (kind, bytes, device address), ``allocations`` every allocation.
 ``install_cuda_python`` and ``install_pycuda`` put a package in front of it; the names and the
-shapes of their functions are those of cuda-python 12.9 and pycuda 2025.1.
+shapes of their functions are those of cuda-python 12.9 and pycuda 2025.1 to 2026.1, which has no
+CUDA graphs: with it comes the driver's own library, called as C functions are.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import ctypes
 import dataclasses
 import enum
+import importlib.abc
+import importlib.machinery
+import re
 import sys
 import threading
 import types
@@ -39,6 +43,7 @@ class CudaError(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorInvalidDevice = 101
     cudaErrorIllegalAddress = 700
@@ -61,6 +66,7 @@ class Stream:
     pending: list[Operation] = dataclasses.field(default_factory=list)
     recording: list[Operation] | None = None
     recording_thread: int = 0
+    mode: int = 0
     spoilt: bool = False
 
 
@@ -78,14 +84,20 @@ class FakeCuda:
         self.copies: list[tuple[str, int, int]] = []
         self.synchronizations = self.launches = 0
         self._next = 0x7F00_0000_0000
-        self._failures: dict[str, tuple[int, CudaError]] = {}
+        self.last_error = CudaError.cudaSuccess  # what cudaGetLastError reports
+        self.aborts: list[str] = []  # where pycuda would have aborted the process
+        self._failures: dict[str, tuple[int, int, CudaError]] = {}
 
     # What tests ask.
 
     def fail(
-        self, function: str, after: int = 0, code: CudaError = CudaError.cudaErrorLaunchFailure
+        self,
+        function: str,
+        after: int = 0,
+        code: CudaError = CudaError.cudaErrorLaunchFailure,
+        times: int = 1,
     ) -> None:
-        self._failures[function] = (after, code)
+        self._failures[function] = (after, times, code)
 
     def reset_counts(self) -> None:
         self.allocations.clear()
@@ -110,11 +122,14 @@ class FakeCuda:
     def called(self, function: str) -> Iterator[None]:
         with self.lock:
             if function in self._failures:
-                left, code = self._failures[function]
+                left, times, code = self._failures[function]
                 if left == 0:
-                    del self._failures[function]
+                    if times == 1:
+                        del self._failures[function]
+                    else:
+                        self._failures[function] = (0, times - 1, code)
                     raise CudaFault(code, "injected")
-                self._failures[function] = (left - 1, code)
+                self._failures[function] = (left - 1, times, code)
             yield
 
     def require(self, condition: bool, detail: str) -> None:
@@ -261,10 +276,10 @@ class FakeCuda:
 
         self.enqueue(stream, fill)
 
-    def begin_capture(self, handle: int) -> None:
+    def begin_capture(self, handle: int, mode: int) -> None:
         stream = self.stream(handle)
         self.require(stream.recording is None, "already recording")
-        stream.recording, stream.spoilt = [], False
+        stream.recording, stream.spoilt, stream.mode = [], False, mode
         stream.recording_thread = threading.get_ident()
 
     def end_capture(self, handle: int) -> int:
@@ -299,7 +314,9 @@ class FakeCuda:
 
     def _forbid_while_recording(self, what: str) -> None:
         for stream in self.streams.values():
-            if stream.recording is not None and stream.recording_thread == threading.get_ident():
+            everybody = stream.mode == CaptureMode.cudaStreamCaptureModeGlobal
+            mine = stream.recording_thread == threading.get_ident()
+            if stream.recording is not None and (everybody or mine):
                 stream.spoilt = True
                 raise CudaFault(CudaError.cudaErrorStreamCaptureUnsupported, what)
 
@@ -394,7 +411,10 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
 
     def begin(stream: Any, mode: CaptureMode) -> None:
         assert isinstance(mode, CaptureMode)
-        cuda.begin_capture(int(stream))
+        cuda.begin_capture(int(stream), mode)
+
+    def last_error() -> None:
+        cuda.last_error = CudaError.cudaSuccess
 
     def host_alloc(size: int, flags: int) -> int:
         return int(cuda.host_alloc(size, mapped=bool(flags & 2)).ctypes.data)
@@ -426,7 +446,7 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
         "cudaGraphDestroy": lambda graph: cuda.destroy_graph(int(graph)),
         "cudaGraphLaunch": lambda graph, stream: cuda.launch(int(graph), int(stream)),
         "cudaGraphExecDestroy": lambda graph: cuda.destroy_graph(int(graph)),
-        "cudaGetLastError": lambda: None,
+        "cudaGetLastError": last_error,
     }
 
     def returning_codes(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -435,6 +455,7 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
                 with cuda.called(name):
                     result = function(*arguments)
             except CudaFault as fault:
+                cuda.last_error = fault.code
                 return (fault.code, None)
             return (CudaError.cudaSuccess,) if result is None else (CudaError.cudaSuccess, result)
 
@@ -452,24 +473,60 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
 class PycudaError(Exception): ...
 
 
-class PycudaMemoryError(PycudaError, MemoryError): ...
+class PycudaMemoryError(PycudaError): ...
 
 
-def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> Any:
+class ContextStack(list[Any]):
+    """pycuda's stack of one thread: not empty when the thread ends, it aborts the process."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__()
+        self._cuda = cuda
+
+    def __del__(self) -> None:
+        if self:
+            self._cuda.aborts.append("the context stack was not empty")
+
+
+class AutoPrimaryContext(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """``pycuda.autoprimaryctx``: its import pushes the context on the stack of the thread."""
+
+    name = "pycuda.autoprimaryctx"
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        return importlib.machinery.ModuleSpec(name, self) if name == self.name else None
+
+    def create_module(self, spec: Any) -> None: ...
+
+    def exec_module(self, module: Any) -> None:
+        module.context = self._driver.Device(0).retain_primary_context()
+        module.context.push()
+
+
+def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, library: bool = True) -> Any:
     """Make ``pycuda.driver`` and ``pycuda.autoprimaryctx`` importable, and no cuda-python.
 
-    A thread in which no context was pushed can do nothing. Without ``graphs`` it is an older
-    pycuda, which records none. Returns the module ``pycuda.driver``.
+    A thread in which no context was pushed can do nothing. Without ``library`` the driver's
+    library is not found by its name. Returns the module ``pycuda.driver``.
     """
     block_cuda(monkeypatch)
     driver = types.ModuleType("pycuda.driver")
-    stacks: collections.defaultdict[int, list[Any]] = collections.defaultdict(list)
+    local = threading.local()
+
+    def stack() -> ContextStack:
+        if not hasattr(local, "stack"):
+            local.stack = ContextStack(cuda)
+        found: ContextStack = local.stack
+        return found
 
     @contextlib.contextmanager
     def call(name: str) -> Iterator[None]:
         try:
             with cuda.called(name):
-                if not stacks[threading.get_ident()]:
+                if not stack():
                     raise PycudaError("invalid device context")
                 yield
         except CudaFault as fault:
@@ -478,49 +535,68 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
 
     class Device:
         def __init__(self, index: int) -> None:
+            if index >= cuda.devices:
+                raise PycudaError("cuDeviceGet failed: invalid device ordinal")
             self.index = index
 
         def compute_capability(self) -> tuple[int, int]:
             return cuda.compute_capability
 
         def retain_primary_context(self) -> Any:
-            if self.index >= cuda.devices:
-                raise PycudaError("invalid device ordinal")
             return Context(self)
 
     class Context:
         def __init__(self, device: Device) -> None:
-            self.device = device
+            self.device, self.thread = device, threading.get_ident()
 
         def push(self) -> None:
-            stacks[threading.get_ident()].append(self)
+            stack().append(self)
 
-        def pop(self) -> None:
-            stacks[threading.get_ident()].pop()
+        @staticmethod
+        def pop() -> None:
+            stack().pop()
 
-        def get_device(self) -> Device:
-            return self.device
+        @staticmethod
+        def get_device() -> Device:
+            with call("get_device"):
+                found: Device = stack()[-1].device
+                return found
 
-    class DeviceAllocation:
+    class Owned:
+        """What belongs to the context that was current when it was made."""
+
+        def __init__(self) -> None:
+            self.context = stack()[-1]
+
+        def check_context(self) -> None:
+            foreign = not stack() or stack()[-1] is not self.context
+            if foreign and self.context.thread != threading.get_ident():
+                raise PycudaError("cannot activate out-of-thread context")
+
+    class DeviceAllocation(Owned):
         def __init__(self, size: int) -> None:
             with call("mem_alloc"):
+                super().__init__()
                 self.address = cuda.malloc(size)
 
         def __int__(self) -> int:
             return self.address
 
         def free(self) -> None:
+            self.check_context()
             with call("free"):
                 cuda.free(self.address)
 
-    class PagelockedHostAllocation:
+    class PagelockedHostAllocation(Owned):
         def __init__(self, address: int) -> None:
+            super().__init__()
             self.address = address
 
         def get_device_pointer(self) -> int:
             return cuda.mapped[self.address]
 
         def free(self) -> None:
+            self.check_context()
             with call("free_host"):
                 cuda.free_host(self.address)
 
@@ -539,23 +615,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
         array.base_allocation = PagelockedHostAllocation(block.ctypes.data)
         return array
 
-    class GraphExec:
-        def __init__(self, graph: int) -> None:
-            self.graph = graph
-
-        def launch(self, stream: Any = None) -> None:
-            with call("launch"):
-                cuda.launch(self.graph, stream.handle)
-
-        def __del__(self) -> None:
-            cuda.graphs.pop(self.graph, None)
-
-    class Graph(GraphExec):
-        def instantiate(self) -> GraphExec:
-            with call("instantiate"):
-                return GraphExec(cuda.instantiate(self.graph))
-
-    class OldStream:
+    class Stream:
         def __init__(self, flags: int = 0) -> None:
             with call("Stream"):
                 self.handle = cuda.create_stream()
@@ -567,15 +627,6 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
         def __del__(self) -> None:
             if self.handle in cuda.streams:
                 cuda.destroy_stream(self.handle)
-
-    class NewStream(OldStream):
-        def begin_capture(self) -> None:
-            with call("begin_capture"):
-                cuda.begin_capture(self.handle)
-
-        def end_capture(self) -> Graph:
-            with call("end_capture"):
-                return Graph(cuda.end_capture(self.handle))
 
     def htod(target: int, source: np.ndarray, stream: Any) -> None:
         with call("memcpy_htod_async"):
@@ -617,7 +668,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
     values = {
         "init": lambda: None,
         "Device": Device,
-        "Stream": NewStream if graphs else OldStream,
+        "Stream": Stream,
         "mem_alloc": DeviceAllocation,
         "host_alloc_flags": types.SimpleNamespace(DEVICEMAP=2),
         "pagelocked_empty": pagelocked_empty,
@@ -631,10 +682,79 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, graphs: bool = True) -> 
     }
     for key, value in values.items():
         setattr(driver, key, value)
-    package, primary = types.ModuleType("pycuda"), types.ModuleType("pycuda.autoprimaryctx")
+    package = types.ModuleType("pycuda")
     package.__path__ = []  # type: ignore[attr-defined]
-    primary.context = Context(Device(0))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    monkeypatch.setitem(sys.modules, "pycuda.autoprimaryctx", primary)
+    del sys.modules[AutoPrimaryContext.name]  # blocked above, which also undoes an import
+    monkeypatch.setattr(sys, "meta_path", [AutoPrimaryContext(driver), *sys.meta_path])
+    install_driver(monkeypatch, cuda, stack if library else None)
     return driver
+
+
+class DriverFunction:
+    """A C function, called as the program declared it: a wrong declaration shows."""
+
+    argtypes: Any = None
+    restype: Any = None
+
+    def __init__(self, function: Callable[..., int]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> int:
+        assert self.argtypes is not None and self.restype is ctypes.c_int
+        prototype = ctypes.CFUNCTYPE(self.restype, *self.argtypes)
+        code: int = prototype(self._function)(*arguments)
+        return code
+
+
+def install_driver(monkeypatch: Any, cuda: FakeCuda, stack: Callable[[], Any] | None) -> None:
+    """Put the driver's library in the place of the real one; ``stack`` is a thread's contexts."""
+
+    def begin(stream: int, mode: int) -> None:
+        cuda.begin_capture(stream, mode)
+
+    def end(stream: int, graph: Any) -> None:
+        graph[0] = cuda.end_capture(stream)
+
+    def instantiate(executable: Any, graph: int, flags: int) -> None:
+        assert flags == 0
+        executable[0] = cuda.instantiate(graph)
+
+    names: list[ctypes.c_char_p] = []  # they must live on
+
+    def error_name(code: int, text: Any) -> None:
+        words = re.sub("([A-Z])", r"_\1", CudaError(code).name.removeprefix("cudaError")).upper()
+        names.append(ctypes.c_char_p(f"CUDA_ERROR{words}".encode()))
+        text[0] = names[-1]
+
+    functions: dict[str, Callable[..., None]] = {
+        "cuStreamBeginCapture_v2": begin,
+        "cuStreamEndCapture": end,
+        "cuGraphInstantiateWithFlags": instantiate,
+        "cuGraphLaunch": cuda.launch,
+        "cuGraphExecDestroy": cuda.destroy_graph,
+        "cuGraphDestroy": cuda.destroy_graph,
+        "cuGetErrorName": error_name,
+    }
+
+    def returning_codes(name: str, function: Callable[..., None]) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            try:
+                with cuda.called(name):
+                    cuda.require(name == "cuGetErrorName" or bool(stack and stack()), "no context")
+                    function(*arguments)
+            except CudaFault as fault:
+                return int(fault.code)
+            return 0
+
+        return call
+
+    def load() -> Any:
+        if stack is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return types.SimpleNamespace(
+            **{n: DriverFunction(returning_codes(n, f)) for n, f in functions.items()}
+        )
+
+    monkeypatch.setattr("tap_deploy.sessions.driver_graphs.load_driver", load)

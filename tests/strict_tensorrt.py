@@ -38,6 +38,7 @@ import pathlib
 import re
 import struct
 import types
+import weakref
 from typing import Any
 
 API_FOLDER = pathlib.Path(__file__).parent / "data" / "trt_api"
@@ -244,6 +245,7 @@ class OnnxParser(Strict):
         assert isinstance(network, self._trt.INetworkDefinition)
         assert isinstance(logger, self._trt.ILogger)
         self._network, self._errors = network, []
+        self._trt._building.add(self)
 
     num_errors = property(lambda self: len(self._errors))
 
@@ -400,12 +402,15 @@ class Builder(Strict):
     def __init__(self, logger: Any) -> None:
         assert isinstance(logger, self._trt.ILogger)
         self._logger = logger
+        self._trt._building.add(self)
 
     def create_network(self, flags: int = 0) -> Any:
         assert isinstance(flags, int)
-        return self._trt.INetworkDefinition._make(
+        network = self._trt.INetworkDefinition._make(
             _flags=flags, _inputs=[], _outputs=[], _num_layers=0, _path=None, _onnx=b""
         )
+        self._trt._building.add(network)
+        return network
 
     def create_builder_config(self) -> Any:
         trt = self._trt
@@ -543,6 +548,7 @@ def strict_module(version: str, backend: str = "tensorrt", **implementations: An
     """
     module = _StrictModule(backend)
     module.__version__, module._version = f"{version}.0.1", version
+    module._building = weakref.WeakSet()  # builders, networks and parsers that somebody holds
     label = f"{backend} {version}"
     chosen = BUILDER_SIDE | implementations
     for name, members in _api(backend, version).items():

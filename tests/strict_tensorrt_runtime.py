@@ -13,7 +13,9 @@ and a little stricter:
 - A run can be recorded only after one with the same shapes; a recorded run is void once its
   context took other shapes or was let go.
 - TensorRT-RTX compiles on the first run of a shape, and cannot be recorded before, unless the
-  runtime cache knows the shape.
+  runtime cache knows the shape. A plan built without ``REQUIRE_USER_ALLOCATION`` can never be.
+- ``trt._faults`` lists what the real one does not report: fallback kernels that were recorded,
+  and contexts that outlived their scratch memory or stream, or went before their recordings.
 """
 
 from __future__ import annotations
@@ -109,20 +111,26 @@ class ICudaEngine(_Unconstructible):
         return self._trt.EngineInspector._make()
 
     def create_runtime_config(self) -> Any:
-        return self._trt.IRuntimeConfig._make(_engine=self, _strategy=None, _cache=None)
+        lazy = self._trt.DynamicShapesKernelSpecializationStrategy.LAZY
+        return self._trt.IRuntimeConfig._make(
+            _engine=self, _strategy=None, _cache=None, _specialization=lazy
+        )
 
     def create_execution_context(self, how: Any) -> Any:
-        trt, cache = self._trt, None
+        trt, cache, specialization = self._trt, None, None
         if not isinstance(how, trt.ExecutionContextAllocationStrategy):
             # A configuration: only where the version has it, which the name lookup decides.
             assert isinstance(how, trt.IRuntimeConfig)
             assert how._engine is self, "a configuration of another engine"
-            how, cache = how._strategy, how._cache
+            how, cache, specialization = how._strategy, how._cache, how._specialization
         assert how == trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = trt.IExecutionContext._make(
             _engine=self,
             _cuda=trt._cuda,
             _cache=cache,
+            _lazy=specialization is not None and specialization.name != "EAGER",
+            _streams=set(),
+            _recorded=[],
             _shapes={},
             _addresses={},
             _scratch=None,
@@ -166,7 +174,18 @@ class IExecutionContext(_Unconstructible):
         self._addresses[name] = memory
         return True
 
+    def __del__(self) -> None:
+        faults, cuda = self._trt._faults, self._cuda
+        if self._scratch is not None and self._scratch not in cuda.device_blocks:
+            faults.append("scratch memory was freed before its context")
+        if any(stream not in cuda.streams for stream in self._streams):
+            faults.append("a stream was destroyed before a context that ran in it")
+        if any(recorded() is not None for recorded in self._recorded):
+            faults.append("a context went before its recordings")
+
     def is_stream_capturable(self, stream: int) -> bool:
+        if "REQUIRE_USER_ALLOCATION" not in self._engine._header.flags:
+            return False
         return self._shape_key() in self._compiled_shapes()
 
     def execute_async_v3(self, stream_handle: int) -> bool:
@@ -214,6 +233,11 @@ class IExecutionContext(_Unconstructible):
                 cuda.device_view(address, nbytes)[:] = result.reshape(-1).view(np.uint8)
 
         cuda.enqueue(handle, compute)
+        self._streams.add(handle)
+        if recording:
+            self._recorded.append(weakref.ref(compute))
+            if self._lazy:
+                self._trt._faults.append("fallback kernels were recorded")
         self._ran_epoch = self._epoch
         self._compiled_shapes().add(self._shape_key())
         return True
@@ -257,6 +281,14 @@ def _output_shape(shape: list[int], inputs: dict[str, tuple[int, ...]]) -> tuple
 
 
 class IRuntimeConfig(_Unconstructible):
+    def _set_specialization(self, strategy: Any) -> None:
+        assert isinstance(strategy, self._trt.DynamicShapesKernelSpecializationStrategy)
+        self._specialization = strategy
+
+    dynamic_shapes_kernel_specialization_strategy = property(
+        lambda self: self._specialization, _set_specialization
+    )
+
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         assert isinstance(strategy, self._trt.ExecutionContextAllocationStrategy)
         self._strategy = strategy
@@ -298,13 +330,14 @@ RUNTIME_SIDE = (
 def runtime_module(version: str, cuda: FakeCuda, backend: str = "tensorrt") -> Any:
     """Return a module for a version that builds and runs; see the top of this file."""
     module = strict_module(version, backend, **{c.__name__: c for c in RUNTIME_SIDE})
-    module._cuda, module._engines = cuda, weakref.WeakSet()
+    module._cuda, module._engines, module._faults = cuda, weakref.WeakSet(), []
     return module
 
 
 def live_objects(trt: Any) -> dict[str, int]:
-    """Engines and contexts that somebody still holds."""
+    """Engines and contexts that somebody still holds; ``trt._faults`` must be empty."""
     gc.collect()
+    assert trt._faults == []
     engines = list(trt._engines)
     contexts = sum(len(engine._contexts) for engine in engines)
     return {k: v for k, v in {"engines": len(engines), "contexts": contexts}.items() if v}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -107,8 +110,9 @@ def test_a_recording_that_fails_leaves_the_stream_usable(memory, cuda):
             memory.clear(address, 256, stream)
             memory.alloc(256)
 
-        with pytest.raises(SessionError, match="StreamCapture"):
+        with pytest.raises(SessionError, match=r"StreamCapture|STREAM_CAPTURE"):
             memory.capture(stream, spoil)
+        assert cuda.last_error == 0  # or the next call of CUDA's runtime reports it
         memory.clear(address, 256, stream)
         memory.synchronize(stream)
         assert not cuda.device_view(address, 256).any()
@@ -116,6 +120,84 @@ def test_a_recording_that_fails_leaves_the_stream_usable(memory, cuda):
         assert cuda.device_blocks == {}
     gc.collect()
     assert cuda.graphs == {}
+
+
+BEGIN = {"pycuda": "cuStreamBeginCapture_v2", "cuda-python": "cudaStreamBeginCapture"}
+INSTANTIATE = {
+    "pycuda": "cuGraphInstantiateWithFlags",
+    "cuda-python": "cudaGraphInstantiateWithFlags",
+}
+
+
+@pytest.mark.parametrize("functions", [BEGIN, INSTANTIATE, dict.fromkeys(BEGIN, "end_capture")])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_recording_that_fails_is_tried_once_more(memory, cuda, functions, times):
+    with memory.activated():
+        stream, address = memory.create_stream(), memory.alloc(256)
+        cuda.fail(functions[memory.name], times=times)
+        calls = []
+
+        def enqueue():
+            calls.append(None)
+            memory.clear(address, 256, stream)
+
+        if times == 2:
+            with pytest.raises(SessionError, match=r"(?i)launch_?failure"):
+                memory.capture(stream, enqueue)
+            assert cuda.graphs == {}
+        graph = memory.capture(stream, enqueue)
+        assert len(cuda.graphs) == 1
+        memory.launch(graph, stream)
+        memory.synchronize(stream)
+        assert not cuda.device_view(address, 256).any()
+        memory.destroy_graph(graph)
+        memory.free(address)
+
+
+def test_garbage_is_left_alone_while_something_is_recorded(memory, cuda):
+    """Memory of the GPU that only the collector finds: freeing it would spoil the recording."""
+    thresholds = gc.get_threshold()
+    with memory.activated():
+        stream, address = memory.create_stream(), memory.alloc(256)
+
+        class Held:
+            def __init__(self, address):
+                self.myself, self.address = self, address
+
+            def __del__(self):
+                memory.free(self.address)
+
+        def enqueue():
+            Held(spare.pop())  # garbage at once
+            assert len([[] for _ in range(100)]) == 100  # enough to start a collection
+            memory.clear(address, 256, stream)
+
+        for collects in (True, False):
+            spare = [memory.alloc(256)]
+            try:
+                gc.set_threshold(1)
+                (gc.enable if collects else gc.disable)()
+                graph = memory.capture(stream, enqueue)
+                assert gc.isenabled() == collects  # as it was found
+            finally:
+                gc.set_threshold(*thresholds)
+                gc.enable()
+            memory.destroy_graph(graph)
+            gc.collect()
+            assert list(cuda.device_blocks) == [address]
+        memory.free(address)
+
+
+def test_other_threads_may_allocate_while_one_records(memory, cuda):
+    with memory.activated(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stream = memory.create_stream()
+
+        def allocate():
+            with memory.activated():
+                memory.free(memory.alloc(256))
+
+        memory.destroy_graph(memory.capture(stream, lambda: pool.submit(allocate).result()))
+    assert not cuda.leaks().get("graphs")
 
 
 def test_errors_are_one_line_of_ours(memory, cuda):
@@ -171,6 +253,66 @@ def test_pycuda_works_in_the_primary_context(monkeypatch, cuda):
         memory.alloc(256)
 
 
+def test_the_other_gpu_with_pycuda(monkeypatch, cuda):
+    """Its ``Context.get_device`` is static: it asks for the context that is current."""
+    install_pycuda(monkeypatch, cuda)
+    memory = open_device_memory(1)
+    assert memory.compute_capability == "8.9"
+    with memory.activated():
+        assert memory._context.get_device().index == 1
+
+
+def test_pycuda_leaves_no_context_on_a_thread(monkeypatch, cuda):
+    """It would abort the process when the thread ends."""
+    install_pycuda(monkeypatch, cuda)
+
+    def use():
+        memory = open_device_memory()
+        with memory.activated():
+            memory.free(memory.alloc(256))
+
+    for _ in range(2):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert cuda.aborts == []
+
+
+def test_pycuda_without_the_library_of_the_driver(monkeypatch, cuda):
+    """All but recording works."""
+    install_pycuda(monkeypatch, cuda, library=False)
+    memory = open_device_memory()
+    with memory.activated():
+        stream = memory.create_stream()
+        with pytest.raises(
+            SessionError, match=r"libcuda\.so\.1 cannot be used: .*update the driver"
+        ):
+            memory.capture(stream, lambda: None)
+        memory.free(memory.alloc(256))
+
+
+def install_both(monkeypatch, cuda):
+    install_pycuda(monkeypatch, cuda)
+    pycuda = {name: sys.modules[name] for name in ("pycuda", "pycuda.driver")}
+    install_cuda_python(monkeypatch, cuda)
+    for name, module in pycuda.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_cuda_python_is_taken_first(monkeypatch, cuda):
+    install_both(monkeypatch, cuda)
+    assert open_device_memory().name == "cuda-python"
+
+
+def test_pycuda_where_cuda_python_is_too_new_for_the_driver(monkeypatch, cuda):
+    install_both(monkeypatch, cuda)
+    cuda.fail("cudaGetDeviceCount", code=CudaError.cudaErrorInsufficientDriver)
+    assert open_device_memory().name == "pycuda"
+    with pytest.raises(SessionError, match="there is no GPU 3; this machine has 2"):
+        open_device_memory(3)  # neither has it: the first one says so
+
+
 def test_cuda_python_gives_the_chosen_gpu_back(monkeypatch, cuda):
     install_cuda_python(monkeypatch, cuda)
     first, second = open_device_memory(0), open_device_memory(1)
@@ -181,7 +323,7 @@ def test_cuda_python_gives_the_chosen_gpu_back(monkeypatch, cuda):
 
 def test_neither_package(monkeypatch):
     block_cuda(monkeypatch)
-    with pytest.raises(MissingDependencyError, match=r"pycuda: .*cuda-python: .*\[cuda\]"):
+    with pytest.raises(MissingDependencyError, match=r"cuda-python: .*pycuda: .*\[cuda\]"):
         open_device_memory()
 
 

@@ -30,6 +30,7 @@ from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.tensorrt import TensorRtEngine
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
 from tests.strict_tensorrt_runtime import live_objects, runtime_module
@@ -233,7 +234,7 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
     load, cuda, picture, points, expected, caplog, function
 ):
     with load(cuda) as predictor:
-        cuda.fail(function, after=2, code=CudaError.cudaErrorStreamCaptureUnsupported)
+        cuda.fail(function, after=2, code=CudaError.cudaErrorStreamCaptureUnsupported, times=2)
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
                 assert_same(predict(predictor, picture, points), expected)
@@ -242,6 +243,46 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
         captioner = predictor._pipeline.lanes[0].captioner
         assert captioner.steps_enqueued > 2 * TOKENS
     assert cuda.leaks() == {}
+
+
+def test_a_recording_that_fails_once_costs_nothing(load, cuda, picture, points, expected, caplog):
+    with load(cuda) as predictor:
+        cuda.fail("end_capture", after=2)
+        for _ in range(2):
+            assert_same(predict(predictor, picture, points), expected)
+        captioner = predictor._pipeline.lanes[0].captioner
+        assert captioner.steps_replayed == captioner.steps_enqueued
+    assert not caplog.records
+    assert cuda.leaks() == {}
+
+
+def test_steps_that_stay_unrecorded_are_said_once(
+    load, cuda, picture, points, expected, caplog, monkeypatch
+):
+    """An RTX engine of an older release: its contexts allocate while they run."""
+    with load(cuda, "tensorrt_rtx", "1.7") as predictor:
+        monkeypatch.setattr(
+            load.trt.IExecutionContext, "is_stream_capturable", lambda self, stream: False
+        )
+        assert_same(predict(predictor, picture, points), expected)
+        assert not caplog.records  # it may still have compiled
+        for _ in range(2):
+            assert_same(predict(predictor, picture, points), expected)
+        (record,) = caplog.records
+        assert "cannot be recorded as a CUDA graph with 4 rows" in record.getMessage()
+        with pytest.raises(SessionError, match=r"none of \d+ caption steps was replayed"):
+            predictor._pipeline.require_replay()
+    assert cuda.launches == 0
+
+
+def test_replay_is_demanded_where_it_was_asked_for(load, cuda, picture, points):
+    with load(cuda, cuda_graphs=False) as predictor:
+        predict(predictor, picture, points)
+        predictor._pipeline.require_replay()
+    with load(cuda) as predictor:
+        for _ in range(2):
+            predict(predictor, picture, points)
+        predictor._pipeline.require_replay()
 
 
 def test_slots_that_engines_could_not_read(load, cuda, monkeypatch):
@@ -261,7 +302,8 @@ def test_cuda_graphs_can_be_turned_off(load, cuda, picture, points, expected):
 def test_an_engine_that_refuses_to_be_recorded(load, cuda, picture, points, expected, caplog):
     """The refusal comes from TensorRT, in the middle of the recording."""
     with load(cuda) as predictor:
-        cuda.fail("execute_async_v3", after=1 + 2 + 1)  # encoder, decoder twice, a step
+        # Encoder, decoder twice, a step; then both attempts to record it.
+        cuda.fail("execute_async_v3", after=1 + 2 + 1, times=2)
         with caplog.at_level(logging.WARNING):
             regions = predict(predictor, picture, points)
         assert_same(regions, expected)
@@ -348,6 +390,19 @@ def test_encoded_pictures_stay_on_the_gpu(load, cuda, picture, points, expected,
         _ = encoded.image_embeddings
 
 
+def test_embeddings_are_fetched_into_the_same_memory(load, cuda, picture):
+    with load(cuda) as device:
+        encoded = device.encode(picture)
+        first = encoded.image_embeddings
+        kept = first.copy()
+        cuda.reset_counts()
+        np.testing.assert_array_equal(encoded.image_embeddings, kept)
+        assert cuda.allocations == []
+        device.encode(picture[::-1])
+        np.testing.assert_array_equal(first, kept)  # it is not the memory itself
+    assert cuda.leaks() == {}
+
+
 def test_too_many_points(load, cuda, picture):
     many = np.ones((1, MAX_POINTS + 1, 3))
     with load(cuda) as predictor:
@@ -384,33 +439,36 @@ def test_zero_copy(load, cuda, picture, points, expected, micro_config):
     assert cuda.leaks() == {}
 
 
-@pytest.mark.parametrize("with_graphs", [True, False])
-def test_pycuda(load, monkeypatch, picture, points, expected, caplog, with_graphs):
-    cuda = FakeCuda()
-    install_pycuda(monkeypatch, cuda, graphs=with_graphs)
-    with load(cuda) as predictor, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        assert_same(predict(predictor, picture, points), expected)
-        # A thread that never saw the context.
-        assert_same(pool.submit(predict, predictor, picture, points).result(), expected)
-        assert (cuda.launches > 0) == with_graphs
-    assert ("this pycuda has no CUDA graphs" in caplog.text) != with_graphs
-    gc.collect()
-    assert cuda.leaks() == {}
-
-
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_pycuda_records_nothing_beside_other_contexts(
-    load, monkeypatch, picture, points, expected, caplog, cuda_graphs
-):
-    """It records in the global mode: an allocation in another thread would spoil it."""
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_pycuda(load, monkeypatch, picture, points, expected, caplog, contexts):
     cuda = FakeCuda()
     install_pycuda(monkeypatch, cuda)
-    with load(cuda, contexts=2, cuda_graphs=cuda_graphs) as predictor:
+    with (
+        load(cuda, contexts=contexts) as predictor,
+        concurrent.futures.ThreadPoolExecutor(contexts) as pool,
+    ):
         assert_same(predict(predictor, picture, points), expected)
+        # Threads that never saw the context.
+        calls = [pool.submit(predict, predictor, picture, points) for _ in range(2 * contexts)]
+        for call in calls:
+            assert_same(call.result(), expected)
+        assert cuda.launches > 0
+    gc.collect()
+    assert cuda.leaks() == {}
+    assert cuda.aborts == []
+    assert not caplog.records
+
+
+def test_pycuda_without_cuda_graphs(load, monkeypatch, picture, points, expected, caplog):
+    cuda = FakeCuda()
+    install_pycuda(monkeypatch, cuda, library=False)
+    with load(cuda) as predictor:
+        for _ in range(2):
+            assert_same(predict(predictor, picture, points), expected)
     assert cuda.launches == 0
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == cuda_graphs
-    assert all("pycuda cannot record while another of 2 contexts" in m for m in messages)
+    (record,) = caplog.records
+    assert "CUDA graphs are off" in record.getMessage()
+    assert "libcuda.so.1 cannot be used" in record.getMessage()
 
 
 def test_memory_is_freed_without_close(load, cuda, picture, points):
@@ -421,6 +479,42 @@ def test_memory_is_freed_without_close(load, cuda, picture, points):
     assert cuda.leaks() == {}
     with pytest.raises(SessionError, match="predictor is closed"):
         _ = encoded.image_embeddings
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_what_is_used_is_freed_last(load, cuda, monkeypatch, picture, points, backend):
+    """Recorded runs, contexts, streams; the fake engine sees to it that memory is last, too."""
+    freed: list[str] = []
+
+    def noted(name: str, call: Any) -> Any:
+        return lambda *handle: (freed.append(name), call(*handle))[1]
+
+    for owner, name in (
+        (cuda, "destroy_graph"),
+        (TensorRtEngine, "close"),
+        (cuda, "destroy_stream"),
+    ):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    version = "1.7" if backend == "tensorrt_rtx" else "10.3"
+    predictor = load(cuda, backend, version, contexts=2)
+    for _ in range(2):
+        predict(predictor, picture, points)
+    freed.clear()
+    predictor.close()
+    recorded = freed.count("destroy_graph")
+    assert recorded > TOKENS
+    assert freed == recorded * ["destroy_graph"] + 3 * ["close"] + 2 * ["destroy_stream"]
+    assert cuda.leaks() == {}
+    assert live_objects(load.trt) == {}
+
+
+def test_what_does_not_close_keeps_nothing_else(load, cuda, picture, points):
+    predictor = load(cuda)
+    predict(predictor, picture, points)
+    cuda.fail("cudaGraphExecDestroy")
+    cuda.fail("cudaFree")
+    predictor.close()
+    assert cuda.leaks() == {"device": 1, "graphs": 1}
 
 
 def test_closing_twice_and_using_afterwards(load, cuda, picture, points):
@@ -547,7 +641,7 @@ def test_engines_that_failed_their_selftest(load, cuda, engine_bundle, monkeypat
 
 def test_no_cuda_package(load, cuda, monkeypatch):
     block_cuda(monkeypatch)
-    with pytest.raises(MissingDependencyError, match="pycuda or cuda-python"):
+    with pytest.raises(MissingDependencyError, match="cuda-python or pycuda"):
         load(cuda)
 
 
@@ -637,6 +731,7 @@ def test_sessions_of_engines(load, cuda, engine_bundle, golden, micro_config):
     del sessions, decoder
     gc.collect()
     assert cuda.leaks() == {}
+    assert live_objects(load.trt) == {}
 
 
 def test_a_precision_that_failed_its_verdict(micro_bundle, tmp_path):

@@ -108,6 +108,7 @@ def test_every_version_builds_every_graph(trt, bundle, precision):
             name: [list(s) for _, s in shapes.items()] for name, shapes in planned.profile.items()
         }
         record = plan.record
+        assert "user_allocation" not in record.flags  # of RTX; it would not fit older plans
         assert record.profiles == profile_as_json(planned.profile)
         assert (record.backend, record.backend_version) == ("tensorrt", trt.__version__)
         assert (record.compute_capabilities, record.minimum_compute_capability) == (("8.7",), None)
@@ -286,6 +287,8 @@ def test_the_inspector_counts_layers_where_there_is_a_gpu(version, bundle, monke
             pass
 
         def deserialize_cuda_engine(self, data):
+            # A small board has no room for both.
+            assert not list(trt._building), "builder and network are still there"
             read_plan(data)
             return trt.ICudaEngine._make()
 
@@ -363,7 +366,10 @@ def test_rtx_builds_for_the_gpus_that_are_asked_for(
     target = fp32(backend="tensorrt_rtx", compute_capabilities=capabilities)
     gpu = ORIN if capabilities == ("current",) else None
     built = build_text_decoder(bundle, target, gpu=gpu)
-    assert read_plan(built.plan)[0].compute_capabilities == set_to
+    header, _ = read_plan(built.plan)
+    assert header.compute_capabilities == set_to
+    assert header.flags == ["REQUIRE_USER_ALLOCATION"]  # or its contexts cannot be recorded
+    assert built.record.flags["user_allocation"] is True
     found = built.record.compute_capabilities, built.record.minimum_compute_capability
     assert found == record
     assert built.record.layer_precisions is None

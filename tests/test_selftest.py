@@ -304,5 +304,5 @@ def test_the_command_on_a_gpu_needs_what_a_predictor_needs(bundle, monkeypatch):
     block_cuda(monkeypatch)
     result = invoke(bundle.path, "--device", "cuda")
     assert result.exit_code == 2
-    assert "needs pycuda or cuda-python" in result.stderr
+    assert "needs cuda-python or pycuda" in result.stderr
     assert Bundle.open(bundle.path).manifest.precisions == {}

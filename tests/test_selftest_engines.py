@@ -21,7 +21,9 @@ from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import BundleError, SessionError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.manifest import MANIFEST_NAME
+from tap_deploy.sessions.cuda_python import CudaPythonMemory
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
+from tap_deploy.sessions.tensorrt import TensorRtEngine, TensorRtExecutor
 from tap_deploy.sessions.tensorrt_log import error_log
 from tests.fake_cuda import FakeCuda, install_cuda_python
 from tests.strict_tensorrt_runtime import runtime_module
@@ -205,3 +207,27 @@ def test_a_pipeline_that_does_not_load_has_failed(bundle, monkeypatch):
     assert selftest(bundle).exit_code == 1
     assert (verdict(bundle)["passed"], verdict(bundle)["comparisons"]) == (False, 9)
     assert "no memory for the captions" in verdict(bundle)["error"]
+
+
+@pytest.mark.parametrize("reason", ["recording fails", "cannot be recorded"])
+def test_captions_that_are_not_replayed_have_failed(bundle, monkeypatch, reason):
+    """All numbers are right, but captions would take several times as long."""
+    if reason == "recording fails":
+
+        def refuse(self, stream, enqueue):
+            raise SessionError("no CUDA graphs today")
+
+        monkeypatch.setattr(CudaPythonMemory, "_capture", refuse)
+    else:
+        monkeypatch.setattr(TensorRtExecutor, "can_record", lambda self: False)
+    result = selftest(bundle)
+    assert result.exit_code == 1
+    found = verdict(bundle)
+    assert (found["passed"], found["failed"]) == (False, [])
+    assert found["error"].startswith("none of ")
+    assert "caption steps was replayed as a CUDA graph; expected" in result.stderr
+
+
+def test_an_engine_that_records_nothing_need_not_replay(bundle, monkeypatch):
+    monkeypatch.setattr(TensorRtEngine, "can_record", False)
+    assert selftest(bundle).exit_code == 0

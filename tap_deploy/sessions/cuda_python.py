@@ -139,27 +139,21 @@ class CudaPythonMemory(DeviceMemory):
         """Wait for a stream."""
         self._call("cudaStreamSynchronize", stream)
 
-    def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """Record what ``enqueue`` puts into the stream."""
-        # Of this thread only: what other threads allocate meanwhile must not spoil it.
+    def _capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             enqueue()
         except BaseException:
-            self._abandon(stream)
+            # Leave capture mode; that the capture was spoilt is known already.
+            with contextlib.suppress(SessionError):
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiateWithFlags", graph, 0)
         finally:
             self._call("cudaGraphDestroy", graph)
-
-    def _abandon(self, stream: int) -> None:
-        """Leave capture mode; that the capture was spoilt is known already."""
-        with contextlib.suppress(SessionError):
-            self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
-        self._cuda.cudaGetLastError()  # forget it, or the next call reports it again
 
     def launch(self, graph: Any, stream: int) -> None:
         """Replay a graph."""
@@ -178,6 +172,7 @@ class CudaPythonMemory(DeviceMemory):
             reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
             raise SessionError(f"CUDA: {function} failed: {reason}") from exc
         if int(error):
+            self._cuda.cudaGetLastError()  # forget it, or a later call reports it again
             raise SessionError(f"CUDA: {function} failed: {self._described(error)}")
         return results[0] if results else None
 

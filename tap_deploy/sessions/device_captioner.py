@@ -17,8 +17,8 @@ two, which bounds what is recorded; rows too many decode noise that nobody reads
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 
 import numpy as np
 
@@ -34,9 +34,6 @@ from tap_deploy.sessions.options import DeviceOptions
 logger = logging.getLogger(__name__)
 ID_BYTES = 4  # int32
 NOISE_BYTES = 4  # float32
-
-# One recording at a time in the process: what drivers allow two threads to do meanwhile differs.
-_capture_lock = threading.Lock()
 
 
 class DeviceCaptioner:
@@ -63,6 +60,8 @@ class DeviceCaptioner:
         self._executors: dict[tuple[int, int], DeviceExecutor] = {}
         self._recorded: dict[tuple[int, int, int], Recording] = {}
         self._record = options.cuda_graphs and graph.can_record
+        self._refused: set[tuple[int, int, int]] = set()  # steps that ran and could not be recorded
+        self._told = False
         self.steps_replayed = self.steps_enqueued = self.looks = 0
         self._allocate()
 
@@ -102,6 +101,8 @@ class DeviceCaptioner:
         self._slot = buffers.device(past_inputs * self._past_bytes(most) // self._slots)
         self._logits = buffers.device(most * config.vocab_size * self._itemsize)
         self._write_constants()
+        # onnxruntime loads its session for the first one: now, and not in somebody's first call.
+        self._executor(self._batch(1), 1)
 
     def _past_bytes(self, rows: int) -> int:
         """Bytes of the keys (or values) of one layer, for some regions."""
@@ -230,23 +231,39 @@ class DeviceCaptioner:
     def _try_to_record(self, executor: DeviceExecutor, key: tuple[int, int, int]) -> None:
         """Record the step that was just run; what is run again by that gives the same."""
         if not executor.can_record():
-            return  # not yet: TensorRT-RTX still compiles for these shapes
+            # The first time, TensorRT-RTX may still compile for these shapes.
+            self._note_refusal(key)
+            return
         batch, _, position = key
         try:
-            with _capture_lock:
-                self._recorded[key] = executor.record(
-                    self._memory, self._stream, lambda: self._fill_slot(batch, position)
-                )
+            self._recorded[key] = executor.record(
+                self._memory, self._stream, lambda: self._fill_slot(batch, position)
+            )
         except SessionError as exc:
             self._record = False
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
 
-    def _bound(self, batch: int, candidates: int, position: int) -> DeviceExecutor:
-        executor = self._executors.get((batch, candidates))
-        if executor is None:
-            # One per shape: a recorded graph is void once its context's shapes change.
+    def _note_refusal(self, key: tuple[int, int, int]) -> None:
+        """Say once that steps stay unrecorded; they are tried again all the same."""
+        if key in self._refused and not self._told:
+            self._told = True
+            logger.warning(
+                "captions take longer: graph %s cannot be recorded as a CUDA graph with %d rows, "
+                "even after a run; if it is an engine, build it again with: tap-export build",
+                self._graph.spec.name,
+                key[0],
+            )
+        self._refused.add(key)
+
+    def _executor(self, batch: int, candidates: int) -> DeviceExecutor:
+        """Return one per shape: a recorded graph is void once its context's shapes change."""
+        if (batch, candidates) not in self._executors:
             executor = self._graph.executor(self._stream, self._scratch)
             self._executors[batch, candidates] = executor
+        return self._executors[batch, candidates]
+
+    def _bound(self, batch: int, candidates: int, position: int) -> DeviceExecutor:
+        executor = self._executor(batch, candidates)
         executor.set_sizes({"P": batch, "T": self._slots, "K": candidates})
         written = position if position else self._slots
         drawn = self._noise.address + position * self._noise_bytes
@@ -281,7 +298,9 @@ class DeviceCaptioner:
         return fetched[:, :rows].T
 
     def close(self) -> None:
-        """Give the recorded graphs back; buffers and executors have other owners."""
+        """Give recorded graphs and executors back; buffers have another owner."""
         while self._recorded:
-            self._recorded.popitem()[1].close()
-        self._executors.clear()
+            with contextlib.suppress(SessionError):
+                self._recorded.popitem()[1].close()
+        while self._executors:
+            self._executors.popitem()[1].close()

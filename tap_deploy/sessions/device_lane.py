@@ -17,7 +17,7 @@ from tap_deploy.sessions.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.device_embeddings import DeviceEmbeddings, EmbeddingStore
-from tap_deploy.sessions.device_graph import DeviceGraph, size_bytes
+from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, size_bytes
 from tap_deploy.sessions.device_memory import DeviceMemory
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import (
@@ -53,25 +53,24 @@ class DeviceLane(Lane):
         options: DeviceOptions,
         store: EmbeddingStore,
     ) -> None:
-        """Allocate everything; CUDA must be activated."""
+        """Hold nothing yet: it can be stopped and closed, however far ``allocate`` comes."""
         self._memory, self._config, self._store = memory, config, store
         self._encoder_graph = device_graphs[graphs.IMAGE_ENCODER]
         self._decoder_graph = device_graphs[graphs.PROMPT_DECODER]
         self._buffers, self._token_buffers = Buffers(memory), Buffers(memory)
         self._captioner: DeviceCaptioner | None = None
-        try:
-            self._allocate(device_graphs, options)
-        except BaseException:
-            self.close()
-            raise
+        self._executors: list[DeviceExecutor] = []
+        self._landing = np.empty(0, np.uint8)  # pinned; what ``download`` fetches
 
-    def _allocate(self, device_graphs: Mapping[str, DeviceGraph], options: DeviceOptions) -> None:
+    def allocate(self, device_graphs: Mapping[str, DeviceGraph], options: DeviceOptions) -> None:
+        """Allocate everything; CUDA must be activated."""
         buffers = self._buffers
         self._stream = buffers.stream()
         # One scratch for all: in one stream, one run ends before the next begins.
         scratch = buffers.device(max(graph.scratch_bytes for graph in device_graphs.values()))
         self._encoder = self._encoder_graph.executor(self._stream, scratch)
         self._decoder = self._decoder_graph.executor(self._stream, scratch)
+        self._executors = [self._encoder, self._decoder]
         self._inputs = self._staged(self._encoder_graph, self._encoder_graph.spec.inputs, options)
         prompt_inputs = self._decoder_graph.spec.inputs[1:]
         self._inputs |= self._staged(self._decoder_graph, prompt_inputs, options)
@@ -196,15 +195,13 @@ class DeviceLane(Lane):
 
     def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
         """Fetch floats of the graphs' dtype from an address, as float32."""
-        buffers = Buffers(self._memory)
-        try:
-            count = int(np.prod(array_shape)) * np.dtype(self._dtype).itemsize
-            staged = buffers.pinned(count)
-            self._memory.copy_to_host(staged, address, self._stream)
-            self.synchronize()
-            return staged.view(self._dtype).reshape(array_shape).astype(np.float32)
-        finally:
-            buffers.close()
+        count = int(np.prod(array_shape)) * np.dtype(self._dtype).itemsize
+        if count > len(self._landing):
+            self._landing = self._buffers.pinned(count)
+        staged = self._landing[:count]
+        self._memory.copy_to_host(staged, address, self._stream)
+        self.synchronize()
+        return staged.view(self._dtype).reshape(array_shape).astype(np.float32)
 
     def synchronize(self) -> None:
         """Wait until the stream is idle."""
@@ -216,12 +213,17 @@ class DeviceLane(Lane):
         assert self._captioner is not None
         return self._captioner
 
-    def close(self) -> None:
-        """Free everything of this lane; executors belong to their graphs."""
+    def stop(self) -> None:
+        """Wait for the stream, and let go of what uses the graphs; they are closed next."""
         with contextlib.suppress(Exception):
             self.synchronize()
         if self._captioner is not None:
             self._captioner.close()
+        for executor in self._executors:
+            executor.close()
+
+    def close(self) -> None:
+        """Free buffers and stream, once the graphs are closed."""
         self._token_buffers.close()
         self._buffers.close()
 

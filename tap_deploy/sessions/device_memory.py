@@ -1,8 +1,9 @@
 """Memory, streams and graphs of a GPU, behind one small contract.
 
 Addresses and stream handles are plain integers: that is what TensorRT and onnxruntime take.
-Two packages can stand behind it, pycuda and cuda-python; ``open_device_memory`` takes the one
-that is there. Foreign errors are translated in those two modules, and nowhere else.
+Two packages can stand behind it, cuda-python and pycuda; ``open_device_memory`` takes the one
+that is there. Foreign errors are translated in their two modules and in ``driver_graphs``, and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -10,19 +11,40 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tap_deploy.errors import MissingDependencyError
+from tap_deploy.errors import MissingDependencyError, SessionError
 
 ALIGNMENT_BYTES = 256  # what TensorRT asks of every tensor address, and cudaMalloc gives
+
+_recording = threading.RLock()  # what calls ``capture`` may be undisturbed already
 
 
 def aligned(size_bytes: int) -> int:
     """Round a size up, so that what follows is aligned."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep away, while something is recorded, what would spoil it.
+
+    One recording at a time in the process: what drivers allow two threads to do meanwhile differs.
+    No garbage collection: it may free memory of the GPU, which a recording does not allow.
+    """
+    with _recording:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
+                gc.enable()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,8 +67,6 @@ class DeviceMemory(abc.ABC):
 
     name: str
     device_index: int
-    # Whether other threads may allocate while one records.
-    captures_beside_others: bool = True
 
     @abc.abstractmethod
     def activated(self) -> contextlib.AbstractContextManager[Any]:
@@ -117,12 +137,21 @@ class DeviceMemory(abc.ABC):
     def synchronize(self, stream: int) -> None:
         """Wait until everything in the stream has happened."""
 
-    @abc.abstractmethod
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
         """Record what ``enqueue`` puts into the stream, without doing it; return a graph.
 
-        The stream is usable again whether that works or not.
+        ``enqueue`` is called again if the first recording fails: what spoilt it may be over. The
+        stream is usable again whether that works or not.
         """
+        with undisturbed():
+            try:
+                return self._capture(stream, enqueue)
+            except SessionError:
+                return self._capture(stream, enqueue)
+
+    @abc.abstractmethod
+    def _capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
+        """Record once, in CUDA's thread-local mode: other threads may allocate meanwhile."""
 
     @abc.abstractmethod
     def launch(self, graph: Any, stream: int) -> None:
@@ -134,7 +163,7 @@ class DeviceMemory(abc.ABC):
 
 
 def open_device_memory(device_index: int = 0) -> DeviceMemory:
-    """Return the contract on pycuda, else on cuda-python.
+    """Return the contract on cuda-python, else on pycuda.
 
     Args:
         device_index: number of the GPU, as CUDA counts them.
@@ -143,17 +172,22 @@ def open_device_memory(device_index: int = 0) -> DeviceMemory:
         MissingDependencyError: neither package is installed.
         SessionError: there is no such GPU, or no driver.
     """
-    # pycuda first: whoever has it built it on purpose, as JetPack's CUDA asks for.
+    # cuda-python first: it is NVIDIA's own, and has CUDA graphs itself.
     from tap_deploy.sessions.cuda_python import CudaPythonMemory
     from tap_deploy.sessions.pycuda import PycudaMemory
 
     reasons = []
-    for kind in (PycudaMemory, CudaPythonMemory):
+    failures: list[SessionError] = []
+    for kind in (CudaPythonMemory, PycudaMemory):
         try:
             return kind(device_index)
         except ImportError as exc:  # also a package that does not find its libraries
             reasons.append(f"{kind.name}: {exc}")
+        except SessionError as exc:  # made for a newer driver: the other one need not be
+            failures.append(exc)
+    if failures:
+        raise failures[0]
     raise MissingDependencyError(
-        f"running on a GPU needs pycuda or cuda-python; cannot load {'; '.join(reasons)}; "
+        f"running on a GPU needs cuda-python or pycuda; cannot load {'; '.join(reasons)}; "
         'install one with: pip install "tap-deploy[cuda]" (cuda-python), or: pip install pycuda'
     )

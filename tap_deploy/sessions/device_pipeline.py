@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +22,6 @@ from tap_deploy.sessions.lane_pool import LanePool
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import CLOSED, Lane, Pipeline
 
-logger = logging.getLogger(__name__)
 LoadGraph = Callable[[GraphSpec], DeviceGraph]
 
 
@@ -56,7 +53,6 @@ class DevicePipeline(Pipeline):
             SessionError: a graph does not load, or memory does not suffice; nothing is left.
         """
         self._memory = memory
-        options = _recording_allowed(memory, options)
         resources = _Resources(memory)
         try:
             with memory.activated():
@@ -67,9 +63,9 @@ class DevicePipeline(Pipeline):
                     memory, size_bytes(embeddings, {}, itemsize), _downloader(weakref.ref(self))
                 )
                 for _ in range(options.contexts):
-                    resources.lanes.append(
-                        DeviceLane(memory, device_graphs, config, options, resources.store)
-                    )
+                    lane = DeviceLane(memory, device_graphs, config, options, resources.store)
+                    resources.lanes.append(lane)
+                    lane.allocate(device_graphs, options)
         except BaseException:
             resources.close()
             raise
@@ -80,6 +76,7 @@ class DevicePipeline(Pipeline):
         )
         self.lanes = tuple(resources.lanes)
         self._all_lanes = threading.Lock()
+        self._replays = options.cuda_graphs and device_graphs[graphs.TEXT_DECODER].can_record
         # Not finalize's own hook: registered here, this runs before what CUDA's packages
         # registered when they were imported, while the context still is.
         self._finalizer = weakref.finalize(self, resources.close)
@@ -111,6 +108,20 @@ class DevicePipeline(Pipeline):
         with self._pool.taken() as lane, self._memory.activated():
             return lane.download(address, self._embeddings_shape)
 
+    def require_replay(self) -> None:
+        """Demand that captions, written twice, were replayed as CUDA graphs where they can be.
+
+        Raises:
+            SessionError: not one step was replayed.
+        """
+        if self._replays and not any(lane.captioner.steps_replayed for lane in self.lanes):
+            enqueued = sum(lane.captioner.steps_enqueued for lane in self.lanes)
+            raise SessionError(
+                f"none of {enqueued} caption steps was replayed as a CUDA graph; expected those of "
+                "the second run; the log says why; build engines of an older release again with: "
+                "tap-export build"
+            )
+
     def close(self) -> None:
         """Wait for the calls that run, then free everything."""
         if self._pool.close():
@@ -133,31 +144,23 @@ class _Resources:
         return graph
 
     def close(self) -> None:
-        """Free recorded graphs and buffers, contexts and engines, embeddings."""
+        """Free what uses before what is used.
+
+        Recorded runs, then contexts and engines, then the streams and buffers of the lanes, then
+        embeddings. What fails does not keep the rest.
+        """
         # It may run when the program ends, or the GPU was lost: then there is nothing to free.
         with contextlib.suppress(SessionError), self._memory.activated():
-            for lane in self.lanes:
-                lane.close()
-            for graph in self._graphs:
-                graph.close()
-        if self.store is not None:
-            with contextlib.suppress(SessionError), self._memory.activated():
-                self.store.close()
+            for free in (
+                *(lane.stop for lane in self.lanes),
+                *(graph.close for graph in self._graphs),
+                *(lane.close for lane in self.lanes),
+                *([self.store.close] if self.store is not None else []),
+            ):
+                with contextlib.suppress(SessionError):
+                    free()
         self.lanes.clear()
         self._graphs.clear()
-
-
-def _recording_allowed(memory: DeviceMemory, options: DeviceOptions) -> DeviceOptions:
-    """Turn recording off where lanes would spoil each other's."""
-    if not options.cuda_graphs or options.contexts == 1 or memory.captures_beside_others:
-        return options
-    logger.warning(
-        "CUDA graphs are off, captions take longer: %s cannot record while another of %d contexts "
-        "works; use contexts=1 or cuda-python",
-        memory.name,
-        options.contexts,
-    )
-    return dataclasses.replace(options, cuda_graphs=False)
 
 
 def _downloader(pipeline: weakref.ref[DevicePipeline]) -> Callable[[int], np.ndarray]:

@@ -94,10 +94,11 @@ class _Resources:
         self.graph: DeviceGraph | None = None
 
     def close(self) -> None:
-        """Free the graph, then the buffers."""
+        """Free the graph with its executor, then the buffers and the stream, which it uses."""
         with contextlib.suppress(SessionError), self._memory.activated():
             if self.graph is not None:
-                self.graph.close()
+                with contextlib.suppress(SessionError):
+                    self.graph.close()
             self.buffers.close()
         self.graph = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,22 @@ import numpy as np
 
 from tap_deploy.errors import SessionError
 from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
+from tap_deploy.sessions.driver_graphs import DriverGraphs
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
+
+
+@functools.cache
+def _primary_context(driver: Any, device_index: int) -> tuple[Any, Any]:
+    """Return a GPU and its primary context, which stays for as long as the process.
+
+    pycuda's destructor pushes a context that is not current, releases it, and pops nothing.
+    ``pycuda.autoprimaryctx`` will not do: it leaves the context on the stack of the thread that
+    imports it, and pycuda aborts the process when such a thread ends.
+    """
+    driver.init()
+    device = driver.Device(device_index)
+    return device, device.retain_primary_context()
 
 
 class PycudaMemory(DeviceMemory):
@@ -24,22 +39,12 @@ class PycudaMemory(DeviceMemory):
     """
 
     name = "pycuda"
-    # Its begin_capture takes no mode and gets CUDA's default, global: then an allocation in any
-    # thread spoils the recording, and is refused itself.
-    captures_beside_others = False
 
     def __init__(self, device_index: int = 0) -> None:
         self._driver = importlib.import_module("pycuda.driver")  # ImportError: not installed
         self.device_index = device_index
         with self._translated("primary context"):
-            if device_index == 0:
-                # It also leaves the context current in the importing thread, as users expect.
-                self._context = importlib.import_module("pycuda.autoprimaryctx").context
-            else:
-                self._driver.init()
-                self._context = self._driver.Device(device_index).retain_primary_context()
-            # autoprimaryctx lets CUDA_DEVICE choose the GPU: ask, do not assume.
-            self._device = self._context.get_device()
+            self._device, self._context = _primary_context(self._driver, device_index)
         self._streams: dict[int, Any] = {}
         self._allocations: dict[int, Any] = {}
         self._pinned: dict[int, Any] = {}
@@ -142,42 +147,30 @@ class PycudaMemory(DeviceMemory):
         with self._translated("Stream.synchronize"):
             self._streams[stream].synchronize()
 
-    def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """Record what ``enqueue`` puts into the stream."""
-        recorded = self._streams[stream]
-        if not hasattr(recorded, "begin_capture"):
-            raise SessionError("this pycuda has no CUDA graphs; use a newer one, or cuda-python")
-        with self._translated("Stream.begin_capture"):
-            recorded.begin_capture()
-        try:
-            enqueue()
-        except BaseException:
-            # Leave capture mode; that the capture was spoilt is known already.
-            with contextlib.suppress(SessionError), self._translated("Stream.end_capture"):
-                recorded.end_capture()
-            raise
-        with self._translated("Stream.end_capture"):
-            return recorded.end_capture().instantiate()
+    @functools.cached_property
+    def _recorder(self) -> DriverGraphs:
+        return DriverGraphs()
+
+    def _capture(self, stream: int, enqueue: Callable[[], None]) -> int:
+        return self._recorder.capture(stream, enqueue)
 
     def launch(self, graph: Any, stream: int) -> None:
         """Replay a graph."""
-        with self._translated("GraphExec.launch"):
-            graph.launch(self._streams[stream])
+        self._recorder.launch(graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Do nothing: pycuda destroys a graph with its last reference."""
+        """Give a graph back."""
+        self._recorder.destroy(graph)
 
     @contextlib.contextmanager
     def _translated(self, call: str) -> Iterator[None]:
         try:
             yield
-        except ImportError:
-            raise
         # pycuda has an error class per kind of failure, and Boost adds its own.
         except Exception as exc:
             reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
             advice = "; use fewer contexts or an engine for fewer prompts"
-            is_memory = isinstance(exc, MemoryError)
+            is_memory = isinstance(exc, self._driver.MemoryError)  # not Python's own
             raise SessionError(
                 f"CUDA: {call} failed: {reason}{advice if is_memory else ''}"
             ) from exc

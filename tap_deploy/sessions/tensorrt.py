@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tap_deploy.errors import SessionError
-from tap_deploy.graphs import GraphSpec
+from tap_deploy.graphs import TEXT_DECODER, GraphSpec
 from tap_deploy.sessions.contract import check_graph, resolve_shape
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, axis_bounds
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile
@@ -63,7 +63,8 @@ class TensorRtEngine(DeviceGraph):
         self._check_engine(trt)
         self.minima, self.limits = axis_bounds(spec, self._profile_shapes())
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
-        self.contexts = ContextFactory(trt, self._engine, cache_file)
+        recorded = spec.name == TEXT_DECODER
+        self.contexts = ContextFactory(trt, self._engine, cache_file, recorded=recorded)
         self._executors: list[TensorRtExecutor] = []
 
     def executor(self, stream: int, scratch_address: int) -> TensorRtExecutor:

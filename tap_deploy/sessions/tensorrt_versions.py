@@ -42,7 +42,19 @@ class ContextFactory:
     time: it takes a runtime configuration, which carries the cache of what it compiled.
     """
 
-    def __init__(self, trt: Any, engine: Any, cache_file: RuntimeCacheFile | None) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, cache_file: RuntimeCacheFile | None, *, recorded: bool
+    ) -> None:
+        """Prepare.
+
+        Args:
+            trt: the module.
+            engine: deserialised.
+            cache_file: where TensorRT-RTX keeps what it compiles; None for TensorRT.
+            recorded: runs become CUDA graphs. By default, TensorRT-RTX compiles kernels for a
+                shape in the background and runs slower ones meanwhile; those would stay in the
+                recordings for good. So it compiles before the first run with a shape.
+        """
         self._engine = engine
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._config: Any = None
@@ -51,6 +63,9 @@ class ContextFactory:
         if cache_file is not None:
             self._config = engine.create_runtime_config()
             self._config.set_execution_context_allocation_strategy(self._strategy)
+            if recorded:
+                eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                self._config.dynamic_shapes_kernel_specialization_strategy = eager
             self._cache = self._config.create_runtime_cache()
             stored = cache_file.read()
             if stored is not None:
