@@ -35,8 +35,9 @@ from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.provider_libraries import (
     library_error,
     plugin_device,
-    preload_cuda_libraries,
+    preload_libraries,
 )
+from tap_deploy.sessions.providers import PLUGIN, PROVIDERS
 
 pytestmark = pytest.mark.gpu
 
@@ -107,8 +108,6 @@ def _skip_without_provider(name: str) -> None:
     """Skip where a provider's package, or a library it needs, is not installed."""
     import onnxruntime
 
-    from tap_deploy.sessions.providers import PLUGIN, PROVIDERS
-
     provider = PROVIDERS[name]
     if provider == PLUGIN:
         try:
@@ -118,7 +117,7 @@ def _skip_without_provider(name: str) -> None:
         return
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no provider {name}")
-    preload_cuda_libraries(onnxruntime)
+    preload_libraries(onnxruntime, provider)
     reason = library_error(onnxruntime, provider)
     if reason is not None:
         pytest.skip(f"{provider} does not load: {reason}")

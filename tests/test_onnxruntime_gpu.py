@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.util
 import logging
@@ -9,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 import weakref
 from typing import Any
 
@@ -17,7 +19,9 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
+from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.sessions import DeviceOptions, sessions_from_bundle
+from tap_deploy.sessions.providers import PROVIDERS, TENSORRT, Provider
 from tests import fake_onnxruntime
 from tests.fake_cuda import FakeCuda, install_cuda_python
 
@@ -71,6 +75,8 @@ def test_same_as_on_the_cpu_and_nothing_between_the_graphs(
         assert len({session.stream for session in module.sessions}) == 1
         replayed = device._pipeline.lanes[0].captioner.steps_replayed
         assert (replayed > 0) == (provider in (None, "cuda"))
+        recorded = [session.records for session in module.sessions]
+        assert recorded == [False, False, provider in (None, "cuda")]
     assert cuda.leaks() == {}
     assert capsys.readouterr().out == ""
     assert module.preloads == (provider != "nv_tensorrt_rtx")  # once, not per graph
@@ -117,6 +123,29 @@ def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, provider):
         stream = str(module.sessions[0].stream)
         assert found["text_decoder"]["has_user_compute_stream"] == "1"
         assert found["text_decoder"]["user_compute_stream"] == stream
+
+
+def test_ranges_come_from_the_axes():
+    tensors = (
+        TensorSpec("mask_request", "int32", ("P", "M")),
+        TensorSpec("past_key_values.0.key", "float16", ("P", 2, "T", 64)),
+        TensorSpec("position", "int32", (1,)),
+    )
+    spec = GraphSpec("any", inputs=tensors, outputs=())
+    options = fake_onnxruntime.SessionOptions()
+    runtime = types.ModuleType("onnxruntime")
+    runtime.get_available_providers = lambda: list(PROVIDERS.values())
+    limits = {"P": 8, "M": 4, "T": 40, "N": 9}
+    provider = Provider(name=TENSORRT, limits=limits)
+    (_, settings), _ = provider.add_to(runtime, options, spec)
+    assert {name: value for name, value in settings.items() if "profile" in name} == {
+        "trt_profile_min_shapes": "mask_request:1x1,past_key_values.0.key:1x2x1x64",
+        "trt_profile_opt_shapes": "mask_request:8x4,past_key_values.0.key:8x2x40x64",
+        "trt_profile_max_shapes": "mask_request:8x4,past_key_values.0.key:8x2x40x64",
+    }
+    unknown = dataclasses.replace(provider, limits={"P": 8, "M": 4})  # no range without all axes
+    (_, settings), _ = unknown.add_to(runtime, options, spec)
+    assert not any("profile" in name for name in settings)
 
 
 @pytest.mark.parametrize("tf32", [False, True])

@@ -21,12 +21,15 @@ SHARED_LIBRARY = "libonnxruntime_providers_shared.so"  # the others need it to b
 
 
 @functools.cache
-def preload_cuda_libraries(runtime: Any) -> None:
-    """Load CUDA and cuDNN out of pip's ``nvidia-*`` packages, where the linker does not look."""
-    if hasattr(runtime, "preload_dlls"):  # from 1.21 on
+def preload_libraries(runtime: Any, provider: str) -> None:
+    """Load what a provider needs out of pip's packages, where the linker does not look."""
+    if hasattr(runtime, "preload_dlls"):  # from 1.21 on: CUDA and cuDNN
         # It prints what it misses; a provider that cannot do without says so itself.
         with contextlib.redirect_stdout(io.StringIO()):
             runtime.preload_dlls()
+    if provider == "TensorrtExecutionProvider":
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt")
 
 
 def library_error(runtime: Any, provider: str) -> str | None:

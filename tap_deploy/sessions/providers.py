@@ -24,7 +24,7 @@ from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.provider_libraries import (
     library_error,
     plugin_device,
-    preload_cuda_libraries,
+    preload_libraries,
 )
 
 PROVIDERS = {
@@ -93,7 +93,7 @@ class Provider:
                 f"this onnxruntime has no {self.name}, only {', '.join(available)}; "
                 "install onnxruntime-gpu, or use --device cpu"
             )
-        preload_cuda_libraries(runtime)
+        preload_libraries(runtime, self.name)
         if self.name == CUDA:
             return [(CUDA, self._cuda_settings())]
         # What an engine cannot take, CUDA can.
