@@ -30,8 +30,9 @@ PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 @pytest.fixture(autouse=True)
-def tf32_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a provider sets for the whole process ends with its test."""
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """What a provider sets for the whole process, or keeps, ends with its test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
 
@@ -44,9 +45,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def load(bundle: Any, **options: Any) -> TapPredictor:
-    folder = pathlib.Path("/nowhere")
-    choices = {"max_prompts": 4, "max_points": 6, "cache_folder": folder}
-    choices |= options.pop("choices", {})
+    choices = {"max_prompts": 4, "max_points": 6} | options.pop("choices", {})
     return TapPredictor.from_bundle(
         bundle.path,
         device="cuda",
@@ -102,7 +101,7 @@ def loaded(micro_bundle, cuda, monkeypatch, provider, **choices):
 
 
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
-def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, provider):
+def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, tmp_path, provider):
     """Without ranges TensorRT builds anew, for minutes, at every larger size."""
     module = loaded(micro_bundle, cuda, monkeypatch, provider, max_prompts=32)
     prefix = {"tensorrt": "trt", "nv_tensorrt_rtx": "nv"}[provider]
@@ -115,10 +114,12 @@ def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, provider):
         size = micro_bundle.config.image_size
         encoder = found["image_encoder"][f"{prefix}_profile_{bound}_shapes"]
         assert encoder == f"images:1x{size}x{size}x3"
+    folder = tmp_path / "tap_deploy" / "onnxruntime-tensorrt"
+    assert folder.is_dir()  # TensorRT makes no folder above its own
     if provider == "tensorrt":
         for cache in ("trt_engine_cache", "trt_timing_cache"):
             assert found["text_decoder"][f"{cache}_enable"] == "1"
-            assert found["text_decoder"][f"{cache}_path"] == "/nowhere/onnxruntime-tensorrt"
+            assert found["text_decoder"][f"{cache}_path"] == str(folder)
     else:
         stream = str(module.sessions[0].stream)
         assert found["text_decoder"]["has_user_compute_stream"] == "1"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -27,6 +28,7 @@ from tap_deploy.sessions.provider_libraries import (
     preload_libraries,
 )
 
+logger = logging.getLogger(__name__)
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -118,23 +120,33 @@ class Provider:
 
     def _tensorrt_settings(self, spec: GraphSpec) -> dict[str, str]:
         settings = self._common_settings() | self._profile(spec, "trt")
-        if self.cache_folder is not None:
+        folder = self._made_cache_folder()
+        if folder is not None:
             for cache in ("trt_engine_cache", "trt_timing_cache"):
-                settings[f"{cache}_enable"] = "1"
-                settings[f"{cache}_path"] = str(self.cache_folder)
+                settings |= {f"{cache}_enable": "1", f"{cache}_path": folder}
         return settings
 
     def _plugin_settings(self, spec: GraphSpec) -> dict[str, str]:
         settings = self._profile(spec, "nv")
         if self.stream:
             settings |= {"has_user_compute_stream": "1", "user_compute_stream": str(self.stream)}
-        if self.cache_folder is not None:
-            settings["nv_runtime_cache_path"] = str(self.cache_folder)
-        return settings
+        folder = self._made_cache_folder()
+        return settings | ({} if folder is None else {"nv_runtime_cache_path": folder})
 
     def _common_settings(self) -> dict[str, str]:
         settings = {"device_id": str(self.device_index)}
         return settings | ({"user_compute_stream": str(self.stream)} if self.stream else {})
+
+    def _made_cache_folder(self) -> str | None:
+        """Return the folder; what cannot be kept is no error."""
+        if self.cache_folder is None:
+            return None
+        try:
+            self.cache_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            logger.warning("%s builds anew at every start: %s", self.name, exc)
+            return None
+        return str(self.cache_folder)
 
     def _profile(self, spec: GraphSpec, prefix: str) -> dict[str, str]:
         """Return smallest, usual and largest shapes, as ``name:1x2,other:3x4``."""
