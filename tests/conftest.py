@@ -17,6 +17,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.predictor import TapPredictor
+from tests.require_gpu import pytest_configure  # noqa: F401
 
 DATA = pathlib.Path(__file__).parent / "data"
 MICRO_SEED = 0

@@ -1,14 +1,18 @@
 """``pytest -m gpu``: every engine gives what onnxruntime gives on the CPU, on a real GPU.
 
-Where an engine cannot run, its tests skip and say why. Engines are built first, by the builder
-that ``tap-export build`` uses.
+Where an engine cannot run, its tests skip and say why; with ``TAP_REQUIRE_GPU=1`` a run of nothing
+but skips fails. Engines are built first, by the builder that ``tap-export build`` uses.
+``TAP_GPU_BUNDLE`` names a folder with a bundle of the micro model in fp32, fp16 and int8: making
+one takes a minute, and needs torch.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import importlib
+import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,12 @@ from tap_deploy.errors import TapError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.sessions.device_memory import open_device_memory
 from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.provider_libraries import (
+    library_error,
+    plugin_device,
+    preload_libraries,
+)
+from tap_deploy.sessions.providers import PLUGIN, PROVIDERS
 
 pytestmark = pytest.mark.gpu
 
@@ -63,15 +73,18 @@ def engine(request: Any, tmp_path_factory: Any) -> Any:
         open_device_memory()
     except TapError as exc:
         pytest.skip(str(exc))
-    if backend == "onnxruntime" and not _has_provider(provider):
-        pytest.skip(f"this onnxruntime has no provider {provider}")
+    if backend == "onnxruntime":
+        _skip_without_provider(provider)
     path = tmp_path_factory.mktemp("gpu") / "bundle"
     # Only now: it takes seconds to make, which no machine without a GPU should spend.
-    shutil.copytree(request.getfixturevalue("micro_bundle").path, path)
-    add_fp16(Bundle.open(path))
-    # One picture: what is asked is whether a GPU computes these graphs, not whether they are good.
-    options = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
-    quantize_bundle(Bundle.open(path), options, on_warning=lambda text: None)
+    given = os.environ.get("TAP_GPU_BUNDLE")
+    shutil.copytree(given or request.getfixturevalue("micro_bundle").path, path)
+    if not given:
+        add_fp16(Bundle.open(path))
+        # One picture: what is asked is whether a GPU computes these graphs, not whether they are
+        # good.
+        options = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
+        quantize_bundle(Bundle.open(path), options, on_warning=lambda text: None)
     if backend != "onnxruntime":
         _build(Bundle.open(path), backend)
     return path, {"backend": backend, "device": "cuda", "provider": provider}
@@ -91,12 +104,30 @@ def _build(bundle: Bundle, backend: str) -> None:
         list(build_engines(bundle, target))
 
 
-def _has_provider(name: str) -> bool:
+def _skip_without_provider(name: str) -> None:
+    """Skip where a provider's package, or a library it needs, is not installed."""
     import onnxruntime
 
-    from tap_deploy.sessions.providers import PROVIDERS
+    provider = PROVIDERS[name]
+    if provider == PLUGIN:
+        try:
+            plugin_device(onnxruntime, 0)
+        except TapError as exc:
+            pytest.skip(str(exc))
+        return
+    if provider not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no provider {name}")
+    preload_libraries(onnxruntime, provider)
+    reason = library_error(onnxruntime, provider)
+    if reason is not None:
+        pytest.skip(f"{provider} does not load: {reason}")
 
-    return PROVIDERS[name] in onnxruntime.get_available_providers()
+
+@pytest.fixture(scope="module")
+def predictor(engine: Any) -> Iterator[TapPredictor]:
+    """What is right: onnxruntime on the CPU, in fp32."""
+    with TapPredictor.from_bundle(engine[0]) as predictor:
+        yield predictor
 
 
 @pytest.fixture
@@ -183,8 +214,8 @@ def test_the_selftest_passes(engine, precision):
 
 
 def test_cuda_graphs_are_used(load, engine, picture, points):
-    if engine[1]["backend"] == "onnxruntime":
-        pytest.skip("onnxruntime's runs are not recorded")
+    if engine[1]["provider"] not in (None, "cuda"):
+        pytest.skip("runs of TensorRT in onnxruntime are not recorded")
     with load() as device:
         for _ in range(3):
             device.predict(picture, points=points)

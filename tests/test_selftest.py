@@ -263,7 +263,7 @@ def test_the_command(bundle):
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["passed"] is True
-    assert verdict["comparisons"] == 21
+    assert verdict["comparisons"] == 27
     assert sum(verdict["seconds"].values()) < 60
     assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
         "fp32": {"selftest": {"onnxruntime": verdict}}
@@ -275,7 +275,7 @@ def test_the_command_on_a_model_that_is_off(bundle, sample):
     result = invoke(bundle.path)
     assert result.exit_code == 1
     assert result.stdout.startswith("FAIL image_encoder   image_embeddings")
-    assert "FAILED: 21 comparisons" in result.stdout
+    assert "FAILED: 27 comparisons" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr
     run = CliRunner().invoke(main, ["run", str(bundle.path), "photo.jpg", "--point", "1,1"])
     assert run.exit_code == 2

@@ -71,7 +71,7 @@ def test_engines_that_are_right(bundle):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == verdict(bundle)
-    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 21)
+    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 27)
     assert found["backend_version"].startswith("10.3")
     assert Bundle.open(bundle.path).manifest.precisions == {}
     TapPredictor.from_bundle(bundle.path, "tensorrt").close()
@@ -190,9 +190,10 @@ def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
     assert result.exit_code == (0 if replay_is_right else 1), result.output
     if replay_is_right:
         return
-    assert found["comparisons"] == 21 and found["error"] is None
-    (line,) = found["failed"]  # all else is right, the first run of the pipeline, too
-    assert "caption_ids" in line and "replayed" in line
+    assert found["comparisons"] == 27 and found["error"] is None
+    turned, again = found["failed"]  # all else is right, the first run of the pipeline, too
+    assert "caption_ids" in turned and "reversed prompts" in turned
+    assert "caption_ids" in again and "replayed" in again
     with pytest.raises(BundleError, match="failed their self-test"):
         TapPredictor.from_bundle(bundle.path, "tensorrt")
 

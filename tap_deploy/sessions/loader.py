@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import pathlib
 
+from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
-from tap_deploy.graphs import GraphSpec, draw_candidates
+from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.device_graph import DeviceGraph
 from tap_deploy.sessions.device_memory import DeviceMemory, open_device_memory
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.sessions.providers import PROVIDERS, Provider
+from tap_deploy.sessions.providers import Provider
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile, default_cache_folder
 
 ONNXRUNTIME = "onnxruntime"
@@ -47,6 +48,8 @@ class Loader:
         """Load the graphs on a GPU, with everything between them left there."""
         from tap_deploy.sessions.device_pipeline import DevicePipeline
 
+        if self.backend == ONNXRUNTIME:
+            self._provider(options).forbid_tf32()
         memory = open_device_memory(self.device.index)
         return DevicePipeline(
             memory,
@@ -62,6 +65,8 @@ class Loader:
         if self.backend == ONNXRUNTIME:
             path = self.bundle.graph_path(spec.name, self.variant)
             provider = None if self.device.kind == CPU else self._provider(DeviceOptions())
+            if provider is not None:
+                provider.forbid_tf32()
             return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
         from tap_deploy.sessions.device_session import DeviceSession
 
@@ -77,24 +82,28 @@ class Loader:
     def _onnxruntime_graph(self, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
         from tap_deploy.sessions.onnxruntime_graph import OnnxRuntimeGraph
 
-        config = self.bundle.config
-        limits = {
-            "B": 1,
-            "P": options.max_prompts,
-            "N": options.max_points,
-            "M": config.num_mask_tokens,
-            "T": config.text_seq_len,
-            "K": draw_candidates(config),
-        }
+        provider = self._provider(options)
         path = self.bundle.graph_path(spec.name, self.variant)
-        return OnnxRuntimeGraph(path, spec, self._provider(options), limits)
+        # The other graphs are run with other shapes from call to call.
+        record = options.cuda_graphs and spec.name == graphs.TEXT_DECODER
+        limits = dict(provider.limits) | {"B": 1}
+        provider = dataclasses.replace(provider, limits=limits, record=record)
+        return OnnxRuntimeGraph(path, spec, provider)
 
     def _provider(self, options: DeviceOptions) -> Provider:
-        provider = Provider.from_name(self.provider, self.device.index)
-        if provider.name != PROVIDERS["tensorrt"]:
-            return provider
-        folder = self._cache_folder(options) / "onnxruntime-tensorrt"
-        return dataclasses.replace(provider, engine_cache=folder)
+        config = self.bundle.config
+        return dataclasses.replace(
+            Provider.from_name(self.provider, self.device.index),
+            limits={
+                "P": options.max_prompts,
+                "N": options.max_points,
+                "M": config.num_mask_tokens,
+                "T": config.text_seq_len,
+                "K": graphs.draw_candidates(config),
+            },
+            cache_folder=self._cache_folder(options) / "onnxruntime-tensorrt",
+            tf32=options.tf32,
+        )
 
     def _cache_folder(self, options: DeviceOptions) -> pathlib.Path:
         return default_cache_folder() if options.cache_folder is None else options.cache_folder

@@ -16,6 +16,8 @@ from tap_deploy.sessions.providers import Provider, require_real_inference
 # way on these CPUs, and changes nothing on others.
 EXACT_INT8 = ("session.x64quantprecision", "1")
 ERRORS_ONLY = 3  # onnxruntime's log severity
+# A GPU computes: threads that wait for work by spinning only take cores from others.
+NO_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 
 
 def import_onnxruntime() -> Any:
@@ -54,6 +56,9 @@ def load_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     if provider is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        for entry in NO_SPINNING:
+            options.add_session_config_entry(entry, "0")
         return require_real_inference(runtime, path, spec, options, provider, _checked)
     return _checked(runtime, path, spec, options, ["CPUExecutionProvider"])
 
@@ -98,6 +103,8 @@ class OnnxRuntimeSession(Session):
     ) -> None:
         super().__init__(spec)
         self._session = load_session(path, spec, threads=threads, provider=provider)
+        if provider is not None and provider.has_profile(spec):
+            self.limits = provider.limits
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         if self._session is None:

@@ -23,8 +23,11 @@ class DeviceOptions:
     zero_copy: let the GPU read and write mapped host memory in place of copies. Made for boards
         whose CPU and GPU share DRAM; slow elsewhere.
     max_prompts, max_points: buffers of onnxruntime; an engine has them from its profile.
-    cache_folder: where TensorRT-RTX keeps what it compiled for this GPU; None for
-        ``$XDG_CACHE_HOME/tap_deploy`` or ``~/.cache/tap_deploy``.
+    cache_folder: where TensorRT-RTX keeps what it compiled for this GPU, and TensorRT in
+        onnxruntime its engines; None for ``$XDG_CACHE_HOME/tap_deploy`` or
+        ``~/.cache/tap_deploy``.
+    tf32: let onnxruntime round the factors of fp32 products to 10 bits, which GPUs from Ampere
+        on do faster; fp32 then misses its tolerances. Engines decide it when they are built.
 
     Raises:
         InputError: a value cannot be used.
@@ -37,6 +40,7 @@ class DeviceOptions:
     max_prompts: int = 64
     max_points: int = 16
     cache_folder: pathlib.Path | None = None
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         limits = {"contexts": MAX_CONTEXTS, "eos_interval_steps": 1 << 20}
@@ -45,7 +49,7 @@ class DeviceOptions:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise InputError(f"{name} is {value!r}; expected 1 to {most}")
-        for name in ("cuda_graphs", "zero_copy"):
+        for name in ("cuda_graphs", "zero_copy", "tf32"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected True or False")
 

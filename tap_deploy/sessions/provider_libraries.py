@@ -1,0 +1,96 @@
+"""Where the GPU providers of onnxruntime come from, and why one does not load."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import io
+import pathlib
+from typing import Any
+
+from tap_deploy.errors import MissingDependencyError, SessionError
+
+PLUGIN_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
+LIBRARIES = {
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+}
+SHARED_LIBRARY = "libonnxruntime_providers_shared.so"  # the others need it to be loaded
+
+
+@functools.cache
+def preload_libraries(runtime: Any, provider: str) -> None:
+    """Load what a provider needs out of pip's packages, where the linker does not look."""
+    if hasattr(runtime, "preload_dlls"):  # from 1.21 on: CUDA and cuDNN
+        # It prints what it misses; a provider that cannot do without says so itself.
+        with contextlib.redirect_stdout(io.StringIO()):
+            runtime.preload_dlls()
+    if provider == "TensorrtExecutionProvider":
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt")
+
+
+def library_error(runtime: Any, provider: str) -> str | None:
+    """Return why a provider's library does not load; None if it does, or there is none.
+
+    onnxruntime writes the reason into its log only.
+    """
+    folder = pathlib.Path(runtime.__file__).parent / "capi"
+    if provider not in LIBRARIES:
+        return None
+    for path in (folder / SHARED_LIBRARY, folder / LIBRARIES[provider]):
+        try:
+            if path.exists():
+                ctypes.CDLL(str(path))
+        except OSError as exc:
+            return str(exc)
+    return None
+
+
+def plugin_device(runtime: Any, index: int) -> Any:
+    """Return the ``OrtEpDevice`` of TensorRT-RTX on a GPU, by the number that CUDA gives it.
+
+    Raises:
+        MissingDependencyError: the plugin is not installed, or this onnxruntime takes none.
+        SessionError: the plugin does not load, or does not support the GPU.
+    """
+    name = _registered_plugin(runtime)
+    kind = runtime.OrtDeviceMemoryType.DEFAULT
+    for device in runtime.get_ep_devices():
+        if device.ep_name == name and device.memory_info(kind).device_id == index:
+            return device
+    raise SessionError(
+        f"{name} is registered but finds no GPU {index} that it supports; expected an RTX GPU, "
+        "Ampere or later, and its driver; see nvidia-smi, or use --provider cuda"
+    )
+
+
+@functools.cache
+def _registered_plugin(runtime: Any) -> str:
+    """Register the plugin, once per process; return the provider's name."""
+    try:
+        plugin = importlib.import_module(PLUGIN_MODULE)
+    except (ImportError, OSError) as exc:  # OSError: its libraries are not there
+        raise _no_plugin(str(exc)) from exc
+    if not hasattr(runtime, "register_execution_provider_library"):
+        raise _no_plugin(f"onnxruntime {runtime.__version__} takes no plugins")
+    name = str(plugin.get_ep_name())
+    try:
+        runtime.register_execution_provider_library(name, plugin.get_library_path())
+    # onnxruntime raises a class of its own per status code, with no common base.
+    except Exception as exc:
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise SessionError(
+            f"{name} does not load: {reason}; is NVIDIA's driver installed? See nvidia-smi"
+        ) from exc
+    return name
+
+
+def _no_plugin(reason: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"provider 'nv_tensorrt_rtx' is a plugin that cannot be loaded: {reason}; install it with: "
+        'pip install "tap-deploy[ort-rtx]" (CUDA 13), or: '
+        "pip install onnxruntime-ep-nv-tensorrt-rtx-cu12"
+    )
