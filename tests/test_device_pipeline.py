@@ -170,7 +170,8 @@ def test_only_results_come_to_the_host(load, cuda, picture, points, expected, mi
     images, prompts = size * size * 3, rows * point_count * (2 * 4 + 4)
     assert cuda.copied_bytes("h2d") == images + prompts
     low_res, tokens = micro_config.low_res_mask_size**2, micro_config.image_embed_dim
-    floats = micro_config.num_mask_tokens + low_res + tokens + micro_config.sem_embed_dim
+    index = 1  # as wide as a float
+    floats = micro_config.num_mask_tokens + index + low_res + tokens + micro_config.sem_embed_dim
     id_rows = 2 * TOKENS * 256  # two calls of the captioner, a padded row per position
     assert cuda.copied_bytes("d2h") == rows * floats * 4 + id_rows
     # Chosen tokens: into the room of the call, and from there to the captions.
@@ -286,9 +287,9 @@ def test_replay_is_demanded_where_it_was_asked_for(load, cuda, picture, points):
 
 
 def test_slots_that_engines_could_not_read(load, cuda, monkeypatch):
-    """Every slot of the cache is bound at an address of its own."""
-    monkeypatch.setattr(DeviceCaptioner, "_bytes_per_row", lambda self: 3 * 128)
-    with pytest.raises(SessionError, match=r"cache slots of 384 bytes.*multiple of 256"):
+    """Keys and values of every layer are bound at addresses of their own."""
+    monkeypatch.setattr(DeviceCaptioner, "_past_bytes", lambda self, rows: 3 * 128)
+    with pytest.raises(SessionError, match=r"keys of 384 bytes a layer.*multiple of 256"):
         load(cuda)
     assert cuda.leaks() == {}
 
@@ -418,14 +419,32 @@ def test_no_regions(load, cuda, picture):
         assert regions.caption_ids.shape == (0, predictor.config.text_seq_len - 1)
 
 
-def test_sampling_draws_on_the_host(load, cuda, predictor, picture, points):
-    """The same seed and the same logits; two rows, as the CPU drops rows that have ended."""
+def test_draws_are_those_of_the_cpu(load, cuda, predictor, picture, points):
+    """The same seed and the same logits give the same words, and no step waits for the host."""
     options = {"temperature": 0.7, "seed": 3}
     wanted = predict(predictor, picture, points[:2], **options)
     with load(cuda) as device:
         for _ in range(2):
             actual = predict(device, picture, points[:2], **options)
             np.testing.assert_array_equal(actual.caption_ids, wanted.caption_ids)
+        captioner = device._pipeline.lanes[0].captioner
+        assert captioner.looks == 2 * 2  # of seven steps each, four and three
+        assert captioner.steps_replayed == TOKENS + 1
+
+
+def test_captions_are_recorded_ahead(load, cuda, picture, points, expected):
+    with load(cuda, contexts=2) as device:
+        with device._pipeline.all_lanes() as lanes:
+            assert len(lanes) == 2
+            for lane in lanes:
+                for rows in (3, 2):
+                    lane.record_captions(rows)
+        for lane in device._pipeline.lanes:
+            assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
+        assert_same(predict(device, picture, points), expected)
+        for lane in device._pipeline.lanes:
+            assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
+    assert cuda.leaks() == {}
 
 
 def test_zero_copy(load, cuda, picture, points, expected, micro_config):
@@ -570,7 +589,7 @@ def test_a_load_that_fails_leaves_nothing(load, cuda, after):
     except SessionError as exc:
         assert "MemoryAllocation" in str(exc)
         assert "fewer prompts" in str(exc)
-        assert after < 30
+        assert after < 36
     assert cuda.leaks() == {}
     assert live_objects(load.trt) == {}
 
@@ -677,7 +696,10 @@ def test_fp16_between_the_graphs_and_float32_outside(
         assert encoded.image_embeddings.dtype == np.float32
         cuda.reset_counts()
         assert_same(predict(predictor, encoded, points), expected)
-        assert cuda.copied_bytes("d2d") == 2 * len(points) * micro_config.image_embed_dim * 2
+        tokens = 2 * len(points) * micro_config.image_embed_dim * 2
+        # Four rows and two, each step run and recorded: K and V of two layers, two heads of 64.
+        slots = 2 * (TOKENS + 1) * (4 + 2) * (2 * 2 * 2 * 64) * 2
+        assert cuda.copied_bytes("d2d") == tokens + slots
     assert cuda.leaks() == {}
 
 

@@ -313,13 +313,14 @@ class KernelGraph(DeviceGraph):
     def __init__(self, gpu: Gpu, config: TapConfig) -> None:
         self.gpu, self.config = gpu, config
         self.spec = graphs.graph_specs(config)[graphs.TEXT_DECODER]
-        self.limits = {"P": MOST_ROWS, "T": config.text_seq_len}
-        self.minima = {"P": 1, "T": 1}
+        candidates = graphs.draw_candidates(config)
+        self.limits = {"P": MOST_ROWS, "T": config.text_seq_len, "K": candidates}
+        self.minima = dict.fromkeys(self.limits, 1)
         inputs, outputs = (
             tuple(tensor for tensor in tensors if tensor.dtype == "float32")
             for tensors in (self.spec.inputs, self.spec.outputs)
         )
-        self.caches = tuple(t for t in inputs if t.name != graphs.SEMANTIC_TOKENS)
+        self.caches = tuple(t for t in inputs if t.name in graphs.past_names(config))
         self.filled = outputs
 
     def executor(self, stream: int, scratch_address: int) -> KernelExecutor:

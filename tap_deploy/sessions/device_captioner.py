@@ -59,7 +59,6 @@ class DeviceCaptioner:
         self._check_alignment()
         self._executors: dict[tuple[int, int], DeviceExecutor] = {}
         self._recorded: dict[tuple[int, int, int], Recording] = {}
-        self._record = options.cuda_graphs and graph.can_record
         self._refused: set[tuple[int, int, int]] = set()  # steps that ran and could not be recorded
         self._told = False
         self.steps_replayed = self.steps_enqueued = self.looks = 0
@@ -103,6 +102,7 @@ class DeviceCaptioner:
         self._write_constants()
         # onnxruntime loads its session for the first one: now, and not in somebody's first call.
         self._executor(self._batch(1), 1)
+        self._record = self._options.cuda_graphs and self._graph.can_record
 
     def _past_bytes(self, rows: int) -> int:
         """Bytes of the keys (or values) of one layer, for some regions."""
