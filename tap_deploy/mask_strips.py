@@ -54,8 +54,12 @@ class _Axis:
         """Return the tiles whose outputs can be above 0, and what lies between them.
 
         Weights are not negative, so a tile needs an input above 0.
+
+        Args:
+            positive: bool [S, n], which inputs are.
         """
-        live = np.flatnonzero(positive[self.inputs].any(axis=1))
+        reached = np.logical_or.reduce(positive, axis=1)
+        live = np.flatnonzero(np.logical_or.reduce(reached[self.inputs], axis=1))
         return slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, 0)
 
 
@@ -76,7 +80,7 @@ def strips_above_0(logits: Floats, frame: Frame, *, columns_first: bool) -> Iter
     for start in range(0, len(columns.inputs), _STRIP_TILES):
         across = slice(start, min(start + _STRIP_TILES, len(columns.inputs)))
         needed = slice(columns.inputs[across][0, 0], columns.inputs[across][-1, -1] + 1)
-        down = rows.tiles_above_0(positive[:, needed].any(axis=1))
+        down = rows.tiles_above_0(positive[:, needed])
         if down.stop:
             pixels = rows.pixels(down), columns.pixels(across)
             narrow = np.matmul(rows.weights[down], logits[rows.inputs[down], needed])
@@ -88,7 +92,8 @@ def strips_above_0(logits: Floats, frame: Frame, *, columns_first: bool) -> Iter
 
 
 def _columns_first(windows: Floats, weights: Floats, count: int) -> Floats:
-    return np.matmul(weights, windows).reshape(-1, windows.shape[2])[:count]
+    wide: Floats = np.matmul(weights, windows)
+    return wide.reshape(-1, windows.shape[2])[:count]
 
 
 def _rows_first(windows: Floats, weights: Floats, count: int) -> Floats:

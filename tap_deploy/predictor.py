@@ -1,11 +1,12 @@
-"""TapPredictor: encode a picture once, prompt it many times."""
+"""TapPredictor: encode a picture once, prompt it many times; or many pictures, one by one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import numpy as np
 from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import Frame, ImageSource, load_image, model_image
-from tap_deploy.masks import masks_from_logits
+from tap_deploy.masks import masks_from_logits, rles_from_logits
 from tap_deploy.memory import captions_per_call, prompts_per_call
-from tap_deploy.predict_options import PredictOptions, require_int
+from tap_deploy.predict_options import Masks, PredictOptions, require_int
 from tap_deploy.prompts import Prompts
+from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.regions import Regions
 from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
@@ -53,6 +55,32 @@ class EncodedImage:
     def image_embeddings(self) -> np.ndarray:
         """The embeddings as float32 ``[1, C, grid, grid]``; from a GPU they are fetched."""
         return self.embeddings.numpy()
+
+
+Picture = ImageSource | EncodedImage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Request:
+    """A picture and the prompts on it, both checked: all that the graphs need.
+
+    images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
+    embeddings: of the picture; None before it is encoded.
+    """
+
+    prompts: Prompts
+    frame: Frame
+    images: np.ndarray | None
+    embeddings: Embeddings | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """What the graphs say about a request."""
+
+    request: _Request
+    decoded: DecodedPrompts
+    ids: np.ndarray
 
 
 _DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
@@ -196,7 +224,7 @@ class TapPredictor:
         *,
         prompts: Prompts | None = None,
         top_k: int = 1,
-        masks: bool = True,
+        masks: Masks = True,
         captions: bool = True,
         vocabulary: Vocabulary | None = None,
         max_new_tokens: int | None = None,
@@ -216,7 +244,8 @@ class TapPredictor:
                 region i is prompted by box i and the points of row i.
             prompts: points, boxes or sketches made with ``Prompts``, in place of both.
             top_k: names per region, best first.
-            masks: make full-size masks.
+            masks: True makes full-size masks, ``"rle"`` only their run lengths (``Regions.rles``),
+                which takes no memory of the size of the picture; False makes neither.
             captions: write captions; without, ``caption_ids`` hold BOS and padding.
             vocabulary: concepts for this call, in place of the predictor's.
             max_new_tokens: longest caption, in tokens; None for as long as the model allows.
@@ -232,33 +261,118 @@ class TapPredictor:
             InputError: an argument cannot be used; the message says which and why.
             SessionError: the backend failed.
         """
-        options = PredictOptions(top_k, max_new_tokens if captions else 0, temperature, seed)
-        vocabulary = self._vocabulary if vocabulary is None else vocabulary
-        if vocabulary is not None:
-            self._check_vocabulary(vocabulary)
+        options = PredictOptions(
+            top_k=top_k,
+            masks=masks,
+            captions=captions,
+            vocabulary=self._vocabulary_or(vocabulary),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
         prompts = _gather_prompts(points, boxes, prompts)
+        image = self._current if image is None else image
+        if image is None:
+            raise InputError("no image: pass one to predict, or call set_image first")
         report = on_progress if on_progress is not None else _no_progress
         report("encode image", 0, 1)
-        images, embeddings, frame = self._prepared(image, prompts)
+        request = self._request(image, prompts)
         with self._pipeline.lane() as lane:
-            if images is not None:
-                embeddings = lane.encode(images)
-            assert embeddings is not None
-            encoded = EncodedImage(embeddings=embeddings, frame=frame)
-            tokens = lane.new_tokens(len(prompts))
-            decoded = self._decode(lane, encoded, prompts, tokens, report)
-            ids = self._caption(lane, tokens, len(prompts), options, report)
+            answer = self._answer(lane, _encoded(lane, [request])[0], options, report)
         report("draw masks", 0, len(prompts))
-        return Regions(
-            masks=masks_from_logits(decoded.low_res_masks, encoded.frame) if masks else None,
-            concepts=_names(vocabulary, decoded.semantic_embeddings, options.top_k),
-            captions=self.tokenizer.decode(ids) if captions and self.tokenizer else None,
-            caption_ids=ids,
-            prompts=prompts,
-            image_height=encoded.frame.height,
-            image_width=encoded.frame.width,
-            **{name: getattr(decoded, name) for name in _DECODED_FIELDS},
+        return self._regions(answer, options)
+
+    def predict_many(
+        self,
+        images: Iterable[Picture | tuple[Picture, Prompts]],
+        points: Any = None,
+        boxes: Any = None,
+        *,
+        prompts: Prompts | None = None,
+        top_k: int = 1,
+        masks: Masks = True,
+        captions: bool = True,
+        vocabulary: Vocabulary | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        read_ahead: int = 2,
+    ) -> Iterator[Regions]:
+        """Segment, name and caption regions of many pictures; yield the regions in order.
+
+        Each picture gets what ``predict`` would return for it. The next pictures are read and
+        resized in threads while the graphs run on one, and the graphs on it while the masks of
+        the one before are made. No more than ``read_ahead`` pictures wait at any time.
+
+        Example:
+            >>> pairs = ((path, Prompts.from_boxes(boxes)) for path, boxes in detections)
+            >>> for regions in predictor.predict_many(pairs, masks="rle"):
+            ...     print(regions.to_json())
+
+        Args:
+            images: pictures as ``predict`` takes them, or pairs of a picture and its prompts.
+                Any iterable; items are taken from it in the thread of the caller.
+            points: for every picture; see ``predict``. Not with pairs.
+            boxes: for every picture; see ``predict``. Not with pairs.
+            prompts: for every picture, in place of both. Not with pairs.
+            top_k: see ``predict``.
+            masks: see ``predict``.
+            captions: see ``predict``.
+            vocabulary: see ``predict``.
+            max_new_tokens: see ``predict``.
+            temperature: see ``predict``.
+            seed: of every picture anew, as if each were a call of ``predict``.
+            read_ahead: pictures to prepare beyond the one that is asked for, each in a thread;
+                where the image encoder takes batches, at least one batch.
+
+        Raises:
+            InputError: an argument cannot be used; at once. What is wrong with a picture or its
+                prompts is raised in its turn, with its number from 0 and its path.
+            SessionError: the backend failed.
+        """
+        options = PredictOptions(
+            top_k=top_k,
+            masks=masks,
+            captions=captions,
+            vocabulary=self._vocabulary_or(vocabulary),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
         )
+        require_int("read_ahead", read_ahead, 1)
+        one_by_one = points is None and boxes is None and prompts is None
+        shared = None if one_by_one else _gather_prompts(points, boxes, prompts)
+        return self._predict_many(images, shared, options, read_ahead)
+
+    def _predict_many(
+        self,
+        images: Iterable[Picture | tuple[Picture, Prompts]],
+        shared: Prompts | None,
+        options: PredictOptions,
+        read_ahead: int,
+    ) -> Iterator[Regions]:
+        ahead: ReadAhead[Picture | tuple[Picture, Prompts], _Request, _Answer] = ReadAhead(
+            lambda item: self._request(*_picture_and_prompts(item, shared)),
+            self._encode_requests,
+            lambda request: self._answer_in_lane(request, options),
+            group_size=self._pipeline.max_images,
+            read_ahead=read_ahead,
+        )
+        with contextlib.closing(ahead.run(images)) as results:
+            for index, (item, future) in enumerate(results):
+                try:
+                    answer = future.result()
+                except TapError as exc:
+                    raise type(exc)(f"picture {index}{_path_of(item)}: {exc}") from exc
+                yield self._regions(answer, options)
+
+    def _encode_requests(self, requests: list[_Request]) -> list[_Request]:
+        with self._pipeline.lane() as lane:
+            return _encoded(lane, requests)
+
+    def _answer_in_lane(self, request: _Request, options: PredictOptions) -> _Answer:
+        with self._pipeline.lane() as lane:
+            return self._answer(lane, request, options, _no_progress)
 
     def close(self) -> None:
         """Free the sessions; the predictor must not be used afterwards."""
@@ -275,22 +389,46 @@ class TapPredictor:
     ) -> None:
         self.close()
 
-    def _prepared(
-        self, image: ImageSource | EncodedImage | None, prompts: Prompts
-    ) -> tuple[np.ndarray | None, Embeddings | None, Frame]:
-        """Return the picture in the model frame, or its embeddings if it was encoded before.
-
-        Picture and prompts are checked before a lane is taken: that may fail, and needs no GPU.
-        """
-        image = self._current if image is None else image
-        if image is None:
-            raise InputError("no image: pass one to predict, or call set_image first")
+    def _request(self, image: Picture, prompts: Prompts) -> _Request:
+        """Return picture and prompts, checked: that may fail, and needs no lane and no GPU."""
         if isinstance(image, EncodedImage):
-            prompts.check(image.frame.width, image.frame.height)
-            return None, image.embeddings, image.frame
-        images, frame = model_image(load_image(image), self.config.image_size)
+            images, embeddings, frame = None, image.embeddings, image.frame
+        else:
+            embeddings = None
+            images, frame = model_image(load_image(image), self.config.image_size)
         prompts.check(frame.width, frame.height)
-        return images, None, frame
+        return _Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+
+    def _answer(
+        self, lane: Lane, request: _Request, options: PredictOptions, report: OnProgress
+    ) -> _Answer:
+        """Decode the prompts of an encoded picture, and write captions."""
+        tokens = lane.new_tokens(len(request.prompts))
+        decoded = self._decode(lane, request, tokens, report)
+        ids = self._caption(lane, tokens, len(request.prompts), options, report)
+        return _Answer(request=request, decoded=decoded, ids=ids)
+
+    def _regions(self, answer: _Answer, options: PredictOptions) -> Regions:
+        frame, decoded = answer.request.frame, answer.decoded
+        logits, tokenizer = decoded.low_res_masks, self.tokenizer
+        return Regions(
+            masks=masks_from_logits(logits, frame) if options.masks is True else None,
+            rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
+            concepts=_names(options.vocabulary, decoded.semantic_embeddings, options.top_k),
+            captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
+            caption_ids=answer.ids,
+            prompts=answer.request.prompts,
+            image_height=frame.height,
+            image_width=frame.width,
+            **{name: getattr(decoded, name) for name in _DECODED_FIELDS},
+        )
+
+    def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
+        """Return the vocabulary of a call, checked; the predictor's own if there is none."""
+        if vocabulary is None:
+            return self._vocabulary
+        self._check_vocabulary(vocabulary)
+        return vocabulary
 
     def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
         if not isinstance(vocabulary, Vocabulary):
@@ -308,12 +446,13 @@ class TapPredictor:
     def _decode(
         self,
         lane: Lane,
-        encoded: EncodedImage,
-        prompts: Prompts,
+        request: _Request,
         tokens: Tokens,
         report: OnProgress,
     ) -> DecodedPrompts:
         """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
+        assert request.embeddings is not None
+        prompts = request.prompts
         num_points = prompts.coords.shape[1]
         chunk_size = self._pipeline.max_prompts or prompts_per_call(
             self.config, num_points, self._memory_limit_bytes
@@ -322,8 +461,8 @@ class TapPredictor:
         for chunk in _chunks(len(prompts), chunk_size):
             report("decode prompts", chunk.start, len(prompts))
             part = lane.decode_prompts(
-                encoded.embeddings,
-                prompts[chunk].model_coords(encoded.frame.scale),
+                request.embeddings,
+                prompts[chunk].model_coords(request.frame.scale),
                 np.ascontiguousarray(prompts[chunk].labels),
                 tokens,
                 chunk.start,
@@ -355,12 +494,43 @@ class TapPredictor:
             ids = lane.caption(
                 tokens,
                 chunk,
-                max_new_tokens=options.max_new_tokens,
+                max_new_tokens=options.max_new_tokens if options.captions else 0,
                 temperature=options.temperature,
                 rng=rng,
             )
             parts.append(ids)
         return np.concatenate(parts)
+
+
+def _encoded(lane: Lane, requests: list[_Request]) -> list[_Request]:
+    """Encode the pictures that are not yet, in one call."""
+    images = [request.images for request in requests if request.images is not None]
+    fresh = iter(lane.encode_batch(np.concatenate(images)) if images else ())
+    return [
+        request
+        if request.images is None
+        else dataclasses.replace(request, images=None, embeddings=next(fresh))
+        for request in requests
+    ]
+
+
+def _picture_and_prompts(
+    item: Picture | tuple[Picture, Prompts], shared: Prompts | None
+) -> tuple[Picture, Prompts]:
+    if not isinstance(item, tuple):
+        return item, _gather_prompts(None, None, shared)
+    if len(item) != 2 or not isinstance(item[1], Prompts):
+        raise InputError("item is a tuple; expected a picture, or a pair (picture, Prompts)")
+    if shared is not None:
+        raise InputError(
+            "prompts came with the picture and for all pictures; pass one or the other"
+        )
+    return item
+
+
+def _path_of(item: object) -> str:
+    image = item[0] if isinstance(item, tuple) and item else item
+    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
 
 
 def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
 from tap_deploy.errors import BundleError, InputError, SessionError
+from tap_deploy.masks import rle_from_mask
 from tap_deploy.sessions.fake import FakeSession
 
 ROWS_OF_IMAGE = (slice(0, 4), slice(4, 8))
@@ -319,3 +320,14 @@ def test_several_threads(predictor, golden):
         futures = [pool.submit(predictor.predict, encoded[i % 2], points[i % 2]) for i in range(8)]
         for i, future in enumerate(futures):
             np.testing.assert_array_equal(future.result().caption_ids, expected[i % 2])
+
+
+def test_masks_as_run_lengths(predictor, golden):
+    arguments = rgb(golden, 0), golden["points_px"][:4]
+    expected, regions = predictor.predict(*arguments), predictor.predict(*arguments, masks="rle")
+    assert regions.masks is None
+    assert expected.rles is None
+    assert regions.rles == [rle_from_mask(mask) for mask in expected.masks]
+    assert regions.to_json() == expected.to_json()
+    with pytest.raises(InputError, match="masks is 'png'; expected True, False or 'rle'"):
+        predictor.predict(*arguments, masks="png")
