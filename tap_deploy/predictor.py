@@ -15,7 +15,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
-from tap_deploy.image import Frame, ImageSource, load_image, model_image
+from tap_deploy.image import Frame, ImageSource, frame_image
 from tap_deploy.masks import masks_from_logits, rles_from_logits
 from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.predict_options import Masks, PredictOptions, require_int
@@ -208,7 +208,7 @@ class TapPredictor:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
             SessionError: the backend failed.
         """
-        images, frame = model_image(load_image(image), self.config.image_size)
+        images, frame = frame_image(image, self.config.image_size)
         with self._pipeline.lane() as lane:
             return EncodedImage(embeddings=lane.encode(images), frame=frame)
 
@@ -395,7 +395,7 @@ class TapPredictor:
             images, embeddings, frame = None, image.embeddings, image.frame
         else:
             embeddings = None
-            images, frame = model_image(load_image(image), self.config.image_size)
+            images, frame = frame_image(image, self.config.image_size)
         prompts.check(frame.width, frame.height)
         return _Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
 
