@@ -6,18 +6,18 @@ import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from tap_deploy.answers import Answer, GraphCalls, OnProgress, Request, no_progress
 from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import Frame, ImageSource, frame_image
 from tap_deploy.masks import masks_from_logits, rles_from_logits
-from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.predict_options import Masks, PredictOptions, require_int
 from tap_deploy.prompts import Prompts
 from tap_deploy.read_ahead import ReadAhead
@@ -26,18 +26,13 @@ from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import (
-    DecodedPrompts,
     Embeddings,
     HostPipeline,
-    Lane,
     Pipeline,
-    Tokens,
 )
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,32 +53,6 @@ class EncodedImage:
 
 
 Picture = ImageSource | EncodedImage
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Request:
-    """A picture and the prompts on it, both checked: all that the graphs need.
-
-    images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
-    embeddings: of the picture; None before it is encoded.
-    """
-
-    prompts: Prompts
-    frame: Frame
-    images: np.ndarray | None
-    embeddings: Embeddings | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Answer:
-    """What the graphs say about a request."""
-
-    request: _Request
-    decoded: DecodedPrompts
-    ids: np.ndarray
-
-
-_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
 
 
 class TapPredictor:
@@ -122,7 +91,7 @@ class TapPredictor:
             sessions if isinstance(sessions, Pipeline) else HostPipeline(sessions, config)
         )
         self._vocabulary = vocabulary
-        self._memory_limit_bytes = memory_limit_bytes
+        self._calls = GraphCalls(self._pipeline, config, memory_limit_bytes)
         self._current: EncodedImage | None = None
         self.vocabulary = vocabulary
 
@@ -274,11 +243,12 @@ class TapPredictor:
         image = self._current if image is None else image
         if image is None:
             raise InputError("no image: pass one to predict, or call set_image first")
-        report = on_progress if on_progress is not None else _no_progress
+        report = on_progress if on_progress is not None else no_progress
         report("encode image", 0, 1)
         request = self._request(image, prompts)
         with self._pipeline.lane() as lane:
-            answer = self._answer(lane, _encoded(lane, [request])[0], options, report)
+            [request] = self._calls.encode(lane, [request])
+            answer = self._calls.answer(lane, request, options, report)
         report("draw masks", 0, len(prompts))
         return self._regions(answer, options)
 
@@ -351,10 +321,10 @@ class TapPredictor:
         options: PredictOptions,
         read_ahead: int,
     ) -> Iterator[Regions]:
-        ahead: ReadAhead[Picture | tuple[Picture, Prompts], _Request, _Answer] = ReadAhead(
+        ahead: ReadAhead[Picture | tuple[Picture, Prompts], Request, Answer] = ReadAhead(
             lambda item: self._request(*_picture_and_prompts(item, shared)),
-            self._encode_requests,
-            lambda request: self._answer_in_lane(request, options),
+            self._calls.encode_in_lane,
+            lambda request: self._calls.answer_in_lane(request, options),
             group_size=self._pipeline.max_images,
             read_ahead=read_ahead,
         )
@@ -365,14 +335,6 @@ class TapPredictor:
                 except TapError as exc:
                     raise type(exc)(f"picture {index}{_path_of(item)}: {exc}") from exc
                 yield self._regions(answer, options)
-
-    def _encode_requests(self, requests: list[_Request]) -> list[_Request]:
-        with self._pipeline.lane() as lane:
-            return _encoded(lane, requests)
-
-    def _answer_in_lane(self, request: _Request, options: PredictOptions) -> _Answer:
-        with self._pipeline.lane() as lane:
-            return self._answer(lane, request, options, _no_progress)
 
     def close(self) -> None:
         """Free the sessions; the predictor must not be used afterwards."""
@@ -389,7 +351,7 @@ class TapPredictor:
     ) -> None:
         self.close()
 
-    def _request(self, image: Picture, prompts: Prompts) -> _Request:
+    def _request(self, image: Picture, prompts: Prompts) -> Request:
         """Return picture and prompts, checked: that may fail, and needs no lane and no GPU."""
         if isinstance(image, EncodedImage):
             images, embeddings, frame = None, image.embeddings, image.frame
@@ -397,19 +359,10 @@ class TapPredictor:
             embeddings = None
             images, frame = frame_image(image, self.config.image_size)
         prompts.check(frame.width, frame.height)
-        return _Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+        return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
 
-    def _answer(
-        self, lane: Lane, request: _Request, options: PredictOptions, report: OnProgress
-    ) -> _Answer:
-        """Decode the prompts of an encoded picture, and write captions."""
-        tokens = lane.new_tokens(len(request.prompts))
-        decoded = self._decode(lane, request, tokens, report)
-        ids = self._caption(lane, tokens, len(request.prompts), options, report)
-        return _Answer(request=request, decoded=decoded, ids=ids)
-
-    def _regions(self, answer: _Answer, options: PredictOptions) -> Regions:
-        frame, decoded = answer.request.frame, answer.decoded
+    def _regions(self, answer: Answer, options: PredictOptions) -> Regions:
+        frame, decoded = answer.frame, answer.decoded
         logits, tokenizer = decoded.low_res_masks, self.tokenizer
         return Regions(
             masks=masks_from_logits(logits, frame) if options.masks is True else None,
@@ -417,10 +370,10 @@ class TapPredictor:
             concepts=_names(options.vocabulary, decoded.semantic_embeddings, options.top_k),
             captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
             caption_ids=answer.ids,
-            prompts=answer.request.prompts,
+            prompts=answer.prompts,
             image_height=frame.height,
             image_width=frame.width,
-            **{name: getattr(decoded, name) for name in _DECODED_FIELDS},
+            **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
         )
 
     def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
@@ -442,76 +395,6 @@ class TapPredictor:
                 f"concept weights have {found} rows; expected {expected}, "
                 "the semantic embedding of this model"
             )
-
-    def _decode(
-        self,
-        lane: Lane,
-        request: _Request,
-        tokens: Tokens,
-        report: OnProgress,
-    ) -> DecodedPrompts:
-        """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
-        assert request.embeddings is not None
-        prompts = request.prompts
-        num_points = prompts.coords.shape[1]
-        chunk_size = self._pipeline.max_prompts or prompts_per_call(
-            self.config, num_points, self._memory_limit_bytes
-        )
-        decoded = self._empty_decoded(len(prompts))
-        for chunk in _chunks(len(prompts), chunk_size):
-            report("decode prompts", chunk.start, len(prompts))
-            part = lane.decode_prompts(
-                request.embeddings,
-                prompts[chunk].model_coords(request.frame.scale),
-                np.ascontiguousarray(prompts[chunk].labels),
-                tokens,
-                chunk.start,
-            )
-            for name in _DECODED_FIELDS:
-                getattr(decoded, name)[chunk] = getattr(part, name)
-        return decoded
-
-    def _empty_decoded(self, count: int) -> DecodedPrompts:
-        size = self.config.low_res_mask_size
-        return DecodedPrompts(
-            low_res_masks=np.empty((count, size, size), np.float32),
-            iou_predictions=np.empty(count, np.float32),
-            mask_index=np.empty(count, np.int64),
-            semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
-            semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
-        )
-
-    def _caption(
-        self, lane: Lane, tokens: Tokens, count: int, options: PredictOptions, report: OnProgress
-    ) -> np.ndarray:
-        rng = np.random.default_rng(options.seed)
-        parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
-        chunk_size = self._pipeline.max_prompts or captions_per_call(
-            self.config, self._memory_limit_bytes
-        )
-        for chunk in _chunks(count, chunk_size):
-            report("write captions", chunk.start, count)
-            ids = lane.caption(
-                tokens,
-                chunk,
-                max_new_tokens=options.max_new_tokens if options.captions else 0,
-                temperature=options.temperature,
-                rng=rng,
-            )
-            parts.append(ids)
-        return np.concatenate(parts)
-
-
-def _encoded(lane: Lane, requests: list[_Request]) -> list[_Request]:
-    """Encode the pictures that are not yet, in one call."""
-    images = [request.images for request in requests if request.images is not None]
-    fresh = iter(lane.encode_batch(np.concatenate(images)) if images else ())
-    return [
-        request
-        if request.images is None
-        else dataclasses.replace(request, images=None, embeddings=next(fresh))
-        for request in requests
-    ]
 
 
 def _picture_and_prompts(
@@ -553,11 +436,3 @@ def _names(
     vocabulary: Vocabulary | None, semantic_embeddings: np.ndarray, top_k: int
 ) -> list[list[tuple[str, float]]] | None:
     return None if vocabulary is None else vocabulary.top_k(semantic_embeddings, top_k)
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Take the place of a progress callback."""

@@ -120,7 +120,7 @@ def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
 
 def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
     """Three captions a call: each region gets its own, and the chunks are really made."""
-    monkeypatch.setattr("tap_deploy.predictor.captions_per_call", lambda *sizes: 3)
+    monkeypatch.setattr("tap_deploy.answers.captions_per_call", lambda *sizes: 3)
     calls = []
     with TapPredictor.from_bundle(micro_bundle.path) as predictor:
         regions = predictor.predict(
