@@ -272,7 +272,8 @@ class TapPredictor:
 
         Each picture gets what ``predict`` would return for it. The next pictures are read and
         resized in threads while the graphs run on one, and the graphs on it while the masks of
-        the one before are made. No more than ``read_ahead`` pictures wait at any time.
+        the one before are made. Pictures of full size are held by the threads only, and no more
+        pictures are taken from ``images`` than ``read_ahead`` says.
 
         Example:
             >>> pairs = ((path, Prompts.from_boxes(boxes)) for path, boxes in detections)

@@ -122,7 +122,7 @@ def test_no_more_pixels_than_before_differ_from_two_torch_resizes() -> None:
         found += np.count_nonzero(masks_from_logits(logits, frame) != expected)
         dense = [dense_logits(single, frame) > 0 for single in logits]
         before += np.count_nonzero(np.array(dense) != expected)
-    assert found <= before + 2
+    assert found <= before + 2  # a BLAS may round a logit of 0 to either side
 
 
 def test_run_lengths_of_no_regions() -> None:
