@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,9 @@ from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import ANSWERING_TOKEN
 from tap_deploy.image import Frame
+from tap_deploy.mask_strips import strips_above_0
+
+Rle = dict[str, list[int]]  # uncompressed COCO run lengths, see rle_from_mask
 
 BOX_BONUS = 500.0  # far above any IoU prediction: it decides between token 0 and the others
 
@@ -48,7 +50,7 @@ def masks_from_logits(
 
     The logits are enlarged bilinearly to the model frame, cropped to the scaled picture,
     resized bilinearly to the original size, and are foreground where they are above 0. Besides
-    the result, memory holds the map of one region at a time (float32 [H, W]).
+    the result, memory holds a strip of one region at a time (float32 [H, 256]).
 
     Args:
         low_res_masks: float [P, S, S] logits, the chosen token of each prompt.
@@ -57,31 +59,78 @@ def masks_from_logits(
     Raises:
         InputError: the logits are not [P, S, S].
     """
-    if low_res_masks.ndim != 3 or low_res_masks.shape[1] != low_res_masks.shape[2]:
-        raise InputError(f"mask logits have shape {list(low_res_masks.shape)}; expected [P, S, S]")
-    rows, columns = _resize_operators(frame, low_res_masks.shape[2])
-    masks = np.empty((len(low_res_masks), frame.height, frame.width), np.bool_)
-    full_size = np.empty((frame.height, frame.width), np.float32)
+    _check_logits(low_res_masks)
+    masks = np.zeros((len(low_res_masks), frame.height, frame.width), np.bool_)
     for logits, mask in zip(low_res_masks, masks, strict=True):
-        narrow = rows @ logits.astype(np.float32, copy=False)  # [H, S]
-        np.matmul(narrow, columns.T, out=full_size)  # [H, W]
-        np.greater(full_size, 0, out=mask)
+        for strip in strips_above_0(_single(logits), frame, columns_first=False):
+            np.greater(strip.logits, 0, out=mask[strip.rows, strip.columns])
     return masks
 
 
-def rle_from_mask(mask: npt.NDArray[np.bool_]) -> dict[str, list[int]]:
+def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame) -> list[Rle]:
+    """Encode what ``masks_from_logits`` would return, without making a mask of the full size.
+
+    Args:
+        low_res_masks: float [P, S, S] logits, the chosen token of each prompt.
+        frame: where the picture lies in the model frame.
+
+    Returns:
+        For each region what ``rle_from_mask`` returns for its mask.
+
+    Raises:
+        InputError: the logits are not [P, S, S].
+    """
+    _check_logits(low_res_masks)
+    return [_rle_from_logits(_single(logits), frame) for logits in low_res_masks]
+
+
+def _rle_from_logits(logits: npt.NDArray[np.float32], frame: Frame) -> Rle:
+    parts = [
+        _run_ends(strip.logits > 0, strip.columns.start, strip.rows.start, frame.height)
+        for strip in strips_above_0(logits, frame, columns_first=True)
+    ]
+    ends = np.concatenate([np.empty(0, np.int64), *parts])
+    return _rle_from_run_ends(ends, frame.height, frame.width)
+
+
+def rle_from_mask(mask: npt.NDArray[np.bool_]) -> Rle:
     """Encode a mask bool [H, W] as uncompressed COCO run lengths.
 
     Returns:
         ``size`` [H, W], and ``counts``: lengths of alternating runs of background and
         foreground, beginning with background, columns first.
     """
-    flat = np.asarray(mask, np.bool_).ravel(order="F")  # [H * W]
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts: list[int] = np.diff(edges, prepend=0, append=flat.size).tolist()
-    if flat.size and flat[0]:
-        counts.insert(0, 0)
-    return {"size": list(mask.shape), "counts": counts}
+    mask = np.asarray(mask, np.bool_)
+    x, y, width, height = box_from_mask(mask)
+    ends = _run_ends(mask[y : y + height, x : x + width].T, x, y, mask.shape[0])
+    return _rle_from_run_ends(ends, *mask.shape)
+
+
+def _run_ends(columns: npt.NDArray[np.bool_], x: int, y: int, height: int) -> npt.NDArray[np.int64]:
+    """Return where the runs of each column begin and end, in turns, int64 in ascending order.
+
+    Args:
+        columns: bool [w, h], a part of a mask, transposed.
+        x: column of the mask where the part begins.
+        y: row of the mask where the part begins.
+        height: of the mask; pixel (x, y) has the place x * height + y.
+    """
+    w, h = columns.shape
+    flat = np.zeros(w * (h + 1) + 1, np.bool_)  # background before and after each column
+    flat[1:].reshape(w, h + 1)[:, :h] = columns
+    along, down = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 1)
+    ends: npt.NDArray[np.int64] = (along + x) * height + (down + y)
+    return ends
+
+
+def _rle_from_run_ends(ends: npt.NDArray[np.int64], height: int, width: int) -> Rle:
+    apart = np.ones(len(ends), np.bool_)
+    # A run that ends where the next begins goes on at the top of the next column.
+    apart[1:-1] = np.repeat(ends[1:-1:2] != ends[2::2], 2)
+    counts: list[int] = np.diff(ends[apart], prepend=0, append=height * width).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    return {"size": [height, width], "counts": counts}
 
 
 def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
@@ -116,24 +165,33 @@ def box_from_mask(mask: npt.NDArray[np.bool_]) -> list[int]:
     return [x, y, int(xs[-1]) + 1 - x, int(ys[-1]) + 1 - y]
 
 
-@functools.lru_cache(maxsize=8)
-def _resize_operators(
-    frame: Frame, size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return [H, size] and [W, size]: both resizes and the crop as one product per axis."""
-    enlarge = _bilinear_operator(np.eye(size), frame.image_size)  # [image_size, size]
-    rows = _bilinear_operator(enlarge[: frame.scaled_height], frame.height)
-    columns = _bilinear_operator(enlarge[: frame.scaled_width], frame.width)
-    return rows.astype(np.float32), columns.astype(np.float32)
+def box_from_rle(rle: Rle) -> list[int]:
+    """Return what ``box_from_mask`` returns for the mask that run lengths encode."""
+    ends = np.cumsum(rle["counts"])
+    stops = ends[1::2]
+    starts = ends[: 2 * len(stops) : 2]
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if not len(starts):
+        return [0, 0, 0, 0]
+    height = rle["size"][0]
+    x, top = np.divmod(starts, height)
+    last_x, bottom = np.divmod(stops - 1, height)
+    left, right = int(x[0]), int(last_x[-1])
+    if (x < last_x).any():  # a run from one column to the next touches both borders
+        return [left, 0, right + 1 - left, height]
+    y = int(top.min())
+    return [left, y, right + 1 - left, int(bottom.max()) + 1 - y]
 
 
-def _bilinear_operator(signal: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Resize the first axis: half-pixel centres, edges repeated, no antialiasing."""
-    last = len(signal) - 1
-    centres = (np.arange(size) + 0.5) * (len(signal) / size) - 0.5
-    centres = centres.clip(0, last)
-    left = np.floor(centres).astype(np.intp)
-    weight = (centres - left)[:, None]
-    right = np.minimum(left + 1, last)
-    resized: npt.NDArray[np.float64] = signal[left] * (1 - weight) + signal[right] * weight
-    return resized
+def area_from_rle(rle: Rle) -> int:
+    """Return the number of foreground pixels that run lengths encode."""
+    return sum(rle["counts"][1::2])
+
+
+def _single(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    return logits.astype(np.float32, copy=False)
+
+
+def _check_logits(low_res_masks: npt.NDArray[np.floating[Any]]) -> None:
+    if low_res_masks.ndim != 3 or low_res_masks.shape[1] != low_res_masks.shape[2]:
+        raise InputError(f"mask logits have shape {list(low_res_masks.shape)}; expected [P, S, S]")

@@ -1,17 +1,20 @@
-"""Arguments of a prediction that are only numbers, checked."""
+"""Arguments of a prediction beside picture and prompts, checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import numbers
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 
+Masks = bool | Literal["rle"]
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """See ``TapPredictor.predict``.
 
@@ -20,12 +23,17 @@ class PredictOptions:
     """
 
     top_k: int
+    masks: Masks
+    captions: bool
+    vocabulary: Vocabulary | None
     max_new_tokens: int | None
     temperature: float
     seed: int | None
 
     def __post_init__(self) -> None:
         require_int("top_k", self.top_k, 1)
+        if not isinstance(self.masks, bool) and self.masks != "rle":
+            raise InputError(f"masks is {self.masks!r}; expected True, False or 'rle'")
         if self.max_new_tokens is not None:
             require_int("max_new_tokens", self.max_new_tokens, 0)
         if self.seed is not None:

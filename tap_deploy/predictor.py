@@ -1,41 +1,38 @@
-"""TapPredictor: encode a picture once, prompt it many times."""
+"""TapPredictor: encode a picture once, prompt it many times; or many pictures, one by one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from tap_deploy.answers import Answer, GraphCalls, OnProgress, Request, no_progress
 from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError
-from tap_deploy.image import Frame, ImageSource, load_image, model_image
-from tap_deploy.masks import masks_from_logits
-from tap_deploy.memory import captions_per_call, prompts_per_call
-from tap_deploy.predict_options import PredictOptions, require_int
+from tap_deploy.errors import InputError, TapError
+from tap_deploy.image import Frame, ImageSource, frame_image
+from tap_deploy.masks import masks_from_logits, rles_from_logits
+from tap_deploy.predict_options import Masks, PredictOptions, require_int
 from tap_deploy.prompts import Prompts
+from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.regions import Regions
 from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import (
-    DecodedPrompts,
     Embeddings,
     HostPipeline,
-    Lane,
     Pipeline,
-    Tokens,
 )
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +52,7 @@ class EncodedImage:
         return self.embeddings.numpy()
 
 
-_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
+Picture = ImageSource | EncodedImage
 
 
 class TapPredictor:
@@ -94,7 +91,7 @@ class TapPredictor:
             sessions if isinstance(sessions, Pipeline) else HostPipeline(sessions, config)
         )
         self._vocabulary = vocabulary
-        self._memory_limit_bytes = memory_limit_bytes
+        self._calls = GraphCalls(self._pipeline, config, memory_limit_bytes)
         self._current: EncodedImage | None = None
         self.vocabulary = vocabulary
 
@@ -180,7 +177,7 @@ class TapPredictor:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
             SessionError: the backend failed.
         """
-        images, frame = model_image(load_image(image), self.config.image_size)
+        images, frame = frame_image(image, self.config.image_size)
         with self._pipeline.lane() as lane:
             return EncodedImage(embeddings=lane.encode(images), frame=frame)
 
@@ -196,7 +193,7 @@ class TapPredictor:
         *,
         prompts: Prompts | None = None,
         top_k: int = 1,
-        masks: bool = True,
+        masks: Masks = True,
         captions: bool = True,
         vocabulary: Vocabulary | None = None,
         max_new_tokens: int | None = None,
@@ -216,7 +213,8 @@ class TapPredictor:
                 region i is prompted by box i and the points of row i.
             prompts: points, boxes or sketches made with ``Prompts``, in place of both.
             top_k: names per region, best first.
-            masks: make full-size masks.
+            masks: True makes full-size masks, ``"rle"`` only their run lengths (``Regions.rles``),
+                which takes no memory of the size of the picture; False makes neither.
             captions: write captions; without, ``caption_ids`` hold BOS and padding.
             vocabulary: concepts for this call, in place of the predictor's.
             max_new_tokens: longest caption, in tokens; None for as long as the model allows.
@@ -232,33 +230,112 @@ class TapPredictor:
             InputError: an argument cannot be used; the message says which and why.
             SessionError: the backend failed.
         """
-        options = PredictOptions(top_k, max_new_tokens if captions else 0, temperature, seed)
-        vocabulary = self._vocabulary if vocabulary is None else vocabulary
-        if vocabulary is not None:
-            self._check_vocabulary(vocabulary)
-        prompts = _gather_prompts(points, boxes, prompts)
-        report = on_progress if on_progress is not None else _no_progress
-        report("encode image", 0, 1)
-        images, embeddings, frame = self._prepared(image, prompts)
-        with self._pipeline.lane() as lane:
-            if images is not None:
-                embeddings = lane.encode(images)
-            assert embeddings is not None
-            encoded = EncodedImage(embeddings=embeddings, frame=frame)
-            tokens = lane.new_tokens(len(prompts))
-            decoded = self._decode(lane, encoded, prompts, tokens, report)
-            ids = self._caption(lane, tokens, len(prompts), options, report)
-        report("draw masks", 0, len(prompts))
-        return Regions(
-            masks=masks_from_logits(decoded.low_res_masks, encoded.frame) if masks else None,
-            concepts=_names(vocabulary, decoded.semantic_embeddings, options.top_k),
-            captions=self.tokenizer.decode(ids) if captions and self.tokenizer else None,
-            caption_ids=ids,
-            prompts=prompts,
-            image_height=encoded.frame.height,
-            image_width=encoded.frame.width,
-            **{name: getattr(decoded, name) for name in _DECODED_FIELDS},
+        options = PredictOptions(
+            top_k=top_k,
+            masks=masks,
+            captions=captions,
+            vocabulary=self._vocabulary_or(vocabulary),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
         )
+        prompts = _gather_prompts(points, boxes, prompts)
+        image = self._current if image is None else image
+        if image is None:
+            raise InputError("no image: pass one to predict, or call set_image first")
+        report = on_progress if on_progress is not None else no_progress
+        report("encode image", 0, 1)
+        request = self._request(image, prompts)
+        with self._pipeline.lane() as lane:
+            [request] = self._calls.encode(lane, [request])
+            answer = self._calls.answer(lane, request, options, report)
+        report("draw masks", 0, len(prompts))
+        return self._regions(answer, options)
+
+    def predict_many(
+        self,
+        images: Iterable[Picture | tuple[Picture, Prompts]],
+        points: Any = None,
+        boxes: Any = None,
+        *,
+        prompts: Prompts | None = None,
+        top_k: int = 1,
+        masks: Masks = True,
+        captions: bool = True,
+        vocabulary: Vocabulary | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        read_ahead: int = 2,
+    ) -> Iterator[Regions]:
+        """Segment, name and caption regions of many pictures; yield the regions in order.
+
+        Each picture gets what ``predict`` would return for it. The next pictures are read and
+        resized in threads while the graphs run on one, and the graphs on it while the masks of
+        the one before are made. Pictures of full size are held by the threads only, and no more
+        pictures are taken from ``images`` than ``read_ahead`` says.
+
+        Example:
+            >>> pairs = ((path, Prompts.from_boxes(boxes)) for path, boxes in detections)
+            >>> for regions in predictor.predict_many(pairs, masks="rle"):
+            ...     print(regions.to_json())
+
+        Args:
+            images: pictures as ``predict`` takes them, or pairs of a picture and its prompts.
+                Any iterable; items are taken from it in the thread of the caller.
+            points: for every picture; see ``predict``. Not with pairs.
+            boxes: for every picture; see ``predict``. Not with pairs.
+            prompts: for every picture, in place of both. Not with pairs.
+            top_k: see ``predict``.
+            masks: see ``predict``.
+            captions: see ``predict``.
+            vocabulary: see ``predict``.
+            max_new_tokens: see ``predict``.
+            temperature: see ``predict``.
+            seed: of every picture anew, as if each were a call of ``predict``.
+            read_ahead: pictures to prepare beyond the one that is asked for, each in a thread;
+                where the image encoder takes batches, at least one batch.
+
+        Raises:
+            InputError: an argument cannot be used; at once. What is wrong with a picture or its
+                prompts is raised in its turn, with its number from 0 and its path.
+            SessionError: the backend failed.
+        """
+        options = PredictOptions(
+            top_k=top_k,
+            masks=masks,
+            captions=captions,
+            vocabulary=self._vocabulary_or(vocabulary),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        require_int("read_ahead", read_ahead, 1)
+        one_by_one = points is None and boxes is None and prompts is None
+        shared = None if one_by_one else _gather_prompts(points, boxes, prompts)
+        return self._predict_many(images, shared, options, read_ahead)
+
+    def _predict_many(
+        self,
+        images: Iterable[Picture | tuple[Picture, Prompts]],
+        shared: Prompts | None,
+        options: PredictOptions,
+        read_ahead: int,
+    ) -> Iterator[Regions]:
+        ahead: ReadAhead[Picture | tuple[Picture, Prompts], Request, Answer] = ReadAhead(
+            lambda item: self._request(*_picture_and_prompts(item, shared)),
+            self._calls.encode_in_lane,
+            lambda request: self._calls.answer_in_lane(request, options),
+            group_size=self._pipeline.max_images,
+            read_ahead=read_ahead,
+        )
+        with contextlib.closing(ahead.run(images)) as results:
+            for index, (item, future) in enumerate(results):
+                try:
+                    answer = future.result()
+                except TapError as exc:
+                    raise type(exc)(f"picture {index}{_path_of(item)}: {exc}") from exc
+                yield self._regions(answer, options)
 
     def close(self) -> None:
         """Free the sessions; the predictor must not be used afterwards."""
@@ -275,22 +352,37 @@ class TapPredictor:
     ) -> None:
         self.close()
 
-    def _prepared(
-        self, image: ImageSource | EncodedImage | None, prompts: Prompts
-    ) -> tuple[np.ndarray | None, Embeddings | None, Frame]:
-        """Return the picture in the model frame, or its embeddings if it was encoded before.
-
-        Picture and prompts are checked before a lane is taken: that may fail, and needs no GPU.
-        """
-        image = self._current if image is None else image
-        if image is None:
-            raise InputError("no image: pass one to predict, or call set_image first")
+    def _request(self, image: Picture, prompts: Prompts) -> Request:
+        """Return picture and prompts, checked: that may fail, and needs no lane and no GPU."""
         if isinstance(image, EncodedImage):
-            prompts.check(image.frame.width, image.frame.height)
-            return None, image.embeddings, image.frame
-        images, frame = model_image(load_image(image), self.config.image_size)
+            images, embeddings, frame = None, image.embeddings, image.frame
+        else:
+            embeddings = None
+            images, frame = frame_image(image, self.config.image_size)
         prompts.check(frame.width, frame.height)
-        return images, None, frame
+        return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+
+    def _regions(self, answer: Answer, options: PredictOptions) -> Regions:
+        frame, decoded = answer.frame, answer.decoded
+        logits, tokenizer = decoded.low_res_masks, self.tokenizer
+        return Regions(
+            masks=masks_from_logits(logits, frame) if options.masks is True else None,
+            rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
+            concepts=_names(options.vocabulary, decoded.semantic_embeddings, options.top_k),
+            captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
+            caption_ids=answer.ids,
+            prompts=answer.prompts,
+            image_height=frame.height,
+            image_width=frame.width,
+            **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
+        )
+
+    def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
+        """Return the vocabulary of a call, checked; the predictor's own if there is none."""
+        if vocabulary is None:
+            return self._vocabulary
+        self._check_vocabulary(vocabulary)
+        return vocabulary
 
     def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
         if not isinstance(vocabulary, Vocabulary):
@@ -305,62 +397,24 @@ class TapPredictor:
                 "the semantic embedding of this model"
             )
 
-    def _decode(
-        self,
-        lane: Lane,
-        encoded: EncodedImage,
-        prompts: Prompts,
-        tokens: Tokens,
-        report: OnProgress,
-    ) -> DecodedPrompts:
-        """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
-        num_points = prompts.coords.shape[1]
-        chunk_size = self._pipeline.max_prompts or prompts_per_call(
-            self.config, num_points, self._memory_limit_bytes
-        )
-        decoded = self._empty_decoded(len(prompts))
-        for chunk in _chunks(len(prompts), chunk_size):
-            report("decode prompts", chunk.start, len(prompts))
-            part = lane.decode_prompts(
-                encoded.embeddings,
-                prompts[chunk].model_coords(encoded.frame.scale),
-                np.ascontiguousarray(prompts[chunk].labels),
-                tokens,
-                chunk.start,
-            )
-            for name in _DECODED_FIELDS:
-                getattr(decoded, name)[chunk] = getattr(part, name)
-        return decoded
 
-    def _empty_decoded(self, count: int) -> DecodedPrompts:
-        size = self.config.low_res_mask_size
-        return DecodedPrompts(
-            low_res_masks=np.empty((count, size, size), np.float32),
-            iou_predictions=np.empty(count, np.float32),
-            mask_index=np.empty(count, np.int64),
-            semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
-            semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
+def _picture_and_prompts(
+    item: Picture | tuple[Picture, Prompts], shared: Prompts | None
+) -> tuple[Picture, Prompts]:
+    if not isinstance(item, tuple):
+        return item, _gather_prompts(None, None, shared)
+    if len(item) != 2 or not isinstance(item[1], Prompts):
+        raise InputError("item is a tuple; expected a picture, or a pair (picture, Prompts)")
+    if shared is not None:
+        raise InputError(
+            "prompts came with the picture and for all pictures; pass one or the other"
         )
+    return item
 
-    def _caption(
-        self, lane: Lane, tokens: Tokens, count: int, options: PredictOptions, report: OnProgress
-    ) -> np.ndarray:
-        rng = np.random.default_rng(options.seed)
-        parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
-        chunk_size = self._pipeline.max_prompts or captions_per_call(
-            self.config, self._memory_limit_bytes
-        )
-        for chunk in _chunks(count, chunk_size):
-            report("write captions", chunk.start, count)
-            ids = lane.caption(
-                tokens,
-                chunk,
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                rng=rng,
-            )
-            parts.append(ids)
-        return np.concatenate(parts)
+
+def _path_of(item: object) -> str:
+    image = item[0] if isinstance(item, tuple) and item else item
+    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
 
 
 def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:
@@ -383,11 +437,3 @@ def _names(
     vocabulary: Vocabulary | None, semantic_embeddings: np.ndarray, top_k: int
 ) -> list[list[tuple[str, float]]] | None:
     return None if vocabulary is None else vocabulary.top_k(semantic_embeddings, top_k)
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """Take the place of a progress callback."""

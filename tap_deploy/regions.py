@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError, MissingDependencyError
-from tap_deploy.masks import box_from_mask, rle_from_mask
+from tap_deploy.masks import Rle, area_from_rle, box_from_rle, mask_from_rle, rle_from_mask
 from tap_deploy.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Regions:
 
     Attributes:
         masks: bool [P, H, W] at the size of the original picture; None if not asked for.
+        rles: the same as uncompressed COCO run lengths, one a region, see ``rle_from_mask``;
+            there in place of ``masks`` if they were asked for with ``masks="rle"``.
         iou_predictions: float32 [P], how well the model thinks that the mask fits.
         mask_index: int64 [P], the mask token that answered, 0..M-1.
         concepts: per region the (name, probability) of its likeliest concepts, likeliest
@@ -59,6 +61,7 @@ class Regions:
     prompts: Prompts
     image_height: int
     image_width: int
+    rles: list[Rle] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -76,9 +79,38 @@ class Regions:
                 f"regions: masks have shape {list(self.masks.shape)}; expected [P, {size[0]}, "
                 f"{size[1]}], the size of the picture"
             )
+        for rle in self.rles or ():
+            if tuple(rle["size"]) != size:
+                raise InputError(
+                    f"regions: run lengths are of size {rle['size']}; expected {list(size)}, the "
+                    "size of the picture"
+                )
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def mask(self, index: int) -> npt.NDArray[np.bool_] | None:
+        """Return the mask of a region, bool [H, W]; decoded if only its run lengths are there."""
+        if self.rles is not None:
+            return mask_from_rle(self.rles[index])
+        mask: npt.NDArray[np.bool_] | None = None if self.masks is None else self.masks[index]
+        return mask
+
+    def rle(self, index: int) -> Rle | None:
+        """Return the run lengths of a region, ``size`` and ``counts`` as COCO has them."""
+        if self.rles is not None:
+            return self.rles[index]
+        return None if self.masks is None else rle_from_mask(self.masks[index])
+
+    def box(self, index: int) -> list[int] | None:
+        """Return the box around a region's mask, [x, y, width, height] in pixels."""
+        rle = self.rle(index)
+        return None if rle is None else box_from_rle(rle)
+
+    def area(self, index: int) -> int | None:
+        """Return how many pixels a region's mask has."""
+        rle = self.rle(index)
+        return None if rle is None else area_from_rle(rle)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON types.
@@ -114,9 +146,10 @@ class Regions:
             InputError: the regions have no masks, or a name has no category id.
             MissingDependencyError: pycocotools is not installed.
         """
-        masks = self.masks
-        if masks is None:
-            raise InputError("the regions have no masks, which COCO needs; predict with masks=True")
+        if self.masks is None and self.rles is None:
+            raise InputError(
+                "the regions have no masks, which COCO needs; predict with masks=True or 'rle'"
+            )
         try:
             import pycocotools.mask as coco_mask
         except ImportError as exc:
@@ -124,18 +157,22 @@ class Regions:
                 'pycocotools is not installed; COCO output needs it: pip install "tap-deploy[coco]"'
             ) from exc
         annotations = []
-        for index, mask in enumerate(masks):
-            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-            size, counts = [int(side) for side in rle["size"]], rle["counts"].decode("ascii")
+        for index in range(len(self)):
+            rle = self.rle(index)
+            assert rle is not None
+            compressed = coco_mask.frPyObjects(rle, *rle["size"])
             annotations.append(
                 {
                     "id": index + 1,
                     "image_id": image_id,
-                    "bbox": [float(number) for number in box_from_mask(mask)],
-                    "area": int(np.count_nonzero(mask)),
+                    "bbox": [float(number) for number in box_from_rle(rle)],
+                    "area": area_from_rle(rle),
                     "score": _number(self.iou_predictions[index]),
                     "iscrowd": 0,
-                    "segmentation": {"size": size, "counts": counts},
+                    "segmentation": {
+                        "size": rle["size"],
+                        "counts": compressed["counts"].decode("ascii"),
+                    },
                 }
                 | self._coco_words(index, category_ids)
             )
@@ -168,7 +205,7 @@ class Regions:
         return draw_regions(image, self, scale)
 
     def _region_dict(self, index: int) -> dict[str, Any]:
-        mask = None if self.masks is None else self.masks[index]
+        rle = self.rle(index)
         concepts = None if self.concepts is None else self.concepts[index]
         return {
             "index": index,
@@ -180,9 +217,9 @@ class Regions:
             else [{"name": name, "probability": _number(p)} for name, p in concepts],
             "caption": None if self.captions is None else self.captions[index],
             "caption_ids": None if self.caption_ids is None else self.caption_ids[index].tolist(),
-            "bbox": None if mask is None else box_from_mask(mask),
-            "area": None if mask is None else int(np.count_nonzero(mask)),
-            "segmentation": None if mask is None else rle_from_mask(mask),
+            "bbox": None if rle is None else box_from_rle(rle),
+            "area": None if rle is None else area_from_rle(rle),
+            "segmentation": rle,
         }
 
     def _points(self, index: int) -> list[list[float]]:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tap_deploy.errors import InputError
-from tap_deploy.image import Frame, load_image, model_image
+from tap_deploy.image import Frame, frame_image, load_image, model_image
 
 GOLDEN = Path(__file__).parent / "data" / "tap_micro_outputs.npz"
 
@@ -297,3 +297,31 @@ def test_the_scale_rule(height: int, width: int, scale: float, scaled: tuple[int
 def test_a_frame_for_nothing_is_refused(height: int, width: int) -> None:
     with pytest.raises(InputError, match=f"{width} x {height}"):
         Frame.for_image(height, width, 1024)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_framing_at_once_gives_what_loading_and_framing_give(
+    rgb: np.ndarray, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(rgb).save(path, exif=exif)
+    with Image.open(path) as picture:
+        for source in (path, str(path), picture, rgb):
+            before = load_image(source)
+            expected, frame = model_image(before, 64)
+            found, found_frame = frame_image(source, 64)
+            np.testing.assert_array_equal(found, expected)
+            assert found_frame == frame
+            assert found.flags.writeable
+            np.testing.assert_array_equal(load_image(source), before)
+
+
+def test_framing_refuses_what_loading_refuses(tmp_path: Path) -> None:
+    for source in (Image.new("L", (6, 5)), np.zeros((5, 6), np.uint8), tmp_path / "no.jpg", None):
+        with pytest.raises(InputError) as expected:
+            load_image(source)  # type: ignore[arg-type]
+        with pytest.raises(InputError) as found:
+            frame_image(source, 64)  # type: ignore[arg-type]
+        assert str(found.value) == str(expected.value)

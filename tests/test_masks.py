@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.masks import dense_logits
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame
 from tap_deploy.masks import (
+    area_from_rle,
     box_from_mask,
+    box_from_rle,
     mask_from_rle,
     masks_from_logits,
     rle_from_mask,
+    rles_from_logits,
     select_mask_token,
 )
 
@@ -69,6 +73,60 @@ def test_masks_agree_with_two_torch_resizes(height: int, width: int, image_size:
     certain = np.abs(full) > 1e-4
     assert certain.mean() > 0.9
     np.testing.assert_array_equal(masks[certain], full[certain] > 0)
+
+
+def speckled(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
+    """Logits float32 [2, size, size] of a kind of mask."""
+    noise = rng.normal(size=(2, size, size)).astype(np.float32)
+    if kind == "noise":
+        return noise
+    ys, xs = np.mgrid[:size, :size]
+    y, x, radius = rng.uniform(0, size, 3)
+    oval = (radius / 2 - np.hypot(ys - y, (xs - x) * rng.uniform(0.5, 2))).astype(np.float32)
+    return {"oval": oval + 0.1 * noise, "ring": 2 - np.abs(oval) + 0 * noise}.get(
+        kind, {"full": 9.0, "empty": -9.0}.get(kind, 0) + noise
+    )
+
+
+SHAPES = [(2, 2), (7, 64), (96, 97), (128, 300), (601, 40), (1, 5), (5, 1), (400, 333), (90, 700)]
+KINDS = ["noise", "oval", "ring", "full", "empty"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize(("size", "image_size"), [(16, 64), (64, 96), (16, 100)])
+def test_masks_are_those_of_the_whole_matrices(
+    kind: str, height: int, width: int, size: int, image_size: int
+) -> None:
+    frame = Frame.for_image(height, width, image_size)
+    logits = speckled(np.random.default_rng(height + width), kind, size)
+    masks = masks_from_logits(logits, frame)
+    for single, mask in zip(logits, masks, strict=True):
+        exact = dense_logits(single, frame)
+        # A BLAS may add in another order for another size; then only logits of 0 are open.
+        certain = np.abs(exact) > 1e-5
+        np.testing.assert_array_equal(mask[certain], exact[certain] > 0)
+    assert rles_from_logits(logits, frame) == [rle_from_mask(mask) for mask in masks]
+
+
+def test_no_more_pixels_than_before_differ_from_two_torch_resizes() -> None:
+    torch = pytest.importorskip("torch")
+    resize = torch.nn.functional.interpolate
+    found, before = 0, 0
+    for seed, (height, width) in enumerate([(480, 640), (1080, 1920), (333, 500)]):
+        frame = Frame.for_image(height, width, 1024)
+        logits = speckled(np.random.default_rng(seed), "noise", 256)
+        full = resize(torch.from_numpy(logits)[None], (1024, 1024), mode="bilinear")
+        full = full[..., : frame.scaled_height, : frame.scaled_width]
+        expected = resize(full, (height, width), mode="bilinear")[0].numpy() > 0
+        found += np.count_nonzero(masks_from_logits(logits, frame) != expected)
+        dense = [dense_logits(single, frame) > 0 for single in logits]
+        before += np.count_nonzero(np.array(dense) != expected)
+    assert found <= before + 2  # a BLAS may round a logit of 0 to either side
+
+
+def test_run_lengths_of_no_regions() -> None:
+    assert rles_from_logits(np.zeros((0, 16, 16), np.float32), Frame.for_image(5, 6, 64)) == []
 
 
 def test_no_regions_give_no_masks() -> None:
@@ -130,6 +188,34 @@ def test_run_lengths_agree_with_pycocotools() -> None:
         compressed = coco.frPyObjects(rle_from_mask(mask), 23, 17)
         np.testing.assert_array_equal(coco.decode(compressed), mask)
         assert coco.toBbox(compressed).tolist() == box_from_mask(mask)
+
+
+def striped(height: int, width: int, seed: int) -> np.ndarray:
+    """A mask with runs that go on from column to column, at the borders or not."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    for _ in range(3):
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        mask[y : y + rng.integers(1, height + 1), x : x + rng.integers(1, width + 1)] ^= True
+    mask[:, rng.integers(0, width)] |= bool(seed % 2)
+    return mask
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (5, 7), (40, 30)])
+def test_run_lengths_equal_those_of_the_definition(shape: tuple[int, int]) -> None:
+    for seed in range(40):
+        mask = striped(*shape, seed)
+        flat = mask.ravel(order="F")
+        expected = np.diff(np.flatnonzero(np.diff(flat)) + 1, prepend=0, append=flat.size).tolist()
+        rle = rle_from_mask(mask)
+        assert rle == {"size": list(shape), "counts": [0, *expected] if flat[0] else expected}
+        assert box_from_rle(rle) == box_from_mask(mask)
+        assert area_from_rle(rle) == np.count_nonzero(mask)
+
+
+def test_runs_of_length_0_are_no_part_of_the_box() -> None:
+    rle = {"size": [4, 5], "counts": [0, 0, 6, 2, 12, 0]}
+    assert box_from_rle(rle) == box_from_mask(mask_from_rle(rle)) == [1, 2, 1, 2]
 
 
 def test_box_of_a_mask() -> None:

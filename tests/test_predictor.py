@@ -10,6 +10,7 @@ from PIL import Image
 
 from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
 from tap_deploy.errors import BundleError, InputError, SessionError
+from tap_deploy.masks import rle_from_mask
 from tap_deploy.sessions.fake import FakeSession
 
 ROWS_OF_IMAGE = (slice(0, 4), slice(4, 8))
@@ -119,7 +120,7 @@ def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
 
 def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
     """Three captions a call: each region gets its own, and the chunks are really made."""
-    monkeypatch.setattr("tap_deploy.predictor.captions_per_call", lambda *sizes: 3)
+    monkeypatch.setattr("tap_deploy.answers.captions_per_call", lambda *sizes: 3)
     calls = []
     with TapPredictor.from_bundle(micro_bundle.path) as predictor:
         regions = predictor.predict(
@@ -319,3 +320,14 @@ def test_several_threads(predictor, golden):
         futures = [pool.submit(predictor.predict, encoded[i % 2], points[i % 2]) for i in range(8)]
         for i, future in enumerate(futures):
             np.testing.assert_array_equal(future.result().caption_ids, expected[i % 2])
+
+
+def test_masks_as_run_lengths(predictor, golden):
+    arguments = rgb(golden, 0), golden["points_px"][:4]
+    expected, regions = predictor.predict(*arguments), predictor.predict(*arguments, masks="rle")
+    assert regions.masks is None
+    assert expected.rles is None
+    assert regions.rles == [rle_from_mask(mask) for mask in expected.masks]
+    assert regions.to_json() == expected.to_json()
+    with pytest.raises(InputError, match="masks is 'png'; expected True, False or 'rle'"):
+        predictor.predict(*arguments, masks="png")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.masks import rle_from_mask
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 
@@ -46,7 +47,7 @@ def empty() -> Regions:
     cut = {
         field.name: value[:0]
         for field in dataclasses.fields(regions)
-        if not isinstance(value := getattr(regions, field.name), int)
+        if not isinstance(value := getattr(regions, field.name), int | None)
     }
     return made_up(**cut)
 
@@ -130,6 +131,53 @@ def test_coco_data_set_loads(tmp_path: Path) -> None:
     }
     file.write_text(json.dumps(data), "utf-8")
     assert len(coco.COCO(str(file)).getAnnIds(imgIds=[1], catIds=[1])) == 2
+
+
+def with_rles() -> Regions:
+    """The same regions with run lengths in place of masks."""
+    masks = made_up().masks
+    assert masks is not None
+    return made_up(masks=None, rles=[rle_from_mask(mask) for mask in masks])
+
+
+def test_run_lengths_serve_as_well_as_masks() -> None:
+    by_mask, by_rle = made_up(), with_rles()
+    assert by_rle.to_json() == by_mask.to_json()
+    for index in range(2):
+        assert by_mask.masks is not None
+        np.testing.assert_array_equal(by_rle.mask(index), by_mask.masks[index])
+        assert by_mask.rle(index) == by_rle.rle(index)
+    assert (by_rle.box(0), by_rle.area(0)) == (by_mask.box(0), by_mask.area(0))
+    assert (by_rle.box(0), by_rle.area(0)) == ([10, 5, 6, 4], 24)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_run_lengths_are_drawn_as_masks_are(scale: int) -> None:
+    picture = np.full((HEIGHT, WIDTH, 3), 7, np.uint8)
+    drawn = [regions.visualize(picture, scale) for regions in (made_up(), with_rles())]
+    np.testing.assert_array_equal(np.asarray(drawn[0]), np.asarray(drawn[1]))
+    assert np.asarray(made_up(masks=None).visualize(picture, scale)).max() > 7
+
+
+# pycocotools does not speak NumPy 2's __array__ yet.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_run_lengths_give_the_same_coco() -> None:
+    pytest.importorskip("pycocotools.mask")
+    assert with_rles().to_coco() == made_up().to_coco()
+
+
+def test_without_masks_there_is_no_box_and_no_area() -> None:
+    regions = made_up(masks=None)
+    answers = [ask(0) for ask in (regions.mask, regions.rle, regions.box, regions.area)]
+    assert answers == [None] * 4
+
+
+def test_run_lengths_of_another_picture_are_refused() -> None:
+    rles = [rle_from_mask(np.zeros((WIDTH, HEIGHT), bool))] * 2
+    with pytest.raises(InputError, match="size of the picture"):
+        made_up(masks=None, rles=rles)
+    with pytest.raises(InputError, match="rles has 1 entries; expected 2"):
+        made_up(masks=None, rles=rles[:1])
 
 
 def test_coco_leaves_out_what_was_not_computed() -> None:

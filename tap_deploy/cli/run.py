@@ -131,6 +131,7 @@ def run_command(
                 picture,
                 prompts=prompts,
                 top_k=top_k,
+                masks="rle" if overlay is None else True,
                 captions=captions,
                 vocabulary=vocabulary,
                 max_new_tokens=max_new_tokens,
@@ -157,8 +158,9 @@ def describe(regions: Regions) -> str:
     lines = []
     for i in range(len(regions)):
         parts = [f"region {i}", f"IoU {regions.iou_predictions[i]:.3f}"]
-        if regions.masks is not None:
-            parts.append(f"{int(regions.masks[i].sum())} pixels")
+        area = regions.area(i)
+        if area is not None:
+            parts.append(f"{area} pixels")
         if regions.concepts is not None:
             parts.append(", ".join(f"{name} {p:.2f}" for name, p in regions.concepts[i]))
         if regions.captions is not None:

@@ -70,6 +70,14 @@ class Lane(abc.ABC):
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
 
+    def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
+        """Run the image encoder on uint8 ``[B, S, S, 3]``, B up to the pipeline's ``max_images``.
+
+        Returns:
+            The embeddings of each picture, in order.
+        """
+        return [self.encode(images[index : index + 1]) for index in range(len(images))]
+
     @abc.abstractmethod
     def new_tokens(self, count: int) -> Tokens:
         """Return room for the tokens of ``count`` regions; one call of ``predict`` needs one."""
@@ -119,9 +127,11 @@ class Pipeline(abc.ABC):
 
     max_prompts: most prompts of one ``decode_prompts`` and rows of one ``caption``; None where
         only memory limits them.
+    max_images: most pictures of one ``encode_batch``; 1 where a batch does not pay.
     """
 
     max_prompts: int | None = None
+    max_images: int = 1
 
     @abc.abstractmethod
     def lane(self) -> contextlib.AbstractContextManager[Lane]:
@@ -180,8 +190,13 @@ class HostPipeline(Pipeline, Lane):
 
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder."""
+        return self.encode_batch(images)[0]
+
+    def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
+        """Run the image encoder once."""
         outputs = self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images})
-        return HostEmbeddings(outputs[graphs.IMAGE_EMBEDDINGS])
+        embeddings = outputs[graphs.IMAGE_EMBEDDINGS]
+        return [HostEmbeddings(embeddings[index : index + 1]) for index in range(len(images))]
 
     def new_tokens(self, count: int) -> Tokens:
         """Allocate an array."""

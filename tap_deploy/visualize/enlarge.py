@@ -30,19 +30,22 @@ def enlarged_regions(regions: Regions, scale: int) -> Regions:
     Masks get smooth edges: what is drawn is where half of a smoothed mask is passed.
     """
     height, width = regions.image_height * scale, regions.image_width * scale
-    masks = regions.masks
     return dataclasses.replace(
         regions,
-        masks=None if masks is None else _enlarged_masks(masks, width, height),
+        masks=_enlarged_masks(regions, width, height),
+        rles=None,
         prompts=_enlarged_prompts(regions.prompts, scale),
         image_height=height,
         image_width=width,
     )
 
 
-def _enlarged_masks(masks: npt.NDArray[np.bool_], width: int, height: int) -> npt.NDArray[np.bool_]:
-    larger = np.empty((len(masks), height, width), np.bool_)
-    for mask, target in zip(masks, larger, strict=True):
+def _enlarged_masks(regions: Regions, width: int, height: int) -> npt.NDArray[np.bool_] | None:
+    larger = np.empty((len(regions), height, width), np.bool_)
+    for index, target in enumerate(larger):
+        mask = regions.mask(index)
+        if mask is None:
+            return None
         levels = Image.fromarray(mask.astype(np.uint8) * 255)
         resized = levels.resize((width, height), Image.Resampling.BICUBIC)
         np.greater_equal(np.asarray(resized), 128, out=target)

@@ -68,12 +68,11 @@ def draw_regions(image: ImageSource, regions: Regions, scale: int = 1) -> Image.
 
 
 def _draw_masks(canvas: Canvas, regions: Regions, line_width: float) -> None:
-    if regions.masks is None:
-        return
-    areas = regions.masks.sum(axis=(1, 2))
-    for index in np.argsort(-areas, kind="stable"):  # small ones last: nothing hides them
-        if areas[index]:
-            _draw_mask(canvas, regions.masks[index], color_of(int(index)), line_width)
+    areas = np.array([regions.area(index) or 0 for index in range(len(regions))])
+    for index in np.argsort(-areas, kind="stable").tolist():  # small ones last: nothing hides them
+        mask = regions.mask(index) if areas[index] else None
+        if mask is not None:
+            _draw_mask(canvas, mask, color_of(index), line_width)
 
 
 def _draw_mask(
@@ -143,9 +142,10 @@ def _draw_leader(
 
 def _sample_points(regions: Regions, index: int) -> npt.NDArray[np.float64]:
     """Return points XY of the region, float [n, 2]: some of its mask, else its prompt's."""
-    if regions.masks is not None:
+    mask = regions.mask(index)
+    if mask is not None:
         step = _cover_step(regions)
-        ys, xs = np.nonzero(regions.masks[index, ::step, ::step])
+        ys, xs = np.nonzero(mask[::step, ::step])
         if len(xs):
             return step * np.stack([xs, ys], axis=1).astype(np.float64)
     x0, y0, x1, y1 = _prompt_box(regions, index)
@@ -163,11 +163,8 @@ def _texts(regions: Regions, index: int) -> LabelTexts:
 
 
 def _region_box(regions: Regions, index: int) -> Box:
-    if regions.masks is not None:
-        x, y, width, height = box_from_mask(regions.masks[index])
-        if width:
-            return (x, y, x + width, y + height)
-    return _prompt_box(regions, index)
+    x, y, width, height = regions.box(index) or (0, 0, 0, 0)
+    return (x, y, x + width, y + height) if width else _prompt_box(regions, index)
 
 
 def _prompt_box(regions: Regions, index: int) -> Box:
@@ -181,8 +178,10 @@ def _cover_map(regions: Regions) -> npt.NDArray[np.bool_]:
     height, width = regions.image_height, regions.image_width
     step = _cover_step(regions)
     covered = np.zeros((height, width), np.bool_)[::step, ::step]
-    if regions.masks is not None:
-        covered |= regions.masks[:, ::step, ::step].any(axis=0)
+    for index in range(len(regions)):
+        mask = regions.mask(index)
+        if mask is not None:
+            covered |= mask[::step, ::step]
     return covered
 
 

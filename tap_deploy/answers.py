@@ -1,0 +1,148 @@
+"""Answers: what the graphs say about prompts on a picture, in chunks that fit in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tap_deploy.config import TapConfig
+from tap_deploy.image import Frame
+from tap_deploy.memory import captions_per_call, prompts_per_call
+from tap_deploy.predict_options import PredictOptions
+from tap_deploy.prompts import Prompts
+from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipeline, Tokens
+
+OnProgress = Callable[[str, int, int], None]
+
+_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A picture and the prompts on it, both checked: all that the graphs need.
+
+    images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
+    embeddings: of the picture; None before it is encoded.
+    """
+
+    prompts: Prompts
+    frame: Frame
+    images: np.ndarray | None
+    embeddings: Embeddings | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What the graphs say about a request; ids: int64 ``[P, L-1]`` of the captions."""
+
+    prompts: Prompts
+    frame: Frame
+    decoded: DecodedPrompts
+    ids: np.ndarray
+
+
+class GraphCalls:
+    """The calls of the graphs for requests. Several threads may share one."""
+
+    def __init__(self, pipeline: Pipeline, config: TapConfig, memory_limit_bytes: int) -> None:
+        """Take the graphs; see ``TapPredictor`` for ``memory_limit_bytes``."""
+        self._pipeline, self.config = pipeline, config
+        self._memory_limit_bytes = memory_limit_bytes
+
+    def encode(self, lane: Lane, requests: list[Request]) -> list[Request]:
+        """Return the requests encoded; pictures that are not yet go through in one call."""
+        images = [request.images for request in requests if request.images is not None]
+        fresh = iter(lane.encode_batch(np.concatenate(images)) if images else ())
+        return [
+            request
+            if request.images is None
+            else dataclasses.replace(request, images=None, embeddings=next(fresh))
+            for request in requests
+        ]
+
+    def encode_in_lane(self, requests: list[Request]) -> list[Request]:
+        """Do ``encode`` in a lane of its own."""
+        with self._pipeline.lane() as lane:
+            return self.encode(lane, requests)
+
+    def answer(
+        self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
+    ) -> Answer:
+        """Decode the prompts of an encoded picture, and write captions."""
+        tokens = lane.new_tokens(len(request.prompts))
+        decoded = self._decode(lane, request, tokens, report)
+        ids = self._caption(lane, tokens, len(request.prompts), options, report)
+        return Answer(prompts=request.prompts, frame=request.frame, decoded=decoded, ids=ids)
+
+    def answer_in_lane(self, request: Request, options: PredictOptions) -> Answer:
+        """Do ``answer`` in a lane of its own."""
+        with self._pipeline.lane() as lane:
+            return self.answer(lane, request, options, no_progress)
+
+    def _decode(
+        self,
+        lane: Lane,
+        request: Request,
+        tokens: Tokens,
+        report: OnProgress,
+    ) -> DecodedPrompts:
+        """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
+        assert request.embeddings is not None
+        prompts = request.prompts
+        num_points = prompts.coords.shape[1]
+        chunk_size = self._pipeline.max_prompts or prompts_per_call(
+            self.config, num_points, self._memory_limit_bytes
+        )
+        decoded = self._empty_decoded(len(prompts))
+        for chunk in _chunks(len(prompts), chunk_size):
+            report("decode prompts", chunk.start, len(prompts))
+            part = lane.decode_prompts(
+                request.embeddings,
+                prompts[chunk].model_coords(request.frame.scale),
+                np.ascontiguousarray(prompts[chunk].labels),
+                tokens,
+                chunk.start,
+            )
+            for name in _DECODED_FIELDS:
+                getattr(decoded, name)[chunk] = getattr(part, name)
+        return decoded
+
+    def _empty_decoded(self, count: int) -> DecodedPrompts:
+        size = self.config.low_res_mask_size
+        return DecodedPrompts(
+            low_res_masks=np.empty((count, size, size), np.float32),
+            iou_predictions=np.empty(count, np.float32),
+            mask_index=np.empty(count, np.int64),
+            semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
+            semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
+        )
+
+    def _caption(
+        self, lane: Lane, tokens: Tokens, count: int, options: PredictOptions, report: OnProgress
+    ) -> np.ndarray:
+        rng = np.random.default_rng(options.seed)
+        parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
+        chunk_size = self._pipeline.max_prompts or captions_per_call(
+            self.config, self._memory_limit_bytes
+        )
+        for chunk in _chunks(count, chunk_size):
+            report("write captions", chunk.start, count)
+            ids = lane.caption(
+                tokens,
+                chunk,
+                max_new_tokens=options.max_new_tokens if options.captions else 0,
+                temperature=options.temperature,
+                rng=rng,
+            )
+            parts.append(ids)
+        return np.concatenate(parts)
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Take the place of a progress callback."""
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
