@@ -76,6 +76,22 @@ class GraphCalls:
         ids = self._caption(lane, tokens, len(request.prompts), options, report)
         return Answer(prompts=request.prompts, frame=request.frame, decoded=decoded, ids=ids)
 
+    def warm_up(self, lane: Lane, request: Request) -> None:
+        """Run everything once, and record what can be recorded of captions."""
+        for chunk in self._caption_chunks(len(request.prompts)):
+            lane.record_captions(chunk.stop - chunk.start)
+        one_token = PredictOptions(
+            top_k=1,
+            masks=False,
+            captions=True,
+            vocabulary=None,
+            max_new_tokens=1,
+            temperature=0.0,
+            seed=None,
+        )
+        [request] = self.encode(lane, [request])
+        self.answer(lane, request, one_token, no_progress)
+
     def answer_in_lane(self, request: Request, options: PredictOptions) -> Answer:
         """Do ``answer`` in a lane of its own."""
         with self._pipeline.lane() as lane:
@@ -124,10 +140,7 @@ class GraphCalls:
     ) -> np.ndarray:
         rng = np.random.default_rng(options.seed)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
-        chunk_size = self._pipeline.max_prompts or captions_per_call(
-            self.config, self._memory_limit_bytes
-        )
-        for chunk in _chunks(count, chunk_size):
+        for chunk in self._caption_chunks(count):
             report("write captions", chunk.start, count)
             ids = lane.caption(
                 tokens,
@@ -138,6 +151,10 @@ class GraphCalls:
             )
             parts.append(ids)
         return np.concatenate(parts)
+
+    def _caption_chunks(self, count: int) -> list[slice]:
+        most = captions_per_call(self.config, self._memory_limit_bytes)
+        return _chunks(count, self._pipeline.max_prompts or most)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -166,6 +166,32 @@ class TapPredictor:
             self._check_vocabulary(vocabulary)
         self._vocabulary = vocabulary
 
+    def warm_up(self, num_regions: int = 1) -> None:
+        """Do ahead what the first call would have to wait for, in every context.
+
+        Every graph runs once on a blank picture: backends load kernels and take memory the first
+        time. On a GPU the steps of captions are recorded for this number of regions.
+
+        Args:
+            num_regions: of the calls that follow; call it once for each number that they have.
+
+        Raises:
+            InputError: ``num_regions`` is no number of regions.
+            SessionError: the backend failed.
+        """
+        require_int("num_regions", num_regions, 1)
+        size = self.config.image_size
+        frame = Frame.for_image(size, size, size)
+        request = Request(
+            prompts=Prompts.from_boxes(np.tile([0, 0, size - 1, size - 1], (num_regions, 1))),
+            frame=frame,
+            images=np.zeros((1, size, size, 3), np.uint8),
+            embeddings=None,
+        )
+        with self._pipeline.all_lanes() as lanes:
+            for lane in lanes:
+                self._calls.warm_up(lane, request)
+
     def encode(self, image: ImageSource) -> EncodedImage:
         """Run the image encoder.
 

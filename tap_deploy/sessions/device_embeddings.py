@@ -46,7 +46,7 @@ class EmbeddingStore:
     def __init__(
         self, memory: DeviceMemory, size_bytes: int, download: Callable[[int], np.ndarray]
     ) -> None:
-        self._buffers, self._size_bytes = Buffers(memory), size_bytes
+        self._buffers, self.size_bytes = Buffers(memory), size_bytes
         # A deque, as the garbage collector may give memory back in the middle of ``take``, in
         # the same thread: its methods are atomic, where a lock would wait for itself.
         self._idle: collections.deque[int] = collections.deque()
@@ -58,7 +58,7 @@ class EmbeddingStore:
         try:
             address = self._idle.pop()
         except IndexError:
-            address = self._buffers.device(self._size_bytes)
+            address = self._buffers.device(self.size_bytes)
         embeddings = DeviceEmbeddings(self, address)
         weakref.finalize(embeddings, self._idle.append, address).atexit = False
         return embeddings

@@ -81,6 +81,8 @@ class DeviceLane(Lane):
         self._encoder.bind(graphs.IMAGES, self._inputs[graphs.IMAGES].address)
         for spec in prompt_inputs:
             self._decoder.bind(spec.name, self._inputs[spec.name].address)
+        batch = self._encoder_graph.limits["B"]
+        self._encoded = buffers.device(batch * self._store.size_bytes) if batch > 1 else 0
         answers = request_answers(self._decoder_graph.limits["P"])
         self._inputs[graphs.MASK_REQUEST].upload(answers, self._stream)
         self._captioner = DeviceCaptioner(
@@ -100,7 +102,7 @@ class DeviceLane(Lane):
     def _staged(
         self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
     ) -> dict[str, StagedTensor]:
-        limits = dict(graph.limits) | {"B": 1, "M": 1}
+        limits = dict(graph.limits) | {"M": 1}
         return {
             spec.name: self._buffers.staged(
                 size_bytes(spec, limits, np.dtype(spec.dtype).itemsize),
@@ -109,15 +111,26 @@ class DeviceLane(Lane):
             for spec in specs
         }
 
-    def encode(self, images: np.ndarray) -> Embeddings:
-        """Run the image encoder into memory that the result owns."""
+    def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
+        """Run the image encoder into memory that the results own: each picture into its own."""
         _check(self._encoder_graph.spec, 0, images)
-        embeddings = self._store.take()
+        sizes = {"B": len(images)}
+        self._encoder_graph.check_sizes(sizes)
+        embeddings = [self._store.take() for _ in images]
+        target = embeddings[0].address if len(images) == 1 else self._encoded
         self._inputs[graphs.IMAGES].upload(images, self._stream)
-        self._encoder.set_sizes({"B": 1})
-        self._encoder.bind(graphs.IMAGE_EMBEDDINGS, embeddings.address)
+        self._encoder.set_sizes(sizes)
+        self._encoder.bind(graphs.IMAGE_EMBEDDINGS, target)
         self._encoder.enqueue()
-        return embeddings
+        if len(images) > 1:
+            for i, own in enumerate(embeddings):
+                self._memory.copy_on_device(
+                    own.address,
+                    target + i * self._store.size_bytes,
+                    self._store.size_bytes,
+                    self._stream,
+                )
+        return list(embeddings)
 
     def new_tokens(self, count: int) -> Tokens:
         """Return room for ``count`` tokens; memory grows when a call asks for more than ever."""

@@ -74,6 +74,7 @@ class DevicePipeline(Pipeline):
         self.max_prompts = min(
             device_graphs[name].limits["P"] for name in (graphs.PROMPT_DECODER, graphs.TEXT_DECODER)
         )
+        self.max_images = device_graphs[graphs.IMAGE_ENCODER].limits["B"]
         self.lanes = tuple(resources.lanes)
         self._all_lanes = threading.Lock()
         self._replays = options.cuda_graphs and device_graphs[graphs.TEXT_DECODER].can_record

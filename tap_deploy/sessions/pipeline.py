@@ -66,17 +66,18 @@ class DecodedPrompts:
 class Lane(abc.ABC):
     """One call's way through the graphs; not for several threads at once."""
 
-    @abc.abstractmethod
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
+        [embeddings] = self.encode_batch(images)
+        return embeddings
 
+    @abc.abstractmethod
     def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
         """Run the image encoder on uint8 ``[B, S, S, 3]``, B up to the pipeline's ``max_images``.
 
         Returns:
             The embeddings of each picture, in order.
         """
-        return [self.encode(images[index : index + 1]) for index in range(len(images))]
 
     @abc.abstractmethod
     def new_tokens(self, count: int) -> Tokens:
@@ -187,10 +188,6 @@ class HostPipeline(Pipeline, Lane):
         if not self._sessions:
             raise SessionError(CLOSED)
         yield self
-
-    def encode(self, images: np.ndarray) -> Embeddings:
-        """Run the image encoder."""
-        return self.encode_batch(images)[0]
 
     def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
         """Run the image encoder once."""
