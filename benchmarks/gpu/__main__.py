@@ -50,12 +50,10 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
         return _refuse(str(exc))
     if options.list:
         for step in chosen:
-            print(f"{step.name:<18} {step.limit_s:4.0f} s  {step.title}")
+            print(f"{step.name:<20} {step.limit_s:4.0f} s  {step.title}")
         return 0
     if options.markdown is not None:
-        report = read_json(options.markdown)
-        print(markdown(report) if report else f"error: {options.markdown} is no report")
-        return 0 if report else 2
+        return _print_tables(options.markdown)
     if options.prepare is not None:
         return _prepare(options.prepare)
     if options.bundle is not None and not (options.bundle / "prepared.json").is_file():
@@ -120,6 +118,14 @@ def _run(options: argparse.Namespace, chosen: Sequence[Step]) -> int:
         )
     _say(f"{logs.parent / REPORT_FILE}; logs are in {logs}")
     return exit_code(report.results)
+
+
+def _print_tables(path: pathlib.Path) -> int:
+    report = read_json(path)
+    if not report.get("steps"):
+        return _refuse(f"{path} is no report; expected a {REPORT_FILE}")
+    print(markdown(report))
+    return 0
 
 
 def _prepare(folder: pathlib.Path) -> int:

@@ -27,7 +27,9 @@ def run(
     width: int = 1920,
     height: int = 1080,
 ) -> None:
-    """Note the median of every task in milliseconds; by several callers at once with one thread.
+    """Note the median of every task in milliseconds.
+
+    With one thread, also by several callers at once, where the machine has as many CPUs.
 
     Args:
         context: where to put a picture.
@@ -37,13 +39,14 @@ def run(
         width: of the picture, in pixels.
         height: of the picture, in pixels.
     """
-    notes.put("cpus", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
+    cpus = os.cpu_count() or 1
+    notes.put("cpus", cpus)
     tasks = _tasks(context, regions, width, height)
     values: dict[str, float] = {}
     for name, call in tasks.items():
         values[name] = _median_ms(call, context.seconds)
         notes.put("values", values)
-    for callers in CALLERS if threads == 1 else ():
+    for callers in (n for n in CALLERS if threads == 1 and n <= cpus):
         with concurrent.futures.ThreadPoolExecutor(callers) as pool:
             for name, call in tasks.items():
                 at_once = functools.partial(_at_once, pool, [call] * callers)
@@ -81,5 +84,5 @@ def _at_once(
 
 
 def _median_ms(call: Callable[[], object], seconds: float) -> float:
-    found = measure({"": call}, min_iterations=5, min_seconds=seconds / 2, warm_up_seconds=0.05)
+    found = measure({"": call}, min_iterations=3, min_seconds=seconds / 2, warm_up_seconds=0)
     return round(found[""].median_ms, 3)

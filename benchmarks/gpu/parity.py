@@ -27,8 +27,10 @@ from tap_deploy.verify import verify_sessions
 BACKEND = "onnxruntime"
 BOXES = [[10, 20, 200, 250], [172, 17, 412, 308], [0, 0, 599, 399], [285, 160, 300, 180]] * 3
 FLOATS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
-# Two runs of the same work; only the choice of a kernel may differ.
+# The same work twice, and in fp32; a session may have found other kernels than the one before.
 SAME = 1e-3
+# In fewer bits other kernels round otherwise: floats as a share of the largest, choices as a share.
+SIMILAR, CHOSEN_ALIKE = 0.02, 0.9
 CYCLES = 4
 LEAK_BYTES = 32 << 20
 
@@ -43,10 +45,11 @@ def run(context: Context, notes: Notes, precision: str) -> None:
     with notes.check("verify") as found:
         found["comparisons"] = _verify(bundle, precision, variant, tf32)
     pictures = _pictures(context.project)
-    bench = _Bench(bundle.path, precision, pictures)
+    exact = precision == FP32 and not tf32
+    bench = _Bench(bundle.path, precision, pictures, exact)
     for name, check in (
         ("A, B, A", bench.sequence),
-        ("as on the CPU", lambda: bench.like_cpu(exact=precision == FP32 and not tf32)),
+        ("as on the CPU", bench.like_cpu),
         ("without CUDA graphs", lambda: bench.another_way(cuda_graphs=False)),
         ("zero copy", lambda: bench.another_way(zero_copy=True)),
         ("a look every step", lambda: bench.another_way(eos_interval_steps=1)),
@@ -103,8 +106,12 @@ def _pictures(project: pathlib.Path) -> _Pictures:
 class _Bench:
     """Predictions of one precision; each method returns details, or raises what is wrong."""
 
-    def __init__(self, path: pathlib.Path, precision: str, pictures: _Pictures) -> None:
+    def __init__(
+        self, path: pathlib.Path, precision: str, pictures: _Pictures, exact: bool
+    ) -> None:
         self._path, self._precision, self._pictures = path, precision, pictures
+        self._compare = require_same if exact else require_similar
+        self._exact = exact
         self._first: Regions | None = None
 
     @contextlib.contextmanager
@@ -138,11 +145,11 @@ class _Bench:
             raise StepFailed("two different pictures have the same masks")
         self._first = first
 
-    def like_cpu(self, *, exact: bool) -> dict[str, Any]:
+    def like_cpu(self) -> dict[str, Any]:
         """Agreement with fp32 on the CPU; fp32 without TF32 has to be the same."""
         with TapPredictor.from_bundle(self._path) as predictor:
             expected = predictor.predict(self._pictures.a, boxes=BOXES)
-        if exact:
+        if self._exact:
             require_same(self._a(), expected)
         return agreement(self._a(), expected)
 
@@ -150,7 +157,7 @@ class _Bench:
         """Three predictions, as later ones are replayed."""
         with self._loaded(**options) as predictor:
             for _ in range(3):
-                require_same(predictor.predict(self._pictures.a, boxes=BOXES), self._a())
+                self._compare(predictor.predict(self._pictures.a, boxes=BOXES), self._a())
 
     def two_contexts(self) -> None:
         """Four threads, two lanes, two pictures in turns."""
@@ -161,9 +168,9 @@ class _Bench:
             turns = [self._pictures.a, self._pictures.b] * 4
             answers = list(pool.map(lambda each: predictor.predict(each, boxes=BOXES), turns))
         for answer in answers[::2]:
-            require_same(answer, self._a())
+            self._compare(answer, self._a())
         for answer in answers[3::2]:
-            require_same(answer, answers[1])
+            self._compare(answer, answers[1])
 
     def memory_left(self) -> dict[str, Any]:
         """Bytes of the GPU that loading, predicting and closing keeps; the first time may."""
@@ -192,6 +199,24 @@ def require_same(actual: Regions, expected: Regions) -> None:
         off = float(np.abs(getattr(actual, name) - getattr(expected, name)).max())
         if not off <= SAME:
             raise StepFailed(f"{name}: off by {off:.3g}, expected {SAME}")
+
+
+def require_similar(actual: Regions, expected: Regions) -> None:
+    """Compare two answers of one precision, made by sessions that may use other kernels.
+
+    Raises:
+        StepFailed: too many choices differ, or a float of regions with the same choice does.
+    """
+    for name in ("caption_ids", "mask_index"):
+        share = float((getattr(actual, name) == getattr(expected, name)).mean())
+        if share < CHOSEN_ALIKE:
+            raise StepFailed(f"{name}: {share:.2f} are the same, expected {CHOSEN_ALIKE}")
+    rows = actual.mask_index == expected.mask_index
+    for name in FLOATS:
+        wanted = getattr(expected, name)[rows]
+        off = float(np.abs(getattr(actual, name)[rows] - wanted).max() / np.abs(wanted).max())
+        if not off <= SIMILAR:
+            raise StepFailed(f"{name}: off by {off:.3g} of the largest, expected {SIMILAR}")
 
 
 def agreement(actual: Regions, expected: Regions) -> dict[str, float]:

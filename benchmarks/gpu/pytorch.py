@@ -57,6 +57,7 @@ class Eager:
         self.half = mode in (FP16, COMPILED)
         if self.half:
             self.model = self.model.half()
+            self.model.prompt_encoder.float()  # pixels up to 1024 want more than 11 bits
         if mode == COMPILED:
             self.model.image_encoder = torch.compile(self.model.image_encoder)
         self.frame = Frame.for_image(config.image_size, config.image_size, config.image_size)
@@ -116,7 +117,9 @@ class Eager:
         """Return chosen mask logits float32 ``[P, S, S]`` on the host, and tokens."""
         coords, labels = self.inputs.first(prompts)
         tensors = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
-        outputs = self.model.decode_prompts(embeddings, *tensors)
+        sparse = self.model.prompt_encoder(*tensors).to(embeddings.dtype)
+        position = self.model.prompt_encoder.image_position_encoding().to(embeddings.dtype)
+        outputs = self.model.image_decoder(embeddings, sparse, position)
         iou = outputs.iou_predictions.float().cpu().numpy()
         index = torch.from_numpy(select_mask_token(iou, labels)).to(self.device)
         rows = torch.arange(prompts, device=self.device)

@@ -63,7 +63,7 @@ def exit_code(results: list[StepResult]) -> int:
 def line(result: StepResult) -> str:
     """Return a step in one line, with what it found out."""
     told = result.reason or headline(result.notes)
-    return f"{result.step:<18} {result.status:<8} {result.seconds:6.1f} s  {told}".rstrip()
+    return f"{result.step:<20} {result.status:<8} {result.seconds:6.1f} s  {told}".rstrip()
 
 
 def headline(notes: dict[str, Any]) -> str:

@@ -51,8 +51,8 @@ class Step:
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether it shows something about a GPU."""
-        return GPU in self.needs
+        """Whether it shows something about a GPU; that there are bundles does not."""
+        return GPU in self.needs and self.group != "bundle"
 
     def call(self, context: Context, notes: Notes) -> None:
         """Do it, in this process."""
@@ -133,7 +133,7 @@ def _tests(name: str, title: str, limit_s: float, **options: Any) -> Step:
 def _host(threads: int) -> Step:
     return Step(
         name=f"host-{threads}",
-        title=f"what the host does for 47 regions of a 1920x1080 picture, {threads} threads",
+        title=f"the host's work for 47 regions at 1920x1080, threads of NumPy: {threads}",
         limit_s=45,
         needs=RUNTIME[:-1],
         function=_here("host", "run"),
@@ -176,7 +176,7 @@ STEPS = (
         title="the bundle for parity: unpacked, or made here",
         limit_s=180,
         min_s=2,
-        needs=RUNTIME,
+        needs=(GPU, *RUNTIME),
         function=_here("bundles", "run_micro"),
     ),
     _parity("fp32", "fp32", environment=NO_TF32),
@@ -189,7 +189,7 @@ STEPS = (
         title="the bundle for latency: weights filled in, or made here",
         limit_s=900,
         min_s=15,
-        needs=RUNTIME,
+        needs=(GPU, *RUNTIME),
         function=_here("bundles", "run_vit_b"),
     ),
     _latency("fp16", "fp16"),
