@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,7 @@ STEPS = (
     _step("passes-late", min_s=1000),
     _step("passes-options", options={"headline": "twice"}, after=("skips",)),
     _step("passes-asked", asked_for=True),
+    _step("hangs-long", asked_for=True),
 )
 if __name__ == "__main__":
     sys.exit(main(steps=STEPS))
@@ -133,6 +135,18 @@ def test_no_step_stops_the_next(trial, tmp_path):
     assert [line.split()[0] for line in lines] == list(steps)
     assert lines[0].endswith("fine")
     assert "==> hangs" in result.stderr
+
+
+def test_a_terminated_run_leaves_no_process_behind(trial, tmp_path):
+    command = [sys.executable, "trial.py", "--steps", "hangs-long"]
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    notes = tmp_path / "gpu-report/hangs-long.json"
+    with subprocess.Popen(command, cwd=tmp_path, env=env) as process:
+        while not read_json(notes):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(10) == 128 + signal.SIGTERM
+    assert not is_running(read_json(notes)["child"])
 
 
 def test_what_a_step_comes_after_is_run_too(trial, tmp_path):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,13 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     problem = gpu_problem()
     if problem is not None and not options.steps and any(step.uses_gpu for step in chosen):
         return _refuse(f"there is no GPU to test ({problem}); --steps host needs none")
-    return _run(options, chosen)
+    # Else a step would outlive this program, and keep the GPU.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return _run(options, chosen)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

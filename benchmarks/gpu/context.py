@@ -33,6 +33,7 @@ class Context:
         prepared: folder that ``--prepare`` made; None if bundles are to be made here.
         seconds: least time of each measurement.
         model: the bundle that latency is measured on.
+        deadline: when this step is killed, in seconds since the epoch; None: never.
     """
 
     project: pathlib.Path
@@ -41,6 +42,12 @@ class Context:
     prepared: pathlib.Path | None = None
     seconds: float = 1.0
     model: str = VIT_B
+    deadline: float | None = None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until this step is killed."""
+        return float("inf") if self.deadline is None else self.deadline - time.time()
 
     def bundle(self, name: str) -> pathlib.Path:
         """Return the folder of a bundle that an earlier step has put there.

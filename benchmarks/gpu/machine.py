@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import pathlib
+import sys
 
 GPU = "an NVIDIA GPU"
 INSTALL = {
@@ -41,6 +44,20 @@ def missing(needs: tuple[str, ...]) -> str | None:
             names = [INSTALL.get(name, name) for name in need.split("|")]
             return f"{' or '.join(names)} is not installed"
     return None
+
+
+def library_path() -> dict[str, str]:
+    """Return ``LD_LIBRARY_PATH`` with the CUDA libraries that came as Python packages behind it.
+
+    onnxruntime does not look for them there by itself.
+    """
+    folders = [
+        str(f) for entry in sys.path for f in sorted(pathlib.Path(entry).glob("nvidia/*/lib"))
+    ]
+    if not folders:
+        return {}
+    before = os.environ.get("LD_LIBRARY_PATH", "")
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [before, *folders]))}
 
 
 def _is_installed(module: str) -> bool:

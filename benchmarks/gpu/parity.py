@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gpu.context import MICRO, Context, Notes, Skipped, StepFailed
+from benchmarks.gpu.provider import require_provider
 from tap_deploy import Regions, TapPredictor
 from tap_deploy.bundle import Bundle
 from tap_deploy.golden import GoldenSample
@@ -37,6 +38,7 @@ LEAK_BYTES = 32 << 20
 
 def run(context: Context, notes: Notes, precision: str) -> None:
     """Verify, then predict in every way that a predictor can be loaded; each way is a check."""
+    require_provider()
     bundle = Bundle.open(context.bundle(MICRO))
     variant = variant_for(precision, on_cpu=False)
     if variant not in bundle.manifest.graphs:

@@ -18,17 +18,27 @@ def run(context: Context, notes: Notes) -> None:
     """Multiply in fp32 and fp16; hold the results against NumPy, and the nodes against the log."""
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    notes.put("available", available)
-    if PROVIDER not in available:
-        raise Skipped(
-            f"this onnxruntime has no {PROVIDER}, only {', '.join(available)}; "
-            "install onnxruntime-gpu"
-        )
+    require_provider()
     for dtype in ("float32", "float16"):
         with notes.check(dtype) as found:
             found["max_abs"] = _multiply(onnxruntime, dtype, context.logs)
     notes.require()
+
+
+def require_provider() -> None:
+    """Ask onnxruntime whether it was built for CUDA; whether that works is another question.
+
+    Raises:
+        Skipped: it was not.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if PROVIDER not in available:
+        raise Skipped(
+            f"this onnxruntime has no {PROVIDER}, only {', '.join(available)}; "
+            "install onnxruntime-gpu in its place"
+        )
 
 
 def _multiply(runtime: object, dtype: str, folder: pathlib.Path) -> float:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.gpu.context import Context, Notes, Skipped, one_line, read_json, write_json
-from benchmarks.gpu.machine import missing
+from benchmarks.gpu.machine import library_path, missing
 from benchmarks.gpu.steps import Step
 
 PASSED, FAILED, SKIPPED, NO_TIME = "passed", "failed", "skipped", "no time"
 TAIL_LINES = 30
 SKIP_CODE = 77
 GRACE_S = 2.0  # to write down where it hangs
+FOR_CHILDREN = {"PYTHONFAULTHANDLER": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ def run_step(step: Step, context: Context, command: Sequence[str], limit_s: floa
     """Run a step in a process group of its own, and end the whole group when it is over."""
     log, notes = context.logs / f"{step.name}.log", context.logs / f"{step.name}.json"
     notes.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **step.environment}
+    context = dataclasses.replace(context, deadline=time.time() + limit_s)
+    environment = {**os.environ, **library_path(), **FOR_CHILDREN, **step.environment}
     start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -113,15 +115,18 @@ def child(step: Step, context: Context) -> int:
     notes = Notes(context.logs / f"{step.name}.json")
     try:
         step.call(context, notes)
-    except Skipped as exc:
-        notes.put("reason", one_line(exc))
-        return SKIP_CODE
     except Exception as exc:
         traceback.print_exc()
         notes.put("reason", one_line(exc))
-        return 1
+        return SKIP_CODE if _is_missing(exc) else 1
     write_json(context.logs / f"{step.name}.json", notes.values)
     return 0
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether something is not installed; ours says so, too, if ours was loaded at all."""
+    ours = getattr(sys.modules.get("tap_deploy.errors"), "MissingDependencyError", Skipped)
+    return isinstance(error, (Skipped, ours))
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:

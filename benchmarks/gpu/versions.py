@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run(context: Context, notes: Notes) -> None:
     notes.put("packages", _packages())
     notes.put("machine", state_as_dict(machine_state()))
     notes.put("gpu", gpu_conditions())
+    notes.put("library_path", os.environ.get("LD_LIBRARY_PATH", ""))
     answer = Host().run(["nvidia-smi", "-q", "-d", "CLOCK,POWER,MEMORY,TEMPERATURE,ECC"])
     (context.logs / "nvidia-smi.txt").write_text(answer.output or str(answer.problem), "utf-8")
     title = notes.values["machine"]["title"]
