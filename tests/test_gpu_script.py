@@ -142,7 +142,9 @@ def test_a_terminated_run_leaves_no_process_behind(trial, tmp_path):
     env = os.environ | {"PYTHONPATH": str(PROJECT)}
     notes = tmp_path / "gpu-report/hangs-long.json"
     with subprocess.Popen(command, cwd=tmp_path, env=env) as process:
-        while not read_json(notes):
+        for _ in range(600):
+            if read_json(notes):
+                break
             time.sleep(0.05)
         process.terminate()
         assert process.wait(10) == 128 + signal.SIGTERM

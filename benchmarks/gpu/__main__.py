@@ -16,7 +16,7 @@ from benchmarks.gpu.context import VIT_B, Context, read_json
 from benchmarks.gpu.machine import gpu_problem
 from benchmarks.gpu.markdown import markdown
 from benchmarks.gpu.report import REPORT_FILE, Report, exit_code, line
-from benchmarks.gpu.runner import child, run_steps, this_command
+from benchmarks.gpu.runner import StepResult, child, run_steps, this_command
 from benchmarks.gpu.steps import STEPS, Step, select
 
 DESCRIPTION = (
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, chosen: Sequence[Step]) -> int:
         settings = {"budget_s": options.budget, "seconds": options.seconds}
         report = Report(logs.parent / REPORT_FILE, settings | {"prepared": str(context.prepared)})
 
-        def finished(result: object) -> None:
+        def finished(result: StepResult) -> None:
             report.add(result)
             print(line(result), flush=True)
 

@@ -13,6 +13,7 @@ from benchmarks.engines import as_json
 from benchmarks.gpu.context import VIT_B, Context, Notes, StepFailed
 from benchmarks.gpu.provider import require_provider
 from benchmarks.stages import CAPTION, ENCODE, END_TO_END, Inputs, Stage, stages
+from tap_deploy import TapPredictor
 from tap_deploy.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
@@ -97,12 +98,11 @@ def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
         StepFailed: a result is not finite.
     """
     inputs = Inputs.random(bundle.config, max(PROMPTS))
-    with pipeline.lane() as lane:
-        tokens = lane.new_tokens(len(inputs.labels))
-        embeddings = lane.encode(inputs.images)
-        decoded = lane.decode_prompts(embeddings, inputs.coords, inputs.labels, tokens, 0)
+    boxes = inputs.coords.reshape(-1, 4)  # [P, 2, 2] XY to [P, 4] XYXY; the picture is the frame
+    predictor = TapPredictor(pipeline, bundle.config)
+    regions = predictor.predict(inputs.images[0], boxes=boxes, captions=False)
     for name in ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings"):
-        if not np.isfinite(getattr(decoded, name)).all():
+        if not np.isfinite(getattr(regions, name)).all():
             raise StepFailed(f"{name} are not finite; figures of this precision mean nothing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 LATENCY, TORCH, HOST = "latency", "torch", "host"
@@ -94,6 +95,6 @@ def _host(notes: dict[str, dict[str, Any]]) -> list[str]:
     return ["### Host, median ms", _table(("task", *columns), rows)]
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""

@@ -40,7 +40,7 @@ def run(context: Context, notes: Notes) -> None:
 
 def _packages() -> dict[str, str]:
     """Return name -> version of what a figure may depend on."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"])
         if PACKAGES.fullmatch(name):
