@@ -362,7 +362,8 @@ def test_host(context, notes):
 
 
 @pytest.mark.parametrize("outcome", ["pass", "fail", "skip", "none"])
-def test_pytest_and_its_counts(context, notes, tmp_path, outcome):
+def test_pytest_and_its_counts(context, notes, tmp_path, monkeypatch, outcome):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     bodies = {"pass": "pass", "fail": "assert 0", "skip": "pytest.skip('no GPU')", "none": "pass"}
     project = tmp_path / "project"
     (project / "tests").mkdir(parents=True)
@@ -379,9 +380,13 @@ def test_pytest_and_its_counts(context, notes, tmp_path, outcome):
     expected = {"fail": StepFailed, "skip": Skipped, "none": Skipped}.get(outcome)
     if expected is None:
         suite.run(there, notes)
-        assert notes.values["counts"]["passed"] == 1
+        assert notes.values["headline"] == "1 passed"
     else:
-        words = {"fail": "1 of 1: test_it::test_it", "skip": "no GPU", "none": "no test"}
+        words = {
+            "fail": "1 of 1 failed, first test_it.py::test_it: assert 0",
+            "skip": "no GPU",
+            "none": "no test for a GPU",
+        }
         with pytest.raises(expected, match=words[outcome]):
             suite.run(there, notes)
     with pytest.raises(Skipped, match=r"has no tests/absent\.py"):

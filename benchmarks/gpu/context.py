@@ -84,13 +84,13 @@ class Notes:
     """The findings of a step, in a JSON file that is whole after every one of them."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
+        self.path = path
         self.values: dict[str, Any] = {}
 
     def put(self, name: str, value: Any) -> None:
         """Keep a value under a name."""
         self.values[name] = value
-        write_json(self._path, self.values)
+        write_json(self.path, self.values)
 
     def add(self, name: str, value: Any) -> None:
         """Append a value to the list under a name."""

@@ -119,12 +119,15 @@ def _engines(name: str) -> Step:
     )
 
 
-def _tests(name: str, title: str, limit_s: float, **options: Any) -> Step:
+def _tests(
+    name: str, title: str, limit_s: float, *, after: tuple[str, ...] = (), **options: Any
+) -> Step:
     return Step(
         name=name,
         title=title,
         limit_s=limit_s,
         needs=(GPU, *RUNTIME, CUDA, "pytest"),
+        after=after,
         function=_here("suite", "run"),
         options=options,
     )
@@ -143,8 +146,7 @@ def _host(threads: int) -> Step:
 
 
 NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}
-LAYER_MEMORY = {"file": "tests/test_gpu_cuda_layer.py", "k": "memory"}
-LAYER_CAPTIONER = LAYER_MEMORY | {"k": "captioner"}
+LAYER = "tests/test_gpu_cuda_layer.py"
 
 STEPS = (
     Step(
@@ -169,8 +171,8 @@ STEPS = (
         needs=(GPU, "numpy", "onnxruntime", "onnx"),
         function=_here("provider", "run"),
     ),
-    _tests("memory", "device memory: copies, recording, errors, threads", 45, **LAYER_MEMORY),
-    _tests("captioner", "the caption loop over a kernel of its own", 60, **LAYER_CAPTIONER),
+    _tests("memory", "device memory: copies, recording, threads", 45, file=LAYER, k="memory"),
+    _tests("captioner", "the caption loop over a kernel", 60, file=LAYER, k="captioner"),
     Step(
         name="bundle-micro",
         title="the bundle for parity: unpacked, or made here",
@@ -193,7 +195,7 @@ STEPS = (
     ),
     _latency("fp16", "fp16"),
     _torch("fp16", "fp16"),
-    dataclasses.replace(_tests("suite", "pytest -m gpu", 150), after=("bundle-micro",), min_s=20),
+    _tests("suite", "pytest -m gpu, the rest of it", 150, without=LAYER, after=("bundle-micro",)),
     _latency("tf32", "fp32"),
     _latency("int8", "int8"),
     _latency("fp32", "fp32", environment=NO_TF32),
