@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,7 +23,9 @@ from benchmarks.gpu.markdown import markdown
 from benchmarks.gpu.report import exit_code
 from benchmarks.gpu.runner import FAILED, NO_TIME, PASSED, SKIPPED, StepResult
 from benchmarks.gpu.steps import STEPS, select
+from benchmarks.stages import Inputs
 from tap_deploy import TapPredictor
+from tap_deploy.golden import GoldenSample
 from tests import fake_onnxruntime
 from tests.fake_cuda import FakeCuda, install_cuda_python
 
@@ -61,7 +64,7 @@ STEPS = (
     _step("passes"),
     _step("raises"),
     _step("crashes"),
-    _step("hangs", limit_s=1.5),
+    _step("hangs", limit_s=4),
     _step("skips"),
     _step("passes-lacking", needs=("no_such_module|nor_this",)),
     _step("passes-late", min_s=1000),
@@ -121,7 +124,7 @@ def test_no_step_stops_the_next(trial, tmp_path):
     assert steps["raises"]["reason"] == "ValueError: this is wrong"
     assert "Traceback" in steps["raises"]["log_tail"][0]
     assert steps["crashes"]["reason"] == "it crashed with SIGSEGV"
-    assert steps["hangs"]["reason"] == "it was not done after 2 s and was killed"
+    assert steps["hangs"]["reason"] == "it was not done after 4 s and was killed"
     assert steps["skips"]["reason"] == "nothing to see here"
     assert steps["passes-lacking"]["reason"] == "no_such_module or nor_this is not installed"
     assert steps["passes-late"]["reason"].endswith("s are left, it needs 1000")
@@ -354,6 +357,21 @@ def test_latency(context, notes, cuda, monkeypatch):
     assert "### tap_vit_b tf32" in table and table.count("| caption P=") == 2
 
 
+def test_pytorch_does_the_same_stages(micro_config):
+    from benchmarks.gpu.pytorch import Eager
+
+    config = dataclasses.replace(micro_config, image_size=256)  # fp16 is slow on a CPU
+    inputs = Inputs.random(config, 2)
+    eager = Eager(config, inputs, "fp32", device="cpu")
+    stages = eager.stages(("encode", "decode", "caption", "end to end"), (2,))
+    assert [stage.tokens for stage in stages] == [0, 0, 38, 38]
+    masks, ids = [stage.call() for stage in stages][-1]
+    assert masks.shape == (2, config.image_size, config.image_size)
+    assert ids.shape == (2, config.text_seq_len - 1)
+    half = Eager(config, inputs, "fp16", device="cpu")
+    assert half.model.generate(half.tokens, max_new_tokens=1).shape == ids.shape
+
+
 def test_host(context, notes):
     host.run(context, notes, threads=1, regions=2, width=64, height=48)
     values = notes.values["values"]
@@ -432,6 +450,21 @@ def assert_like(path, original):
     for graph in (found, expected):
         del graph.initializer[:]
     assert found == expected
+
+
+@pytest.mark.slow
+def test_the_prepared_micro_bundle_is_that_of_the_tests(micro_bundle, tmp_path):
+    from benchmarks.gpu.micro import make_micro
+
+    bundle = make_micro(PROJECT / "tests" / "data", tmp_path / "micro")
+    assert set(bundle.manifest.graphs) == {"fp32", "fp16", "int8_fp32", "int8"}
+    one, other = (each.manifest.files["tokenizer.model"] for each in (bundle, micro_bundle))
+    assert one == other
+    one, other = (each.vocabulary() for each in (bundle, micro_bundle))
+    np.testing.assert_array_equal(one.weights, other.weights)
+    assert one.names == other.names
+    one, other = (GoldenSample.load(each.golden_path()) for each in (bundle, micro_bundle))
+    np.testing.assert_array_equal(one.caption_ids, other.caption_ids)
 
 
 def test_random_weights_are_for_a_machine_without_torch():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu.context import Context, Notes
+from benchmarks.gpu.context import Context, Notes, Skipped
 
 COPY_BYTES = 1 << 28
 SIDE = 8192
@@ -18,8 +18,7 @@ ROUNDS = 5
 
 def run(context: Context, notes: Notes) -> None:
     """Note GB/s of copies and TFLOP/s of products, the best of some rounds each."""
-    kind = _Torch if importlib.util.find_spec("torch") else _Cupy
-    device = kind()
+    device = _device()
     notes.put("by", device.name)
     for name, call, amount in device.candidates():
         with notes.check(name) as found:
@@ -29,6 +28,17 @@ def run(context: Context, notes: Notes) -> None:
     notes.put("values", values)
     notes.put("headline", ", ".join(f"{name} {value}" for name, value in values.items()))
     notes.require()
+
+
+def _device() -> _Torch | _Cupy:
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return _Torch()
+    if importlib.util.find_spec("cupy"):
+        return _Cupy()
+    raise Skipped("this torch sees no GPU, and CuPy is not installed")
 
 
 def _seconds(call: Callable[[], Any], wait: Callable[[], Any]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.engines import as_json
-from benchmarks.gpu.context import Context, Notes, StepFailed
+from benchmarks.gpu.context import Context, Notes, Skipped, StepFailed
 from benchmarks.gpu.latency import PROMPTS, is_wanted
 from benchmarks.stages import CAPTION, DECODE, ENCODE, END_TO_END, Inputs, Stage, steps_of
 from tap_deploy.config import VARIANTS, TapConfig
@@ -24,6 +24,8 @@ FP32, TF32, FP16, COMPILED = "fp32", "tf32", "fp16", "compiled"
 
 def run(context: Context, notes: Notes, mode: str) -> None:
     """Time the stages of ``latency`` in one mode."""
+    if not torch.cuda.is_available():
+        raise Skipped(f"torch {torch.__version__} sees no GPU; install one that was built for CUDA")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode == TF32
     config = VARIANTS[context.model]
     eager = Eager(config, Inputs.random(config, max(PROMPTS)), mode, device="cuda")
