@@ -162,6 +162,14 @@ def test_what_a_step_comes_after_is_run_too(trial, tmp_path):
     assert (tmp_path / "deep/down/gpu-report/passes-asked.log").exists()
 
 
+def test_a_reader_who_leaves_does_not_end_the_run(trial, tmp_path):
+    command = f"{sys.executable} trial.py --steps passes-options,passes-asked | true"
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    subprocess.run(command, shell=True, cwd=tmp_path, env=env, check=True)
+    _, steps = report_of(tmp_path)
+    assert [step["status"] for step in steps.values()] == [SKIPPED, PASSED, PASSED]
+
+
 def test_nothing_could_run(trial):
     assert trial("--steps", "skips,passes-lacking").returncode == 2
 

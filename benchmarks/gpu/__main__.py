@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
         return _refuse(str(exc))
     if options.list:
         for step in chosen:
-            print(f"{step.name:<20} {step.limit_s:4.0f} s  {step.title}")
+            _print(f"{step.name:<20} {step.limit_s:4.0f} s  {step.title}")
         return 0
     if options.markdown is not None:
         return _print_tables(options.markdown)
@@ -113,7 +114,7 @@ def _run(options: argparse.Namespace, chosen: Sequence[Step]) -> int:
 
         def finished(result: StepResult) -> None:
             report.add(result)
-            print(line(result), flush=True)
+            _print(line(result))
 
         run_steps(
             chosen,
@@ -131,7 +132,7 @@ def _print_tables(path: pathlib.Path) -> int:
     report = read_json(path)
     if not report.get("steps"):
         return _refuse(f"{path} is no report; expected a {REPORT_FILE}")
-    print(markdown(report))
+    _print(markdown(report))
     return 0
 
 
@@ -162,6 +163,13 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return value
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who read it has left; the report is still to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:
