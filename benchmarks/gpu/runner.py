@@ -134,9 +134,12 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        _signal(process, signal.SIGABRT)  # faulthandler prints every thread's stack
+        # faulthandler prints the stacks; one process after the other, or their lines would mix.
+        process.send_signal(signal.SIGABRT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
+        _signal(process, signal.SIGABRT)
+        time.sleep(GRACE_S / 4)
         return None
 
 
