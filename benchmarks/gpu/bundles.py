@@ -1,0 +1,54 @@
+"""Steps: the bundles, from a prepared folder, or made here if what that takes is installed."""
+
+from __future__ import annotations
+
+import shutil
+
+from benchmarks.gpu.context import MICRO, VIT_B, Context, Notes, Skipped
+from benchmarks.gpu.machine import missing
+from benchmarks.gpu.steps import EXPORT
+from tap_deploy.bundle import Bundle
+
+
+def run_micro(context: Context, notes: Notes) -> None:
+    """Put the micro bundle into the work folder, where tests may write to it."""
+    target = context.work / MICRO
+    if context.prepared is not None:
+        shutil.copytree(context.prepared / MICRO, target)
+    else:
+        _require_export(MICRO)
+        from benchmarks.gpu.micro import make_micro
+
+        make_micro(context.project / "tests" / "data", target)
+    _describe(Bundle.open(target), notes)
+
+
+def run_vit_b(context: Context, notes: Notes) -> None:
+    """Put the bundle of the published size into the work folder, with made-up weights."""
+    target = context.work / VIT_B
+    if context.prepared is not None:
+        from benchmarks.gpu.strip import restore_bundle
+
+        restore_bundle(context.prepared / VIT_B, target)
+    else:
+        _require_export(VIT_B)
+        from benchmarks.gpu.prepare import make_model
+
+        make_model(VIT_B, target, lambda text: print(text, flush=True))
+    _describe(Bundle.open(target), notes)
+
+
+def _require_export(name: str) -> None:
+    reason = missing(EXPORT)
+    if reason is not None:
+        raise Skipped(f"{reason}; make the {name} bundle elsewhere, see --prepare and --bundle")
+
+
+def _describe(bundle: Bundle, notes: Notes) -> None:
+    notes.put("precisions", list(bundle.manifest.graphs))
+    notes.put("bytes", sum(record.size_bytes for record in bundle.manifest.files.values()))
+    notes.put(
+        "headline",
+        f"{bundle.manifest.model}, {', '.join(bundle.manifest.graphs)}, "
+        f"{notes.values['bytes'] / 1e6:.0f} MB",
+    )

@@ -1,0 +1,146 @@
+"""Steps: latency of every stage on onnxruntime's CUDA provider or an engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.conditions import MemoryMark, conditions
+from benchmarks.engines import as_json
+from benchmarks.gpu.context import VIT_B, Context, Notes, StepFailed
+from benchmarks.gpu.provider import require_provider
+from benchmarks.stages import CAPTION, ENCODE, END_TO_END, Inputs, Stage, stages
+from tap_deploy import TapPredictor
+from tap_deploy.bundle import Bundle
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.state import gpu_conditions
+from tap_deploy.precisions import FP16, FP32, variant_for
+from tap_deploy.sessions import pipeline_from_bundle
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.timing import MIN_ITERATIONS, measure
+
+ONNXRUNTIME = "onnxruntime"
+PROMPTS = (1, 16, 47)
+ENCODER_GFLOP = {VIT_B: 808}  # one 1024x1024 picture
+
+
+def run(context: Context, notes: Notes, precision: str, backend: str = ONNXRUNTIME) -> None:
+    """Time encode, decode, caption and end to end, with CUDA graphs and without."""
+    if backend == ONNXRUNTIME:
+        require_provider()
+    bundle = Bundle.open(context.bundle(context.model), check_hashes=False)
+    time_bundle(bundle, context, notes, precision, backend)
+    _note_share(context, notes, precision)
+    rows = [s for s in notes.values["stages"] if s["cuda_graphs"] and _is_told(s)]
+    told = ", ".join(f"{s['stage'].split(',')[0]} {s['latency']['median_ms']:.2f}" for s in rows)
+    notes.put("headline", f"{told} ms")
+    notes.require()
+
+
+def time_bundle(
+    bundle: Bundle, context: Context, notes: Notes, precision: str, backend: str
+) -> None:
+    """Time every stage; each figure is kept as soon as it is there."""
+    host, variant = Host(), variant_for(precision, on_cpu=False)
+    settings = {"seconds": context.seconds, "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE")}
+    notes.put("conditions", conditions(bundle, backend, precision, variant, settings, host))
+    start = time.monotonic()
+    _time_one_way(bundle, context, notes, precision, backend, cuda_graphs=True)
+    if context.left_s < 1.2 * (time.monotonic() - start):
+        notes.put("left_out", "without CUDA graphs: no time")
+    else:
+        _time_one_way(bundle, context, notes, precision, backend, cuda_graphs=False)
+    notes.put("gpu_after", gpu_conditions(host))
+
+
+def _time_one_way(
+    bundle: Bundle,
+    context: Context,
+    notes: Notes,
+    precision: str,
+    backend: str,
+    *,
+    cuda_graphs: bool,
+) -> None:
+    host = Host()
+    before, start = MemoryMark.now(host), time.perf_counter()
+    options = DeviceOptions(cuda_graphs=cuda_graphs)
+    pipeline = pipeline_from_bundle(
+        bundle, backend, precision, device="cuda", options=options, allow_failed=True
+    )
+    try:
+        loaded = {"cuda_graphs": cuda_graphs, "seconds": time.perf_counter() - start}
+        with notes.check(f"results are finite, {_words(cuda_graphs)}"):
+            require_finite(bundle, pipeline)
+        with stages(bundle, pipeline, PROMPTS, None) as rows:
+            for stage in filter(is_wanted, rows):
+                notes.add("stages", _timed(stage, context, backend, cuda_graphs))
+        after = MemoryMark.now(host)
+        notes.add("loads", loaded | {"gpu_before": before.gpu, "gpu_after": after.gpu})
+        notes.add("recorded", _recorded(pipeline))
+    finally:
+        pipeline.close()
+
+
+def is_wanted(stage: Stage) -> bool:
+    """From end to end only the largest number of regions is timed."""
+    return stage.kind != END_TO_END or stage.prompts == max(PROMPTS)
+
+
+def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
+    """Run once; NaN would be quicker, or slower, than what is to be timed.
+
+    Raises:
+        StepFailed: a result is not finite.
+    """
+    inputs = Inputs.random(bundle.config, max(PROMPTS))
+    boxes = inputs.coords.reshape(-1, 4)  # [P, 2, 2] XY to [P, 4] XYXY; the picture is the frame
+    predictor = TapPredictor(pipeline, bundle.config)
+    regions = predictor.predict(inputs.images[0], boxes=boxes, captions=False)
+    for name in ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings"):
+        if not np.isfinite(getattr(regions, name)).all():
+            raise StepFailed(f"{name} are not finite; figures of this precision mean nothing")
+
+
+def _timed(stage: Stage, context: Context, backend: str, cuda_graphs: bool) -> dict[str, Any]:
+    results = measure(
+        {backend: stage.call}, min_iterations=MIN_ITERATIONS, min_seconds=context.seconds
+    )
+    row = as_json(stage, results, backend) | {"cuda_graphs": cuda_graphs}
+    print(f"{_words(cuda_graphs)}: {stage.name}: {results[backend].median_ms:.3f} ms", flush=True)
+    return row
+
+
+def _recorded(pipeline: Pipeline) -> dict[str, Any]:
+    """Return how many caption steps were replayed, where the pipeline counts them."""
+    lanes = getattr(pipeline, "lanes", ())
+    captioner = getattr(lanes[0], "captioner", None) if lanes else None
+    names = ("steps_replayed", "steps_enqueued", "looks")
+    return {name: getattr(captioner, name, None) for name in names}
+
+
+def _note_share(context: Context, notes: Notes, precision: str) -> None:
+    """Note the encoder's share of the product that was measured in this run, if it was."""
+    tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+    kind = "fp16" if precision != FP32 else "TF32" if tf32 else "fp32"
+    ceiling = context.notes_of("ceilings").get("values", {}).get(f"{kind} TFLOP/s")
+    encode = next((s for s in notes.values["stages"] if s["kind"] == ENCODE), None)
+    gflop = ENCODER_GFLOP.get(context.model)
+    if ceiling and encode and gflop and precision in (FP16, FP32):
+        reached = gflop / encode["latency"]["median_ms"]  # GFLOP in a ms: TFLOP/s
+        notes.put("encoder_tflops", reached)
+        notes.put("encoder_share_of_gemm", reached / ceiling)
+
+
+def _is_told(stage: dict[str, Any]) -> bool:
+    return stage["kind"] in (ENCODE, END_TO_END) or (
+        stage["kind"] == CAPTION and stage["prompts"] == max(PROMPTS)
+    )
+
+
+def _words(cuda_graphs: bool) -> str:
+    return "with CUDA graphs" if cuda_graphs else "without CUDA graphs"

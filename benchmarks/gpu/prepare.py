@@ -1,0 +1,96 @@
+"""Bundles to send along, made on a CPU: micro whole, the published model without its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.gpu.context import MICRO, VIT_B, write_json
+from benchmarks.gpu.micro import SEED, make_micro
+from benchmarks.gpu.strip import strip_bundle, update_manifest
+from benchmarks.gpu.weights import Recipes
+from tap_deploy import __version__
+from tap_deploy.bundle import Bundle
+from tap_deploy.config import VARIANTS
+from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
+from tap_deploy.precisions import INT8_FP32
+
+PREPARED_FILE = "prepared.json"
+DATA = pathlib.Path(__file__).resolve().parents[2] / "tests" / "data"
+Say = Callable[[str], None]
+
+
+def prepare(output: pathlib.Path, say: Say, model: str = VIT_B) -> dict[str, Any]:
+    """Make everything that ``scripts/test-gpu --bundle`` takes; return what is said about it.
+
+    Args:
+        output: the folder to make; what an earlier call left there is replaced.
+        say: called before each stage.
+        model: one of ``config.VARIANTS``; its graphs go without weights.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (MICRO, model):
+        shutil.rmtree(output / name, ignore_errors=True)
+    say(f"{MICRO}: export, fp16, int8")
+    make_micro(DATA, output / MICRO)
+    with tempfile.TemporaryDirectory(dir=output) as work:
+        bundle = make_model(model, pathlib.Path(work, model), say)
+        say(f"{model}: take the weights out")
+        recipes = Recipes(bundle.config)
+        sizes = strip_bundle(bundle.path, output / model, recipes)
+    found = {
+        "tap_deploy": __version__,
+        "model": model,
+        "weights_bytes": sizes,
+        "size_bytes": {name: folder_bytes(output / name) for name in (MICRO, model)},
+    }
+    write_json(output / PREPARED_FILE, found)
+    return found
+
+
+def make_model(model: str, output: pathlib.Path, say: Say) -> Bundle:
+    """Export a published model with synthetic weights, add fp16 and int8, and drop the rest."""
+    from tap_deploy.engines.fp16 import add_fp16
+    from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+    from tap_deploy.export.bundle_export import export_bundle
+    from tap_deploy.reference.synthetic import synthetic_model
+
+    name = f"synthetic, seed {SEED}"
+    record = CheckpointRecord(
+        file=name,
+        sha256=hashlib.sha256(name.encode()).hexdigest(),
+        md5="0" * 32,
+        known_as=None,
+        synthetic=True,
+    )
+    say(f"{model}: export")
+    export_bundle(synthetic_model(VARIANTS[model], SEED), output, name=model, checkpoint=record)
+    say(f"{model}: fp16")
+    add_fp16(Bundle.open(output))
+    say(f"{model}: int8")
+    options = QuantizeOptions(calibration_data=DATA / "coffee.jpg", samples=1)
+    quantize_bundle(Bundle.open(output), options, on_warning=lambda text: None)
+    _drop_what_latency_needs_not(output)
+    return Bundle.open(output)
+
+
+def _drop_what_latency_needs_not(bundle: pathlib.Path) -> None:
+    """Remove golden samples, which are of other weights later, and the graphs of a CPU."""
+    for folder in ("golden", "calibration", f"onnx/{INT8_FP32}"):
+        shutil.rmtree(bundle / folder, ignore_errors=True)
+    path = bundle / MANIFEST_NAME
+    values = json.loads(path.read_text("utf-8"))
+    for part in ("graphs", "precisions"):
+        values[part].pop(INT8_FP32, None)
+    write_json(path, values)
+    update_manifest(bundle)
+
+
+def folder_bytes(folder: pathlib.Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
