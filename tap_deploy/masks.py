@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +14,7 @@ from tap_deploy.graphs import ANSWERING_TOKEN
 from tap_deploy.image import Frame
 from tap_deploy.mask_strips import strips_above_0
 
-Result = TypeVar("Result")
 Rle = dict[str, list[int]]  # uncompressed COCO run lengths, see rle_from_mask
-
-# A region takes some tenths of a millisecond, a thread as long to begin; beyond some threads the
-# interpreter is what they wait for.
-REGIONS_PER_THREAD, MOST_THREADS = 8, 8
 
 BOX_BONUS = 500.0  # far above any IoU prediction: it decides between token 0 and the others
 
@@ -57,7 +50,7 @@ def masks_from_logits(
 
     The logits are enlarged bilinearly to the model frame, cropped to the scaled picture,
     resized bilinearly to the original size, and are foreground where they are above 0. Besides
-    the result, memory holds a strip of one region per thread (float32 [H, 256]).
+    the result, memory holds a strip of one region at a time (float32 [H, 256]).
 
     Args:
         low_res_masks: float [P, S, S] logits, the chosen token of each prompt.
@@ -68,12 +61,9 @@ def masks_from_logits(
     """
     _check_logits(low_res_masks)
     masks = np.zeros((len(low_res_masks), frame.height, frame.width), np.bool_)
-
-    def draw(region: int) -> None:
-        for strip in strips_above_0(_single(low_res_masks[region]), frame, columns_first=False):
-            np.greater(strip.logits, 0, out=masks[region, strip.rows, strip.columns])
-
-    _for_each_region(draw, len(masks))
+    for logits, mask in zip(low_res_masks, masks, strict=True):
+        for strip in strips_above_0(_single(logits), frame, columns_first=False):
+            np.greater(strip.logits, 0, out=mask[strip.rows, strip.columns])
     return masks
 
 
@@ -91,18 +81,7 @@ def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame)
         InputError: the logits are not [P, S, S].
     """
     _check_logits(low_res_masks)
-    return _for_each_region(
-        lambda region: _rle_from_logits(_single(low_res_masks[region]), frame), len(low_res_masks)
-    )
-
-
-def _for_each_region(work: Callable[[int], Result], count: int) -> list[Result]:
-    """Do something for every region, in threads where there are enough regions to share."""
-    threads = min(count // REGIONS_PER_THREAD, os.cpu_count() or 1, MOST_THREADS)
-    if threads < 2:
-        return [work(region) for region in range(count)]
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, range(count)))
+    return [_rle_from_logits(_single(logits), frame) for logits in low_res_masks]
 
 
 def _rle_from_logits(logits: npt.NDArray[np.float32], frame: Frame) -> Rle:
