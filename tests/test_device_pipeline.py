@@ -432,19 +432,50 @@ def test_draws_are_those_of_the_cpu(load, cuda, predictor, picture, points):
         assert captioner.steps_replayed == TOKENS + 1
 
 
-def test_captions_are_recorded_ahead(load, cuda, picture, points, expected):
+def test_a_warm_up_records_ahead_in_every_context(load, cuda, picture, points, expected):
     with load(cuda, contexts=2) as device:
-        with device._pipeline.all_lanes() as lanes:
-            assert len(lanes) == 2
-            for lane in lanes:
-                for rows in (3, 2):
-                    lane.record_captions(rows)
+        device.warm_up(len(points))  # in chunks of four and two
         for lane in device._pipeline.lanes:
             assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
         assert_same(predict(device, picture, points), expected)
         for lane in device._pipeline.lanes:
             assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
     assert cuda.leaks() == {}
+
+
+def test_pictures_in_batches(engine_bundle, cuda, monkeypatch, predictor, golden, tmp_path):
+    """An encoder that takes two at once: of three pictures, two go together."""
+    path = tmp_path / "bundle"
+    shutil.copytree(engine_bundle.path, path)
+    module = runtime_module("10.13", cuda, "tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    target = BuildTarget(
+        backend="tensorrt",
+        precision="fp32",
+        max_prompts=MAX_PROMPTS,
+        max_points=MAX_POINTS,
+        max_images=2,
+    )
+    list(
+        build_engines(
+            Bundle.open(path), target, find_gpu=lambda: GPU, available_bytes=lambda: 1 << 40
+        )
+    )
+    pictures = [np.ascontiguousarray(golden[f"image_bgr_{i}"][..., ::-1]) for i in (0, 1, 0)]
+    points = [[[30, 40, 1]], [[50, 60, 1]]]
+    options = {"points": points, "top_k": 2, "max_new_tokens": TOKENS}
+    with TapPredictor.from_bundle(path, "tensorrt") as device:
+        assert device._pipeline.max_images == 2
+        found = list(device.predict_many(pictures, **options))
+        images = [name for name, size, _ in cuda.copies if size == 2 * pictures_bytes(device)]
+        assert images == ["h2d"]
+    for regions, picture in zip(found, pictures, strict=True):
+        assert_same(regions, predictor.predict(picture, **options))
+    assert cuda.leaks() == {}
+
+
+def pictures_bytes(predictor: TapPredictor) -> int:
+    return predictor.config.image_size**2 * 3
 
 
 def test_zero_copy(load, cuda, picture, points, expected, micro_config):

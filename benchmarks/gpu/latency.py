@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import time
 from typing import Any
 
@@ -17,7 +17,7 @@ from tap_deploy import TapPredictor
 from tap_deploy.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
-from tap_deploy.precisions import FP16, FP32, variant_for
+from tap_deploy.precisions import variant_for
 from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
@@ -28,13 +28,20 @@ PROMPTS = (1, 16, 47)
 ENCODER_GFLOP = {VIT_B: 808}  # one 1024x1024 picture
 
 
-def run(context: Context, notes: Notes, precision: str, backend: str = ONNXRUNTIME) -> None:
+def run(
+    context: Context,
+    notes: Notes,
+    precision: str,
+    backend: str = ONNXRUNTIME,
+    *,
+    tf32: bool = False,
+) -> None:
     """Time encode, decode, caption and end to end, with CUDA graphs and without."""
     if backend == ONNXRUNTIME:
         require_provider()
     bundle = Bundle.open(context.bundle(context.model), check_hashes=False)
-    time_bundle(bundle, context, notes, precision, backend)
-    _note_share(context, notes, precision)
+    time_bundle(bundle, context, notes, precision, backend, tf32=tf32)
+    _note_share(context, notes, "TF32" if tf32 else precision)
     rows = [s for s in notes.values["stages"] if s["cuda_graphs"] and _is_told(s)]
     told = ", ".join(f"{s['stage'].split(',')[0]} {s['latency']['median_ms']:.2f}" for s in rows)
     notes.put("headline", f"{told} ms")
@@ -42,18 +49,26 @@ def run(context: Context, notes: Notes, precision: str, backend: str = ONNXRUNTI
 
 
 def time_bundle(
-    bundle: Bundle, context: Context, notes: Notes, precision: str, backend: str
+    bundle: Bundle,
+    context: Context,
+    notes: Notes,
+    precision: str,
+    backend: str,
+    *,
+    tf32: bool = False,
 ) -> None:
     """Time every stage; each figure is kept as soon as it is there."""
     host, variant = Host(), variant_for(precision, on_cpu=False)
-    settings = {"seconds": context.seconds, "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE")}
+    settings = {"seconds": context.seconds, "tf32": tf32}
     notes.put("conditions", conditions(bundle, backend, precision, variant, settings, host))
     start = time.monotonic()
-    _time_one_way(bundle, context, notes, precision, backend, cuda_graphs=True)
+    recorded = DeviceOptions(tf32=tf32)
+    _time_one_way(bundle, context, notes, precision, backend, recorded)
     if context.left_s < 1.2 * (time.monotonic() - start):
         notes.put("left_out", "without CUDA graphs: no time")
     else:
-        _time_one_way(bundle, context, notes, precision, backend, cuda_graphs=False)
+        enqueued = dataclasses.replace(recorded, cuda_graphs=False)
+        _time_one_way(bundle, context, notes, precision, backend, enqueued)
     notes.put("gpu_after", gpu_conditions(host))
 
 
@@ -63,12 +78,11 @@ def _time_one_way(
     notes: Notes,
     precision: str,
     backend: str,
-    *,
-    cuda_graphs: bool,
+    options: DeviceOptions,
 ) -> None:
     host = Host()
     before, start = MemoryMark.now(host), time.perf_counter()
-    options = DeviceOptions(cuda_graphs=cuda_graphs)
+    cuda_graphs = options.cuda_graphs
     pipeline = pipeline_from_bundle(
         bundle, backend, precision, device="cuda", options=options, allow_failed=True
     )
@@ -125,12 +139,10 @@ def _recorded(pipeline: Pipeline) -> dict[str, Any]:
 
 def _note_share(context: Context, notes: Notes, precision: str) -> None:
     """Note the encoder's share of the product that was measured in this run, if it was."""
-    tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
-    kind = "fp16" if precision != FP32 else "TF32" if tf32 else "fp32"
-    ceiling = context.notes_of("ceilings").get("values", {}).get(f"{kind} TFLOP/s")
+    ceiling = context.notes_of("ceilings").get("values", {}).get(f"{precision} TFLOP/s")
     encode = next((s for s in notes.values["stages"] if s["kind"] == ENCODE), None)
     gflop = ENCODER_GFLOP.get(context.model)
-    if ceiling and encode and gflop and precision in (FP16, FP32):
+    if ceiling and encode and gflop:
         reached = gflop / encode["latency"]["median_ms"]  # GFLOP in a ms: TFLOP/s
         notes.put("encoder_tflops", reached)
         notes.put("encoder_share_of_gemm", reached / ceiling)

@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import importlib
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -36,19 +35,18 @@ CYCLES = 4
 LEAK_BYTES = 32 << 20
 
 
-def run(context: Context, notes: Notes, precision: str) -> None:
+def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> None:
     """Verify, then predict in every way that a predictor can be loaded; each way is a check."""
     require_provider()
     bundle = Bundle.open(context.bundle(MICRO))
     variant = variant_for(precision, on_cpu=False)
     if variant not in bundle.manifest.graphs:
         raise Skipped(f"the micro bundle has no {precision}")
-    tf32 = precision == FP32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
     with notes.check("verify") as found:
         found["comparisons"] = _verify(bundle, precision, variant, tf32)
     pictures = _pictures(context.project)
     exact = precision == FP32 and not tf32
-    bench = _Bench(bundle.path, precision, pictures, exact)
+    bench = _Bench(bundle.path, precision, pictures, exact=exact, tf32=tf32)
     for name, check in (
         ("A, B, A", bench.sequence),
         ("as on the CPU", bench.like_cpu),
@@ -73,7 +71,12 @@ def _verify(bundle: Bundle, precision: str, variant: str, tf32: bool) -> list[st
     )
     with contextlib.ExitStack() as stack:
         sessions = sessions_from_bundle(
-            bundle, BACKEND, precision, device="cuda", allow_failed=True
+            bundle,
+            BACKEND,
+            precision,
+            device="cuda",
+            options=DeviceOptions(tf32=tf32),
+            allow_failed=True,
         )
         for session in sessions.values():
             stack.enter_context(session)
@@ -109,16 +112,23 @@ class _Bench:
     """Predictions of one precision; each method returns details, or raises what is wrong."""
 
     def __init__(
-        self, path: pathlib.Path, precision: str, pictures: _Pictures, exact: bool
+        self,
+        path: pathlib.Path,
+        precision: str,
+        pictures: _Pictures,
+        *,
+        exact: bool,
+        tf32: bool,
     ) -> None:
         self._path, self._precision, self._pictures = path, precision, pictures
         self._compare = require_same if exact else require_similar
-        self._exact = exact
+        self._exact, self._tf32 = exact, tf32
         self._first: Regions | None = None
 
     @contextlib.contextmanager
     def _loaded(self, **options: Any) -> Iterator[TapPredictor]:
-        chosen = DeviceOptions(max_prompts=8, max_points=8, **options)  # 12 boxes: two chunks
+        # 12 boxes: two chunks.
+        chosen = DeviceOptions(max_prompts=8, max_points=8, tf32=self._tf32, **options)
         with TapPredictor.from_bundle(
             self._path,
             BACKEND,

@@ -65,7 +65,7 @@ def _here(module: str, function: str) -> str:
     return f"benchmarks.gpu.{module}:{function}"
 
 
-def _parity(name: str, precision: str, **changes: Any) -> Step:
+def _parity(name: str, precision: str, *, tf32: bool = False) -> Step:
     return Step(
         name=f"parity-{name}",
         title=f"micro bundle, {name}: reference, CPU, order, contexts, memory",
@@ -74,12 +74,11 @@ def _parity(name: str, precision: str, **changes: Any) -> Step:
         needs=(GPU, *RUNTIME, CUDA),
         after=("bundle-micro",),
         function=_here("parity", "run"),
-        options={"precision": precision},
-        **changes,
+        options={"precision": precision, "tf32": tf32},
     )
 
 
-def _latency(name: str, precision: str, **changes: Any) -> Step:
+def _latency(name: str, precision: str, *, tf32: bool = False) -> Step:
     return Step(
         name=f"latency-{name}",
         title=f"tap_vit_b {name}: every stage, with and without CUDA graphs",
@@ -88,8 +87,7 @@ def _latency(name: str, precision: str, **changes: Any) -> Step:
         needs=(GPU, *RUNTIME, CUDA),
         after=("bundle-tap_vit_b",),
         function=_here("latency", "run"),
-        options={"precision": precision},
-        **changes,
+        options={"precision": precision, "tf32": tf32},
     )
 
 
@@ -145,7 +143,6 @@ def _host(threads: int) -> Step:
     )
 
 
-NO_TF32 = {"NVIDIA_TF32_OVERRIDE": "0"}
 LAYER = "tests/test_gpu_cuda_layer.py"
 
 STEPS = (
@@ -181,10 +178,10 @@ STEPS = (
         needs=(GPU, *RUNTIME),
         function=_here("bundles", "run_micro"),
     ),
-    _parity("fp32", "fp32", environment=NO_TF32),
+    _parity("fp32", "fp32"),
     _parity("fp16", "fp16"),
     _parity("int8", "int8"),
-    _parity("tf32", "fp32"),
+    _parity("tf32", "fp32", tf32=True),
     Step(
         name="bundle-tap_vit_b",
         title="the bundle for latency: weights filled in, or made here",
@@ -196,9 +193,9 @@ STEPS = (
     _latency("fp16", "fp16"),
     _torch("fp16", "fp16"),
     _tests("suite", "pytest -m gpu, the rest of it", 150, without=LAYER, after=("bundle-micro",)),
-    _latency("tf32", "fp32"),
+    _latency("tf32", "fp32", tf32=True),
     _latency("int8", "int8"),
-    _latency("fp32", "fp32", environment=NO_TF32),
+    _latency("fp32", "fp32"),
     _torch("compiled", "compiled", limit_s=120),
     _torch("tf32", "tf32"),
     _torch("fp32", "fp32"),

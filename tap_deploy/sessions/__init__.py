@@ -52,6 +52,7 @@ def sessions_from_bundle(
     threads: int | None = None,
     device: str | None = None,
     provider: str | None = None,
+    options: DeviceOptions | None = None,
     allow_failed: bool = False,
 ) -> dict[str, Session]:
     """Load the three graphs of a bundle behind the contract of host arrays, by graph name.
@@ -66,7 +67,7 @@ def sessions_from_bundle(
         MissingDependencyError: a package is not installed.
     """
     chosen = _chosen(bundle, backend, precision, threads, device, provider, allow_failed)
-    return chosen.sessions()
+    return chosen.sessions(DeviceOptions() if options is None else options)
 
 
 def pipeline_from_bundle(
@@ -101,9 +102,10 @@ def pipeline_from_bundle(
         MissingDependencyError: a package is not installed.
     """
     chosen = _chosen(bundle, backend, precision, threads, device, provider, allow_failed)
+    options = DeviceOptions() if options is None else options
     if chosen.device.kind == CPU:
-        return HostPipeline(chosen.sessions(), bundle.config)
-    return chosen.pipeline(DeviceOptions() if options is None else options)
+        return HostPipeline(chosen.sessions(options), bundle.config)
+    return chosen.pipeline(options)
 
 
 def check_verdict(bundle: Bundle, variant: str) -> None:

@@ -32,12 +32,12 @@ class Loader:
     threads: int | None
     allow_failed: bool
 
-    def sessions(self) -> dict[str, Session]:
+    def sessions(self, options: DeviceOptions) -> dict[str, Session]:
         """Load the graphs behind the contract of host arrays."""
         sessions: dict[str, Session] = {}
         try:
             for name, spec in self.bundle.graph_specs(self.variant).items():
-                sessions[name] = self._session(spec)
+                sessions[name] = self._session(spec, options)
         except BaseException:
             for session in sessions.values():
                 session.close()
@@ -59,19 +59,19 @@ class Loader:
             options,
         )
 
-    def _session(self, spec: GraphSpec) -> Session:
+    def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
         from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
 
         if self.backend == ONNXRUNTIME:
             path = self.bundle.graph_path(spec.name, self.variant)
-            provider = None if self.device.kind == CPU else self._provider(DeviceOptions())
+            provider = None if self.device.kind == CPU else self._provider(options)
             if provider is not None:
                 provider.forbid_tf32()
             return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
         from tap_deploy.sessions.device_session import DeviceSession
 
         memory = open_device_memory(self.device.index)
-        load = functools.partial(self._graph, memory, DeviceOptions(), spec)
+        load = functools.partial(self._graph, memory, options, spec)
         return DeviceSession(memory, load)
 
     def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
