@@ -174,6 +174,19 @@ def _reduce_sum(call: Call) -> Tensor:
     return _rounded(call, lambda t: t.sum(axes, keepdim=keep), x)
 
 
+def _extreme(call: Call, reduce: str) -> Tensor:
+    x = call.inputs[0]
+    axes = call.ints_or(1, list(range(x.dim())))
+    return getattr(x, reduce)(axes, keepdim=bool(call.get("keepdims", 1)))
+
+
+def _top_k(call: Call) -> Sequence[Tensor]:
+    x, [count], axis = call.inputs[0], call.ints(1), call.get("axis", -1)
+    # Of equal values the first: torch.topk leaves that open.
+    values, indices = x.sort(dim=axis, descending=True, stable=True)
+    return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
+
+
 def _argmax(call: Call) -> Tensor:
     x, axis = call.inputs[0], call.get("axis", 0)
     # Of equal values the first: torch leaves that open.
@@ -200,6 +213,7 @@ OPERATORS: dict[str, Operator] = {
     "Equal": lambda call: call.inputs[0] == call.inputs[1],
     "Expand": _expand,
     "Gather": _gather,
+    "GatherElements": lambda call: call.inputs[0].gather(call.get("axis", 0), call.inputs[1]),
     "Gelu": _gelu,
     "Gemm": _gemm,
     "Identity": lambda call: call.inputs[0],
@@ -210,6 +224,8 @@ OPERATORS: dict[str, Operator] = {
     "Neg": lambda call: -call.inputs[0],
     "Not": lambda call: ~call.inputs[0],
     "Range": _range,
+    "ReduceMax": lambda call: _extreme(call, "amax"),
+    "ReduceMin": lambda call: _extreme(call, "amin"),
     "ReduceSum": _reduce_sum,
     "Relu": lambda call: call.inputs[0].relu(),
     "Reshape": _reshape,
@@ -220,6 +236,7 @@ OPERATORS: dict[str, Operator] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": lambda call: call.inputs[0] - call.inputs[1],
+    "TopK": _top_k,
     "Transpose": lambda call: call.inputs[0].permute(list(call.attributes["perm"])),
     "Unsqueeze": _unsqueeze,
     "Where": lambda call: call.torch.where(*call.inputs),

@@ -72,6 +72,8 @@ def install(
         path: str, options: Any, providers: list[Any] | None = None, enable_fallback: int = 1
     ) -> Any:
         assert not enable_fallback, "onnxruntime would retry on the CPU by itself"
+        if providers == [CPU]:
+            return onnxruntime.InferenceSession(path, options, providers=[CPU])
         made = FakeSession(cuda, behaviour, path, options, providers or [])
         made.on_the_cpu, made.stale = on_the_cpu, stale
         module.sessions.append(made)

@@ -75,6 +75,7 @@ def test_defaults_are_those_of_the_python_api(run, predict_arguments):
     del predict_arguments["prompts"], predict_arguments["on_progress"]
     assert predict_arguments == {
         "top_k": 1,
+        "masks": "rle",  # the same, where nothing is drawn
         "captions": True,
         "vocabulary": None,
         "max_new_tokens": None,

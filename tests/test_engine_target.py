@@ -288,9 +288,9 @@ def test_trtexec(micro_bundle, tmp_path):
         f"--onnx={micro_bundle.graph_path(graphs.PROMPT_DECODER, 'fp32')}",
         "--saveEngine=prompt_decoder.plan",
         "--stronglyTyped",
-        "--minShapes=point_coords:1x1x2,point_labels:1x1",
-        "--optShapes=point_coords:8x2x2,point_labels:8x2",
-        "--maxShapes=point_coords:8x4x2,point_labels:8x4",
+        "--minShapes=point_coords:1x1x2,point_labels:1x1,mask_request:1x1",
+        "--optShapes=point_coords:8x2x2,point_labels:8x2,mask_request:8x1",
+        "--maxShapes=point_coords:8x4x2,point_labels:8x4,mask_request:8x4",
         "--memPoolSize=workspace:512M",
         "--builderOptimizationLevel=5",
         "--profilingVerbosity=detailed",
@@ -321,7 +321,10 @@ def test_polygraphy(micro_bundle, tmp_path):
     words = commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER]
     text = " ".join(words)
     assert text.startswith("env NVIDIA_TF32_OVERRIDE=0 polygraphy convert ")
-    assert "--trt-min-shapes semantic_tokens:[1,64] input_ids:[1] position:[1] " in text
+    assert (
+        "--trt-min-shapes semantic_tokens:[1,64] input_ids:[1] gumbel_noise:[1,1] past_key_values.0.key:[1,2,1,64] "
+        in text
+    )
     for option in (
         "--strongly-typed",
         "--pool-limit workspace:1073741824",

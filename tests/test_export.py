@@ -135,7 +135,8 @@ def test_text_decoder_stores_its_weights_once(models, micro_model):
         int(np.prod(tensor.dims)) for tensor in models[graphs.TEXT_DECODER].graph.initializer
     )
     parameters = sum(p.numel() for p in micro_model.text_decoder.parameters())
-    assert stored < 1.05 * parameters
+    rotations = 40 * 64**2
+    assert stored - rotations < 1.05 * parameters
 
 
 @pytest.mark.parametrize(

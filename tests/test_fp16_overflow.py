@@ -141,7 +141,7 @@ def test_a_naive_cast_fails_in_the_same_evaluator(bundle, converted, sample, tmp
     save_graph(model, spec, tmp_path, "naive.onnx")
     feed = feeds(bundle, sample)[name]
     naive = TorchHalfSession(tmp_path / "naive.onnx", spec).run(feed)
-    assert set(misses(naive, sample)) == set(naive)
+    assert set(misses(naive, sample)) == set(naive) - {graphs.MASK_INDEX}
     if name == graphs.IMAGE_ENCODER:
         assert not np.isfinite(naive[graphs.IMAGE_EMBEDDINGS]).any()
     ours = TorchHalfSession(bundle.graph_path(name, "fp16"), spec).run(feed)

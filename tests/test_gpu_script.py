@@ -350,7 +350,7 @@ def test_latency(context, notes, cuda, monkeypatch):
     monkeypatch.setattr(latency, "MIN_ITERATIONS", 1)
     monkeypatch.setattr(latency, "ENCODER_GFLOP", {"micro": 1})
     (context.logs / "ceilings.json").write_text('{"values": {"TF32 TFLOP/s": 2.0}}', "utf-8")
-    latency.run(context, notes, "fp32")
+    latency.run(context, notes, "fp32", tf32=True)
     stages = notes.values["stages"]
     names = ["encode 1 image", "decode P=1", "decode P=2", "caption P=1, 38 tokens"]
     names += ["caption P=2, 38 tokens", "end to end P=2, 38 tokens"]

@@ -13,7 +13,6 @@ from tap_deploy import Prompts, TapPredictor, graphs
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.sessions.pipeline import HostPipeline
 
 POINTS = [[[9, 9, 1]], [[30, 20, 1]]]
 
@@ -72,17 +71,6 @@ def test_batches_are_as_large_as_the_pipeline_takes(fake_predictor):
     assert len(list(predictor.predict_many(images, POINTS, captions=False))) == 6
     shapes = [call["images"][0] for call in sessions[graphs.IMAGE_ENCODER].calls]
     assert shapes == [4, 2]
-
-
-def test_a_lane_without_batches_encodes_one_by_one(fake_predictor):
-    """The default of ``Lane``, for lanes that know only one picture."""
-    predictor, sessions = fake_predictor
-    size = predictor.config.image_size
-    embeddings = super(HostPipeline, predictor._pipeline).encode_batch(
-        np.zeros((3, size, size, 3), np.uint8)
-    )
-    assert [e.numpy().shape[0] for e in embeddings] == [1, 1, 1]
-    assert len(sessions[graphs.IMAGE_ENCODER].calls) == 3
 
 
 def test_pairs_bring_their_own_prompts(predictor, pictures):

@@ -58,7 +58,12 @@ def fake_sessions(bundle, sample, wrong=None):
         return {graphs.IMAGE_EMBEDDINGS: sample.image_embeddings.copy()}
 
     def decode(inputs):
-        return {name: getattr(sample, name).copy() for name in SAMPLE_OUTPUTS}
+        request, answering = inputs[graphs.MASK_REQUEST], sample.mask_index[:, None]
+        index = np.where(request == graphs.ANSWERING_TOKEN, answering, request)
+        rows = np.arange(len(index))[:, None]
+        outputs = {name: getattr(sample, name)[rows, index] for name in SAMPLE_OUTPUTS}
+        iou = {graphs.IOU_PREDICTIONS: sample.iou_predictions.copy()}
+        return outputs | iou | {graphs.MASK_INDEX: index.astype(np.int32)}
 
     def step(inputs):
         given = inputs[graphs.SEMANTIC_TOKENS]

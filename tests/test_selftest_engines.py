@@ -172,9 +172,9 @@ def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
     if not replay_is_right:
         steps = DeviceCaptioner._step
 
-        def step(self, batch, position):
+        def step(self, batch, candidates, position):
             before = self.steps_replayed
-            steps(self, batch, position)
+            steps(self, batch, candidates, position)
             if self.steps_replayed > before:
                 # Behind the replay: a token of another position.
                 source = self._ids_row(0)

@@ -30,7 +30,7 @@ def encoder_flops(c: TapConfig) -> int:
     return 2 * (patches + c.encoder_depth * block + 4 * bottleneck + neck)
 
 
-def prompt_decoder_flops(c: TapConfig, prompts: int, points: int) -> int:
+def prompt_decoder_flops(c: TapConfig, prompts: int, points: int, asked_for: int = 1) -> int:
     """By hand; what block 0 does with the image alone is done once for all prompts."""
     image, channels, masks = c.grid_size**2, c.image_embed_dim, c.num_mask_tokens
     query, half = 2 * masks + 1 + points, c.image_embed_dim // 2
@@ -43,10 +43,10 @@ def prompt_decoder_flops(c: TapConfig, prompts: int, points: int) -> int:
     image_to_token = 2 * on_query + cross_products + on_image
     # k and v of the tokens' attention and q of the image's: shared in block 0 only.
     shared, own = 3 * on_image, (2 + 1 + 2) * on_image
-    upscaler = image * channels**2 + image * channels**2 // 2 + masks * channels // 8 * 16 * image
+    upscaler = image * channels**2 * 3 // 2 + asked_for * channels // 8 * 16 * image
     kernels = masks * (2 * channels**2 + channels * channels // 8)
     iou = 2 * channels**2 + channels * masks
-    semantic = masks * (channels * c.sem_embed_dim + 2 * c.sem_embed_dim**2)
+    semantic = asked_for * (channels * c.sem_embed_dim + 2 * c.sem_embed_dim**2)
     fourier = points * 2 * half
     each = 2 * (self_attention + mlp + image_to_token) + 3 * token_to_image + own
     each += upscaler + kernels + iou + semantic + fourier
@@ -55,7 +55,8 @@ def prompt_decoder_flops(c: TapConfig, prompts: int, points: int) -> int:
 
 def text_decoder_flops(c: TapConfig, prompts: int, slots: int) -> int:
     dim = c.text_dim
-    block = dim * dim * (3 + 1 + 4 + 4) + 2 * slots * dim
+    rotation = 2 * dim * 64  # of q and k
+    block = dim * dim * (3 + 1 + 4 + 4) + rotation + 2 * slots * dim
     prefix, logits = c.image_embed_dim * dim, dim * c.vocab_size
     return 2 * prompts * (prefix + c.text_depth * block + logits)
 
@@ -72,13 +73,14 @@ def test_encoder(micro_bundle, micro_config, images):
 
 @pytest.mark.parametrize(("prompts", "points"), [(1, 2), (16, 2), (5, 7)])
 def test_prompt_decoder(micro_bundle, micro_config, prompts, points):
-    work = counted(micro_bundle, graphs.PROMPT_DECODER, P=prompts, N=points)
-    assert work.flops == prompt_decoder_flops(micro_config, prompts, points)
+    for asked_for in (1, 4):
+        work = counted(micro_bundle, graphs.PROMPT_DECODER, P=prompts, N=points, M=asked_for)
+        assert work.flops == prompt_decoder_flops(micro_config, prompts, points, asked_for)
 
 
 @pytest.mark.parametrize(("prompts", "slots"), [(1, 1), (1, 40), (16, 20)])
 def test_text_decoder(micro_bundle, micro_config, prompts, slots):
-    work = counted(micro_bundle, graphs.TEXT_DECODER, P=prompts, T=slots)
+    work = counted(micro_bundle, graphs.TEXT_DECODER, P=prompts, T=slots, K=1)
     assert work.flops == text_decoder_flops(micro_config, prompts, slots)
 
 
@@ -89,7 +91,7 @@ def test_the_published_models():
         assert encoder_flops(TapConfig.from_name(name)) / 1e9 == pytest.approx(gflop, rel=0.02)
     config = TapConfig.from_name("tap_vit_b")
     for prompts, gflop in {1: 3.7, 16: 47, 64: 187, 256: 744}.items():
-        found = prompt_decoder_flops(config, prompts, 2) / 1e9
+        found = prompt_decoder_flops(config, prompts, 2, asked_for=4) / 1e9
         assert found == pytest.approx(gflop, rel=0.05)
     for prompts, gflop in {1: 0.11, 16: 1.7, 64: 7.0, 256: 28}.items():
         found = text_decoder_flops(config, prompts, 20) / 1e9
@@ -97,15 +99,15 @@ def test_the_published_models():
 
 
 def test_weights_and_kernels_of_the_text_decoder(micro_bundle, micro_config):
-    work = counted(micro_bundle, graphs.TEXT_DECODER, P=4, T=40)
+    work = counted(micro_bundle, graphs.TEXT_DECODER, P=4, T=40, K=1)
     c = micro_config
     products = c.image_embed_dim * c.text_dim + c.text_depth * 12 * c.text_dim**2
     products += c.text_dim * c.vocab_size
     assert work.product_weight_elements == products
     table = c.vocab_size * c.text_dim  # rows are looked up, the table is not read
-    # Rotary tables are looked up as well: cos and sin, 64 channels a position.
-    assert work.weight_elements - work.read_weight_elements == table + 2 * c.text_seq_len * 64
-    # Four products, two norms and an attention a layer; prefix, last norm, logits, argmax.
+    # Rotations are looked up as well: a matrix of 64 x 64 a position.
+    assert work.weight_elements - work.read_weight_elements == table + c.text_seq_len * 64**2
+    # Four products, two norms and an attention a layer; prefix, last norm, logits, top-k.
     assert work.kernels == 7 * c.text_depth + 4
 
 
@@ -122,8 +124,8 @@ def test_the_encoder_reads_and_writes_each_activation_of_its_products(micro_bund
 
 
 def test_masks_are_most_of_what_many_prompts_keep_alive(micro_bundle, micro_config):
-    one = counted(micro_bundle, graphs.PROMPT_DECODER, P=1, N=2).peak_elements
-    many = counted(micro_bundle, graphs.PROMPT_DECODER, P=64, N=2).peak_elements
+    one = counted(micro_bundle, graphs.PROMPT_DECODER, P=1, N=2, M=1).peak_elements
+    many = counted(micro_bundle, graphs.PROMPT_DECODER, P=64, N=2, M=1).peak_elements
     upscaled = micro_config.grid_size**2 * 16 * micro_config.image_embed_dim // 8
     assert many > 40 * one
     assert 64 * upscaled <= many <= 3 * 64 * upscaled
@@ -139,7 +141,7 @@ def test_a_quantized_product_is_seen(tmp_path):
 
 
 def test_an_unquantized_graph_has_no_quantized_product(micro_bundle):
-    work = counted(micro_bundle, graphs.TEXT_DECODER, P=1, T=1)
+    work = counted(micro_bundle, graphs.TEXT_DECODER, P=1, T=1, K=1)
     assert work.quantized_flops == 0
     assert 0 < work.weighted_flops < work.flops
 
