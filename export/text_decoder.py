@@ -16,8 +16,8 @@ from tap_deploy.reference.text_decoder import TextBlock, rotary_table
 def rotation_table(num_positions: int) -> torch.Tensor:
     """Rotary embedding as matrices, float32 ``[positions, head_dim, head_dim]``.
 
-    A row times the matrix of a position is that row rotated: one product for all heads of q and
-    k, where slices, negations and sums would be fifteen nodes a layer.
+    A row times the matrix of a position is that row rotated: one product for all heads, where
+    slices, negations and sums would be seven nodes.
     """
     cos, sin = rotary_table(num_positions)  # [positions, head_dim / 2]
     table = torch.zeros(num_positions, TEXT_HEAD_DIM, TEXT_HEAD_DIM)
@@ -58,9 +58,9 @@ class GraphTextBlock(nn.Module):
         Returns:
             ``[P, D]``, and K and V of the new slot, ``[P, heads, head_dim]`` each.
         """
-        qkv = self.qkv(x).unflatten(1, (3 * self.heads, -1))
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=1)
-        q, k = (qk @ rotation).chunk(2, dim=1)  # [P, heads, head_dim]
+        # Three equal parts: for others onnxruntime sends a table to the GPU with every step.
+        q, k, v = self.qkv(x).unflatten(1, (3 * self.heads, -1)).chunk(3, dim=1)
+        q, k = q @ rotation, k @ rotation  # [P, heads, head_dim]
         scores_past = (past_k @ q.unsqueeze(3)).squeeze(3) + mask  # [P, heads, T]
         score_self = (q * k).sum(dim=-1, keepdim=True)  # [P, heads, 1]
         weights = torch.cat([score_self, scores_past], dim=-1).softmax(dim=-1)

@@ -76,17 +76,17 @@ class GraphCalls:
         ids = self._caption(lane, tokens, len(request.prompts), options, report)
         return Answer(prompts=request.prompts, frame=request.frame, decoded=decoded, ids=ids)
 
-    def warm_up(self, lane: Lane, request: Request) -> None:
+    def warm_up(self, lane: Lane, request: Request, *, draws: bool) -> None:
         """Run everything once, and record what can be recorded of captions."""
         for chunk in self._caption_chunks(len(request.prompts)):
-            lane.record_captions(chunk.stop - chunk.start)
+            lane.record_captions(chunk.stop - chunk.start, draws=draws)
         one_token = PredictOptions(
             top_k=1,
             masks=False,
             captions=True,
             vocabulary=None,
             max_new_tokens=1,
-            temperature=0.0,
+            temperature=1.0 if draws else 0.0,
             seed=None,
         )
         [request] = self.encode(lane, [request])

@@ -166,7 +166,7 @@ class TapPredictor:
             self._check_vocabulary(vocabulary)
         self._vocabulary = vocabulary
 
-    def warm_up(self, num_regions: int = 1) -> None:
+    def warm_up(self, num_regions: int = 1, *, draws: bool = False) -> None:
         """Do ahead what the first call would have to wait for, in every context.
 
         Every graph runs once on a blank picture: backends load kernels and take memory the first
@@ -174,10 +174,11 @@ class TapPredictor:
 
         Args:
             num_regions: of the calls that follow; call it once for each number that they have.
+            draws: whether they have a temperature above 0.
 
         Raises:
             InputError: ``num_regions`` is no number of regions.
-            SessionError: the backend failed.
+            SessionError: the backend failed, or the caller is within a call of this predictor.
         """
         require_int("num_regions", num_regions, 1)
         size = self.config.image_size
@@ -190,7 +191,7 @@ class TapPredictor:
         )
         with self._pipeline.all_lanes() as lanes:
             for lane in lanes:
-                self._calls.warm_up(lane, request)
+                self._calls.warm_up(lane, request, draws=draws)
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """Run the image encoder.

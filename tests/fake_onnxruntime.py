@@ -47,6 +47,7 @@ def install(
     *,
     on_the_cpu: tuple[str, ...] = (),
     stale: tuple[str, ...] = (),
+    version: str = "1.31.1",
 ) -> types.ModuleType:
     """Put the fake in the place of onnxruntime; ``sessions`` of the module lists what was made."""
     module: Any = types.ModuleType("onnxruntime")
@@ -54,6 +55,7 @@ def install(
     module.sessions, module.plugins, module.preloads = [], {}, 0
     module.SessionOptions = SessionOptions
     module.RunOptions = onnxruntime.RunOptions
+    module.__version__ = version
     module.OrtDeviceMemoryType = onnxruntime.OrtDeviceMemoryType
     module.get_available_providers = lambda: [*GPU_PROVIDERS, CPU]
 
@@ -69,11 +71,16 @@ def install(
         return [EpDevice(CPU, 0), *(EpDevice(n, i) for n in module.plugins for i in (0, 1))]
 
     def session(
-        path: str, options: Any, providers: list[Any] | None = None, enable_fallback: int = 1
+        path: str,
+        options: Any,
+        providers: list[Any] | None = None,
+        enable_fallback: int = 1,
+        disabled_optimizers: list[str] | None = None,
     ) -> Any:
         assert not enable_fallback, "onnxruntime would retry on the CPU by itself"
         if providers == [CPU]:
             return onnxruntime.InferenceSession(path, options, providers=[CPU])
+        assert disabled_optimizers == ["WeightBiasQuantization"]
         made = FakeSession(cuda, behaviour, path, options, providers or [])
         made.on_the_cpu, made.stale = on_the_cpu, stale
         module.sessions.append(made)
@@ -96,6 +103,13 @@ class SessionOptions(onnxruntime.SessionOptions):
 
     def add_provider_for_devices(self, devices: list[Any], settings: dict[str, str]) -> None:
         self.plugin = (devices, settings)
+
+
+def _is_set(run_options: Any, key: str) -> bool:
+    try:
+        return bool(run_options.get_run_config_entry(key) == "1")
+    except RuntimeError:  # it was not set at all
+        return False
 
 
 class EpDevice:
@@ -181,7 +195,8 @@ class FakeSession:
             return self._run_on_host(binding)
         assert devices == {"cuda"}, "not everything is on the device"
         assert self.stream, "no stream: the order of our copies and its runs is not known"
-        assert run_options.get_run_config_entry(DO_NOT_WAIT) == "1"
+        waits = not _is_set(run_options, DO_NOT_WAIT)
+        assert waits is not self.records, "it would not free what it staged"
         assert run_options.get_run_config_entry(GRAPH_ID) == "-1", "it would record by itself"
         with self.cuda.called("run_with_iobinding"):
             self._allow_recording(binding)
@@ -191,6 +206,8 @@ class FakeSession:
             inputs, outputs = dict(binding.inputs), dict(binding.outputs)
             copies = dict(binding.copies)
             self.cuda.enqueue(self.stream, lambda: self._compute(inputs, outputs, copies))
+            if waits:
+                self.cuda.synchronize(self.stream)
         return None
 
     def _allow_recording(self, binding: FakeBinding) -> None:

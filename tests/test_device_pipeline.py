@@ -438,8 +438,17 @@ def test_a_warm_up_records_ahead_in_every_context(load, cuda, picture, points, e
         for lane in device._pipeline.lanes:
             assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
         assert_same(predict(device, picture, points), expected)
+        device.warm_up(1, draws=True)
+        predict(device, picture, points[:1], temperature=1.0)
         for lane in device._pipeline.lanes:
-            assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
+            assert lane.captioner.steps_enqueued == 3 * (device.config.max_new_tokens + 1)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "decode prompts":
+                device.warm_up()
+
+        with pytest.raises(SessionError, match="warmed up from within its own call"):
+            predict(device, picture, points, on_progress=progress)
     assert cuda.leaks() == {}
 
 

@@ -166,6 +166,22 @@ def test_what_the_user_says_of_tf32_stays(micro_bundle, cuda, monkeypatch):
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "1"
 
 
+def test_older_releases_are_not_recorded(
+    micro_bundle, predictor, golden, cuda, monkeypatch, caplog
+):
+    """They would use memory again that a recording reads."""
+    picture = np.ascontiguousarray(golden["image_bgr_0"][..., ::-1])
+    arguments = {"points": golden["points_px"][:3], "max_new_tokens": TOKENS}
+    expected = predictor.predict(picture, **arguments)
+    fake_onnxruntime.install(monkeypatch, cuda, version="1.30.2")
+    with load(micro_bundle) as device, caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            regions = device.predict(picture, **arguments)
+            np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
+        assert device._pipeline.lanes[0].captioner.steps_replayed == 0
+    assert "CUDA graphs need onnxruntime 1.31, this is 1.30.2" in caplog.text
+
+
 @pytest.mark.parametrize("behaviour", ["copies", "waits"])
 def test_what_cannot_be_recorded_is_run(
     micro_bundle, predictor, golden, cuda, monkeypatch, caplog, behaviour

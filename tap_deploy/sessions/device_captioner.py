@@ -170,12 +170,12 @@ class DeviceCaptioner:
                     break
         return blank_after_eos(ids, config.pad_id)
 
-    def record(self, rows: int) -> None:
+    def record(self, rows: int, *, draws: bool) -> None:
         """Run every position once for a number of regions, so that none waits for that later."""
-        batch = self._batch(rows)
+        batch, candidates = self._batch(rows), self._candidates if draws else 1
         self._clear_cache(batch)
         for position in range(self._config.max_new_tokens + 1):
-            self._step(batch, 1, position)
+            self._step(batch, candidates, position)
 
     def _clear_cache(self, batch: int) -> None:
         """Masked slots count for nothing only while they are finite.

@@ -201,10 +201,10 @@ class DeviceLane(Lane):
             rng=rng,
         )
 
-    def record_captions(self, rows: int) -> None:
+    def record_captions(self, rows: int, *, draws: bool) -> None:
         """Run every position once, so that it is recorded."""
         assert self._captioner is not None
-        self._captioner.record(rows)
+        self._captioner.record(rows, draws=draws)
 
     def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
         """Fetch floats of the graphs' dtype from an address, as float32."""

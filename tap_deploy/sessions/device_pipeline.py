@@ -100,6 +100,7 @@ class DevicePipeline(Pipeline):
     @contextlib.contextmanager
     def all_lanes(self) -> Iterator[Sequence[Lane]]:
         """Take every lane, waiting for the calls that run."""
+        self._pool.require_free("warmed up")
         # One at a time: two that each wait for the other's lanes would wait for ever.
         with self._all_lanes, contextlib.ExitStack() as stack:
             yield [stack.enter_context(self.lane()) for _ in self.lanes]

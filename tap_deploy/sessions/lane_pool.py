@@ -43,15 +43,24 @@ class LanePool(Generic[Item]):
                 self._holders.remove(threading.get_ident())
                 self._changed.notify_all()
 
+    def require_free(self, what: str) -> None:
+        """Refuse what waits for all items in a thread that holds one: it would wait for itself.
+
+        Raises:
+            SessionError: the calling thread holds an item.
+        """
+        with self._changed:
+            if threading.get_ident() in self._holders:
+                raise SessionError(f"a predictor cannot be {what} from within its own call")
+
     def close(self) -> bool:
         """Hand out nothing any more, and wait for what is out; False if it was closed before.
 
         Raises:
             SessionError: the calling thread holds an item itself.
         """
+        self.require_free("closed")
         with self._changed:
-            if threading.get_ident() in self._holders:
-                raise SessionError("a predictor cannot be closed from within its own call")
             first = not self._closed
             self._closed = True
             self._changed.notify_all()

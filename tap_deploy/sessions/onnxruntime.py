@@ -19,6 +19,9 @@ ERRORS_ONLY = 3  # onnxruntime's log severity
 # A GPU computes: threads that wait for work by spinning only take cores from others.
 NO_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 
+# It gives biases of convolutions a form that no GPU has kernels for: they went to and fro.
+FOR_CPUS_ONLY = ["WeightBiasQuantization"]
+
 
 def import_onnxruntime() -> Any:
     """Import onnxruntime.
@@ -66,10 +69,15 @@ def load_session(
 def _checked(
     runtime: Any, path: str | os.PathLike[str], spec: GraphSpec, options: Any, providers: list[Any]
 ) -> Any:
+    on_cpu = providers == ["CPUExecutionProvider"]
     try:
         # Without its own retry on the CPU: that would pass for the provider asked for.
         session = runtime.InferenceSession(
-            os.fspath(path), options, providers=providers, enable_fallback=0
+            os.fspath(path),
+            options,
+            providers=providers,
+            enable_fallback=0,
+            disabled_optimizers=None if on_cpu else FOR_CPUS_ONLY,
         )
     # onnxruntime raises a class of its own per status code, with no common base.
     except Exception as exc:

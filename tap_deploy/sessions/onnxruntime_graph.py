@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +20,12 @@ from tap_deploy.sessions.onnxruntime import first_line, import_onnxruntime, load
 from tap_deploy.sessions.providers import CUDA, NO_GRAPH, Provider
 
 logger = logging.getLogger(__name__)
-# The stream orders our copies and its runs; waiting after each run would undo that.
+# Without it, a run waits for the GPU, and cannot be recorded. With it, onnxruntime never frees the
+# host memory that some operators send tables from: it is for graphs that have none of these.
 DO_NOT_WAIT = ("disable_synchronize_execution_providers", "1")
+
+# Older ones use the host memory again that a recorded copy reads.
+RECORDS_SINCE = (1, 31)
 
 
 class OnnxRuntimeGraph(DeviceGraph):
@@ -43,7 +48,7 @@ class OnnxRuntimeGraph(DeviceGraph):
         self.spec, self._path, self._provider = spec, path, provider
         self.limits = {axis: provider.limits[axis] for axis in axes}
         self.minima = dict.fromkeys(axes, 1)
-        self.can_record = provider.record and provider.name == CUDA
+        self.can_record = provider.record and provider.name == CUDA and _can_be_recorded(spec)
         self._sessions: dict[int, Any] = {}
         self._executors: list[OnnxRuntimeExecutor] = []
 
@@ -93,7 +98,7 @@ class OnnxRuntimeExecutor(DeviceExecutor):
         self._spec = graph.spec
         self._binding = session.io_binding()
         self._options = import_onnxruntime().RunOptions()
-        for entry in (DO_NOT_WAIT, NO_GRAPH):
+        for entry in (DO_NOT_WAIT, NO_GRAPH) if graph.can_record else (NO_GRAPH,):
             self._options.add_run_config_entry(*entry)
         self._copied = inputs_on_the_cpu(session, graph.spec)
         self._sizes: dict[str, int] = {}
@@ -133,7 +138,11 @@ class OnnxRuntimeExecutor(DeviceExecutor):
         # With new shapes, the first run measures what it needs, and the second allocates that in
         # one piece. A recording must not allocate.
         self.enqueue()
-        return super().record(memory, stream, then)
+        try:
+            return super().record(memory, stream, then)
+        except SessionError:
+            self.enqueue()  # outside of a recording, what it lacked can be allocated
+            return super().record(memory, stream, then)
 
     def close(self) -> None:
         """Let go of binding and session."""
@@ -154,6 +163,20 @@ class OnnxRuntimeExecutor(DeviceExecutor):
         if anew or self._bound.get(spec.name) != place:
             bind(spec.name, "cuda", self._device_index, np.dtype(spec.dtype), shape, place[0])
             self._bound[spec.name] = place
+
+
+def _can_be_recorded(spec: GraphSpec) -> bool:
+    """Whether this onnxruntime keeps the host memory that a recorded run reads."""
+    version = import_onnxruntime().__version__
+    known = tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= RECORDS_SINCE
+    if not known:
+        logger.warning(
+            "graph %s: captions take longer: CUDA graphs need onnxruntime %d.%d, this is %s",
+            spec.name,
+            *RECORDS_SINCE,
+            version,
+        )
+    return known
 
 
 def inputs_on_the_cpu(session: Any, spec: GraphSpec) -> set[str]:

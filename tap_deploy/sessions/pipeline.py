@@ -119,7 +119,7 @@ class Lane(abc.ABC):
         """Write captions for some rows of ``tokens``; see ``Captioner.generate``."""
 
     @abc.abstractmethod
-    def record_captions(self, rows: int) -> None:
+    def record_captions(self, rows: int, *, draws: bool) -> None:
         """Do ahead what the first captions of ``rows`` regions would have to wait for."""
 
 
@@ -238,7 +238,7 @@ class HostPipeline(Pipeline, Lane):
             tokens.array[rows], max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
         )
 
-    def record_captions(self, rows: int) -> None:
+    def record_captions(self, rows: int, *, draws: bool) -> None:
         """Do nothing: a CPU records nothing."""
 
     def close(self) -> None:
