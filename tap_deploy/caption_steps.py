@@ -12,9 +12,9 @@ from tap_deploy.config import TapConfig
 if TYPE_CHECKING:  # the package of sessions imports this module
     from tap_deploy.sessions.contract import Session
 
-# The cache begins with so many slots, and grows by as many: most captions are short, and every
-# step looks at all slots that there are.
-GROWTH_SLOTS = 8
+# The cache begins with so many slots, and grows by as many. Most captions are short, and every
+# step looks at all slots that there are; but onnxruntime plans its memory anew for every size.
+GROWTH_SLOTS = 16
 
 
 class CaptionSteps:
