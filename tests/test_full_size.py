@@ -157,9 +157,9 @@ def test_vit_b_takes_the_work_that_is_known_of_it(vit_b):
         return work.flops / GIGABYTE
 
     assert gflop(graphs.IMAGE_ENCODER, B=1) == pytest.approx(808, rel=0.02)
-    assert gflop(graphs.PROMPT_DECODER, P=1, N=2) == pytest.approx(3.7, rel=0.02)
-    assert gflop(graphs.PROMPT_DECODER, P=64, N=2) == pytest.approx(187, rel=0.02)
-    assert gflop(graphs.TEXT_DECODER, P=1, T=40) == pytest.approx(0.11, rel=0.02)
+    assert gflop(graphs.PROMPT_DECODER, P=1, N=2, M=4) == pytest.approx(3.7, rel=0.02)
+    assert gflop(graphs.PROMPT_DECODER, P=64, N=2, M=4) == pytest.approx(187, rel=0.02)
+    assert gflop(graphs.TEXT_DECODER, P=1, T=40, K=1) == pytest.approx(0.11, rel=0.02)
 
 
 @pytest.fixture(scope="module")
