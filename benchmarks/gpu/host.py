@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gpu.context import Context, Notes
+from benchmarks.masks import blobs
 from tap_deploy.image import Frame, load_image, model_image
-from tap_deploy.masks import masks_from_logits
+from tap_deploy.masks import masks_from_logits, rles_from_logits
 from tap_deploy.sessions.float_types import to_float32
 from tap_deploy.timing import measure
 
@@ -66,11 +67,12 @@ def _tasks(
     # Noise would be the hardest of pictures to unpack: smooth it.
     small = Image.fromarray(rgb).resize((width // 16 + 1, height // 16 + 1))
     small.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-    logits = rng.standard_normal((regions, 256, 256), np.float32)
-    outputs = {"low_res_masks": logits.astype(np.float16)}
     frame = Frame.for_image(height, width, 1024)
+    logits = blobs(regions, frame, rng)
+    outputs = {"low_res_masks": logits.astype(np.float16)}
     return {
         f"masks {regions} x {width}x{height}": lambda: masks_from_logits(logits, frame),
+        f"run lengths {regions} x {width}x{height}": lambda: rles_from_logits(logits, frame),
         "resize and pad": lambda: model_image(rgb, 1024),
         "read a JPEG": lambda: load_image(path),
         f"logits {regions} to float32": lambda: to_float32(outputs),
