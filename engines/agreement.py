@@ -20,7 +20,8 @@ from tap_deploy.engines.caption_agreement import (
 )
 from tap_deploy.errors import InputError
 from tap_deploy.image import ImageSource
-from tap_deploy.predictor import EncodedImage, TapPredictor
+from tap_deploy.pictures import EncodedImage
+from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.contract import Session

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tap_deploy.concepts import Vocabulary
     from tap_deploy.config import TapConfig
     from tap_deploy.errors import TapError, VerificationError
-    from tap_deploy.predictor import EncodedImage, TapPredictor
+    from tap_deploy.pictures import EncodedImage
+    from tap_deploy.predictor import TapPredictor
     from tap_deploy.prompts import Prompts
     from tap_deploy.regions import Regions
 
@@ -36,7 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
-    "EncodedImage": "predictor",
+    "EncodedImage": "pictures",
     "Prompts": "prompts",
     "Regions": "regions",
     "TapConfig": "config",

@@ -18,6 +18,14 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import Frame, ImageSource, frame_image
 from tap_deploy.masks import masks_from_logits, rles_from_logits
+from tap_deploy.pictures import (
+    EncodedImage,
+    Picture,
+    gather_prompts,
+    path_of,
+    picture_and_prompts,
+    request_from,
+)
 from tap_deploy.predict_options import Masks, PredictOptions, require_int
 from tap_deploy.prompts import Prompts
 from tap_deploy.read_ahead import ReadAhead
@@ -25,34 +33,10 @@ from tap_deploy.regions import Regions
 from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.pipeline import (
-    Embeddings,
-    HostPipeline,
-    Pipeline,
-)
+from tap_deploy.sessions.pipeline import HostPipeline, Pipeline
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedImage:
-    """A picture that went through the image encoder.
-
-    embeddings: what the prompt decoder reads; on a GPU it stays there.
-    frame: where the picture lies in the model frame.
-    """
-
-    embeddings: Embeddings
-    frame: Frame
-
-    @property
-    def image_embeddings(self) -> np.ndarray:
-        """The embeddings as float32 ``[1, C, grid, grid]``; from a GPU they are fetched."""
-        return self.embeddings.numpy()
-
-
-Picture = ImageSource | EncodedImage
 
 
 class TapPredictor:
@@ -266,13 +250,13 @@ class TapPredictor:
             temperature=temperature,
             seed=seed,
         )
-        prompts = _gather_prompts(points, boxes, prompts)
+        prompts = gather_prompts(points, boxes, prompts)
         image = self._current if image is None else image
         if image is None:
             raise InputError("no image: pass one to predict, or call set_image first")
         report = on_progress if on_progress is not None else no_progress
         report("encode image", 0, 1)
-        request = self._request(image, prompts)
+        request = request_from(image, prompts, self.config.image_size)
         with self._pipeline.lane() as lane:
             [request] = self._calls.encode(lane, [request])
             answer = self._calls.answer(lane, request, options, report)
@@ -339,7 +323,7 @@ class TapPredictor:
         )
         require_int("read_ahead", read_ahead, 1)
         one_by_one = points is None and boxes is None and prompts is None
-        shared = None if one_by_one else _gather_prompts(points, boxes, prompts)
+        shared = None if one_by_one else gather_prompts(points, boxes, prompts)
         return self._predict_many(images, shared, options, read_ahead)
 
     def _predict_many(
@@ -349,8 +333,9 @@ class TapPredictor:
         options: PredictOptions,
         read_ahead: int,
     ) -> Iterator[Regions]:
+        size = self.config.image_size
         ahead: ReadAhead[Picture | tuple[Picture, Prompts], Request, Answer] = ReadAhead(
-            lambda item: self._request(*_picture_and_prompts(item, shared)),
+            lambda item: request_from(*picture_and_prompts(item, shared), size),
             self._calls.encode_in_lane,
             lambda request: self._calls.answer_in_lane(request, options),
             group_size=self._pipeline.max_images,
@@ -361,7 +346,7 @@ class TapPredictor:
                 try:
                     answer = future.result()
                 except TapError as exc:
-                    raise type(exc)(f"picture {index}{_path_of(item)}: {exc}") from exc
+                    raise type(exc)(f"picture {index}{path_of(item)}: {exc}") from exc
                 yield self._regions(answer, options)
 
     def close(self) -> None:
@@ -378,16 +363,6 @@ class TapPredictor:
         traceback: types.TracebackType | None,
     ) -> None:
         self.close()
-
-    def _request(self, image: Picture, prompts: Prompts) -> Request:
-        """Return picture and prompts, checked: that may fail, and needs no lane and no GPU."""
-        if isinstance(image, EncodedImage):
-            images, embeddings, frame = None, image.embeddings, image.frame
-        else:
-            embeddings = None
-            images, frame = frame_image(image, self.config.image_size)
-        prompts.check(frame.width, frame.height)
-        return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
 
     def _regions(self, answer: Answer, options: PredictOptions) -> Regions:
         frame, decoded = answer.frame, answer.decoded
@@ -423,41 +398,6 @@ class TapPredictor:
                 f"concept weights have {found} rows; expected {expected}, "
                 "the semantic embedding of this model"
             )
-
-
-def _picture_and_prompts(
-    item: Picture | tuple[Picture, Prompts], shared: Prompts | None
-) -> tuple[Picture, Prompts]:
-    if not isinstance(item, tuple):
-        return item, _gather_prompts(None, None, shared)
-    if len(item) != 2 or not isinstance(item[1], Prompts):
-        raise InputError("item is a tuple; expected a picture, or a pair (picture, Prompts)")
-    if shared is not None:
-        raise InputError(
-            "prompts came with the picture and for all pictures; pass one or the other"
-        )
-    return item
-
-
-def _path_of(item: object) -> str:
-    image = item[0] if isinstance(item, tuple) and item else item
-    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
-
-
-def _gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:
-    if prompts is not None:
-        if not isinstance(prompts, Prompts):
-            raise InputError(f"prompts is a {type(prompts).__name__}; expected Prompts")
-        if points is not None or boxes is not None:
-            raise InputError("prompts were given beside points or boxes; pass one or the other")
-        return prompts
-    if points is None and boxes is None:
-        raise InputError("no prompt: pass points, boxes or prompts")
-    if boxes is None:
-        return Prompts.from_points(points)
-    if points is None:
-        return Prompts.from_boxes(boxes)
-    return Prompts.from_points_and_boxes(points, boxes)
 
 
 def _names(

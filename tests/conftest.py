@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
 import re
@@ -48,8 +47,7 @@ def assets(
     tmp_path_factory: pytest.TempPathFactory, golden: dict[str, np.ndarray]
 ) -> dict[str, pathlib.Path]:
     """Checkpoint, golden concepts and a tokenizer for the micro model, as files."""
-    import sentencepiece
-
+    from benchmarks.gpu.micro import trained_tokenizer
     from tap_deploy.concepts import Vocabulary
     from tap_deploy.reference.checkpoint import save_checkpoint
     from tap_deploy.reference.synthetic import synthetic_state_dict
@@ -62,22 +60,7 @@ def assets(
     Vocabulary(
         weights=golden["concept_weights"], names=tuple(golden["concept_vocabulary"].tolist())
     ).save(folder / "concepts.npz")
-    model = io.BytesIO()
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghijklmnopqrst"), 5)) for _ in range(400)]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(rng.choice(words, 8)) for _ in range(800)]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=config.vocab_size,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer.model").write_bytes(trained_tokenizer(config.vocab_size))
     return {
         "config": folder / "tap_micro.json",
         "checkpoint": folder / "tap_micro.pkl",

@@ -35,7 +35,7 @@ def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
     model = synthetic_model(config, SEED)
     with tempfile.TemporaryDirectory() as name:
         concepts, tokenizer = _concepts(data, pathlib.Path(name)), pathlib.Path(name, "tokenizer")
-        tokenizer.write_bytes(_tokenizer(config.vocab_size))
+        tokenizer.write_bytes(trained_tokenizer(config.vocab_size))
         digest = sha256_of_file(data / "tap_micro.json")
         record = CheckpointRecord(
             file=f"synthetic, seed {SEED}",
@@ -66,8 +66,8 @@ def _concepts(data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return folder / "concepts.npz"
 
 
-def _tokenizer(vocab_size: int) -> bytes:
-    """Train the tokenizer of ``tests/conftest.py``: captions of both are the same texts."""
+def trained_tokenizer(vocab_size: int) -> bytes:
+    """Train a SentencePiece model on made words; it is the same one every time."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,0 +1,96 @@
+"""What callers give: pictures, encoded or not, and the prompts on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from tap_deploy.answers import Request
+from tap_deploy.errors import InputError
+from tap_deploy.image import Frame, ImageSource, frame_image
+from tap_deploy.prompts import Prompts
+from tap_deploy.sessions.pipeline import Embeddings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedImage:
+    """A picture that went through the image encoder.
+
+    embeddings: what the prompt decoder reads; on a GPU it stays there.
+    frame: where the picture lies in the model frame.
+    """
+
+    embeddings: Embeddings
+    frame: Frame
+
+    @property
+    def image_embeddings(self) -> np.ndarray:
+        """The embeddings as float32 ``[1, C, grid, grid]``; from a GPU they are fetched."""
+        return self.embeddings.numpy()
+
+
+Picture = ImageSource | EncodedImage
+
+
+def request_from(image: Picture, prompts: Prompts, image_size: int) -> Request:
+    """Return picture and prompts, checked: that may fail, and needs no lane and no GPU.
+
+    Raises:
+        InputError: the picture cannot be used, or a prompt lies outside of it.
+    """
+    if isinstance(image, EncodedImage):
+        images, embeddings, frame = None, image.embeddings, image.frame
+    else:
+        embeddings = None
+        images, frame = frame_image(image, image_size)
+    prompts.check(frame.width, frame.height)
+    return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+
+
+def picture_and_prompts(
+    item: Picture | tuple[Picture, Prompts], shared: Prompts | None
+) -> tuple[Picture, Prompts]:
+    """Return an item of ``predict_many`` with its prompts: its own, or those for all pictures.
+
+    Raises:
+        InputError: it is neither a picture nor such a pair, or has no prompts, or both kinds.
+    """
+    if not isinstance(item, tuple):
+        return item, gather_prompts(None, None, shared)
+    if len(item) != 2 or not isinstance(item[1], Prompts):
+        raise InputError("item is a tuple; expected a picture, or a pair (picture, Prompts)")
+    if shared is not None:
+        raise InputError(
+            "prompts came with the picture and for all pictures; pass one or the other"
+        )
+    return item
+
+
+def path_of(item: object) -> str:
+    """Return the path of an item's picture for a message, in brackets; empty if it has none."""
+    image = item[0] if isinstance(item, tuple) and item else item
+    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
+
+
+def gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:
+    """Return the prompts of a call, however they were given.
+
+    Raises:
+        InputError: they were given not at all, twice, or in a form that prompts do not have.
+    """
+    if prompts is not None:
+        if not isinstance(prompts, Prompts):
+            raise InputError(f"prompts is a {type(prompts).__name__}; expected Prompts")
+        if points is not None or boxes is not None:
+            raise InputError("prompts were given beside points or boxes; pass one or the other")
+        return prompts
+    if points is None and boxes is None:
+        raise InputError("no prompt: pass points, boxes or prompts")
+    if boxes is None:
+        return Prompts.from_points(points)
+    if points is None:
+        return Prompts.from_boxes(boxes)
+    return Prompts.from_points_and_boxes(points, boxes)
