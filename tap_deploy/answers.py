@@ -9,10 +9,13 @@ import numpy as np
 
 from tap_deploy.config import TapConfig
 from tap_deploy.image import Frame
+from tap_deploy.masks import Rle, masks_from_logits, rles_from_logits
 from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.predict_options import PredictOptions
 from tap_deploy.prompts import Prompts
+from tap_deploy.regions import Regions
 from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipeline, Tokens
+from tap_deploy.tokenizer import Tokenizer
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -34,13 +37,26 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CandidateMasks:
+    """All M masks of every prompt at the size of the picture; see ``Regions``."""
+
+    rles: list[list[Rle]]
+    iou_predictions: np.ndarray  # float32 [P, M]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What the graphs say about a request; ids: int64 ``[P, L-1]`` of the captions."""
+    """What the graphs say about a request.
+
+    ids: int64 ``[P, L-1]`` of the captions.
+    candidates: masks and scores of all tokens, if they were asked for.
+    """
 
     prompts: Prompts
     frame: Frame
     decoded: DecodedPrompts
     ids: np.ndarray
+    candidates: CandidateMasks | None
 
 
 class GraphCalls:
@@ -73,8 +89,15 @@ class GraphCalls:
         """Decode the prompts of an encoded picture, and write captions."""
         tokens = lane.new_tokens(len(request.prompts))
         decoded = self._decode(lane, request, tokens, report)
+        candidates = self._candidates(lane, request) if options.candidates else None
         ids = self._caption(lane, tokens, len(request.prompts), options, report)
-        return Answer(prompts=request.prompts, frame=request.frame, decoded=decoded, ids=ids)
+        return Answer(
+            prompts=request.prompts,
+            frame=request.frame,
+            decoded=decoded,
+            ids=ids,
+            candidates=candidates,
+        )
 
     def warm_up(self, lane: Lane, request: Request, *, draws: bool) -> None:
         """Run everything once, and record what can be recorded of captions."""
@@ -107,12 +130,8 @@ class GraphCalls:
         """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
         assert request.embeddings is not None
         prompts = request.prompts
-        num_points = prompts.coords.shape[1]
-        chunk_size = self._pipeline.max_prompts or prompts_per_call(
-            self.config, num_points, self._memory_limit_bytes
-        )
         decoded = self._empty_decoded(len(prompts))
-        for chunk in _chunks(len(prompts), chunk_size):
+        for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
             report("decode prompts", chunk.start, len(prompts))
             part = lane.decode_prompts(
                 request.embeddings,
@@ -124,6 +143,30 @@ class GraphCalls:
             for name in _DECODED_FIELDS:
                 getattr(decoded, name)[chunk] = getattr(part, name)
         return decoded
+
+    def _candidates(self, lane: Lane, request: Request) -> CandidateMasks:
+        """Run the prompt decoder once more, for the masks of all tokens."""
+        assert request.embeddings is not None
+        prompts, num_masks = request.prompts, self.config.num_mask_tokens
+        found = CandidateMasks(
+            rles=[], iou_predictions=np.empty((len(prompts), num_masks), np.float32)
+        )
+        chunk_size = max(1, self._prompts_per_call(prompts) // num_masks)
+        for chunk in _chunks(len(prompts), chunk_size):
+            part = lane.decode_candidates(
+                request.embeddings,
+                prompts[chunk].model_coords(request.frame.scale),
+                np.ascontiguousarray(prompts[chunk].labels),
+            )
+            for masks in part.low_res_masks:
+                found.rles.append(rles_from_logits(masks, request.frame))
+            found.iou_predictions[chunk] = part.iou_predictions
+        return found
+
+    def _prompts_per_call(self, prompts: Prompts) -> int:
+        return self._pipeline.max_prompts or prompts_per_call(
+            self.config, prompts.coords.shape[1], self._memory_limit_bytes
+        )
 
     def _empty_decoded(self, count: int) -> DecodedPrompts:
         size = self.config.low_res_mask_size
@@ -155,6 +198,26 @@ class GraphCalls:
     def _caption_chunks(self, count: int) -> list[slice]:
         most = captions_per_call(self.config, self._memory_limit_bytes)
         return _chunks(count, self._pipeline.max_prompts or most)
+
+
+def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer | None) -> Regions:
+    """Return an answer in the pixels of the picture, and in words."""
+    frame, decoded, vocabulary = answer.frame, answer.decoded, options.vocabulary
+    logits, candidates = decoded.low_res_masks, answer.candidates
+    embeddings = decoded.semantic_embeddings
+    return Regions(
+        masks=masks_from_logits(logits, frame) if options.masks is True else None,
+        rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
+        concepts=None if vocabulary is None else vocabulary.top_k(embeddings, options.top_k),
+        captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
+        caption_ids=answer.ids,
+        prompts=answer.prompts,
+        image_height=frame.height,
+        image_width=frame.width,
+        candidate_rles=None if candidates is None else candidates.rles,
+        candidate_iou_predictions=None if candidates is None else candidates.iou_predictions,
+        **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
+    )
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -43,6 +43,11 @@ def request_answers(num_prompts: int) -> npt.NDArray[np.int32]:
     return np.full((num_prompts, 1), ANSWERING_TOKEN, np.int32)
 
 
+def request_candidates(num_prompts: int, num_mask_tokens: int) -> npt.NDArray[np.int32]:
+    """Return the ``mask_request`` for every token of each prompt, int32 [P, M]."""
+    return np.tile(np.arange(num_mask_tokens, dtype=np.int32), (num_prompts, 1))
+
+
 def masks_from_logits(
     low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame
 ) -> npt.NDArray[np.bool_]:

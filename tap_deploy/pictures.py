@@ -11,8 +11,13 @@ import numpy as np
 from tap_deploy.answers import Request
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame, ImageSource, frame_image
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import memory_of
+from tap_deploy.predict_options import PredictOptions
 from tap_deploy.prompts import Prompts
 from tap_deploy.sessions.pipeline import Embeddings
+
+_SMALL_BYTES = 1 << 28  # masks that nobody asks a machine about
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,19 +40,40 @@ class EncodedImage:
 Picture = ImageSource | EncodedImage
 
 
-def request_from(image: Picture, prompts: Prompts, image_size: int) -> Request:
+def request_from(
+    image: Picture, prompts: Prompts, image_size: int, options: PredictOptions
+) -> Request:
     """Return picture and prompts, checked: that may fail, and needs no lane and no GPU.
 
     Raises:
-        InputError: the picture cannot be used, or a prompt lies outside of it.
+        InputError: the picture cannot be used, a prompt lies outside of it, or there is no
+            memory for the masks.
     """
     if isinstance(image, EncodedImage):
         images, embeddings, frame = None, image.embeddings, image.frame
     else:
         embeddings = None
         images, frame = frame_image(image, image_size)
+    if options.clip:
+        prompts = prompts.clip(frame.width, frame.height)
     prompts.check(frame.width, frame.height)
+    if options.masks is True:
+        _require_room(len(prompts), frame)
     return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+
+
+def _require_room(count: int, frame: Frame) -> None:
+    """Refuse masks that would fill the memory, before anything is computed."""
+    needed = count * frame.height * frame.width
+    if needed < _SMALL_BYTES:
+        return
+    available = memory_of(Host()).available_bytes
+    if needed > available:
+        raise InputError(
+            f"{count} masks of {frame.width} x {frame.height} pixels take {needed / 1e9:.1f} GB of "
+            f"memory, of which {available / 1e9:.1f} GB are free; pass masks='rle' for run "
+            "lengths, which take little, or fewer prompts a call"
+        )
 
 
 def picture_and_prompts(

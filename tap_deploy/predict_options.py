@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 
 Masks = bool | Literal["rle"]
@@ -29,6 +30,8 @@ class PredictOptions:
     max_new_tokens: int | None
     temperature: float
     seed: int | None
+    candidates: bool = False
+    clip: bool = False
 
     def __post_init__(self) -> None:
         require_int("top_k", self.top_k, 1)
@@ -39,6 +42,21 @@ class PredictOptions:
         if self.seed is not None:
             require_int("seed", self.seed, 0)
         _require_temperature(self.temperature)
+
+
+def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
+    """Raise InputError unless a vocabulary is one, and of the size of the model."""
+    if not isinstance(vocabulary, Vocabulary):
+        raise InputError(
+            f"vocabulary is a {type(vocabulary).__name__}; expected a Vocabulary, "
+            "see Vocabulary.load"
+        )
+    found, expected = vocabulary.weights.shape[0], config.sem_embed_dim
+    if found != expected:
+        raise InputError(
+            f"concept weights have {found} rows; expected {expected}, "
+            "the semantic embedding of this model"
+        )
 
 
 def require_int(name: str, value: Any, minimum: int) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tap_deploy.answers import Answer, GraphCalls, OnProgress, Request, no_progress
+from tap_deploy.answers import (
+    Answer,
+    GraphCalls,
+    OnProgress,
+    Request,
+    no_progress,
+    regions_from,
+)
 from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import Frame, ImageSource, frame_image
-from tap_deploy.masks import masks_from_logits, rles_from_logits
 from tap_deploy.pictures import (
     EncodedImage,
     Picture,
@@ -26,7 +31,7 @@ from tap_deploy.pictures import (
     picture_and_prompts,
     request_from,
 )
-from tap_deploy.predict_options import Masks, PredictOptions, require_int
+from tap_deploy.predict_options import Masks, PredictOptions, check_vocabulary, require_int
 from tap_deploy.prompts import Prompts
 from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.regions import Regions
@@ -147,7 +152,7 @@ class TapPredictor:
     @vocabulary.setter
     def vocabulary(self, vocabulary: Vocabulary | None) -> None:
         if vocabulary is not None:
-            self._check_vocabulary(vocabulary)
+            check_vocabulary(vocabulary, self.config)
         self._vocabulary = vocabulary
 
     def warm_up(self, num_regions: int = 1, *, draws: bool = False) -> None:
@@ -205,11 +210,13 @@ class TapPredictor:
         prompts: Prompts | None = None,
         top_k: int = 1,
         masks: Masks = True,
+        candidates: bool = False,
         captions: bool = True,
         vocabulary: Vocabulary | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        clip: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Regions:
         """Segment, name and caption P regions.
@@ -226,11 +233,15 @@ class TapPredictor:
             top_k: names per region, best first.
             masks: True makes full-size masks, ``"rle"`` only their run lengths (``Regions.rles``),
                 which takes no memory of the size of the picture; False makes neither.
+            candidates: also return the masks of all M tokens with their scores, as run lengths
+                (``Regions.candidate_rles``); the prompt decoder runs twice.
             captions: write captions; without, ``caption_ids`` hold BOS and padding.
             vocabulary: concepts for this call, in place of the predictor's.
             max_new_tokens: longest caption, in tokens; None for as long as the model allows.
             temperature: 0 for the best token each time, above 0 to draw.
             seed: makes draws repeatable.
+            clip: move points and boxes that reach out of the picture into it, in place of
+                refusing them, and log how many.
             on_progress: called with a stage's name, regions done and regions in all.
 
         Returns:
@@ -249,6 +260,8 @@ class TapPredictor:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            candidates=candidates,
+            clip=clip,
         )
         prompts = gather_prompts(points, boxes, prompts)
         image = self._current if image is None else image
@@ -256,12 +269,12 @@ class TapPredictor:
             raise InputError("no image: pass one to predict, or call set_image first")
         report = on_progress if on_progress is not None else no_progress
         report("encode image", 0, 1)
-        request = request_from(image, prompts, self.config.image_size)
+        request = request_from(image, prompts, self.config.image_size, options)
         with self._pipeline.lane() as lane:
             [request] = self._calls.encode(lane, [request])
             answer = self._calls.answer(lane, request, options, report)
         report("draw masks", 0, len(prompts))
-        return self._regions(answer, options)
+        return regions_from(answer, options, self.tokenizer)
 
     def predict_many(
         self,
@@ -272,12 +285,15 @@ class TapPredictor:
         prompts: Prompts | None = None,
         top_k: int = 1,
         masks: Masks = True,
+        candidates: bool = False,
         captions: bool = True,
         vocabulary: Vocabulary | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
+        clip: bool = False,
         read_ahead: int = 2,
+        on_error: Callable[[int, TapError], None] | None = None,
     ) -> Iterator[Regions]:
         """Segment, name and caption regions of many pictures; yield the regions in order.
 
@@ -299,13 +315,18 @@ class TapPredictor:
             prompts: for every picture, in place of both. Not with pairs.
             top_k: see ``predict``.
             masks: see ``predict``.
+            candidates: see ``predict``.
             captions: see ``predict``.
             vocabulary: see ``predict``.
             max_new_tokens: see ``predict``.
             temperature: see ``predict``.
             seed: of every picture anew, as if each were a call of ``predict``.
+            clip: see ``predict``.
             read_ahead: pictures to prepare beyond the one that is asked for, each in a thread;
                 where the image encoder takes batches, at least one batch.
+            on_error: called in its turn with the number of a picture that cannot be used, from
+                0, and what is wrong with it or its prompts; the picture is then left out. None
+                raises the error, which ends the iteration.
 
         Raises:
             InputError: an argument cannot be used; at once. What is wrong with a picture or its
@@ -320,11 +341,13 @@ class TapPredictor:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            candidates=candidates,
+            clip=clip,
         )
         require_int("read_ahead", read_ahead, 1)
         one_by_one = points is None and boxes is None and prompts is None
         shared = None if one_by_one else gather_prompts(points, boxes, prompts)
-        return self._predict_many(images, shared, options, read_ahead)
+        return self._predict_many(images, shared, options, read_ahead, on_error)
 
     def _predict_many(
         self,
@@ -332,10 +355,11 @@ class TapPredictor:
         shared: Prompts | None,
         options: PredictOptions,
         read_ahead: int,
+        on_error: Callable[[int, TapError], None] | None,
     ) -> Iterator[Regions]:
         size = self.config.image_size
         ahead: ReadAhead[Picture | tuple[Picture, Prompts], Request, Answer] = ReadAhead(
-            lambda item: request_from(*picture_and_prompts(item, shared), size),
+            lambda item: request_from(*picture_and_prompts(item, shared), size, options),
             self._calls.encode_in_lane,
             lambda request: self._calls.answer_in_lane(request, options),
             group_size=self._pipeline.max_images,
@@ -346,8 +370,11 @@ class TapPredictor:
                 try:
                     answer = future.result()
                 except TapError as exc:
-                    raise type(exc)(f"picture {index}{path_of(item)}: {exc}") from exc
-                yield self._regions(answer, options)
+                    if on_error is None or not isinstance(exc, InputError):
+                        raise type(exc)(f"picture {index}{path_of(item)}: {exc}") from exc
+                    on_error(index, exc)
+                    continue
+                yield regions_from(answer, options, self.tokenizer)
 
     def close(self) -> None:
         """Free the sessions; the predictor must not be used afterwards."""
@@ -364,43 +391,9 @@ class TapPredictor:
     ) -> None:
         self.close()
 
-    def _regions(self, answer: Answer, options: PredictOptions) -> Regions:
-        frame, decoded = answer.frame, answer.decoded
-        logits, tokenizer = decoded.low_res_masks, self.tokenizer
-        return Regions(
-            masks=masks_from_logits(logits, frame) if options.masks is True else None,
-            rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
-            concepts=_names(options.vocabulary, decoded.semantic_embeddings, options.top_k),
-            captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
-            caption_ids=answer.ids,
-            prompts=answer.prompts,
-            image_height=frame.height,
-            image_width=frame.width,
-            **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
-        )
-
     def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
         """Return the vocabulary of a call, checked; the predictor's own if there is none."""
         if vocabulary is None:
             return self._vocabulary
-        self._check_vocabulary(vocabulary)
+        check_vocabulary(vocabulary, self.config)
         return vocabulary
-
-    def _check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        if not isinstance(vocabulary, Vocabulary):
-            raise InputError(
-                f"vocabulary is a {type(vocabulary).__name__}; expected a Vocabulary, "
-                "see Vocabulary.load"
-            )
-        found, expected = vocabulary.weights.shape[0], self.config.sem_embed_dim
-        if found != expected:
-            raise InputError(
-                f"concept weights have {found} rows; expected {expected}, "
-                "the semantic embedding of this model"
-            )
-
-
-def _names(
-    vocabulary: Vocabulary | None, semantic_embeddings: np.ndarray, top_k: int
-) -> list[list[tuple[str, float]]] | None:
-    return None if vocabulary is None else vocabulary.top_k(semantic_embeddings, top_k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.prompt_rows import LABELS_TEXT, Row, box_rows, point_rows, sketch_rows
+
+logger = logging.getLogger(__name__)
 
 _PADDING_POINT = (0.0, 0.0, float(PointLabel.PADDING))
 
@@ -139,6 +142,27 @@ class Prompts:
         self._check_inside(width, height)
         self._check_boxes()
 
+    def clip(self, width: int, height: int) -> Prompts:
+        """Move points and corners of boxes into a picture of ``width`` x ``height`` pixels.
+
+        How many points were moved is logged as a warning. A box that lies outside as a whole
+        loses its area, which ``check`` refuses.
+        """
+        inside = self.coords.clip(0, (width, height)).astype(np.float32)
+        # Padding is not of the picture, and what is not finite stays for check to name.
+        fixed = (self.labels == PointLabel.PADDING) | ~np.isfinite(self.coords).all(axis=2)
+        moved = (inside != self.coords).any(axis=2) & ~fixed
+        if not moved.any():
+            return self
+        logger.warning(
+            "clip moved %d points of %d regions into the picture of %d x %d pixels",
+            moved.sum(),
+            moved.any(axis=1).sum(),
+            width,
+            height,
+        )
+        return Prompts(coords=np.where(moved[..., None], inside, self.coords), labels=self.labels)
+
     def model_coords(self, scale: float) -> npt.NDArray[np.float32]:
         """Return the coordinates in pixels of the model frame, float32 [P, N, 2] XY."""
         return self.coords * np.float32(scale)
@@ -168,7 +192,7 @@ class Prompts:
         if len(bad):
             raise InputError(
                 f"{self._point(bad[0])} lies outside the picture; expected x in 0..{width} and "
-                f"y in 0..{height}; clip the coordinates"
+                f"y in 0..{height}; clip=True (--clip) moves it inside"
             )
 
     def _check_boxes(self) -> None:

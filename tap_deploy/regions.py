@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ class Regions:
         masks: bool [P, H, W] at the size of the original picture; None if not asked for.
         rles: the same as uncompressed COCO run lengths, one a region, see ``rle_from_mask``;
             there in place of ``masks`` if they were asked for with ``masks="rle"``.
+        candidate_rles: run lengths of the masks of all M tokens of each prompt, if they were asked
+            for with ``candidates=True``; that of number ``mask_index`` is the answer.
+        candidate_iou_predictions: float32 [P, M], how well the model thinks that they fit.
         iou_predictions: float32 [P], how well the model thinks that the mask fits.
         mask_index: int64 [P], the mask token that answered, 0..M-1.
         concepts: per region the (name, probability) of its likeliest concepts, likeliest
@@ -62,6 +66,8 @@ class Regions:
     image_height: int
     image_width: int
     rles: list[Rle] | None = None
+    candidate_rles: list[list[Rle]] | None = None
+    candidate_iou_predictions: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -79,7 +85,8 @@ class Regions:
                 f"regions: masks have shape {list(self.masks.shape)}; expected [P, {size[0]}, "
                 f"{size[1]}], the size of the picture"
             )
-        for rle in self.rles or ():
+        every = [self.rles or [], *(self.candidate_rles or [])]
+        for rle in itertools.chain.from_iterable(every):
             if tuple(rle["size"]) != size:
                 raise InputError(
                     f"regions: run lengths are of size {rle['size']}; expected {list(size)}, the "
@@ -118,7 +125,9 @@ class Regions:
         ``image`` holds ``height`` and ``width`` in pixels; ``regions`` one object each: ``index``,
         ``points`` (x, y, label, without padding), ``iou_prediction``, ``mask_index``, ``concepts``,
         ``caption``, ``caption_ids``, ``bbox`` ([x, y, width, height]), ``area`` (pixels) and
-        ``segmentation`` (uncompressed COCO run lengths). What was not computed is null.
+        ``segmentation`` (uncompressed COCO run lengths). What was not computed is null, but for
+        ``candidates``, which is there if it was asked for: one object per mask token, with
+        ``iou_prediction``, ``bbox``, ``area`` and ``segmentation``.
         """
         return {
             "image": {"height": self.image_height, "width": self.image_width},
@@ -217,9 +226,19 @@ class Regions:
             else [{"name": name, "probability": _number(p)} for name, p in concepts],
             "caption": None if self.captions is None else self.captions[index],
             "caption_ids": None if self.caption_ids is None else self.caption_ids[index].tolist(),
-            "bbox": None if rle is None else box_from_rle(rle),
-            "area": None if rle is None else area_from_rle(rle),
-            "segmentation": rle,
+            **_mask_dict(rle),
+            **self._candidate_dicts(index),
+        }
+
+    def _candidate_dicts(self, index: int) -> dict[str, Any]:
+        if self.candidate_rles is None or self.candidate_iou_predictions is None:
+            return {}
+        scores = self.candidate_iou_predictions[index]
+        return {
+            "candidates": [
+                {"iou_prediction": _number(score), **_mask_dict(rle)}
+                for score, rle in zip(scores, self.candidate_rles[index], strict=True)
+            ]
         }
 
     def _points(self, index: int) -> list[list[float]]:
@@ -230,6 +249,14 @@ class Regions:
             for (x, y), label in zip(coords, labels, strict=True)
             if label != PointLabel.PADDING
         ]
+
+
+def _mask_dict(rle: Rle | None) -> dict[str, Any]:
+    return {
+        "bbox": None if rle is None else box_from_rle(rle),
+        "area": None if rle is None else area_from_rle(rle),
+        "segmentation": rle,
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import request_answers, request_candidates
 from tap_deploy.sessions.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
@@ -22,6 +22,7 @@ from tap_deploy.sessions.device_memory import DeviceMemory
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import (
     FOREIGN,
+    Candidates,
     DecodedPrompts,
     Embeddings,
     Lane,
@@ -83,8 +84,7 @@ class DeviceLane(Lane):
             self._decoder.bind(spec.name, self._inputs[spec.name].address)
         batch = self._encoder_graph.limits["B"]
         self._encoded = buffers.device(batch * self._store.size_bytes) if batch > 1 else 0
-        answers = request_answers(self._decoder_graph.limits["P"])
-        self._inputs[graphs.MASK_REQUEST].upload(answers, self._stream)
+        self._request_answers()
         self._captioner = DeviceCaptioner(
             device_graphs[graphs.TEXT_DECODER],
             self._config,
@@ -103,6 +103,8 @@ class DeviceLane(Lane):
         self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
     ) -> dict[str, StagedTensor]:
         limits = dict(graph.limits) | {"M": 1}
+        if "P" in limits:  # room for all masks of one prompt, see decode_candidates
+            limits["P"] = max(limits["P"], self._config.num_mask_tokens)
         return {
             spec.name: self._buffers.staged(
                 size_bytes(spec, limits, np.dtype(spec.dtype).itemsize),
@@ -152,34 +154,65 @@ class DeviceLane(Lane):
         start: int,
     ) -> DecodedPrompts:
         """Run the prompt decoder; waits once for the GPU, for the answers."""
+        assert isinstance(tokens, DeviceTokens)
+        sizes = self._enqueue_decoder(embeddings, coords, labels, masks=1)
+        self._memory.copy_on_device(
+            tokens.address + start * self._token_bytes,
+            self._outputs[graphs.SEMANTIC_TOKENS].address,
+            len(labels) * self._token_bytes,
+            self._stream,
+        )
+        names = [spec.name for spec in self._decoder_graph.spec.outputs]
+        return DecodedPrompts.from_outputs(self._fetch(names, sizes))
+
+    def decode_candidates(
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+    ) -> Candidates:
+        """Run the prompt decoder for all tokens, in the buffers that P answers have otherwise."""
+        masks, room = self._config.num_mask_tokens, self._decoder_graph.limits["P"]
+        if len(labels) * masks > max(room, masks):
+            raise InputError(f"{len(labels)} prompts of {masks} masks; expected at most {room}")
+        request = request_candidates(len(labels), masks)
+        self._inputs[graphs.MASK_REQUEST].upload(request, self._stream)
+        try:
+            sizes = self._enqueue_decoder(embeddings, coords, labels, masks=masks)
+            fetched = self._fetch([graphs.LOW_RES_MASKS, graphs.IOU_PREDICTIONS], sizes)
+        finally:
+            self._request_answers()
+        return Candidates.from_outputs(fetched)
+
+    def _request_answers(self) -> None:
+        answers = request_answers(self._decoder_graph.limits["P"])
+        self._inputs[graphs.MASK_REQUEST].upload(answers, self._stream)
+
+    def _enqueue_decoder(
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, *, masks: int
+    ) -> Mapping[str, int]:
         if not isinstance(embeddings, DeviceEmbeddings) or embeddings.store is not self._store:
             raise InputError(FOREIGN)
-        assert isinstance(tokens, DeviceTokens)
         _check(self._decoder_graph.spec, 1, coords)
         _check(self._decoder_graph.spec, 2, labels)
         count, points = labels.shape
-        sizes = {"P": count, "N": points, "M": 1}
+        sizes = {"P": count, "N": points, "M": masks}
         self._decoder_graph.check_sizes(sizes)
         self._inputs[graphs.POINT_COORDS].upload(coords, self._stream)
         self._inputs[graphs.POINT_LABELS].upload(labels, self._stream)
         self._decoder.set_sizes(sizes)
         self._decoder.bind(graphs.IMAGE_EMBEDDINGS, embeddings.address)
         self._decoder.enqueue()
-        self._memory.copy_on_device(
-            tokens.address + start * self._token_bytes,
-            self._outputs[graphs.SEMANTIC_TOKENS].address,
-            count * self._token_bytes,
-            self._stream,
-        )
+        return sizes
+
+    def _fetch(self, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Wait for outputs of the prompt decoder, and copy them: the next call writes there."""
+        specs = [spec for spec in self._decoder_graph.spec.outputs if spec.name in names]
         fetched = {
             spec.name: self._outputs[spec.name].download(
                 resolve_shape(spec, sizes), spec.dtype, self._stream
             )
-            for spec in self._decoder_graph.spec.outputs
+            for spec in specs
         }
         self.synchronize()
-        # The next call writes where these lie.
-        return DecodedPrompts.from_outputs({name: a.copy() for name, a in fetched.items()})
+        return {name: array.copy() for name, array in fetched.items()}
 
     def caption(
         self,

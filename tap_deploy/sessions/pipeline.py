@@ -18,7 +18,7 @@ from tap_deploy import graphs
 from tap_deploy.captioner import Captioner
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import request_answers, request_candidates
 from tap_deploy.sessions.contract import Session
 
 CLOSED = "this predictor is closed; load the bundle again"
@@ -63,6 +63,22 @@ class DecodedPrompts:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """The masks of all M tokens of every prompt, of which one answers it."""
+
+    low_res_masks: np.ndarray  # float32 [P, M, S, S]
+    iou_predictions: np.ndarray  # float32 [P, M]
+
+    @classmethod
+    def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> Candidates:
+        """Take what the graph gives where it was asked for every token."""
+        return cls(
+            low_res_masks=outputs[graphs.LOW_RES_MASKS].astype(np.float32, copy=False),
+            iou_predictions=outputs[graphs.IOU_PREDICTIONS].astype(np.float32, copy=False),
+        )
+
+
 class Lane(abc.ABC):
     """One call's way through the graphs; not for several threads at once."""
 
@@ -103,6 +119,18 @@ class Lane(abc.ABC):
 
         Raises:
             InputError: more prompts or points than the graph takes, or foreign embeddings.
+            SessionError: the backend failed.
+        """
+
+    @abc.abstractmethod
+    def decode_candidates(
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+    ) -> Candidates:
+        """Run the prompt decoder for the masks of all M tokens of P prompts, see there.
+
+        Raises:
+            InputError: P x M is more than the prompts that the graph takes and than M, or as
+                ``decode_prompts``.
             SessionError: the backend failed.
         """
 
@@ -211,16 +239,31 @@ class HostPipeline(Pipeline, Lane):
         """Run the prompt decoder and choose a token per prompt."""
         if not isinstance(embeddings, HostEmbeddings) or not isinstance(tokens, HostTokens):
             raise InputError(FOREIGN)
-        outputs = self._session(graphs.PROMPT_DECODER).run(
-            {
-                graphs.IMAGE_EMBEDDINGS: embeddings.array,
-                graphs.POINT_COORDS: coords,
-                graphs.POINT_LABELS: labels,
-                graphs.MASK_REQUEST: request_answers(len(labels)),
-            }
-        )
+        request = request_answers(len(labels))
+        outputs = self._decode(embeddings.array, coords, labels, request)
         tokens.array[start : start + len(labels)] = outputs[graphs.SEMANTIC_TOKENS][:, 0]
         return DecodedPrompts.from_outputs(outputs)
+
+    def decode_candidates(
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+    ) -> Candidates:
+        """Run the prompt decoder once for all tokens."""
+        if not isinstance(embeddings, HostEmbeddings):
+            raise InputError(FOREIGN)
+        request = request_candidates(len(labels), self.config.num_mask_tokens)
+        return Candidates.from_outputs(self._decode(embeddings.array, coords, labels, request))
+
+    def _decode(
+        self, embeddings: np.ndarray, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
+    ) -> Mapping[str, np.ndarray]:
+        return self._session(graphs.PROMPT_DECODER).run(
+            {
+                graphs.IMAGE_EMBEDDINGS: embeddings,
+                graphs.POINT_COORDS: coords,
+                graphs.POINT_LABELS: labels,
+                graphs.MASK_REQUEST: request,
+            }
+        )
 
     def caption(
         self,
