@@ -28,6 +28,7 @@ from tap_deploy.golden import GoldenSample
 from tap_deploy.masks import request_answers
 from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions import tensorrt as tensorrt_sessions
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.tensorrt import TensorRtEngine
@@ -176,6 +177,30 @@ def test_only_results_come_to_the_host(load, cuda, picture, points, expected, mi
     assert cuda.copied_bytes("d2h") == rows * floats * 4 + id_rows
     # Chosen tokens: into the room of the call, and from there to the captions.
     assert cuda.copied_bytes("d2d") == 2 * rows * tokens * 4
+
+
+@pytest.mark.parametrize("max_prompts", [MAX_PROMPTS, 2])
+def test_candidates_are_those_of_onnxruntime(
+    load, cuda, predictor, picture, points, expected, monkeypatch, max_prompts
+):
+    """In the buffers of the answers, also where an engine takes fewer prompts than masks."""
+    wanted = predict(predictor, picture, points, candidates=True)
+    bounds = tensorrt_sessions.axis_bounds
+
+    def fewer(*arguments: Any) -> Any:
+        minima, limits = bounds(*arguments)
+        return minima, limits | ({"P": max_prompts} if "P" in limits else {})
+
+    monkeypatch.setattr(tensorrt_sessions, "axis_bounds", fewer)
+    with load(cuda) as device:
+        assert device._pipeline.max_prompts == max_prompts
+        found = predict(device, picture, points, candidates=True)
+        np.testing.assert_allclose(
+            found.candidate_iou_predictions, wanted.candidate_iou_predictions, rtol=0, atol=1e-4
+        )
+        assert found.candidate_rles == wanted.candidate_rles
+        assert_same(predict(device, picture, points), expected)  # the request is put back
+    assert cuda.leaks() == {}
 
 
 def test_captions_wait_for_the_gpu_every_few_steps(load, cuda, picture, points):

@@ -197,3 +197,32 @@ def test_steps_of_different_items_run_side_by_side(read_ahead):
 
     ahead = ReadAhead(prepare, list, finish, group_size=1, read_ahead=read_ahead)
     assert [future.result(60) for _, future in ahead.run(range(9))] == list(range(9))
+
+
+def test_pictures_that_cannot_be_used_are_left_out(predictor, pictures, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    items = [
+        (pictures[0], Prompts.from_points(POINTS)),
+        (tmp_path / "broken.png", Prompts.from_points(POINTS)),
+        (pictures[2], Prompts.from_points([[[5000, 5, 1]]])),
+        (pictures[3], Prompts.from_points(POINTS)),
+    ]
+    problems = []
+    found = predictor.predict_many(items, on_error=lambda *problem: problems.append(problem))
+    assert_same(next(found), predictor.predict(pictures[0], POINTS))
+    assert_same(next(found), predictor.predict(pictures[3], POINTS))
+    assert next(found, None) is None
+    assert [number for number, _ in problems] == [1, 2]
+    assert "broken.png" in str(problems[0][1])
+    assert "lies outside the picture" in str(problems[1][1])
+
+
+def test_a_backend_that_fails_is_no_picture_to_leave_out(fake_predictor, pictures):
+    predictor, sessions = fake_predictor
+
+    def fail(inputs, outputs):
+        raise SessionError("the backend failed")
+
+    sessions[graphs.IMAGE_ENCODER]._run = fail
+    with pytest.raises(SessionError, match="picture 0: the backend failed"):
+        list(predictor.predict_many(pictures, POINTS, on_error=lambda *problem: None))

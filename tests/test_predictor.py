@@ -10,7 +10,8 @@ from PIL import Image
 
 from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
 from tap_deploy.errors import BundleError, InputError, SessionError
-from tap_deploy.masks import rle_from_mask
+from tap_deploy.image import Frame
+from tap_deploy.masks import area_from_rle, mask_from_rle, masks_from_logits, rle_from_mask
 from tap_deploy.sessions.fake import FakeSession
 
 ROWS_OF_IMAGE = (slice(0, 4), slice(4, 8))
@@ -331,3 +332,80 @@ def test_masks_as_run_lengths(predictor, golden):
     assert regions.to_json() == expected.to_json()
     with pytest.raises(InputError, match="masks is 'png'; expected True, False or 'rle'"):
         predictor.predict(*arguments, masks="png")
+
+
+def test_all_candidates(predictor, golden):
+    """The masks of every token, held against those of the reference; one of them answers."""
+    rows = ROWS_OF_IMAGE[0]
+    picture = rgb(golden, 0)
+    regions = predictor.predict(picture, golden["points_px"][rows], candidates=True, masks="rle")
+    scores = golden["iou_predictions"][rows]
+    np.testing.assert_allclose(regions.candidate_iou_predictions, scores, rtol=0, atol=TOLERANCE)
+    frame = Frame.for_image(*picture.shape[:2], predictor.config.image_size)
+    for index, logits in enumerate(golden["low_res_masks"][rows]):
+        masks = np.stack([mask_from_rle(rle) for rle in regions.candidate_rles[index]])
+        assert (masks != masks_from_logits(logits, frame)).mean() <= 1e-4
+        assert regions.candidate_rles[index][regions.mask_index[index]] == regions.rle(index)
+    assert len({str(rle) for rle in regions.candidate_rles[0]}) == predictor.config.num_mask_tokens
+    [first, *_] = regions.to_dict()["regions"]
+    assert [one["segmentation"] for one in first["candidates"]] == regions.candidate_rles[0]
+    assert [one["area"] for one in first["candidates"]] == [
+        area_from_rle(rle) for rle in regions.candidate_rles[0]
+    ]
+    plain = predictor.predict(picture, golden["points_px"][rows], masks="rle")
+    assert plain.candidate_rles is None
+    assert "candidates" not in plain.to_dict()["regions"][0]
+    np.testing.assert_array_equal(plain.caption_ids, regions.caption_ids)
+
+
+def test_candidates_come_in_chunks(micro_bundle, predictor, golden):
+    points = golden["points_px"][:4]
+    expected = predictor.predict(rgb(golden, 0), points, candidates=True, captions=False)
+    with TapPredictor.from_bundle(micro_bundle.path, memory_limit_bytes=1) as small:
+        found = small.predict(rgb(golden, 0), points, candidates=True, captions=False)
+    np.testing.assert_allclose(
+        found.candidate_iou_predictions, expected.candidate_iou_predictions, rtol=0, atol=1e-5
+    )
+    masks, others = (
+        np.array([[mask_from_rle(rle) for rle in row] for row in regions.candidate_rles])
+        for regions in (found, expected)
+    )
+    assert (masks != others).mean() < 1e-4
+
+
+def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
+    picture = rgb(golden, 0)
+    height, width = picture.shape[:2]
+    boxes = [[-0.001, -3, 40, 50], [10, 10, width + 0.5, height]]
+    with pytest.raises(InputError, match=r"point 0 \(-0.001, -3\).*clip=True \(--clip\) moves it"):
+        predictor.predict(picture, boxes=boxes)
+    regions = predictor.predict(picture, boxes=boxes, clip=True)
+    assert caplog.messages == [
+        f"clip moved 2 points of 2 regions into the picture of {width} x {height} pixels"
+    ]
+    inside = predictor.predict(picture, boxes=[[0, 0, 40, 50], [10, 10, width, height]], clip=True)
+    assert len(caplog.messages) == 1
+    np.testing.assert_array_equal(regions.prompts.coords, inside.prompts.coords)
+    np.testing.assert_array_equal(regions.masks, inside.masks)
+    with pytest.raises(InputError, match="region 0: box .* has no area"):
+        predictor.predict(picture, boxes=[[-9, 0, -3, 40]], clip=True)
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_many"])
+def test_masks_that_fill_the_memory_are_refused_before_the_work(fake_predictor, monkeypatch, call):
+    """A thousand boxes on twelve megapixels: 12 GB of masks, on a machine with 8 GB free."""
+    from tap_deploy import pictures
+    from tap_deploy.machine.memory import Memory
+
+    memory = Memory(total_bytes=16 << 30, available_bytes=8 << 30, swap_bytes=0, zram_bytes=0)
+    monkeypatch.setattr(pictures, "memory_of", lambda host: memory)
+    predictor, sessions = fake_predictor
+    picture = np.zeros((3000, 4000, 3), np.uint8)
+    boxes = np.tile([10, 10, 50, 50], (1000, 1))
+    with pytest.raises(InputError, match=r"1000 masks of 4000 x 3000 pixels take 12\.0 GB.*'rle'"):
+        if call == "predict":
+            predictor.predict(picture, boxes=boxes)
+        else:
+            list(predictor.predict_many([picture], boxes=boxes))
+    assert all(session.calls == [] for session in sessions.values())
+    assert len(predictor.predict(picture, boxes=boxes, masks="rle", captions=False).rles) == 1000

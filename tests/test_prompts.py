@@ -338,3 +338,33 @@ def test_unreadable_sketch_files_are_refused(tmp_path: Path) -> None:
         load_sketch(tmp_path)
     with pytest.raises(InputError, match="null byte"):
         load_sketch("a\0b")
+
+
+def test_clip_moves_what_lies_outside_and_nothing_else(caplog):
+    prompts = Prompts.concatenate(
+        [
+            Prompts.from_points([[[-1, 5, 1], [3, 4, 0]], [[99, 99, 1]]]),
+            Prompts.from_boxes([[2, 2, 10.25, 6]]),
+        ]
+    )
+    clipped = prompts.clip(10, 8)
+    expected = Prompts.concatenate(
+        [
+            Prompts.from_points([[[0, 5, 1], [3, 4, 0]], [[10, 8, 1]]]),
+            Prompts.from_boxes([[2, 2, 10, 6]]),
+        ]
+    )
+    np.testing.assert_array_equal(clipped.coords, expected.coords)
+    np.testing.assert_array_equal(clipped.labels, expected.labels)
+    assert caplog.messages == ["clip moved 3 points of 3 regions into the picture of 10 x 8 pixels"]
+    clipped.check(10, 8)
+    assert clipped.clip(10, 8) is clipped
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_clip_leaves_what_is_no_number_to_check(value, caplog):
+    prompts = Prompts.from_points([[[value, 5, 1]]]).clip(10, 8)
+    assert caplog.messages == []
+    with pytest.raises(InputError, match="NaN or infinite"):
+        prompts.check(10, 8)
