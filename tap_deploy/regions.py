@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -199,19 +200,29 @@ class Regions:
             words["caption"] = self.captions[index]
         return words
 
-    def visualize(self, image: ImageSource, scale: int = 1) -> Image.Image:
+    def visualize(
+        self,
+        image: ImageSource,
+        scale: int = 1,
+        *,
+        font: str | os.PathLike[str] | None = None,
+    ) -> Image.Image:
         """Draw masks, prompts and labels on the picture that was predicted on, mode RGB.
 
         Args:
             image: the picture.
             scale: by how much its sides are enlarged first, 1..16; for small pictures.
+            font: a TrueType or OpenType file for the labels. What it lacks, or Pillow's own font
+                without it, comes from the fonts of the system; of what no font has a warning
+                tells the package to install.
 
         Raises:
-            InputError: the picture cannot be read, or has another size; or no such scale.
+            InputError: the picture cannot be read, or has another size; no such scale; or a font
+                that cannot be read.
         """
         from tap_deploy.visualize import draw_regions  # it imports this module
 
-        return draw_regions(image, self, scale)
+        return draw_regions(image, self, scale, font=font)
 
     def _region_dict(self, index: int) -> dict[str, Any]:
         rle = self.rle(index)

@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from tap_deploy.visualize.colors import WHITE, Color
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+from tap_deploy.visualize.fonts import FontFile
+from tap_deploy.visualize.typeface import Typeface
+from tap_deploy.visualize.writing import cleaned, clusters, is_leftward, pieces
 
 MAX_LINES = 3  # of a caption
 MAX_SHARE = 0.4  # of the picture under labels; beyond it captions go, then labels
@@ -26,22 +27,18 @@ _SMOOTH = 4  # corners are drawn so many times larger, then scaled down
 class LabelStyle:
     """Sizes of a label for one picture, pixels."""
 
-    font: Font
-    line_height: int
+    font: Typeface
     padding: int
     stripe: int
     max_width: int
     max_height: int
 
     @classmethod
-    def for_picture(cls, width: int, height: int) -> LabelStyle:
+    def for_picture(cls, width: int, height: int, font: FontFile | None = None) -> LabelStyle:
         """Return sizes that stay legible when the picture is shown on a screen as a whole."""
         font_size = max(9, round(6 + 0.0135 * math.sqrt(width * height)))
-        font = ImageFont.load_default(font_size)
-        _, top, _, bottom = font.getbbox("Ág")
         return cls(
-            font=font,
-            line_height=math.ceil((bottom - top) * 1.22),
+            font=Typeface(font_size, font),
             padding=max(2, round(font_size * 0.4)),
             stripe=max(2, round(font_size * 0.22)),
             max_width=min(width, max(round(0.4 * width), 14 * font_size)),
@@ -77,32 +74,37 @@ class Label:
     def fitted(cls, texts: LabelTexts, style: LabelStyle, max_lines: int = MAX_LINES) -> Label:
         """Break and shorten the texts until the plate fits; of the title something remains."""
         font, room = style.font, style.max_width - 2 * style.padding - style.stripe
-        title, detail = _shorten(" ".join(texts.title.split()), font, room), texts.detail
-        first = font.getlength(title) + style.padding + font.getlength(detail)
+        title, caption, detail = cleaned(texts.title), cleaned(texts.caption), texts.detail
+        line_height = font.line_height([title, caption])
+        title = _shorten(title, font, room)
+        first = font.length(title) + style.padding + font.length(detail)
         if first > room:
-            detail, first = "", font.getlength(title)
-        spare = (style.max_height - 2 * style.padding) // style.line_height - 1
-        lines = _wrap(texts.caption, font, room, min(max_lines, spare))
-        longest = max([first, *map(font.getlength, lines)])
+            detail, first = "", font.length(title)
+        spare = (style.max_height - 2 * style.padding) // line_height - 1
+        lines = _wrap(caption, font, room, min(max_lines, spare))
+        longest = max([first, *map(font.length, lines)])
         return cls(
             title=title,
             detail=detail,
             lines=tuple(lines),
             width=math.ceil(longest) + 2 * style.padding + style.stripe,
-            height=(1 + len(lines)) * style.line_height + 2 * style.padding,
+            height=(1 + len(lines)) * line_height + 2 * style.padding,
         )
 
     def plate(self, color: Color, style: LabelStyle) -> Image.Image:
         """Draw the plate, mode RGBA, with a stripe in the colour of its region."""
-        plate = _rounded(self.width, self.height, style.stripe, color)
+        font, plate = style.font, _rounded(self.width, self.height, style.stripe, color)
         draw = ImageDraw.Draw(plate)
-        x, y = style.stripe + style.padding, style.padding + style.line_height // 2
-        draw.text((x, y), self.title, WHITE, style.font, anchor="lm")
-        beside = x + style.font.getlength(self.title) + style.padding
-        draw.text((beside, y), self.detail, _DETAIL, style.font, anchor="lm")
-        for number, line in enumerate(self.lines, start=1):
-            place = (x, y + number * style.line_height)
-            draw.text(place, line, _CAPTION, style.font, anchor="lm")
+        line_height = (self.height - 2 * style.padding) // (1 + len(self.lines))
+        x, y = style.stripe + style.padding, style.padding + line_height // 2
+        font.draw(draw, (x, y), self.title, WHITE, leftward=is_leftward(self.title))
+        beside = x + font.length(self.title) + style.padding
+        font.draw(draw, (beside, y), self.detail, _DETAIL)
+        leftward = is_leftward(" ".join(self.lines))
+        for line in self.lines:
+            y += line_height
+            left = self.width - style.padding - font.length(line) if leftward else x
+            font.draw(draw, (left, y), line, _CAPTION, leftward=leftward)
         return plate
 
 
@@ -118,26 +120,26 @@ def labels_from_texts(
     return labels
 
 
-def _shorten(text: str, font: Font, room: float) -> str:
-    if font.getlength(text) <= room:
+def _shorten(text: str, font: Typeface, room: float) -> str:
+    if font.length(text) <= room:
         return text
-    while text and font.getlength(f"{text}…") > room:
-        text = text[:-1]
-    return f"{text.rstrip()}…"
+    kept = clusters(text)
+    while kept and font.length(f"{text}…") > room:
+        kept.pop()
+        text = "".join(kept).rstrip()
+    return f"{text}…"
 
 
-def _wrap(text: str, font: Font, room: float, max_lines: int) -> list[str]:
+def _wrap(text: str, font: Typeface, room: float, max_lines: int) -> list[str]:
     if max_lines < 1:
         return []
     lines: list[str] = []
-    for word in text.split():
-        joined = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(joined) <= room:
-            lines[-1] = joined
+    for piece in pieces(text):
+        full = len(lines) == max_lines  # the last line takes, and loses, all that is left
+        if lines and (full or font.length(lines[-1] + piece) <= room):
+            lines[-1] += piece
         else:
-            lines.append(word)
-    if len(lines) > max_lines:
-        lines[max_lines - 1 :] = [" ".join(lines[max_lines - 1 :])]
+            lines.append(piece.lstrip())
     return [_shorten(line, font, room) for line in lines]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tap_deploy.image import ImageSource, load_image
 from tap_deploy.masks import box_from_mask
 from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
 from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_picture, enlarged_regions
+from tap_deploy.visualize.fonts import font_from_path
 from tap_deploy.visualize.labels import LabelStyle, LabelTexts, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 from tap_deploy.visualize.markers import draw_boxes, draw_points
@@ -29,7 +31,13 @@ _COVER_MAP_SIDE = 160  # pixels; labels need no finer idea of where masks are
 Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, drawn on in place
 
 
-def draw_regions(image: ImageSource, regions: Regions, scale: int = 1) -> Image.Image:
+def draw_regions(
+    image: ImageSource,
+    regions: Regions,
+    scale: int = 1,
+    *,
+    font: str | os.PathLike[str] | None = None,
+) -> Image.Image:
     """Return the picture with its regions drawn on it, mode RGB, ``scale`` times its size.
 
     Each region has a colour of its own: its mask is tinted and outlined, its box is framed, and
@@ -42,10 +50,14 @@ def draw_regions(image: ImageSource, regions: Regions, scale: int = 1) -> Image.
         regions: what was predicted.
         scale: by how much the sides are enlarged first, 1..16: on a small picture labels would
             hide what they are about, and lines would be coarse.
+        font: a TrueType or OpenType file for the labels. Without it they are in Pillow's own
+            font; in both cases what that lacks comes from the fonts of the system.
 
     Raises:
-        InputError: the picture cannot be read, or has another size; or no such scale.
+        InputError: the picture cannot be read, or has another size; no such scale; or a font
+            that cannot be read.
     """
+    font_file = None if font is None else font_from_path(font)
     if not 1 <= scale <= MAX_SCALE:
         raise InputError(f"scale of the overlay is {scale}; expected 1 to {MAX_SCALE}")
     canvas = np.array(load_image(image, convert=True))
@@ -63,7 +75,8 @@ def draw_regions(image: ImageSource, regions: Regions, scale: int = 1) -> Image.
     picture = Image.fromarray(canvas)
     draw_boxes(picture, regions.prompts, round(line_width))
     points = draw_points(picture, regions.prompts, round(line_width))
-    _draw_labels(picture, regions, points, round(line_width))
+    style = LabelStyle.for_picture(width, height, font_file)
+    _draw_labels(picture, regions, points, round(line_width), style)
     return picture
 
 
@@ -101,10 +114,13 @@ def _blend(canvas: Canvas, color: Color, opacity: npt.NDArray[np.floating[Any]])
 
 
 def _draw_labels(
-    picture: Image.Image, regions: Regions, points: list[Box], line_width: int
+    picture: Image.Image,
+    regions: Regions,
+    points: list[Box],
+    line_width: int,
+    style: LabelStyle,
 ) -> None:
     width, height = picture.size
-    style = LabelStyle.for_picture(width, height)
     boxes = [_region_box(regions, index) for index in range(len(regions))]
     small = [box for box in boxes if _area(box) < _SMALL * width * height]
     inset, covered = style.padding // 2, _cover_map(regions)
