@@ -27,6 +27,7 @@ _STYLES = ("bold", "black", "condensed", "italic", "light", "mono", "oblique", "
 _PLACEHOLDERS = "lastresort"  # fonts that have a box for every character there is
 
 _PROBE_PIXELS = 48  # large enough that 口 and the box of a missing glyph differ
+_UNUSUAL_PIXELS = 331  # no letters that are stored as pixels come in this size
 _UNASSIGNED = "\U0010ffff"  # no font has it: what is drawn for it stands for any missing glyph
 
 
@@ -50,15 +51,15 @@ def font_from_path(path: str | os.PathLike[str]) -> FontFile:
     """Return the font in a file, the first one of a collection.
 
     Raises:
-        InputError: there is no such file, or no font of any size in it.
+        InputError: there is no such file, or no font in it whose letters come in any size.
     """
     file = FontFile(os.fspath(path))
     try:
-        _load(file, _PROBE_PIXELS, ImageFont.Layout.BASIC)
+        _load(file, _UNUSUAL_PIXELS, ImageFont.Layout.BASIC)
     except OSError as exc:
         raise InputError(
             f"font {file.path} cannot be read: {exc}; expected a TrueType or OpenType file "
-            "(.ttf, .otf or .ttc) of scalable letters"
+            "(.ttf, .otf or .ttc) with outlines"
         ) from exc
     return file
 
@@ -114,7 +115,8 @@ def _by_style(path: pathlib.Path) -> tuple[int, pathlib.Path]:
 
 def _load(file: FontFile, pixels: int, layout: ImageFont.Layout | None) -> ImageFont.FreeTypeFont:
     if file == DEFAULT_FONT:
-        return typing.cast(ImageFont.FreeTypeFont, ImageFont.load_default(pixels))
+        font = typing.cast(ImageFont.FreeTypeFont, ImageFont.load_default(pixels))
+        return font if layout is None else font.font_variant(layout_engine=layout)
     # Not ImageFont.truetype: in place of a broken file it takes another one of the same name.
     font = ImageFont.FreeTypeFont(file.path, pixels, file.index, layout_engine=layout)
     if not file.index >> 16:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from PIL import ImageDraw, ImageFont, features
@@ -25,15 +25,17 @@ from tap_deploy.visualize.writing import (
     clusters,
     directions,
     has_leftward,
+    is_letter,
+    kind_and_package,
     needs_glyph,
     needs_shaping,
     without_marks,
-    writing_and_package,
 )
 
 logger = logging.getLogger(__name__)
 
-_LINE_HEIGHT = 1.22  # of what a font draws
+_LEADING = 1.22  # of lines in Pillow's own font, in heights of its letters
+_TALL_LEADING = 1.15  # of lines that hold taller ones
 _Part = tuple[str, FontFile]
 
 
@@ -62,10 +64,13 @@ class Typeface:
 
     def __init__(self, pixels: int, font: FontFile | None = None) -> None:
         self._pixels = pixels
-        self._first = (DEFAULT_FONT,) if font is None else (font, DEFAULT_FONT)
-        default = self._font(DEFAULT_FONT)
+        self._first: tuple[FontFile, ...] = (
+            (DEFAULT_FONT,) if font is None else (font, DEFAULT_FONT)
+        )
+        self._damaged: frozenset[FontFile] = frozenset()
+        default = self._font(_Run("", DEFAULT_FONT))
         _, top, _, bottom = default.getbbox("Ág")
-        self._height = math.ceil((bottom - top) * _LINE_HEIGHT)
+        self._height = math.ceil((bottom - top) * _LEADING)
         # From the middle of a line down to where its letters stand.
         self._drop = default.getbbox("x", anchor="lm")[3] - default.getbbox("x", anchor="ls")[3]
 
@@ -73,15 +78,27 @@ class Typeface:
         """Return how wide a line is, pixels."""
         return sum(map(self._length, self._runs(text)))
 
-    def line_height(self, texts: Iterable[str] = ()) -> int:
-        """Return the distance of lines in which these texts fit, pixels."""
+    def line_height(self, texts: Sequence[str] = ()) -> int:
+        """Return the distance of lines in which these texts fit, pixels.
+
+        A font that turns out to be damaged is not used from then on.
+        """
         height: float = self._height
         for run in itertools.chain.from_iterable(map(self._runs, texts)):
-            if run.file != DEFAULT_FONT:
-                font = self._font(run.file)
-                _, top, _, bottom = font.getbbox(run.text, anchor="ls", direction=run.direction)
-                height = max(height, 2 * (-self._drop - top) + 2, 2 * (self._drop + bottom) + 2)
-        return math.ceil(height)
+            if run.file == DEFAULT_FONT:
+                continue
+            try:
+                mask, (_, top) = self._font(run).getmask2(
+                    run.text, anchor="ls", direction=run.direction
+                )
+            except OSError:
+                self._damaged |= {run.file}
+                self._first = tuple(file for file in self._first if file != run.file)
+                return self.line_height(texts)
+            # From the middle of the line.
+            reach = max(-self._drop - top, self._drop + top + mask.size[1])
+            height = max(height, _TALL_LEADING * 2 * reach)
+        return math.ceil(min(height, 2 * self._height))  # piles of marks may be endless
 
     def draw(
         self,
@@ -103,15 +120,16 @@ class Typeface:
         """
         x, y = place[0], place[1] + self._drop
         for run in self._runs(text, leftward=leftward):
-            font = self._font(run.file)
-            draw.text((x, y), run.text, color, font, "ls", direction=run.direction)
+            draw.text((x, y), run.text, color, self._font(run), "ls", direction=run.direction)
             x += self._length(run)
 
     def _length(self, run: _Run) -> float:
-        return self._font(run.file).getlength(run.text, direction=run.direction)
+        return self._font(run).getlength(run.text, direction=run.direction)
 
-    def _font(self, file: FontFile) -> ImageFont.FreeTypeFont:
-        font = open_font(file, self._pixels)
+    def _font(self, run: _Run) -> ImageFont.FreeTypeFont:
+        # Pillow's own font is laid out by Raqm only if asked for, as other fonts always are.
+        layout = ImageFont.Layout.RAQM if run.direction else None
+        font = open_font(run.file, self._pixels, layout)
         assert font is not None  # no other one is chosen
         return font
 
@@ -129,35 +147,56 @@ class Typeface:
         return _in_order(parts, leftward=leftward)
 
     def _parts(self, text: str) -> list[_Part]:
-        """Cut a text into what is in one font: all of it, else words, else characters."""
+        """Cut a text where the font changes: seldom, so that letters of a word look alike."""
+        if _has_all(self._first[0], _needed(text)):
+            return [(text, self._first[0])]
         parts: list[_Part] = []
-        for unit in [text] if self._file_with(text) else re.findall(r"\S+\s*|\s+", text):
-            file = self._file_with(unit)
-            parts += [(unit, file)] if file else map(self._part, clusters(unit))
+        whole = self._file_with(_letters(text))
+        for unit in [text] if whole else re.findall(r"\S+\s*|\s+", text):
+            preferred = whole or self._file_with(_letters(unit))
+            parts += [self._part(cluster, preferred) for cluster in clusters(unit)]
         joined = itertools.groupby(parts, key=lambda part: part[1])
         return [("".join(text for text, _ in group), file) for file, group in joined]
 
-    def _part(self, cluster: str) -> _Part:
+    def _part(self, cluster: str, preferred: FontFile | None) -> _Part:
         """Find a font for a character; a mark that no font has is left out."""
-        letter = without_marks(cluster)
-        file = self._file_with(cluster)
+        needed = _needed(cluster)
+        if preferred is not None and _has_all(preferred, needed):
+            return cluster, preferred
+        file = self._file_with(needed)
         if file is not None:
             return cluster, file
-        missing = next(c for c in cluster if needs_glyph(c) and self._file_with(c) is None)
-        _warn_of_glyphs(*writing_and_package(missing))
-        return letter, self._file_with(letter) or DEFAULT_FONT
+        missing = [c for c in cluster if self._file_with(_needed(c)) is None]
+        _warn_of_glyphs(*kind_and_package(missing[0] if missing else cluster[0]))
+        letter = without_marks(cluster)
+        return letter, self._file_with(_needed(letter)) or DEFAULT_FONT
 
-    def _file_with(self, text: str) -> FontFile | None:
-        return _file_with(self._first, self._pixels, frozenset(filter(needs_glyph, set(text))))
+    def _file_with(self, characters: frozenset[str]) -> FontFile | None:
+        return _file_with(self._first, self._damaged, self._pixels, characters)
+
+
+def _needed(text: str) -> frozenset[str]:
+    return frozenset(filter(needs_glyph, set(text)))
+
+
+def _letters(text: str) -> frozenset[str]:
+    return frozenset(filter(is_letter, set(text))) or _needed(text)
+
+
+def _has_all(file: FontFile, characters: frozenset[str]) -> bool:
+    return all(has_glyph(file, character) for character in characters)
 
 
 @functools.lru_cache(maxsize=4096)
 def _file_with(
-    first: tuple[FontFile, ...], pixels: int, characters: frozenset[str]
+    first: tuple[FontFile, ...],
+    damaged: frozenset[FontFile],
+    pixels: int,
+    characters: frozenset[str],
 ) -> FontFile | None:
     """Return the first font that has all characters; None if none has."""
     for file in _candidates(first):
-        if all(has_glyph(file, c) for c in characters) and open_font(file, pixels):
+        if file not in damaged and _has_all(file, characters) and open_font(file, pixels):
             return file
     return None
 
@@ -176,19 +215,20 @@ def _in_order(parts: list[_Part], *, leftward: bool) -> list[_Run]:
         _Run("".join(character for *_, character in group), file, direction)
         for (file, direction), group in itertools.groupby(marked, key=lambda mark: mark[:2])
     ]
-    ordered = []
-    for direction, neighbours in itertools.groupby(runs, key=lambda run: run.direction):
-        # Within what is read leftward, and within a leftward line, the first stands rightmost.
-        ordered.append(list(neighbours)[:: -1 if direction == "rtl" else 1])
+    # Among neighbours that are read leftward, and in a leftward line, the first stands rightmost.
+    ordered = [
+        list(neighbours)[:: -1 if direction == "rtl" else 1]
+        for direction, neighbours in itertools.groupby(runs, key=lambda run: run.direction)
+    ]
     return list(itertools.chain.from_iterable(ordered[:: -1 if leftward else 1]))
 
 
 @functools.cache  # once a process
-def _warn_of_glyphs(writing: str, package: str) -> None:
+def _warn_of_glyphs(kind: str, package: str) -> None:
     logger.warning(
-        "no font on this machine has %s characters, labels show boxes in their place: "
-        "apt-get install %s, or name a font that has them",
-        writing,
+        "labels cannot show %s: no font of this machine has them; apt-get install %s, or name a "
+        "font file that has them",
+        kind,
         package,
     )
 

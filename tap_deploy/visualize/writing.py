@@ -19,8 +19,7 @@ _LEADING_VOWELS = "เแโใไເແໂໃໄ"  # written before the consona
 _NO_START = "ะาำๅฯະາຳ"  # of a line, beside closing punctuation and marks
 _NO_END = "¥$£€#"  # beside opening punctuation
 
-_CJK_PACKAGE = "fonts-noto-cjk"
-_WRITING = {
+_EAST_ASIAN = {  # words that names of characters begin with
     "CJK": "Chinese",
     "IDEOGRAPHIC": "Chinese",
     "BOPOMOFO": "Chinese",
@@ -44,6 +43,11 @@ def needs_glyph(character: str) -> bool:
         return False  # which of two looks is meant, a joiner, letters that are blank
     category = unicodedata.category(character)
     return category not in _UNSEEN and category[0] != "Z"
+
+
+def is_letter(character: str) -> bool:
+    """Whether a character is part of a word: no digit, no punctuation, no symbol."""
+    return needs_glyph(character) and unicodedata.category(character)[0] in "LM"
 
 
 def clusters(text: str) -> list[str]:
@@ -107,17 +111,15 @@ def directions(text: str, *, leftward: bool) -> list[Direction]:
     return [b if b == a else base for b, a in zip(before, after, strict=True)]
 
 
-def writing_and_package(character: str) -> tuple[str, str]:
-    """Return what a character is part of, and the Debian package of a font that has it."""
-    kind = unicodedata.category(character)[0]
-    words = unicodedata.name(character, "unknown").replace("HALFWIDTH ", "").split()
-    if words[0] in _WRITING:
-        return _WRITING[words[0]], _CJK_PACKAGE
-    if (kind == "P" and _is_wide(character)) or words[0] == "FULLWIDTH":
-        return "Chinese", _CJK_PACKAGE
-    if kind == "S":
-        return "symbol", "fonts-symbola"
-    return words[0].capitalize(), "fonts-noto-core"
+def kind_and_package(character: str) -> tuple[str, str]:
+    """Return what a character is one of, and the Debian package of a font that has such."""
+    category = unicodedata.category(character)
+    first = unicodedata.name(character, "unknown").removeprefix("HALFWIDTH ").split()[0]
+    if category[0] == "S":
+        return "symbols", "fonts-symbola"
+    if first in _EAST_ASIAN or _is_wide(character):
+        return f"{_EAST_ASIAN.get(first, 'Chinese')} characters", "fonts-noto-cjk"
+    return f"{first.capitalize()} characters", "fonts-noto-core"
 
 
 def _may_part(before: str, after: str) -> bool:
