@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from tap_deploy.errors import InputError
 from tap_deploy.machine.host import CommandResult
+from tap_deploy.prompts import Prompts
 from tap_deploy.visualize import fonts, typeface
 from tap_deploy.visualize.colors import color_of
 from tap_deploy.visualize.fonts import (
@@ -30,6 +31,7 @@ from tap_deploy.visualize.fonts import (
 from tap_deploy.visualize.labels import Label, LabelStyle, LabelTexts
 from tap_deploy.visualize.typeface import Typeface
 from tap_deploy.visualize.writing import cleaned, clusters, pieces
+from tests.test_visualize import regions_for
 
 needs_raqm = pytest.mark.skipif(
     not features.check_feature("raqm"), reason="Raqm needs apt-get install libfribidi0"
@@ -188,14 +190,17 @@ def test_a_font_whose_damage_shows_late_is_passed_over(tmp_path, install):
     assert not has_glyph(damaged, "大")
     install(damaged, made_font(tmp_path / "good.ttf", "杯子", heights=(SHORT, SHORT)))
     style = LabelStyle.for_picture(400, 300)
-    label = Label.fitted(LabelTexts(title="杯", detail="", caption=""), style)
-    label.plate(color_of(0), style)
+    label = Label.fitted(LabelTexts(title="杯子", detail="", caption=""), style)
+    pixels = label.plate(color_of(0), style).convert("L")
+    column = np.asarray(pixels)[:, style.stripe + style.padding + 2]
+    assert np.count_nonzero(column > 200) == 3  # a short bar in the good one
 
 
 @pytest.mark.parametrize("box", [0, 900])
 def test_a_glyph_is_told_from_the_box_of_a_missing_one(tmp_path, box):
-    file = made_font(tmp_path / "a.ttf", "杯a", box=box)
+    file = made_font(tmp_path / "a.ttf", "杯大", heights=(TALL, 0), box=box)
     assert has_glyph(file, "杯")
+    assert not has_glyph(file, "大")  # there is a glyph, and nothing in it
     assert not has_glyph(file, "子")
     assert has_glyph(DEFAULT_FONT, "a")
     assert not has_glyph(DEFAULT_FONT, "é")
@@ -210,14 +215,28 @@ def test_a_font_of_the_caller_comes_first(tmp_path, install):
     assert face.length("x") == ImageFont.load_default(PIXELS).getlength("x")
 
 
-def test_a_font_of_the_caller_that_is_none_is_refused(tmp_path):
+def test_a_font_of_the_caller_that_is_none_is_refused(tmp_path, monkeypatch):
     (tmp_path / "text.ttf").write_text("no font", "utf-8")
+    # A font of that name where Pillow would look for one.
+    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
+    (tmp_path / "share" / "fonts").mkdir(parents=True)
+    made_font(tmp_path / "share" / "fonts" / "text.ttf", "a")
     for name, reason in (("text.ttf", "unknown file format"), ("none.ttf", "cannot open resource")):
         with pytest.raises(
             InputError, match=f"{name} cannot be read: {reason}; expected a"
         ) as error:
             LabelStyle.for_picture(64, 64, font_from_path(tmp_path / name))
         assert "\n" not in str(error.value)
+
+
+def test_overlays_are_labelled_in_the_font_of_the_caller(tmp_path):
+    own = made_font(tmp_path / "own.ttf", "region 0", heights=(SHORT,) * 8).path
+    regions = regions_for(Prompts.from_boxes([[300, 200, 390, 290]]), 300, 400)
+    grey = np.full((300, 400, 3), 128, np.uint8)
+    usual, special = regions.visualize(grey), regions.visualize(grey, font=own)
+    assert (np.asarray(usual) != np.asarray(special)).any()
+    with pytest.raises(InputError, match=r"none\.ttf cannot be read"):
+        regions.visualize(grey, font=tmp_path / "none.ttf")
 
 
 def test_a_variable_font_is_drawn_in_its_regular_weight(tmp_path, install):
@@ -306,6 +325,21 @@ def test_leftward_letters_stand_in_reading_order_beside_letters_of_another_font(
         start = 0 if at_the_left else round(face.length(text)) - 2 * PIXELS
         pixels = drawn(text, face, leftward=leftward)
         assert bars(pixels[:, start:], 2) == heights(SHORT, TALL)
+
+
+@needs_raqm
+def test_a_line_in_one_font_is_read_as_its_paragraph_is(tmp_path, install):
+    letters = (TALL, SHORT, 500, 200)
+    install(made_font(tmp_path / "a.ttf", "אבγδ", heights=letters))
+    face = Typeface(PIXELS)
+    hebrew, greek = heights(SHORT, TALL), heights(500, 200)
+    for text in ("אבγδ", "γδאב"):
+        starts_in_hebrew = text.startswith("א")
+        assert bars(drawn(text, face), 4) == (
+            hebrew + greek if starts_in_hebrew else greek + hebrew
+        )
+        leftward = bars(drawn(text, face, leftward=True), 4)
+        assert leftward == (greek + hebrew if starts_in_hebrew else hebrew + greek)
 
 
 @needs_raqm
