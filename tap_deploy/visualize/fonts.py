@@ -108,9 +108,9 @@ def _fonts_below(folder: str) -> list[pathlib.Path]:
     return sorted(fonts, key=_by_style)
 
 
-def _by_style(path: pathlib.Path) -> tuple[int, pathlib.Path]:
+def _by_style(path: pathlib.Path) -> tuple[int, bool, pathlib.Path]:
     name = path.stem.lower()
-    return sum(style in name for style in _STYLES), path
+    return sum(style in name for style in _STYLES), "sans" not in name, path
 
 
 def _load(file: FontFile, pixels: int, layout: ImageFont.Layout | None) -> ImageFont.FreeTypeFont:

@@ -236,6 +236,6 @@ def _warn_of_glyphs(kind: str, package: str) -> None:
 @functools.cache
 def _warn_of_shapes() -> None:
     logger.warning(
-        "letters of labels are neither joined nor read from the right, as their writing wants: "
+        "letters of labels are not joined, stacked or read from the right as their writing wants: "
         "Pillow finds no FriBidi; apt-get install libfribidi0"
     )

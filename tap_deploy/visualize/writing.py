@@ -32,9 +32,8 @@ _EAST_ASIAN = {  # words that names of characters begin with
 
 def cleaned(text: str) -> str:
     """Return a text in one line, without the characters that only programs take notice of."""
-    kept = _JOINERS + _DIRECTIONS
-    composed = unicodedata.normalize("NFC", " ".join(text.split()))
-    return "".join(c for c in composed if c in kept or unicodedata.category(c) not in _UNSEEN)
+    kept = [c for c in unicodedata.normalize("NFC", text) if c.isspace() or _is_read(c)]
+    return " ".join("".join(kept).split())
 
 
 def needs_glyph(character: str) -> bool:
@@ -119,7 +118,14 @@ def kind_and_package(character: str) -> tuple[str, str]:
         return "symbols", "fonts-symbola"
     if first in _EAST_ASIAN or _is_wide(character):
         return f"{_EAST_ASIAN.get(first, 'Chinese')} characters", "fonts-noto-cjk"
+    if category[0] == "P":
+        return "punctuation marks", "fonts-noto-core"
     return f"{first.capitalize()} characters", "fonts-noto-core"
+
+
+def _is_read(character: str) -> bool:
+    """Whether a character shows, or changes how its neighbours show."""
+    return character in _JOINERS + _DIRECTIONS or unicodedata.category(character) not in _UNSEEN
 
 
 def _may_part(before: str, after: str) -> bool:
