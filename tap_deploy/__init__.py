@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tap_deploy.concepts import Vocabulary
     from tap_deploy.config import TapConfig
     from tap_deploy.errors import TapError, VerificationError
+    from tap_deploy.picture_source import PictureFile
     from tap_deploy.pictures import EncodedImage
     from tap_deploy.predictor import TapPredictor
     from tap_deploy.prompts import Prompts
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "EncodedImage",
+    "PictureFile",
     "Prompts",
     "Regions",
     "TapConfig",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "EncodedImage": "pictures",
+    "PictureFile": "picture_source",
     "Prompts": "prompts",
     "Regions": "regions",
     "TapConfig": "config",

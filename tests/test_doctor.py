@@ -75,6 +75,7 @@ def test_a_package_that_is_there():
         ("tensorrt", "tensorrt", "tensorrt", "tensorrt"),
         ("tensorrt_rtx", "tensorrt-rtx", "rtx", "rtx"),
         ("pycocotools", "pycocotools", "coco", "coco"),
+        ("rasterio", "rasterio", "raster", "raster"),
     ],
 )
 def test_a_missing_package_names_its_use_and_its_extra(monkeypatch, module, name, extra, use):

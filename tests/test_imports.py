@@ -9,13 +9,23 @@ import pytest
 
 import tap_deploy
 
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "rasterio",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 # Where they are installed, older versions of Pillow look at these.
 PILLOW_MAY_LOAD = {"cffi", "_cffi_backend", "defusedxml", "olefile"}
 
 MENU = {
     "Bundle",
     "EncodedImage",
+    "PictureFile",
     "Prompts",
     "Regions",
     "TapConfig",

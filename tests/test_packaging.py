@@ -104,6 +104,7 @@ def test_the_metadata(wheel):
         "rtx",
         "cuda",
         "coco",
+        "raster",
         "train",
         "test",
     }
@@ -157,7 +158,7 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
     parser.read(PROJECT / "setup.cfg", encoding="utf-8")
     extras = parser["options.extras_require"]
     tested = [parser["options"]["install_requires"]]
-    names = ("onnxruntime", "export", "quantize", "coco", "rtx", "train", "test")
+    names = ("onnxruntime", "export", "quantize", "coco", "raster", "rtx", "train", "test")
     tested += [extras[name] for name in names]
     pins = pinned()
     for line in "\n".join(tested).split():

@@ -14,7 +14,8 @@ class Check:
 
     ``status`` is "missing" if something is absent, too old or does not work, and "warning" if it
     may become a hindrance. ``remedy`` is a command, None if nothing is wrong.
-    ``required_for`` lists the uses that need it, comma-separated: some of ``USES``, or "coco".
+    ``required_for`` lists the uses that need it, comma-separated: some of ``USES``, "coco" or
+    "raster".
     """
 
     name: str

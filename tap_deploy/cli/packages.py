@@ -97,6 +97,7 @@ PACKAGES = (
     ),
     Package(name="safetensors", minimum="0.4", extra="export", required_for="export"),
     Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
+    Package(name="rasterio", minimum="1.4", extra="raster", required_for="raster"),
     TENSORRT,
     Package(
         name="tensorrt-rtx", module="tensorrt_rtx", minimum="1.7", extra="rtx", required_for="rtx"

@@ -1,0 +1,247 @@
+"""What the header of a picture says about its samples, before anybody decodes them.
+
+Pillow's own modes do not tell: it cuts many pictures of more than 8 bits down to ``RGB`` on
+reading, shifts others, and leaves out bands that it has no use for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from PIL import ExifTags, TiffImagePlugin
+
+from tap_deploy.png_chunks import SIGNATURE as PNG
+
+MAX_BITS = 8
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # as in TIFF's SampleFormat
+# Who turns the samples into 8 bits.
+PILLOW, RASTERIO, NOBODY = "Pillow", "rasterio", "nobody"
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # of what Pillow reads
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_TIFF_COLOURS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LAB"}
+_PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type
+_OTHER_COLOURS = {12: "CMYK", 14: "LAB", 18: "YCbCr"}  # of JPEG 2000
+_ALPHA = (1, 2)  # of TIFF's ExtraSamples and JPEG 2000's channel definitions
+_UNKNOWN_SAMPLE_BITS = 8
+_HDR_TEXTURES = (94, 95, 96)  # DXGI formats BC6H: half floats
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The samples of a picture.
+
+    Attributes:
+        bits: of the deepest sample.
+        kind: ``UNSIGNED``, ``SIGNED`` or ``FLOAT``.
+        reader: who reads samples of more than 8 bits: ``PILLOW``, ``RASTERIO`` or ``NOBODY``.
+        driver: what GDAL calls the format; this and the rest is for ``RASTERIO``.
+        bands: samples of a pixel.
+        mode: what they mean, as Pillow's modes: ``L``, ``LA``, ``RGB``, ``RGBA``, ``CMYK``, …;
+            None if the file leaves one of them open.
+        white_is_zero: grey values count from white to black.
+        orientation: the EXIF number, of a TIFF.
+    """
+
+    bits: int
+    kind: int = UNSIGNED
+    reader: str = PILLOW
+    driver: str = ""
+    bands: int = 0
+    mode: str | None = ""
+    white_is_zero: bool = False
+    orientation: int = 1
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether samples have to be scaled to be 8-bit ones, in a way that Pillow does not."""
+        few_bits = self.bits < MAX_BITS and self.bands > 1  # Pillow unpacks a single band only
+        return self.bits > MAX_BITS or self.kind != UNSIGNED or few_bits
+
+
+def layout_of(file: IO[bytes]) -> Layout | None:
+    """Return what a file says; None where Pillow's mode tells all, or the header is broken."""
+    file.seek(0)
+    head = file.read(512)
+    try:
+        for place, signatures, read in _READERS:
+            if head.startswith(signatures, place):
+                return read(file, head)
+        return None
+    except Exception:  # whatever broken headers raise: Pillow will say what is wrong
+        return None
+    finally:
+        file.seek(0)
+
+
+def unclear_bands(name: str, count: int, is_deep: bool = False) -> str:
+    """Return the message about a raster whose bands have to be chosen."""
+    return (
+        f"{name} has {count} bands; choose those of red, green and blue, counted from 1, such as "
+        f"bands=(3, 2, 1) (--bands 3,2,1){', with convert=True (--convert)' if is_deep else ''}"
+    )
+
+
+def tiff_layout(tags: Mapping[int, Any]) -> Layout:
+    """Return what the tags of a TIFF frame say, as Pillow's ``tag_v2`` holds them."""
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    formats = set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (UNSIGNED,)))
+    extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    colours = _TIFF_COLOURS.get(photometric)
+    three = 3 if photometric in (2, 6) else 1  # JPEG in TIFF may leave the number out
+    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, three)
+    has_alpha = len(extra) == 1 and extra[0] in _ALPHA
+    if colours == "L" and bands == 3 and bits > MAX_BITS:
+        colours = "RGB"  # GDAL writes three bands like this
+    return Layout(
+        bits=bits,
+        bands=bands,
+        mode=_mode(colours, bands, has_alpha),
+        kind=next((kind for kind in (FLOAT, SIGNED) if kind in formats), UNSIGNED),
+        reader=RASTERIO,
+        driver="GTiff",
+        white_is_zero=photometric == 0,
+        orientation=tags.get(ExifTags.Base.Orientation, 1),
+    )
+
+
+def _mode(colours: str | None, bands: int, has_alpha: bool) -> str | None:
+    counts = {"L": 1, "P": 1, "RGB": 3, "YCbCr": 3, "LAB": 3, "CMYK": 4}
+    if colours is None or bands != counts[colours] + has_alpha:
+        return None
+    return colours + "A" * has_alpha
+
+
+def _tiff(file: IO[bytes], head: bytes) -> Layout:
+    directory = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2:3] == b"+" else 8])
+    file.seek(directory.next)
+    directory.load(file)
+    return tiff_layout(directory)
+
+
+def _png(file: IO[bytes], head: bytes) -> Layout:
+    bits, mode = head[24], _PNG_MODES[head[25]]
+    if bits <= MAX_BITS or mode == "L":  # Pillow has a deep mode for grey
+        return Layout(bits=bits)
+    return Layout(bits=bits, reader=RASTERIO, driver="PNG", bands=len(mode), mode=mode)
+
+
+def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
+    colours, alpha = "", False
+    start = 0
+    if not head.startswith(_JPEG2000[1]):
+        for kind, begin, end in _boxes(file, 0, _size(file), {b"jp2h": 0}):
+            if kind == b"pclr":
+                return None  # a palette: the samples are those of its colours
+            if kind == b"colr":
+                colours = colours or _jpeg2000_colours(_bytes(file, begin, min(begin + 7, end)))
+            if kind == b"cdef":
+                alpha = _has_alpha(_bytes(file, begin, end))
+            if kind == b"jp2c":
+                start = begin
+                break
+    siz = _bytes(file, start + 4, start + 42)
+    bands = struct.unpack(">H", siz[36:38])[0]
+    depths = _bytes(file, start + 42, start + 42 + 3 * bands)[::3]
+    if not colours:  # GDAL calls three bands grey unless told otherwise
+        colours = "L" if bands - alpha == 1 else "RGB"
+    return Layout(
+        bits=max((depth & 0x7F) + 1 for depth in depths),
+        bands=bands,
+        mode=_mode(colours, bands, alpha),
+        kind=SIGNED if any(depth & 0x80 for depth in depths) else UNSIGNED,
+        reader=RASTERIO,
+        driver="JP2OpenJPEG",
+    )
+
+
+def _jpeg2000_colours(box: bytes) -> str:
+    method, number = box[0], struct.unpack(">I", box[3:7])[0]
+    return _OTHER_COLOURS.get(number, "") if method == 1 else ""
+
+
+def _has_alpha(box: bytes) -> bool:
+    count = struct.unpack(">H", box[:2])[0]
+    return any(struct.unpack_from(">H", box, 4 + 6 * i)[0] in _ALPHA for i in range(count))
+
+
+def _avif(file: IO[bytes], head: bytes) -> Layout | None:
+    containers = {b"meta": 4, b"iprp": 0, b"ipco": 0}
+    deep = False
+    for kind, begin, end in _boxes(file, 0, _size(file), containers):
+        if kind == b"av1C":
+            deep = deep or bool(_bytes(file, begin, end)[2] & 0x40)
+    return Layout(bits=10 if deep else 8)
+
+
+def _ppm(file: IO[bytes], head: bytes) -> Layout | None:
+    fields = re.sub(rb"#[^\r\n]*", b"", head).split()
+    white = int(fields[3])
+    return Layout(bits=white.bit_length())
+
+
+def _sgi(file: IO[bytes], head: bytes) -> Layout:
+    return Layout(bits=8 * head[3], reader=NOBODY)
+
+
+def _psd(file: IO[bytes], head: bytes) -> Layout:
+    return Layout(bits=struct.unpack(">H", head[22:24])[0], reader=NOBODY)
+
+
+def _dds(file: IO[bytes], head: bytes) -> Layout:
+    flags, code = struct.unpack("<I4s", head[80:88])
+    bits, kind = _UNKNOWN_SAMPLE_BITS, UNSIGNED
+    if code == b"DX10" and struct.unpack("<I", head[128:132])[0] in _HDR_TEXTURES:
+        bits, kind = 16, FLOAT
+    elif flags & 0x40:  # plain samples: a mask of bits for each
+        bits = max(mask.bit_count() for mask in struct.unpack("<4I", head[92:108]))
+    return Layout(bits=bits, kind=kind, reader=NOBODY)
+
+
+_READERS = (
+    (0, PNG, _png),
+    (0, _TIFF, _tiff),
+    (0, _JPEG2000, _jpeg2000),
+    (4, (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"), _avif),
+    (0, (b"P2", b"P3", b"P5", b"P6"), _ppm),
+    (0, b"\x01\xda", _sgi),
+    (0, b"8BPS", _psd),
+    (0, b"DDS ", _dds),
+)
+
+
+def _boxes(
+    file: IO[bytes], start: int, end: int, containers: Mapping[bytes, int]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, begin and end of the contents of boxes, and of those in containers.
+
+    ``containers``: kind of box -> bytes of it before its first box.
+    """
+    while start + 8 <= end:
+        size, kind = struct.unpack(">I4s", _bytes(file, start, start + 8))
+        begin = start + 8
+        if size == 1:
+            size, begin = struct.unpack(">Q", _bytes(file, begin, begin + 8))[0], begin + 8
+        stop = start + size if size else end
+        if stop <= start:
+            return
+        if kind in containers:
+            yield from _boxes(file, begin + containers[kind], min(stop, end), containers)
+        else:
+            yield kind, begin, min(stop, end)
+        start = stop
+
+
+def _bytes(file: IO[bytes], begin: int, end: int) -> bytes:
+    file.seek(begin)
+    return file.read(end - begin)
+
+
+def _size(file: IO[bytes]) -> int:
+    return file.seek(0, io.SEEK_END)

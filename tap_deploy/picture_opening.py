@@ -1,0 +1,83 @@
+"""A file opened by Pillow, under a limit of the caller's own."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+
+from tap_deploy.errors import InputError
+from tap_deploy.picture_source import ReadOptions
+from tap_deploy.png_chunks import SIGNATURE as PNG
+from tap_deploy.png_chunks import without_texts
+
+_NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error)
+
+
+def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.ImageFile:
+    """Return a picture whose header was read, its pixels not yet.
+
+    ``Image.open`` has one limit for the whole process, and a warning for it; what it calls to
+    open a format has neither. The one limit is why that is called here.
+
+    Raises:
+        InputError: it is no picture, a broken one, or larger than ``options`` allow.
+    """
+    if _prefix(file).startswith(PNG):
+        file = without_texts(file)
+    try:
+        picture = _identified(file, name)
+    except Image.DecompressionBombError as exc:
+        raise InputError(options.too_large(name, "far more pixels than are safe")) from exc
+    except InputError:
+        raise
+    except Exception as exc:  # a broken file may raise anything
+        raise InputError(f"{name} cannot be opened: {one_line(exc)}") from exc
+    options.check_limit(name, picture.width, picture.height)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        # With memory to decode into, its plugin does not ask again for the limit of the process.
+        size = getattr(picture, "_tile_size", picture.size)
+        picture.im = Image.new(picture.mode, size).im
+    return picture
+
+
+def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+    prefix, reason = _prefix(file), ""
+    for kind, factory, accept in _formats():
+        accepted = accept is None or accept(prefix)
+        if isinstance(accepted, str):
+            reason = accepted  # the format is known, but not built into this Pillow
+        elif accepted:
+            file.seek(0)
+            try:
+                picture: ImageFile.ImageFile = factory(file, "")
+                return picture
+            except _NOT_THIS_FORMAT as exc:
+                reason = reason if accept is None else f"as {kind}: {one_line(exc)}"
+    if reason:
+        raise InputError(f"{name} cannot be opened {reason}; the file may be cut short or broken")
+    raise InputError(f"{name} is not a picture that Pillow knows; expected JPEG, PNG or the like")
+
+
+def _formats() -> Iterator[tuple[str, Callable[..., Any], Callable[[bytes], Any] | None]]:
+    """Yield the formats of Pillow, the usual ones first: others are loaded only if needed."""
+    seen: set[str] = set()
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for kind in [kind for kind in Image.ID if kind not in seen]:
+            seen.add(kind)
+            factory, accept = Image.OPEN[kind]
+            # Its factory looks for further frames, under the limit of the process.
+            yield kind, JpegImagePlugin.JpegImageFile if kind == "JPEG" else factory, accept
+
+
+def _prefix(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(16)
+
+
+def one_line(exc: BaseException) -> str:
+    """Return the message of an error, or its type, without line breaks."""
+    return " ".join(str(exc).split()) or type(exc).__name__

@@ -1,0 +1,261 @@
+"""From whatever holds a picture to 8-bit RGB, upright, or a reason why not."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import IO, Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from tap_deploy.errors import InputError
+from tap_deploy.picture_layout import (
+    NOBODY,
+    RASTERIO,
+    Layout,
+    layout_of,
+    tiff_layout,
+    unclear_bands,
+)
+from tap_deploy.picture_opening import one_line, open_picture
+from tap_deploy.picture_scaling import scaled
+from tap_deploy.picture_source import Bands, ReadOptions, name_of, opened
+from tap_deploy.raster import read_raster
+
+MIN_SIDE = 2  # pixels
+
+logger = logging.getLogger(__name__)
+
+_MODE_NAMES = {
+    "1": "black and white",
+    "L": "greyscale",
+    "LA": "greyscale with alpha",
+    "La": "greyscale with alpha",
+    "P": "a palette picture",
+    "PA": "a palette picture with alpha",
+    "RGB": "RGB with a transparent colour",
+    "RGBA": "RGB with alpha",
+    "RGBa": "RGB with alpha",
+    "CMYK": "CMYK",
+}
+_ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
+_BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # their channels are the bands of the file
+_CONVERT_HINT = "expected 8-bit RGB; convert it first, or pass convert=True (--convert)"
+_FULL_SCALE = 65535  # to which Pillow stretches the greys of a PPM
+
+
+def rgb_picture(source: Any, options: ReadOptions) -> Image.Image:
+    """Return a picture decoded, upright, mode RGB; a PIL image that fits as it is.
+
+    Raises:
+        InputError: see ``tap_deploy.image.load_image``.
+        MissingDependencyError: it needs rasterio, which is not installed.
+    """
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, options)
+    name = name_of(source)
+    with opened(source) as file:
+        layout = layout_of(file)
+        _check_layout(name, layout, options)
+        if _needs_raster(layout):
+            return _from_raster(file, name, layout, options)
+        return _decoded(open_picture(file, name, options), name, layout, options)
+
+
+def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray[np.uint8]:
+    """Return an array as ``uint8 [H, W, 3] RGB``, C-contiguous; as it is if it fits.
+
+    Raises:
+        InputError: see ``tap_deploy.image.load_image``.
+    """
+    shape = list(array.shape)
+    if array.size == 0:
+        raise InputError(f"image is an empty array {shape}; expected uint8 [H, W, 3] RGB")
+    if array.dtype != np.uint8 and not options.convert:
+        raise InputError(
+            f"image is a {array.dtype} array; expected uint8 [H, W, 3] RGB; scale it to 0..255 "
+            "and call .astype('uint8') first, or pass convert=True"
+        )
+    samples = array[..., None] if array.ndim == 2 else array
+    if samples.ndim == 3 and options.bands:
+        samples = samples[..., _places(options.bands, samples.shape[2], "image")]
+    mode = _ARRAY_MODES.get(samples.shape[2] if samples.ndim == 3 else 0)
+    if mode is None:
+        is_planar = array.ndim == 3 and shape[0] == 3
+        hint = "; transpose it with .transpose(1, 2, 0)" if is_planar else ""
+        raise InputError(f"image is an array {shape}; expected uint8 [H, W, 3] RGB{hint}")
+    _check_size("image", shape[0], shape[1])
+    if mode == "RGB" and array.dtype == np.uint8:
+        return np.ascontiguousarray(samples)
+    if not options.convert:
+        raise InputError(f"image is {_MODE_NAMES[mode]}, an array {shape}; {_CONVERT_HINT}")
+    picture = scaled(np.moveaxis(samples, 2, 0), "image", mode=mode)
+    return np.array(_rgb(picture), np.uint8, order="C")
+
+
+def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
+    """Return a PIL image, turned if it is what ``Image.open`` returned: no other one says so."""
+    if not isinstance(picture, ImageFile.ImageFile):
+        return _decoded(picture, "image", None, options, turn=False)
+    with _file_of(picture) as file:
+        layout = layout_of(file) if file is not None else None
+        if hasattr(picture, "tag_v2"):
+            layout = tiff_layout(picture.tag_v2)  # of the current frame
+        _check_layout("image", layout, options)
+        if _needs_raster(layout):
+            if file is None or not picture.tile or picture.tell() != 0:
+                raise InputError(
+                    "image is a PIL image that holds less than its file does; pass the file itself"
+                )
+            return _from_raster(file, "image", layout_of(file) or layout, options)
+    return _decoded(picture, "image", layout, options)
+
+
+@contextlib.contextmanager
+def _file_of(picture: ImageFile.ImageFile) -> Iterator[IO[bytes] | None]:
+    """Yield the file of a PIL image, None if it is gone; leave it where it stands."""
+    file = getattr(picture, "fp", None)
+    if picture.tile and file is not None and not file.closed:
+        position = file.tell()
+        try:
+            yield file
+        finally:
+            file.seek(position)
+        return
+    try:
+        again = open(picture.filename, "rb")  # noqa: SIM115  # closed below
+    except OSError:  # it has no name, or is no longer there
+        yield None
+        return
+    with again:
+        yield again
+
+
+def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> None:
+    """Raise InputError if the samples are not to be read, or not with these options."""
+    if layout is None:
+        return
+    if layout.mode is None and options.bands is None:
+        raise InputError(unclear_bands(name, layout.bands, layout.is_deep))
+    if layout.is_deep and not options.convert:
+        raise InputError(_other_bits(name, f"{layout.bits} bits per channel"))
+    if layout.is_deep and layout.reader == NOBODY:
+        raise InputError(
+            f"{name} has {layout.bits} bits per channel, in a format of which only 8 can be read; "
+            "expected 8-bit RGB; save it as PNG or TIFF first"
+        )
+
+
+def _needs_raster(layout: Layout | None) -> TypeGuard[Layout]:
+    if layout is None or layout.reader != RASTERIO:
+        return False
+    return layout.is_deep or layout.mode is None
+
+
+def _from_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions) -> Image.Image:
+    picture = read_raster(file, name, layout, options)
+    _check_size(name, picture.height, picture.width)
+    orientation = layout.orientation
+    if layout.driver == "PNG":
+        orientation = open_picture(file, name, options).getexif().get(ExifTags.Base.Orientation, 1)
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return _rgb(_upright(picture))
+
+
+def _decoded(
+    picture: Image.Image,
+    name: str,
+    layout: Layout | None,
+    options: ReadOptions,
+    *,
+    turn: bool = True,
+) -> Image.Image:
+    _check_size(name, picture.height, picture.width)
+    is_deep = picture.mode[0] in "IF"
+    if is_deep and not options.convert:
+        raise InputError(_other_bits(name, "more than 8 bits per channel"))
+    if not (options.convert or options.bands) and (
+        picture.mode != "RGB" or picture.has_transparency_data
+    ):
+        kind = _MODE_NAMES.get(picture.mode, "not RGB")
+        raise InputError(f"{name} is {kind} (mode {picture.mode}); {_CONVERT_HINT}")
+    try:
+        picture.load()
+        picture = _upright(picture) if turn else picture
+        if is_deep:
+            picture = _scaled_grey(picture, name)
+        elif layout is not None and layout.is_deep:  # Pillow has scaled it on decoding
+            logger.info("%s: %d bits per channel became 8", name, layout.bits)
+        if options.bands is not None:
+            picture = _chosen(picture, name, options.bands)
+        return _rgb(picture)
+    except InputError:
+        raise
+    except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
+        raise InputError(
+            f"{name} cannot be decoded: {one_line(exc)}; the file may be cut short or broken"
+        ) from exc
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    except Exception:  # broken EXIF data say nothing about the orientation; the pixels are fine
+        return picture
+
+
+def _scaled_grey(picture: Image.Image, name: str) -> Image.Image:
+    grey = np.asarray(picture)
+    transparent = picture.info.get("transparency")
+    return scaled(
+        grey[None],
+        name,
+        mode="L",
+        white=_FULL_SCALE if picture.format == "PPM" and picture.mode == "I" else None,
+        no_data=grey == transparent if isinstance(transparent, int) else None,
+    )
+
+
+def _chosen(picture: Image.Image, name: str, bands: Bands) -> Image.Image:
+    if picture.mode not in _BAND_MODES:
+        kind = _MODE_NAMES.get(picture.mode, "not RGB")
+        raise InputError(
+            f"{name} is {kind} (mode {picture.mode}), its bands are no colours; leave bands out"
+        )
+    channels = picture.split()
+    return Image.merge("RGB", [channels[place] for place in _places(bands, len(channels), name)])
+
+
+def _places(bands: Bands, count: int, name: str) -> list[int]:
+    if max(bands) > count:
+        raise InputError(unclear_bands(name, count))
+    return [band - 1 for band in bands]
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    rgba = picture.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if height < MIN_SIDE or width < MIN_SIDE:
+        raise InputError(
+            f"{name} is {width} x {height} (width x height); expected at least "
+            f"{MIN_SIDE} x {MIN_SIDE} pixels"
+        )
+
+
+def _other_bits(name: str, found: str) -> str:
+    return (
+        f"{name} has {found}; expected 8 bits per channel, RGB; convert it first, or pass "
+        "convert=True (--convert), which scales it"
+    )

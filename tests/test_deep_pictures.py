@@ -1,0 +1,413 @@
+"""Pictures of more than 8 bits per channel, and of many bands: refused, or scaled and chosen."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.image import load_image
+
+rasterio = pytest.importorskip("rasterio")
+
+HEIGHT, WIDTH = 20, 30
+
+
+def samples(count: int = 3, bits: int = 16, dtype: Any = np.uint16) -> np.ndarray:
+    """``[B, H, W]`` of which the largest has all bits set."""
+    rng = np.random.default_rng(0)
+    found = rng.integers(0, 1 << bits, (count, HEIGHT, WIDTH), np.uint32).astype(dtype)
+    found[:, 0, 0] = (1 << bits) - 1
+    return found
+
+
+def write_raster(path: Path, array: np.ndarray, driver: str = "GTiff", **options: Any) -> Path:
+    profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", driver=driver, dtype=array.dtype, **profile, **options
+        ) as dataset:
+            dataset.write(array)
+    return path
+
+
+def png_bytes(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits: ``[B, H, W]``, B bands; chunks stand before the pixels."""
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[len(array)]
+    rows = np.moveaxis(array, 0, 2).astype(">u2").reshape(array.shape[1], -1)
+    header = struct.pack(">IIBBBBB", array.shape[2], array.shape[1], 16, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+
+
+def message_of(image: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_image(image, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def scaled(array: np.ndarray, white: int) -> np.ndarray:
+    return np.floor(np.moveaxis(array, 0, 2) * (255 / white) + 0.5).astype(np.uint8)
+
+
+TIFF_LAYOUTS = [
+    {"interleave": "pixel"},
+    {"interleave": "band"},
+    {"interleave": "band", "tiled": True, "blockxsize": 16, "blockysize": 16},
+    {"interleave": "pixel", "tiled": True, "blockxsize": 16, "blockysize": 16},
+    {"interleave": "band", "ENDIANNESS": "BIG"},
+    {"interleave": "band", "compress": "lzw"},
+    {
+        "interleave": "band",
+        "compress": "deflate",
+        "tiled": True,
+        "blockxsize": 16,
+        "blockysize": 16,
+    },
+    {"interleave": "pixel", "BIGTIFF": "YES"},
+]
+
+
+@pytest.mark.parametrize("options", TIFF_LAYOUTS)
+@pytest.mark.parametrize("photometric", ["RGB", "MINISBLACK"])
+def test_a_deep_tiff_of_any_layout(tmp_path: Path, options: Any, photometric: str) -> None:
+    array = samples()
+    path = write_raster(tmp_path / "deep.tif", array, photometric=photometric, **options)
+    assert "deep.tif' has 16 bits per channel" in message_of(path)
+    assert "convert=True (--convert)" in message_of(path)
+    np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 65535))
+
+
+@pytest.mark.parametrize("options", TIFF_LAYOUTS)
+def test_a_plain_tiff_of_any_layout_is_read_as_ever(tmp_path: Path, options: Any) -> None:
+    array = samples(bits=8, dtype=np.uint8)
+    path = write_raster(tmp_path / "plain.tif", array, photometric="RGB", **options)
+    np.testing.assert_array_equal(load_image(path), np.moveaxis(array, 0, 2))
+
+
+@pytest.mark.parametrize("bits", [8, 11, 12, 14, 16])
+def test_the_scale_is_that_of_the_bits_in_use(tmp_path: Path, bits: int) -> None:
+    array = samples(bits=bits)
+    path = write_raster(tmp_path / "deep.tif", array, photometric="RGB")
+    np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, (1 << bits) - 1))
+
+
+def test_a_depth_that_the_file_states_is_the_scale(tmp_path: Path) -> None:
+    array = samples(bits=10)  # a dark picture of 12 bits
+    for name, options in {
+        "deep.tif": {"nbits": 12},
+        "deep.jp2": {"driver": "JP2OpenJPEG", "nbits": 12, "quality": 100, "reversible": "yes"},
+    }.items():
+        path = write_raster(tmp_path / name, array, **options)
+        assert "12 bits" in message_of(path)
+        np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 4095))
+
+
+def test_12_bits_in_a_jpeg_2000_of_16(tmp_path: Path) -> None:
+    array = samples(bits=12)
+    options = {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "yes"}
+    for name in ("deep.jp2", "deep.j2k"):
+        path = write_raster(tmp_path / name, array, **options)
+        assert "16 bits" in message_of(path)
+        np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 4095))
+
+
+def test_deep_png(tmp_path: Path) -> None:
+    for count in (1, 2, 3, 4):
+        array = samples(count)
+        if count in (2, 4):
+            array[-1] = 65535  # opaque
+        path = tmp_path / f"{count}.png"
+        path.write_bytes(png_bytes(array))
+        assert "bits per channel" in message_of(path)
+        colours = scaled(array[: count - 1 + count % 2], 65535)
+        expected = np.broadcast_to(colours, (HEIGHT, WIDTH, 3))
+        np.testing.assert_array_equal(load_image(path, convert=True), expected)
+
+
+def test_deep_alpha_is_laid_on_white(tmp_path: Path) -> None:
+    array = samples(4, bits=12)
+    array[3] = 0
+    array[3, 5] = 4095
+    (tmp_path / "alpha.png").write_bytes(png_bytes(array))
+    write_raster(tmp_path / "alpha.tif", array, photometric="RGB", alpha="YES")
+    for name in ("alpha.png", "alpha.tif"):
+        rgb = load_image(tmp_path / name, convert=True)
+        assert (rgb[[0, 1, 19]] == 255).all()
+        np.testing.assert_array_equal(rgb[5], scaled(array[:3], 4095)[5])
+
+
+def test_the_transparent_colour_of_a_deep_png_becomes_white(tmp_path: Path) -> None:
+    for count in (1, 3):
+        array = np.clip(samples(count), 2, None)
+        array[:, 7, 8] = np.arange(count) + 1
+        chunk = (b"tRNS", struct.pack(f">{count}H", *array[:, 7, 8]))
+        path = tmp_path / f"{count}.png"
+        path.write_bytes(png_bytes(array, chunk))
+        rgb = load_image(path, convert=True)
+        assert rgb[7, 8].tolist() == [255, 255, 255]
+        assert (rgb == 255).all(axis=2).sum() == 1 + (array == 65535).all(axis=0).sum()
+
+
+def test_deep_netpbm(tmp_path: Path) -> None:
+    array = samples(bits=12)
+    pixels = np.moveaxis(array, 0, 2).astype(">u2").tobytes()
+    path = tmp_path / "deep.ppm"
+    path.write_bytes(b"P6 # a comment\n30 20\n4095\n" + pixels)
+    assert "12 bits" in message_of(path)
+    np.testing.assert_allclose(load_image(path, convert=True), scaled(array, 4095), atol=1)
+    path.write_bytes(b"P5\n30 20\n4095\n" + array[0].astype(">u2").tobytes())
+    assert "12 bits" in message_of(path)
+    grey = np.repeat(scaled(array[:1], 4095), 3, axis=2)
+    np.testing.assert_allclose(load_image(path, convert=True), grey, atol=1)
+
+
+def test_deep_sgi_psd_and_dds_are_refused(tmp_path: Path) -> None:
+    array = samples()
+    head = struct.pack(">HBBHHHHII", 474, 0, 2, 3, WIDTH, HEIGHT, 3, 0, 65535).ljust(512, b"\0")
+    (tmp_path / "deep.sgi").write_bytes(head + array[:, ::-1].astype(">u2").tobytes())
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, HEIGHT, WIDTH, 16, 3) + bytes(14)
+    (tmp_path / "deep.psd").write_bytes(head + array.astype(">u2").tobytes())
+    fields = [124, 0x1007, HEIGHT, WIDTH, 0, 0, 0, *[0] * 11, 32, 4]
+    head = b"DDS " + struct.pack("<20I", *fields) + b"DX10" + bytes(40)
+    (tmp_path / "deep.dds").write_bytes(head + struct.pack("<5I", 95, 3, 0, 1, 0) + bytes(640))
+    masks = struct.pack("<4I", 0x3FF00000, 0xFFC00, 0x3FF, 0)
+    head = b"DDS " + struct.pack("<22I", *fields[:-1], 0x40, 0, 32) + masks + bytes(20)
+    (tmp_path / "ten.dds").write_bytes(head + bytes(WIDTH * HEIGHT * 4))
+    for name, bits in {"deep.sgi": 16, "deep.psd": 16, "deep.dds": 16, "ten.dds": 10}.items():
+        assert f"{bits} bits per channel" in message_of(tmp_path / name)
+        assert "save it as PNG or TIFF" in message_of(tmp_path / name, convert=True)
+
+
+def test_deep_avif_is_known_by_its_header(tmp_path: Path) -> None:
+    pytest.importorskip("PIL._avif", reason="this Pillow has no AVIF")
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(content, "AVIF", quality=100)
+    load_image(content.getvalue())
+    place = content.getvalue().index(b"av1C") + 4 + 2
+    marked = bytearray(content.getvalue())
+    marked[place] |= 0x40  # high_bitdepth
+    assert "10 bits" in message_of(bytes(marked))
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_few_bits_in_many_bands_are_no_garbage(tmp_path: Path, convert: bool) -> None:
+    array = samples(bits=4, dtype=np.uint8)
+    path = write_raster(tmp_path / "few.tif", array, photometric="RGB", nbits=4)
+    if convert:
+        np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 15))
+    else:
+        assert "4 bits per channel" in message_of(path)
+
+
+def test_signed_samples(tmp_path: Path) -> None:
+    array = samples(bits=12, dtype=np.int16)
+    path = write_raster(tmp_path / "signed.tif", array, photometric="RGB")
+    assert "16 bits" in message_of(path)
+    np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 4095))
+    array[1, 2, 3] = -1
+    write_raster(path, array, photometric="RGB")
+    message = message_of(path, convert=True)
+    assert "samples from -1 to 4095 (int16)" in message
+    bytes_below_0 = write_raster(tmp_path / "bytes.tif", array[:1].astype(np.int8))
+    assert message_of(bytes_below_0)
+
+
+def test_floats(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((3, HEIGHT, WIDTH), np.float32)
+    path = write_raster(tmp_path / "float.tif", array)
+    assert "32 bits" in message_of(path)
+    np.testing.assert_array_equal(load_image(path, convert=True), scaled(array, 1))
+    array[0, 0, 0] = 1.5
+    write_raster(path, array)
+    assert "floats of 0..1" in message_of(path, convert=True)
+
+
+def test_gaps_become_white_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tap_deploy")
+    signed = samples(bits=12, dtype=np.int16)
+    signed[:, 3, 4:10] = -9999
+    signed[0, 9, 9] = -9999  # in one band only: no gap, and no reason to refuse
+    floats = np.random.default_rng(0).random((3, HEIGHT, WIDTH), np.float32)
+    floats[1, 3, 4:10] = np.nan
+    write_raster(tmp_path / "signed.tif", signed, nodata=-9999)
+    write_raster(tmp_path / "floats.tif", floats)
+    for name in ("signed.tif", "floats.tif"):
+        caplog.clear()
+        rgb = load_image(tmp_path / name, convert=True)
+        assert (rgb[3, 4:10] == 255).all()
+        assert (rgb == 255).all(axis=2).sum() < 9
+        assert "1.0% of the pixels hold no data" in caplog.text
+    assert load_image(tmp_path / "signed.tif", convert=True)[9, 9, 0] == 0
+
+
+def test_white_may_be_zero(tmp_path: Path) -> None:
+    array = samples(1)
+    path = write_raster(tmp_path / "xray.tif", array, photometric="MINISWHITE")
+    expected = 255 - np.repeat(scaled(array, 65535), 3, axis=2)
+    np.testing.assert_array_equal(load_image(path, convert=True), expected)
+
+
+def test_bands_are_chosen_and_counted_from_1(tmp_path: Path) -> None:
+    deep, plain = samples(6, bits=11), samples(6, bits=8, dtype=np.uint8)
+    for array, white, convert in [(deep, 2047, True), (plain, 255, False)]:
+        for interleave in ("band", "pixel"):
+            path = write_raster(tmp_path / "scene.tif", array, interleave=interleave)
+            for wrong in ({}, {"convert": True}, {"bands": (7, 1, 2), "convert": True}):
+                message = message_of(path, **wrong)
+                assert "has 6 bands; choose" in message
+                assert "bands=(3, 2, 1) (--bands 3,2,1)" in message
+            found = load_image(path, convert=convert, bands=(4, 3, 2))
+            np.testing.assert_array_equal(found, scaled(array[[3, 2, 1]], white))
+    assert "bits per channel" in message_of(
+        write_raster(tmp_path / "scene.tif", deep), bands=(4, 3, 2)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_band_without_a_meaning_has_to_be_chosen(tmp_path: Path, dtype: Any) -> None:
+    array = samples(4, bits=8, dtype=dtype)
+    files = {
+        "unspecified.tif": {"photometric": "RGB", "alpha": "UNSPECIFIED"},
+        "grey.tif": {"photometric": "MINISBLACK"},
+        "planar.tif": {"photometric": "MINISBLACK", "interleave": "band"},
+        "infrared.jp2": {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "yes"},
+    }
+    for name, options in files.items():
+        path = write_raster(tmp_path / name, array, **options)
+        assert "has 4 bands; choose" in message_of(path, convert=True)
+        found = load_image(path, convert=True, bands=(4, 1, 2))
+        np.testing.assert_array_equal(found, scaled(array[[3, 0, 1]], 255))
+
+
+def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
+    array = samples(4, bits=8, dtype=np.uint8)
+    rgba = np.ascontiguousarray(np.moveaxis(array, 0, 2))
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    for source in (tmp_path / "rgba.png", Image.fromarray(rgba), rgba):
+        np.testing.assert_array_equal(load_image(source, bands=(4, 2, 1)), rgba[..., [3, 1, 0]])
+        assert "has 4 bands" in message_of(source, bands=(5, 2, 1))
+    palette = Image.new("P", (6, 5))
+    assert "a palette picture" in message_of(palette, bands=(1, 1, 1))
+
+
+@pytest.mark.parametrize("bands", [(1, 2), (0, 1, 2), (1, 2, 3, 4), (1, 2, 2.5), (True, 1, 1), ()])
+def test_bands_are_three_numbers_from_1(bands: Any) -> None:
+    assert "expected three numbers from 1" in message_of(np.zeros((5, 6, 3), np.uint8), bands=bands)
+
+
+def test_arrays_of_other_types_are_scaled_by_the_same_rule() -> None:
+    array = np.moveaxis(samples(6, bits=12), 0, 2)
+    assert "uint16" in message_of(array[..., :3])
+    expected = scaled(np.moveaxis(array, 2, 0)[:3], 4095)
+    np.testing.assert_array_equal(load_image(array[..., :3], convert=True), expected)
+    np.testing.assert_array_equal(
+        load_image(array, convert=True, bands=(3, 2, 1)), expected[..., ::-1]
+    )
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_greys_in_memory(mode: str) -> None:
+    values = np.arange(600).reshape(HEIGHT, WIDTH) * 6
+    array = values.astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode])
+    grey = Image.fromarray(array / np.float32(4095) if mode == "F" else array)
+    assert "more than 8 bits" in message_of(grey)
+    found = load_image(grey, convert=True)
+    np.testing.assert_allclose(found[..., 0], scaled(values[None], 4095)[..., 0], atol=mode == "F")
+
+
+def test_an_opened_picture_is_judged_by_its_file(tmp_path: Path) -> None:
+    array = samples()
+    write_raster(tmp_path / "deep.tif", array, photometric="RGB", interleave="band")
+    (tmp_path / "deep.png").write_bytes(png_bytes(array))
+    write_raster(tmp_path / "deep.jp2", array, "JP2OpenJPEG", quality=100, reversible="yes")
+    for name in ("deep.tif", "deep.png", "deep.jp2"):
+        for source in (tmp_path / name, io.BytesIO((tmp_path / name).read_bytes())):
+            with Image.open(source) as picture:
+                assert "16 bits" in message_of(picture)
+                found = load_image(picture, convert=True)
+                np.testing.assert_array_equal(found, scaled(array, 65535))
+                if picture.format != "JPEG2000":  # Pillow cannot decode this one
+                    assert picture.getpixel((0, 0)) == (255, 255, 255)  # it can still be used
+    with Image.open(tmp_path / "deep.png") as picture:
+        picture.load()
+        assert "16 bits" in message_of(picture)
+        assert "pass the file itself" in message_of(picture, convert=True)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_deep_picture_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    array = samples()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png = tmp_path / "turned.png"
+    png.write_bytes(png_bytes(array, (b"eXIf", exif.tobytes()[6:])))
+    tiff = tmp_path / "turned.tif"
+    tag = (0x0112, "H", 1, orientation, True)
+    tifffile.imwrite(tiff, array, photometric="rgb", planarconfig="separate", extratags=[tag])
+    turned = np.rot90(scaled(array, 65535), {3: 2, 6: -1}[orientation])
+    for path in (png, tiff):
+        np.testing.assert_array_equal(load_image(path, convert=True), turned)
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(load_image(picture, convert=True), turned)
+
+
+def test_a_note_says_the_range(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tap_deploy")
+    path = write_raster(tmp_path / "deep.tif", samples(bits=11), photometric="RGB")
+    load_image(path, convert=True)
+    assert f"image '{path}': samples of 0..2047 became 0..255" in caplog.messages
+    caplog.clear()
+    load_image(np.zeros((5, 6), np.uint8), convert=True)
+    assert not caplog.messages
+
+
+def test_without_the_extra_the_message_has_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
+    monkeypatch.setitem(sys.modules, "rasterio.io", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "tap-deploy\[raster\]"'):
+        load_image(path, convert=True)
+    assert "16 bits" in message_of(path)  # needs no GDAL to be refused
+
+
+def test_a_broken_raster_is_one_line(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
+    path.write_bytes(path.read_bytes()[:-500])
+    assert "deep.tif' cannot be decoded" in message_of(path, convert=True)
+
+
+def test_a_raster_of_another_format_is_not_opened(tmp_path: Path) -> None:
+    """What is no TIFF stays closed, although GDAL would know it."""
+    secret = write_raster(tmp_path / "secret.tif", samples(), photometric="RGB")
+    virtual = f'<VRTDataset rasterXSize="30" rasterYSize="20"><VRTRasterBand dataType="UInt16" \
+band="1"><SimpleSource><SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand>\
+</VRTDataset>'
+    (tmp_path / "picture.tif").write_text(virtual)
+    assert "not a picture" in message_of(tmp_path / "picture.tif", convert=True, bands=(1, 1, 1))
+
+
+def test_the_limit_holds_for_rasters(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
+    assert "600 pixels; expected at most 599" in message_of(path, convert=True, max_pixels=599)
+    load_image(path, convert=True, max_pixels=600)
