@@ -14,8 +14,8 @@ import numpy as np
 from tap_deploy.errors import InputError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.image import load_image
+from tap_deploy.picture_folders import find_pictures, read_each
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LIST_SUFFIXES = (".txt", ".json")
 FEW_IMAGES = 100  # below, ranges are guesses; NVIDIA advises 500 and more for a ViT
 
@@ -59,20 +59,25 @@ class CalibrationImages:
         samples: int = 500,
         seed: int = 0,
         exclude: Collection[str] = (),
+        strict: bool = False,
     ) -> CalibrationImages:
         """Find pictures, and look into each once.
 
+        Of several, those that cannot be read are skipped, with a warning to the logger
+        ``tap_deploy``; a picture that is asked for by its own name has to be one.
+
         Args:
-            path: a folder, searched to its depths; a picture; a text file with a path on each
+            path: a folder, see ``find_pictures``; a picture; a text file with a path on each
                 line (empty lines and lines that start with ``#`` are skipped); or a JSON list of
                 paths. Paths in a list are relative to its folder.
             samples: at most so many, drawn at random; they keep their order.
             seed: of the draw.
             exclude: SHA-256 of pictures that are passed over.
+            strict: let no picture be skipped.
 
         Raises:
-            InputError: there is no picture, all are excluded, one cannot be read, or ``samples``
-                is below 1.
+            InputError: there is no picture, all are excluded, none can be read (or one, if
+                ``strict``), or ``samples`` is below 1.
         """
         if samples < 1:
             raise InputError(f"samples is {samples}; expected at least 1")
@@ -81,9 +86,9 @@ class CalibrationImages:
         if len(found) > samples:
             order = np.random.default_rng(seed).permutation(len(found))
         places: dict[str, int] = {}
-        for place in order.tolist():
-            load_image(found[place], convert=True)  # better now than after an hour
-            digest = sha256_of_file(found[place])
+        for place, digest in read_each(
+            order.tolist(), lambda place: (place, _digest(found[place])), strict=strict
+        ):
             if digest not in exclude:
                 places[digest] = min(place, places.get(digest, place))
             if len(places) == samples:
@@ -96,15 +101,14 @@ class CalibrationImages:
         return cls(paths=tuple(found[places[digest]] for digest in kept), digests=tuple(kept))
 
 
+def _digest(path: pathlib.Path) -> str:
+    load_image(path, convert=True)  # better now than after an hour
+    return sha256_of_file(path)
+
+
 def _find(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        if not files:
-            raise InputError(
-                f"folder {path} holds no pictures ({', '.join(SUFFIXES)}); calibration needs real "
-                "ones, of the kind that the model will see"
-            )
-        return files
+        return find_pictures(path)
     if not path.is_file():
         raise InputError(
             f"calibration data {path} is not there; expected a folder of pictures, a picture, or "

@@ -18,9 +18,9 @@ from tap_deploy.engines.islands import OVERFLOW_LIMIT, SCORE_LIMIT, Island, choo
 from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.sample_inputs import (
     SampleInputs,
-    find_pictures,
+    find_samples,
     golden_inputs,
-    picture_inputs,
+    read_samples,
     run_sample,
 )
 from tap_deploy.errors import InputError, VerificationError
@@ -54,14 +54,15 @@ class Fp16Graphs:
 
 
 def num_stages(pictures: Sequence[pathlib.Path]) -> int:
-    """Return how often ``on_stage`` is called for so many pictures (a folder's are counted)."""
-    return 1 + len(find_pictures(pictures)) + len(GRAPH_NAMES) + 1
+    """Return how often ``on_stage`` is called at most for pictures and folders of them."""
+    return 1 + sum(map(len, find_samples(pictures))) + len(GRAPH_NAMES) + 1
 
 
 def add_fp16(
     bundle: Bundle,
     *,
     pictures: Sequence[pathlib.Path] = (),
+    strict: bool = False,
     force: bool = False,
     threads: int | None = None,
     on_stage: OnStage | None = None,
@@ -72,6 +73,7 @@ def add_fp16(
     Args:
         bundle: gets the graphs and a record of how they were made.
         pictures: files and folders to measure activations on, beside the golden samples.
+        strict: let no picture of a folder be skipped.
         force: replace fp16 graphs that are there.
         threads: CPU threads of onnxruntime; None for one per core.
         on_stage: called with a short text before each of ``num_stages`` stages.
@@ -87,9 +89,7 @@ def add_fp16(
     say = on_stage if on_stage is not None else lambda text: None
     if FP16 in bundle.manifest.graphs and not force:
         raise InputError(f"bundle {bundle.path} has fp16 graphs; pass --force to replace them")
-    files = find_pictures(pictures)
-    samples = [golden_inputs(bundle)]
-    samples += [picture_inputs(path, bundle.config, i) for i, path in enumerate(files)]
+    samples = [golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
     max_abs = measure(bundle, samples, threads=threads, on_stage=say)
     _check_outputs(bundle, max_abs)
     with bundle_addition(bundle) as addition:

@@ -60,7 +60,8 @@ class Int8Options:
         """Find the pictures to calibrate on, and those to judge on if there is to be a verdict.
 
         Raises:
-            InputError: there are none, one cannot be read, or none is left to judge on.
+            InputError: there are none, one cannot be read that is not to be skipped, or none is
+                left to judge on.
         """
         if self.verdict is None:
             return self.quantize.images(), None
@@ -71,6 +72,7 @@ class Int8Options:
                 self.quantize.seed,
                 samples=self.evaluation_samples,
                 calibrated_on=set(calibration.digests),
+                strict=self.quantize.strict,
             )
             return calibration, evaluation
         # Enough more that as many as asked for are left to calibrate on.
@@ -85,6 +87,7 @@ def evaluation_images(
     *,
     samples: int = EVALUATION_SAMPLES,
     calibrated_on: Collection[str] = (),
+    strict: bool = False,
 ) -> CalibrationImages:
     """Find pictures to judge on, none of which was calibrated on.
 
@@ -93,8 +96,12 @@ def evaluation_images(
         seed: of the draw, if there are too many.
         samples: at most so many.
         calibrated_on: SHA-256 of pictures that must not judge.
+        strict: stop at a picture that cannot be read, instead of skipping it.
 
     Raises:
-        InputError: there is none, all were calibrated on, or one cannot be read.
+        InputError: there is none, all were calibrated on, or one cannot be read that is not to
+            be skipped.
     """
-    return CalibrationImages.from_path(path, samples=samples, seed=seed, exclude=calibrated_on)
+    return CalibrationImages.from_path(
+        path, samples=samples, seed=seed, exclude=calibrated_on, strict=strict
+    )

@@ -58,6 +58,7 @@ class QuantizeOptions:
         residuals: quantize the sums of residual branches, too.
         reduce_range: weights of 7 bits, for CPUs without VNNI; see ``qdq_from_ranges``.
         threads: CPU threads; None for one per core.
+        strict: stop at a picture that cannot be read, instead of skipping it.
 
     Raises:
         InputError: there are no calibration data, no such method, or a number is too small.
@@ -74,6 +75,7 @@ class QuantizeOptions:
     residuals: bool = False
     reduce_range: bool = False
     threads: int | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration_data is None:
@@ -94,10 +96,12 @@ class QuantizeOptions:
         """Find the pictures.
 
         Raises:
-            InputError: there is none, or one cannot be read.
+            InputError: there is none, or one cannot be read that is not to be skipped.
         """
         path = pathlib.Path(str(self.calibration_data))
-        return CalibrationImages.from_path(path, samples=self.samples, seed=self.seed)
+        return CalibrationImages.from_path(
+            path, samples=self.samples, seed=self.seed, strict=self.strict
+        )
 
     def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
         """Return what is to be quantized in every graph of a bundle."""

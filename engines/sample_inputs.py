@@ -16,9 +16,9 @@ from tap_deploy.errors import InputError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.image import load_image, model_image
 from tap_deploy.masks import request_answers
+from tap_deploy.picture_folders import find_pictures, read_each
 from tap_deploy.sessions.contract import Session
 
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 PROMPTS_PER_PICTURE = 8  # half points, half boxes
 
 
@@ -53,26 +53,36 @@ def golden_inputs(bundle: Bundle) -> SampleInputs:
     )
 
 
-def find_pictures(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Return the files among ``paths``, and the pictures in the folders among them, sorted.
+def find_samples(paths: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
+    """Return the pictures of each path: those in a folder, or the one that it is.
 
     Raises:
         InputError: a path is not there, or a folder holds no picture.
     """
-    found = []
     for path in paths:
-        if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES]
-            if not inside:
-                raise InputError(
-                    f"samples {path} hold no picture; expected {', '.join(PICTURE_SUFFIXES)}"
-                )
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
+        if not path.exists():
             raise InputError(f"samples {path} are not there; expected pictures or a folder of them")
-    return found
+    return [find_pictures(path) if path.is_dir() else [path] for path in paths]
+
+
+def read_samples(
+    paths: Sequence[pathlib.Path], config: TapConfig, *, strict: bool = False
+) -> list[SampleInputs]:
+    """Read the pictures of ``find_samples``; in a folder, skip those that cannot be read.
+
+    Raises:
+        InputError: as ``find_samples``; or no picture of a folder can be read, or a picture that
+            is not to be skipped.
+    """
+    samples: list[SampleInputs] = []
+    seed = 0
+    for files in find_samples(paths):
+        numbered = list(enumerate(files, start=seed))
+        samples += read_each(
+            numbered, lambda item: picture_inputs(item[1], config, item[0]), strict=strict
+        )
+        seed += len(files)
+    return samples
 
 
 def picture_inputs(path: pathlib.Path, config: TapConfig, seed: int) -> SampleInputs:

@@ -15,6 +15,7 @@ from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.calibration_table import CalibrationTable, load_tables, save_tables
 from tap_deploy.errors import InputError
+from tap_deploy.picture_folders import find_pictures
 
 TABLE = CalibrationTable(
     graph="image_encoder",
@@ -69,6 +70,53 @@ def test_some_of_many_are_drawn_from_a_seed(pictures, tmp_path):
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 4
     assert list(drawn[0].paths) == sorted(drawn[0].paths)
+
+
+def test_hidden_files_and_folders_are_passed_over(pictures, tmp_path):
+    (tmp_path / ".thumbnails").mkdir()
+    for name in ("a.png", ".hidden.png", ".thumbnails/a.png"):
+        shutil.copy(pictures / "a.png", tmp_path / name)
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")  # as a Mac leaves it on a USB stick
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    hidden = tmp_path / ".thumbnails"  # asked for by its name
+    assert CalibrationImages.from_path(hidden, strict=True).paths == (hidden / "a.png",)
+
+
+@pytest.mark.parametrize("kind", ["folder", "list.txt", "list.json"])
+def test_broken_pictures_are_named_counted_and_skipped(pictures, tmp_path, caplog, kind):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(pictures / name, folder / name)
+    (folder / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:900])
+    (folder / "empty.png").write_bytes(b"")
+    paths = [f"folder/{name}" for name in ("a.png", "b.png", "cut.png", "empty.png")]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    (tmp_path / "list.json").write_text(json.dumps(paths))
+    found = CalibrationImages.from_path(tmp_path / kind)
+    assert [path.name for path in found.paths] == ["a.png", "b.png"]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert [text[:9] for text in caplog.messages[:-1]] == ["skipped: "] * 2
+    assert "cut.png" in caplog.messages[0] and "empty.png" in caplog.messages[1]
+    assert caplog.messages[2] == "2 of 4 pictures skipped; --strict stops at the first"
+    with pytest.raises(InputError, match=r"cut\.png"):
+        CalibrationImages.from_path(tmp_path / kind, strict=True)
+
+
+def test_others_are_drawn_in_place_of_broken_pictures(tmp_path):
+    from PIL import Image
+
+    for value in range(5):
+        Image.new("RGB", (8, 8), (value, 0, 0)).save(tmp_path / f"{value}.png")
+        (tmp_path / f"broken{value}.png").write_bytes(b"")
+    assert len(CalibrationImages.from_path(tmp_path, samples=5)) == 5
+
+
+def test_a_folder_of_broken_pictures_is_refused(tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of 2 pictures can be read; the first: .*1\.png"):
+        CalibrationImages.from_path(tmp_path)
 
 
 @pytest.mark.parametrize(

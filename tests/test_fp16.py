@@ -20,9 +20,10 @@ from tap_deploy.engines.half_weights import weight_report
 from tap_deploy.engines.islands import OVERFLOW_LIMIT, Reason, choose_islands
 from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.sample_inputs import (
-    find_pictures,
+    find_samples,
     golden_inputs,
     picture_inputs,
+    read_samples,
     run_sample,
 )
 from tap_deploy.errors import InputError, VerificationError
@@ -196,16 +197,29 @@ def test_fp32_that_is_not_finite_is_no_range(micro_bundle, tmp_path):
 def test_pictures_are_found_and_prompted(photo, tmp_path, micro_config):
     for name in ("b.PNG", "a.jpg", "notes.txt"):
         shutil.copy(photo, tmp_path / name)
-    assert [p.name for p in find_pictures([tmp_path, photo])] == ["a.jpg", "b.PNG", photo.name]
+    found = find_samples([tmp_path, photo])
+    assert [[p.name for p in files] for files in found] == [["a.jpg", "b.PNG"], [photo.name]]
     with pytest.raises(InputError, match="are not there"):
-        find_pictures([tmp_path / "missing"])
+        find_samples([tmp_path / "missing"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="hold no picture"):
-        find_pictures([tmp_path / "empty"])
+    with pytest.raises(InputError, match="holds no pictures"):
+        find_samples([tmp_path / "empty"])
     sample = picture_inputs(photo, micro_config, 0)
     assert sample.images.shape == (1, 512, 512, 3)
     assert {2, 3} <= set(sample.point_labels.flatten().tolist())
     assert sample.point_coords.max() <= 512
+
+
+def test_a_broken_sample_of_a_folder_is_skipped(photo, tmp_path, micro_config, caplog):
+    for name in ("a.jpg", "c.jpg"):
+        shutil.copy(photo, tmp_path / name)
+    (tmp_path / "b.jpg").write_bytes(b"")
+    found = read_samples([tmp_path, photo], micro_config)
+    assert [sample.name for sample in found] == ["a.jpg", "c.jpg", photo.name]
+    assert "b.jpg" in caplog.text
+    for paths, strict in [([tmp_path], True), ([tmp_path / "b.jpg", photo], False)]:
+        with pytest.raises(InputError, match=r"b\.jpg"):
+            read_samples(paths, micro_config, strict=strict)
 
 
 # A small graph of our own, to see each rule work.

@@ -16,6 +16,7 @@ from tap_deploy.cli.options import (
     force_option,
     json_option,
     samples_option,
+    strict_option,
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @bundle_argument
 @click.option("--precision", required=True, type=click.Choice(PRECISIONS), help="What to add.")
 @samples_option
+@strict_option
 @threads_option
 @force_option
 @json_option
@@ -37,6 +39,7 @@ def convert_command(
     bundle: str,
     precision: str,
     samples: tuple[pathlib.Path, ...],
+    strict: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -48,7 +51,7 @@ def convert_command(
     """
     require_convertible(precision)
     opened = Bundle.open(bundle)
-    converted = convert_bundle(opened, samples, threads=threads, force=force)
+    converted = convert_bundle(opened, samples, strict=strict, threads=threads, force=force)
     click.echo(_as_json(opened, converted) if as_json else describe_fp16(converted))
 
 
@@ -71,6 +74,7 @@ def convert_bundle(
     bundle: Bundle,
     samples: tuple[pathlib.Path, ...],
     *,
+    strict: bool = False,
     threads: int | None = None,
     force: bool = False,
 ) -> Fp16Graphs:
@@ -79,7 +83,14 @@ def convert_bundle(
     from tap_deploy.engines.fp16 import add_fp16, num_stages
 
     with stage_bar("convert to fp16", num_stages(samples)) as stage:
-        return add_fp16(bundle, pictures=samples, threads=threads, force=force, on_stage=stage)
+        return add_fp16(
+            bundle,
+            pictures=samples,
+            strict=strict,
+            threads=threads,
+            force=force,
+            on_stage=stage,
+        )
 
 
 def describe_fp16(converted: Fp16Graphs) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tap_deploy.cli.notes import notes_on_stderr
 from tap_deploy.errors import TapError
 
 EXIT_BAD_INPUT = 2
@@ -26,7 +27,8 @@ class CleanExits(click.Command):
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
         try:
-            code = super().main(args, standalone_mode=False, **extra)
+            with notes_on_stderr():
+                code = super().main(args, standalone_mode=False, **extra)
             sys.stdout.flush()  # or a full disk would go unnoticed
         except Exception as exc:
             sys.exit(_explain(exc))

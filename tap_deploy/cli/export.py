@@ -10,7 +10,7 @@ import click
 
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import force_option, json_option, samples_option
+from tap_deploy.cli.options import force_option, json_option, samples_option, strict_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
@@ -65,6 +65,7 @@ FILE = click.Path(path_type=pathlib.Path)
 )
 @samples_option
 @calibration_data_option
+@strict_option
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
 @force_option
 @json_option
@@ -79,6 +80,7 @@ def export_command(
     precisions: tuple[str, ...],
     samples: tuple[pathlib.Path, ...],
     calibration_data: pathlib.Path | None,
+    strict: bool,
     output: pathlib.Path,
     force: bool,
     as_json: bool,
@@ -88,7 +90,7 @@ def export_command(
     A further precision is added when the bundle is complete: if that fails, the bundle remains.
     """
     synthetic = mark_synthetic or synthetic_weights is not None
-    further = _further_precisions(precisions, calibration_data, synthetic)
+    further = _further_precisions(precisions, calibration_data, synthetic, strict)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer, calibration_data])
     name, tap_config = _named_config(model, config)
@@ -116,19 +118,22 @@ def export_command(
     texts, report = [], {}
     for precision in further:
         if precision == INT8:
-            options = _int8_options(calibration_data, synthetic)
+            options = _int8_options(calibration_data, synthetic, strict)
             summary = add_int8(exported.bundle, options, checkpoint=checkpoint)
             texts.append(describe_int8(summary))
             report = summary["verdict"]
         else:
-            texts.append(describe_fp16(convert_bundle(exported.bundle, samples)))
+            texts.append(describe_fp16(convert_bundle(exported.bundle, samples, strict=strict)))
     click.echo(_as_json(exported) if as_json else _as_text(exported, texts))
     if report:
         require_passed(report)
 
 
 def _further_precisions(
-    precisions: tuple[str, ...], calibration_data: pathlib.Path | None, synthetic: bool
+    precisions: tuple[str, ...],
+    calibration_data: pathlib.Path | None,
+    synthetic: bool,
+    strict: bool,
 ) -> list[str]:
     """Return what has to be made from fp32, fp16 before int8, which is made of both.
 
@@ -137,13 +142,15 @@ def _further_precisions(
     further = [name for name in PRECISIONS if name in precisions and name != FP32]
     for name in further:
         if name == INT8:
-            _int8_options(calibration_data, synthetic).images()
+            _int8_options(calibration_data, synthetic, strict).images()
         else:
             require_convertible(name)
     return further
 
 
-def _int8_options(calibration_data: pathlib.Path | None, synthetic: bool) -> Int8Options:
+def _int8_options(
+    calibration_data: pathlib.Path | None, synthetic: bool, strict: bool
+) -> Int8Options:
     """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
     require_export_extra()
     from tap_deploy.engines.int8_options import Int8Options
@@ -151,7 +158,7 @@ def _int8_options(calibration_data: pathlib.Path | None, synthetic: bool) -> Int
     from tap_deploy.engines.quantize import QuantizeOptions
 
     return Int8Options(
-        quantize=QuantizeOptions(calibration_data=calibration_data),
+        quantize=QuantizeOptions(calibration_data=calibration_data, strict=strict),
         verdict=None if synthetic else VerdictOptions(),
     )
 

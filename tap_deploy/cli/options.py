@@ -35,6 +35,9 @@ samples_option = click.option(
     metavar="DIR|FILE",
     help="Pictures to measure activations on, beside the golden samples; repeatable.",
 )
+strict_option = click.option(
+    "--strict", is_flag=True, help="Stop at a picture that cannot be read, instead of skipping it."
+)
 device_option = click.option(
     "--device",
     metavar="cpu|cuda|cuda:N",

@@ -10,7 +10,13 @@ import click
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
-from tap_deploy.cli.options import bundle_argument, force_option, json_option, threads_option
+from tap_deploy.cli.options import (
+    bundle_argument,
+    force_option,
+    json_option,
+    strict_option,
+    threads_option,
+)
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict import report_text, require_passed
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
@@ -78,6 +84,7 @@ calibration_data_option = click.option(
 @click.option("--exclusions", type=FILE, help="JSON of what stays float, as a budget leaves it.")
 @click.option("--no-verdict", is_flag=True, help="Calibrate on all pictures and judge nothing.")
 @verdict_options
+@strict_option
 @threads_option
 @force_option
 @json_option
@@ -99,6 +106,7 @@ def quantize_command(
     evaluation_data: pathlib.Path | None,
     evaluation_samples: int,
     checkpoint: pathlib.Path | None,
+    strict: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -133,6 +141,7 @@ def quantize_command(
             residuals=residuals,
             reduce_range=reduce_range,
             threads=threads,
+            strict=strict,
         ),
         smoothquant=smoothquant,
         budget=None if budget is None else Budget.parse(budget),

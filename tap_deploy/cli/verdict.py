@@ -10,7 +10,13 @@ import click
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
-from tap_deploy.cli.options import backend_option, bundle_argument, json_option, threads_option
+from tap_deploy.cli.options import (
+    backend_option,
+    bundle_argument,
+    json_option,
+    strict_option,
+    threads_option,
+)
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict_options import FILE, eager_runtime, options_from, verdict_options
 from tap_deploy.errors import InputError, VerificationError
@@ -23,6 +29,7 @@ STAGES = 12  # of a judgement, see engines/judge.py
 @backend_option
 @verdict_options
 @click.option("--prompts", type=FILE, help="JSON with prompts of these pictures; see quantize.")
+@strict_option
 @threads_option
 @json_option
 def verdict_command(
@@ -32,6 +39,7 @@ def verdict_command(
     evaluation_samples: int,
     checkpoint: pathlib.Path | None,
     prompts: pathlib.Path | None,
+    strict: bool,
     threads: int | None,
     as_json: bool,
     **floors: Any,
@@ -59,6 +67,7 @@ def verdict_command(
         evaluation_data,
         samples=evaluation_samples,
         calibrated_on=pictures_calibrated_on(opened),
+        strict=strict,
     )
     with stage_bar("judge", STAGES) as stage:
         _, report = judge_on_images(
