@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.coco import coco_annotations, coco_results
 from tap_deploy.config import PointLabel
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.detections import detections
+from tap_deploy.errors import InputError
+from tap_deploy.json_values import DECIMALS, json_number
 from tap_deploy.masks import Rle, area_from_rle, box_from_rle, mask_from_rle, rle_from_mask
+from tap_deploy.polygons import coco_polygons, feature_collection
 from tap_deploy.prompts import Prompts
 
 if TYPE_CHECKING:
+    import supervision
     from PIL import Image
 
     from tap_deploy.image import ImageSource
-
-_DECIMALS = 6  # of scores and probabilities in JSON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +122,15 @@ class Regions:
         rle = self.rle(index)
         return None if rle is None else area_from_rle(rle)
 
+    def likeliest(self, index: int) -> tuple[str, float] | None:
+        """Return the likeliest concept of a region and its probability, None without concepts."""
+        return self.concepts[index][0] if self.concepts and self.concepts[index] else None
+
+    def name(self, index: int) -> str | None:
+        """Return the likeliest concept of a region, None without concepts."""
+        likeliest = self.likeliest(index)
+        return None if likeliest is None else likeliest[0]
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the tensors as plain JSON types.
 
@@ -140,65 +151,111 @@ class Regions:
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
     def to_coco(
-        self, image_id: int = 0, category_ids: Mapping[str, int] | None = None
+        self,
+        image_id: int = 0,
+        category_ids: Mapping[str, int] | None = None,
+        first_id: int = 1,
     ) -> list[dict[str, Any]]:
         """Return COCO annotations: ``bbox``, ``area``, ``score`` and a compressed RLE.
 
         ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
-        concept) are there if they were computed. Ids count from 1.
+        concept) are there if they were computed. ``tap_deploy.coco.coco_dataset`` makes a file
+        of the annotations of many pictures, ``to_coco_results`` what is evaluated against one.
 
         Args:
             image_id: of the picture, for all annotations.
-            category_ids: the id of every concept in the data set at hand; without it all
-                annotations are of category 1, as those of class-agnostic proposals.
+            category_ids: the id of every concept in the data set at hand, and of "region" for
+                regions without a name; without it all annotations are of category 1, as those
+                of class-agnostic proposals.
+            first_id: id of the first annotation, at least 1; the others count on. In a file with
+                annotations of several pictures no id may occur twice.
 
         Raises:
             InputError: the regions have no masks, or a name has no category id.
             MissingDependencyError: pycocotools is not installed.
         """
-        if self.masks is None and self.rles is None:
-            raise InputError(
-                "the regions have no masks, which COCO needs; predict with masks=True or 'rle'"
-            )
-        try:
-            import pycocotools.mask as coco_mask
-        except ImportError as exc:
-            raise MissingDependencyError(
-                'pycocotools is not installed; COCO output needs it: pip install "tap-deploy[coco]"'
-            ) from exc
-        annotations = []
-        for index in range(len(self)):
-            rle = self.rle(index)
-            assert rle is not None
-            compressed = coco_mask.frPyObjects(rle, *rle["size"])
-            annotations.append(
-                {
-                    "id": index + 1,
-                    "image_id": image_id,
-                    "bbox": [float(number) for number in box_from_rle(rle)],
-                    "area": area_from_rle(rle),
-                    "score": _number(self.iou_predictions[index]),
-                    "iscrowd": 0,
-                    "segmentation": {
-                        "size": rle["size"],
-                        "counts": compressed["counts"].decode("ascii"),
-                    },
-                }
-                | self._coco_words(index, category_ids)
-            )
-        return annotations
+        return coco_annotations(self, self._all_rles("COCO"), image_id, category_ids, first_id)
 
-    def _coco_words(self, index: int, category_ids: Mapping[str, int] | None) -> dict[str, Any]:
-        words: dict[str, Any] = {"category_id": 1}
-        if self.concepts is not None and self.concepts[index]:
-            name = words["category_name"] = self.concepts[index][0][0]
-            if category_ids is not None:
-                if name not in category_ids:
-                    raise InputError(f"region {index} is {name!r}, which has no category id")
-                words["category_id"] = category_ids[name]
-        if self.captions is not None:
-            words["caption"] = self.captions[index]
-        return words
+    def to_coco_results(
+        self, image_id: int, category_ids: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return COCO results, for ``COCO.loadRes`` and ``COCOeval`` of pycocotools.
+
+        Each has ``image_id``, ``category_id``, ``segmentation`` (compressed RLE) and ``score``
+        (the IoU prediction), and no more: with a caption ``loadRes`` takes results for captions
+        of pictures, and with a box it counts the pixels of the box in place of the mask's.
+        Results of several pictures are joined to one list.
+
+        Args:
+            image_id: of the picture in the data set to evaluate against.
+            category_ids: see ``to_coco``.
+
+        Raises:
+            InputError: the regions have no masks, a name has no category id, or a score is NaN.
+            MissingDependencyError: pycocotools is not installed.
+        """
+        return coco_results(self, self._all_rles("COCO"), image_id, category_ids)
+
+    def to_polygons(self, tolerance: float = 0.0) -> list[list[list[float]]]:
+        """Return the outline of each mask as COCO polygons, ``[[x0, y0, x1, y1, ...], ...]``.
+
+        Coordinates are pixels of the picture; pixel (x, y) reaches from (x, y) to
+        (x + 1, y + 1), so that a polygon runs along the edges of pixels. COCO polygons have no
+        holes: a region with holes is cut along vertical lines through them into polygons that
+        share no area. Filled, all polygons of a region together are its mask. An empty mask has
+        no polygons.
+
+        Args:
+            tolerance: how far the outline may move to get by with fewer corners, pixels. 0 keeps
+                the edges of pixels, 1 does without the stairs of slanted edges.
+
+        Raises:
+            InputError: the regions have no masks, or the tolerance is not a number from 0 on.
+            MissingDependencyError: shapely is not installed.
+        """
+        return coco_polygons(self._all_rles("polygons"), tolerance)
+
+    def to_geojson(self, tolerance: float = 0.0) -> dict[str, Any]:
+        """Return the outlines as a GeoJSON ``FeatureCollection`` (RFC 7946), plain JSON types.
+
+        Each region is a ``Feature``: ``id`` is its index; ``geometry`` a Polygon or MultiPolygon
+        with holes as inner rings, null for an empty mask; ``properties`` are ``name`` and
+        ``probability`` of the likeliest concept, ``caption`` and ``iou_prediction``, null where
+        not computed.
+
+        Coordinates are pixels of the picture, not degrees: x to the right and y **down** from its
+        upper left corner, see ``to_polygons``. In these numbers outer rings run counterclockwise
+        as the RFC has it; a program whose y points up shows the picture upside down.
+
+        Args:
+            tolerance: see ``to_polygons``.
+
+        Raises:
+            InputError: the regions have no masks, or the tolerance is not a number from 0 on.
+            MissingDependencyError: shapely is not installed.
+        """
+        return feature_collection(self, self._all_rles("GeoJSON"), tolerance)
+
+    def to_supervision(
+        self, category_ids: Mapping[str, int] | None = None
+    ) -> supervision.Detections:
+        """Return ``supervision.Detections``, for the annotators and trackers of that package.
+
+        ``xyxy`` float32 [P, 4] are the boxes around the masks, right and lower edge exclusive;
+        ``mask`` bool [P, H, W]; ``confidence`` float32 [P] the IoU predictions; ``class_id`` int
+        [P]. ``data`` has ``class_name``, the likeliest concepts, and ``caption``, text [P] each,
+        if they were computed.
+
+        Args:
+            category_ids: the class id of every concept. Without it the names that occur in these
+                regions are numbered from 0 in the order in which they come: the ids of another
+                picture mean other names. Regions without names are all of class 0.
+
+        Raises:
+            InputError: the regions have no masks, or a name has no class id.
+            MissingDependencyError: supervision is not installed.
+        """
+        return detections(self, self._all_rles("supervision"), category_ids)
 
     def visualize(
         self,
@@ -224,17 +281,26 @@ class Regions:
 
         return draw_regions(image, self, scale, font=font)
 
+    def _all_rles(self, reader: str) -> list[Rle]:
+        if self.rles is not None:
+            return self.rles
+        if self.masks is None:
+            raise InputError(
+                f"the regions have no masks, which {reader} needs; predict with masks=True or 'rle'"
+            )
+        return [rle_from_mask(mask) for mask in self.masks]
+
     def _region_dict(self, index: int) -> dict[str, Any]:
         rle = self.rle(index)
         concepts = None if self.concepts is None else self.concepts[index]
         return {
             "index": index,
             "points": self._points(index),
-            "iou_prediction": _number(self.iou_predictions[index]),
+            "iou_prediction": json_number(self.iou_predictions[index]),
             "mask_index": int(self.mask_index[index]),
             "concepts": None
             if concepts is None
-            else [{"name": name, "probability": _number(p)} for name, p in concepts],
+            else [{"name": name, "probability": json_number(p)} for name, p in concepts],
             "caption": None if self.captions is None else self.captions[index],
             "caption_ids": None if self.caption_ids is None else self.caption_ids[index].tolist(),
             **_mask_dict(rle),
@@ -247,7 +313,7 @@ class Regions:
         scores = self.candidate_iou_predictions[index]
         return {
             "candidates": [
-                {"iou_prediction": _number(score), **_mask_dict(rle)}
+                {"iou_prediction": json_number(score), **_mask_dict(rle)}
                 for score, rle in zip(scores, self.candidate_rles[index], strict=True)
             ]
         }
@@ -256,7 +322,7 @@ class Regions:
         labels = self.prompts.labels[index].tolist()
         coords = self.prompts.coords[index].tolist()
         return [
-            [round(x, _DECIMALS), round(y, _DECIMALS), label]
+            [round(x, DECIMALS), round(y, DECIMALS), label]
             for (x, y), label in zip(coords, labels, strict=True)
             if label != PointLabel.PADDING
         ]
@@ -268,9 +334,3 @@ def _mask_dict(rle: Rle | None) -> dict[str, Any]:
         "area": None if rle is None else area_from_rle(rle),
         "segmentation": rle,
     }
-
-
-def _number(value: Any) -> float | None:
-    """Return a number that JSON can write: few digits, and null for NaN and infinity."""
-    number = float(value)
-    return round(number, _DECIMALS) if math.isfinite(number) else None

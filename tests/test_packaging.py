@@ -105,6 +105,8 @@ def test_the_metadata(wheel):
         "cuda",
         "coco",
         "raster",
+        "polygons",
+        "supervision",
         "train",
         "test",
     }
@@ -158,7 +160,17 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
     parser.read(PROJECT / "setup.cfg", encoding="utf-8")
     extras = parser["options.extras_require"]
     tested = [parser["options"]["install_requires"]]
-    names = ("onnxruntime", "export", "quantize", "coco", "raster", "rtx", "train", "test")
+    names = (
+        "onnxruntime",
+        "export",
+        "quantize",
+        "coco",
+        "raster",
+        "polygons",
+        "rtx",
+        "train",
+        "test",
+    )
     tested += [extras[name] for name in names]
     pins = pinned()
     for line in "\n".join(tested).split():
