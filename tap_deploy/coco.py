@@ -83,7 +83,7 @@ def coco_annotations(
     annotations = []
     for index, (rle, segmentation) in enumerate(zip(rles, _compressed(rles), strict=True)):
         annotation = {
-            "id": first_id + index,
+            "id": int(first_id) + index,
             "image_id": image_id,
             "category_id": category_id(regions, index, category_ids),
             "bbox": [float(number) for number in box_from_rle(rle)],

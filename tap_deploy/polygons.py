@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ Polygon = Any  # shapely.Polygon; shapely has no type information
 
 def coco_polygons(rles: Sequence[Rle], tolerance: float) -> list[list[list[float]]]:
     """See ``Regions.to_polygons``."""
+    _require_tolerance(tolerance)
     shapely = _shapely()
     return [
         [
@@ -36,6 +38,7 @@ def coco_polygons(rles: Sequence[Rle], tolerance: float) -> list[list[list[float
 
 def feature_collection(regions: Regions, rles: Sequence[Rle], tolerance: float) -> dict[str, Any]:
     """See ``Regions.to_geojson``; ``rles`` are the run lengths of the regions."""
+    _require_tolerance(tolerance)
     shapely = _shapely()
     features = [
         {
@@ -78,8 +81,6 @@ def _outline(shapely: ModuleType, rle: Rle, tolerance: float) -> Sequence[Polygo
         rle: the mask.
         tolerance: how far the outline may move, pixels; 0 keeps the edges of pixels.
     """
-    if not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
-        raise InputError(f"tolerance is {tolerance!r}; expected a number of pixels from 0 on")
     x, y, width, height = box_from_rle(rle)
     columns = _columns(rle, x, width)[:, y : y + height]
     edges = np.concatenate([_straight_edges(columns.T), _straight_edges(columns)[..., ::-1]])
@@ -155,6 +156,12 @@ def _cut(shapely: ModuleType, holes: Sequence[Any]) -> float:
     between_pixels = math.floor(middle)
     along_edge = ((xs[1:] == between_pixels) & (xs[:-1] == between_pixels)).any()
     return between_pixels if between_pixels > xs.min() or along_edge else float(middle)
+
+
+def _require_tolerance(value: Any) -> None:
+    is_number = isinstance(value, numbers.Real)
+    if not is_number or not 0 <= value < math.inf:
+        raise InputError(f"tolerance is {value!r}; expected a number of pixels from 0 on")
 
 
 def _shapely() -> ModuleType:

@@ -160,7 +160,8 @@ class Regions:
 
         ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
         concept) are there if they were computed. ``tap_deploy.coco.coco_dataset`` makes a file
-        of the annotations of many pictures, ``to_coco_results`` what is evaluated against one.
+        of the annotations of many pictures, ``to_coco_results`` what is evaluated against one. An
+        empty mask has an area of 0 and the box [0, 0, 0, 0].
 
         Args:
             image_id: of the picture, for all annotations.
@@ -202,12 +203,12 @@ class Regions:
         Coordinates are pixels of the picture; pixel (x, y) reaches from (x, y) to
         (x + 1, y + 1), so that a polygon runs along the edges of pixels. COCO polygons have no
         holes: a region with holes is cut along vertical lines through them into polygons that
-        share no area. Filled, all polygons of a region together are its mask. An empty mask has
-        no polygons.
+        share no area. An empty mask has no polygons.
 
         Args:
             tolerance: how far the outline may move to get by with fewer corners, pixels. 0 keeps
-                the edges of pixels, 1 does without the stairs of slanted edges.
+                the edges of pixels: filled, all polygons of a region together are its mask. 1
+                does without the stairs of slanted edges.
 
         Raises:
             InputError: the regions have no masks, or the tolerance is not a number from 0 on.
@@ -241,10 +242,11 @@ class Regions:
     ) -> supervision.Detections:
         """Return ``supervision.Detections``, for the annotators and trackers of that package.
 
-        ``xyxy`` float32 [P, 4] are the boxes around the masks, right and lower edge exclusive;
-        ``mask`` bool [P, H, W]; ``confidence`` float32 [P] the IoU predictions; ``class_id`` int
-        [P]. ``data`` has ``class_name``, the likeliest concepts, and ``caption``, text [P] each,
-        if they were computed.
+        ``xyxy`` float32 [P, 4] are the boxes around the masks in pixels, from the upper left
+        corner of a pixel to the lower right corner of another; ``mask`` is bool [P, H, W];
+        ``confidence`` float32 [P], the IoU predictions; ``class_id`` int64 [P]. ``data`` has
+        ``class_name``, the likeliest concepts, and ``caption``, text [P] each, if they were
+        computed.
 
         Args:
             category_ids: the class id of every concept. Without it the names that occur in these

@@ -96,6 +96,7 @@ def test_a_region_without_a_name_gets_no_id_that_means_something_else() -> None:
 def test_ids_count_from_the_first_one() -> None:
     assert [a["id"] for a in made_up().to_coco()] == [1, 2]
     assert [a["id"] for a in made_up().to_coco(first_id=7)] == [7, 8]
+    assert json.loads(json.dumps(made_up().to_coco(first_id=np.int64(7))))[1]["id"] == 8
 
 
 @pytest.mark.parametrize("first_id", [0, True, 1.0])

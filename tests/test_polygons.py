@@ -198,9 +198,14 @@ def test_run_lengths_serve_as_well_as_masks() -> None:
 
 @pytest.mark.parametrize("tolerance", [-1, math.nan, math.inf, "1", None])
 def test_a_tolerance_that_is_none_is_refused(tolerance: Any) -> None:
-    for export in (made_up().to_polygons, made_up().to_geojson):
+    for export in (made_up().to_polygons, made_up().to_geojson, empty().to_polygons):
         with pytest.raises(InputError, match=r"tolerance is .*; expected a number of pixels"):
             export(tolerance)
+
+
+def test_a_tolerance_of_numpy_is_a_number() -> None:
+    regions = with_masks(blob()[None])
+    assert regions.to_polygons(np.float32(1)) == regions.to_polygons(1)
 
 
 def test_polygons_need_masks() -> None:
