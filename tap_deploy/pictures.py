@@ -10,7 +10,7 @@ import numpy as np
 
 from tap_deploy.answers import Request
 from tap_deploy.errors import InputError
-from tap_deploy.image import Frame, ImageSource, frame_image
+from tap_deploy.image import Frame, ImageSource, PictureFile, frame_image
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of
 from tap_deploy.predict_options import PredictOptions
@@ -98,6 +98,7 @@ def picture_and_prompts(
 def path_of(item: object) -> str:
     """Return the path of an item's picture for a message, in brackets; empty if it has none."""
     image = item[0] if isinstance(item, tuple) and item else item
+    image = image.source if isinstance(image, PictureFile) else image
     return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
 
 

@@ -81,6 +81,8 @@ def test_defaults_are_those_of_the_python_api(run, predict_arguments):
         "max_new_tokens": None,
         "temperature": 0.0,
         "seed": None,
+        "candidates": False,
+        "clip": False,
     }
 
 

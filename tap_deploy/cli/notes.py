@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 
 import click
@@ -21,7 +22,9 @@ class _Lines(logging.Handler):
         line = f"{kind}: {' '.join(record.getMessage().split())}"
         if line not in self._printed:
             self._printed.add(line)
-            click.echo(line, err=True)
+            # On a terminal the line may hold a progress bar, which comes again below.
+            start = "\r\x1b[K" if sys.stderr.isatty() else ""
+            click.echo(start + line, err=True)
 
 
 @contextlib.contextmanager

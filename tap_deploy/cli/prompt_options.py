@@ -50,6 +50,18 @@ def parse_box(text: str) -> list[float]:
     return numbers
 
 
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Parse ``r,g,b``, numbers of bands from 1.
+
+    Raises:
+        InputError: it reads differently.
+    """
+    numbers = _numbers(text)
+    if len(numbers) != 3 or any(number < 1 or number % 1 for number in numbers):
+        raise InputError(f"bands {text!r}: cannot read them; expected r,g,b, such as 4,3,2")
+    return tuple(map(int, numbers))
+
+
 def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
     """Read strokes, float64 [n, 2] XY in pixels each, for ``Prompts.from_sketches``.
 
