@@ -186,8 +186,9 @@ class TapPredictor:
         """Run the image encoder.
 
         Args:
-            image: path, PIL image, or uint8 ``[H, W, 3]`` RGB. The EXIF orientation of paths
-                and PIL images is honoured.
+            image: path, bytes of a file, binary file object, PIL image, or uint8 ``[H, W, 3]``
+                RGB; ``load_image`` says which are turned upright by their EXIF orientation. A
+                ``PictureFile`` says how it is to be read: converted, which bands, how large.
 
         Raises:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
@@ -222,8 +223,8 @@ class TapPredictor:
         """Segment, name and caption P regions.
 
         Args:
-            image: path, PIL image, uint8 ``[H, W, 3]`` RGB, the result of ``encode``, or None
-                for the picture given to ``set_image``.
+            image: what ``encode`` takes or returned, or None for the picture given to
+                ``set_image``.
             points: float ``[P, N, 3]`` (x, y, label) in pixels of the original image, or a
                 list of P lists of any length. Labels: 0 background, 1 foreground, 2 and 3 the
                 left-top and right-bottom corners of a box, 4 padding.
