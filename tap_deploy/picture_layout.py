@@ -173,11 +173,11 @@ def _has_alpha(box: bytes) -> bool:
 
 def _avif(file: IO[bytes], head: bytes) -> Layout | None:
     containers = {b"meta": 4, b"iprp": 0, b"ipco": 0}
-    deep = False
+    flags = 0
     for kind, begin, end in _boxes(file, 0, _size(file), containers):
         if kind == b"av1C":
-            deep = deep or bool(_bytes(file, begin, end)[2] & 0x40)
-    return Layout(bits=10 if deep else 8)
+            flags |= _bytes(file, begin, end)[2]
+    return Layout(bits=8 if not flags & 0x40 else 12 if flags & 0x20 else 10)
 
 
 def _ppm(file: IO[bytes], head: bytes) -> Layout | None:

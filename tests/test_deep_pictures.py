@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import struct
@@ -195,15 +196,29 @@ def test_deep_sgi_psd_and_dds_are_refused(tmp_path: Path) -> None:
         assert "save it as PNG or TIFF" in message_of(tmp_path / name, convert=True)
 
 
-def test_deep_avif_is_known_by_its_header(tmp_path: Path) -> None:
+AVIF_OF_10_BITS = base64.b85decode(  # 8 x 8 pixels of (1023, 512, 100)
+    "0000WW^{RQVRmU|00000VRmU|ZE0pPZE0a<O+hh10002%ZDn*}000000000XXk=`10000000000aA{+70000000000"
+    "00000000004sdC7Z2$lO000310016oY;R)#0000)000310RR910RR926951J9RL6TC~0YKW&i*H00031000_kZf0cy"
+    "000000RRADb}%tRZ)|UJ00000YH4tCZ~y=ROKEUpZvX%Q6lrsCWdHyG000002mk;82mk;85O8UDX#fBK00RmN3IG5A"
+    "3}JRLLxCVb000006Ju{|a&BX6cmM(b0ssJj0000NX>e^}0000000001009I60)qqq001RzWMOm?015~=2*2k70sxRQ"
+    "4-fzV1}l(_=MG*sxhtFG"
+)
+
+
+def test_deep_avif(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("PIL._avif", reason="this Pillow has no AVIF")
-    content = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 100, 50)).save(content, "AVIF", quality=100)
-    load_image(content.getvalue())
-    place = content.getvalue().index(b"av1C") + 4 + 2
-    marked = bytearray(content.getvalue())
-    marked[place] |= 0x40  # high_bitdepth
-    assert "10 bits" in message_of(bytes(marked))
+    caplog.set_level(logging.INFO, "tap_deploy")
+    assert "10 bits per channel" in message_of(AVIF_OF_10_BITS)
+    rgb = load_image(AVIF_OF_10_BITS, convert=True)
+    np.testing.assert_allclose(rgb, np.broadcast_to([255, 128, 25], (8, 8, 3)), atol=1)
+    assert "image from bytes: 10 bits per channel became 8" in caplog.messages
+    flags = AVIF_OF_10_BITS.index(b"av1C") + 4 + 2
+    twelve = bytearray(AVIF_OF_10_BITS)
+    twelve[flags] |= 0x20
+    assert "12 bits per channel" in message_of(twelve)
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(plain, "AVIF")
+    assert load_image(plain.getvalue()).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("convert", [False, True])
