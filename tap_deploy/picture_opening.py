@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from tap_deploy.errors import InputError
 from tap_deploy.picture_source import ReadOptions
@@ -68,9 +68,7 @@ def _formats() -> Iterator[tuple[str, Callable[..., Any], Callable[[bytes], Any]
         load_plugins()
         for kind in [kind for kind in Image.ID if kind not in seen]:
             seen.add(kind)
-            factory, accept = Image.OPEN[kind]
-            # Its factory looks for further frames, under the limit of the process.
-            yield kind, JpegImagePlugin.JpegImageFile if kind == "JPEG" else factory, accept
+            yield kind, *Image.OPEN[kind]
 
 
 def _prefix(file: IO[bytes]) -> bytes:

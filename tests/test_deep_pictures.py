@@ -313,6 +313,13 @@ def test_a_fourth_band_without_a_meaning_has_to_be_chosen(tmp_path: Path, dtype:
         np.testing.assert_array_equal(found, scaled(array[[3, 0, 1]], 255))
 
 
+def test_a_jpeg_2000_says_which_band_is_alpha(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "alpha.jp2")
+    assert (load_image(tmp_path / "alpha.jp2", convert=True) == 255).all()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "alpha.j2k", no_jp2=True)
+    assert "has 4 bands" in message_of(tmp_path / "alpha.j2k", convert=True)
+
+
 def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
     array = samples(4, bits=8, dtype=np.uint8)
     rgba = np.ascontiguousarray(np.moveaxis(array, 0, 2))
@@ -357,15 +364,19 @@ def test_an_opened_picture_is_judged_by_its_file(tmp_path: Path) -> None:
     for name in ("deep.tif", "deep.png", "deep.jp2"):
         for source in (tmp_path / name, io.BytesIO((tmp_path / name).read_bytes())):
             with Image.open(source) as picture:
+                position = picture.fp.tell()
                 assert "16 bits" in message_of(picture)
+                assert picture.fp.tell() == position
                 found = load_image(picture, convert=True)
                 np.testing.assert_array_equal(found, scaled(array, 65535))
                 if picture.format != "JPEG2000":  # Pillow cannot decode this one
                     assert picture.getpixel((0, 0)) == (255, 255, 255)  # it can still be used
-    with Image.open(tmp_path / "deep.png") as picture:
-        picture.load()
-        assert "16 bits" in message_of(picture)
-        assert "pass the file itself" in message_of(picture, convert=True)
+    tiff = io.BytesIO((tmp_path / "deep.tif").read_bytes())
+    for source in (tmp_path / "deep.png", tiff):
+        with Image.open(source) as picture:
+            picture.load()
+            assert "16 bits" in message_of(picture)
+            assert "pass the file itself" in message_of(picture, convert=True)
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
