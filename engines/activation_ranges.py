@@ -9,7 +9,7 @@ import tempfile
 import numpy as np
 import onnx_ir as ir
 
-from tap_deploy.errors import MissingDependencyError, SessionError, VerificationError
+from tap_deploy.errors import MissingDependencyError, SessionError, VerificationError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
 from tap_deploy.sessions.contract import Session, Tensors
@@ -47,7 +47,7 @@ class RangeSession(Session):
             values = self._session.run(names, dict(inputs))  # type: ignore[attr-defined]
         # onnxruntime raises a class of its own per status code, with no common base.
         except Exception as exc:
-            raise self._error(f"onnxruntime failed: {str(exc).splitlines()[0]}") from exc
+            raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
         found = dict(zip(names, values, strict=True))
         for name, array in outputs.items():
             if not np.isfinite(found[name]).all():
@@ -121,5 +121,5 @@ def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:
         )
     except Exception as exc:
         raise SessionError(
-            f"graph {graph}: onnxruntime cannot load it for measuring: {str(exc).splitlines()[0]}"
+            f"graph {graph}: onnxruntime cannot load it for measuring: {first_line(exc)}"
         ) from exc

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, first_line
 from tap_deploy.plans import all_records
 from tap_deploy.sessions.onnxruntime import EXACT_INT8
 
@@ -122,8 +122,7 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
                 os.fspath(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # a class of its own per status code, with no common base
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-            raise SessionError(f"onnxruntime cannot load {path}: {reason}") from exc
+            raise SessionError(f"onnxruntime cannot load {path}: {first_line(exc)}") from exc
         return count_kernels(onnx.load(optimised, load_external_data=False))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tap_deploy.engines.segments import Segment
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, first_line
 
 OnTap = Callable[[str, np.ndarray], None]
 ERRORS_ONLY = 3  # onnxruntime's log severity
@@ -84,11 +84,13 @@ class _Piece:
                 )
             # onnxruntime raises a class of its own per status code, with no common base.
             except Exception as exc:
-                raise SessionError(f"calibration cannot load a piece of the graph: {exc}") from exc
+                raise SessionError(
+                    f"calibration cannot load a piece of the graph: {first_line(exc)}"
+                ) from exc
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             results = self._session.run(self._names, {name: tensors[name] for name in self.inputs})
         except Exception as exc:
-            raise SessionError(f"calibration: onnxruntime failed: {exc}") from exc
+            raise SessionError(f"calibration: onnxruntime failed: {first_line(exc)}") from exc
         return dict(zip(self._names, results, strict=True))

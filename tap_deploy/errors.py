@@ -51,3 +51,9 @@ class VerificationError(TapError):
     """A check ran to its end and failed."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error that says something; its class if none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

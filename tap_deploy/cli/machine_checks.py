@@ -29,6 +29,7 @@ from tap_deploy.cli.packages import (
     Package,
 )
 from tap_deploy.cli.probe import working_providers
+from tap_deploy.errors import first_line
 from tap_deploy.machine.cpu import NO_VNNI
 from tap_deploy.machine.memory import Memory
 from tap_deploy.machine.state import MachineState
@@ -89,7 +90,7 @@ def _inference_report(version: str) -> tuple[str, str | None]:
     try:
         results = working_providers(importlib.import_module(ONNXRUNTIME.name))
     except ImportError as error:
-        results = {"CPUExecutionProvider": str(error).splitlines()[0]}
+        results = {"CPUExecutionProvider": first_line(error)}
     findings = ", ".join(
         f"{name.removesuffix('ExecutionProvider')} {failure or 'works'}"
         for name, failure in results.items()

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import numpy as np
 
+from tap_deploy.errors import first_line
+
 _FLOAT = 1  # TensorProto.DataType.FLOAT
 _LENGTH = 3
 _SILENT = 4  # onnxruntime log level: failures come back as exceptions
@@ -48,7 +50,7 @@ def _failure(onnxruntime: ModuleType, provider: str) -> str | None:
         (y,) = session.run(None, {"x": x})
     # Foreign code, any provider, any driver: whatever it raises is the finding.
     except Exception as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None if np.array_equal(y, x + x) else f"wrong result: {y}, expected {x + x}"
 
 

@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 
-from tap_deploy.errors import CheckpointError, MissingDependencyError, UnsafeCheckpointError
+from tap_deploy.errors import (
+    CheckpointError,
+    MissingDependencyError,
+    UnsafeCheckpointError,
+    first_line,
+)
 from tap_deploy.unpickle import load_pickle, printable, refusal
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -68,7 +73,7 @@ def read_torch(path: Path) -> Any:
         what = printable(found[1]) if found else "an instruction that weights do not need"
         raise UnsafeCheckpointError(refusal(what, printable(path), "tensors")) from exc
     except Exception as exc:  # torch raises whatever a broken file leads it to
-        reason = printable(str(exc).partition("\n")[0]) or type(exc).__name__
+        reason = printable(first_line(exc))
         raise CheckpointError(
             f"{printable(path)} is not a whole torch file ({reason}); download it again"
         ) from exc
@@ -127,7 +132,7 @@ def write_safetensors(state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         safetensors_torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
     except Exception as exc:  # SafetensorError, which only the lazy import knows
-        reason = printable(str(exc).strip().partition("\n")[0])
+        reason = printable(first_line(exc))
         raise CheckpointError(f"cannot write {printable(path)}: {reason}") from exc
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, first_line
 from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
 
 
@@ -169,8 +169,7 @@ class CudaPythonMemory(DeviceMemory):
             error, *results = getattr(self._cuda, function)(*arguments)
         # Some errors come as exceptions of the binding: no driver library, a wrong argument.
         except Exception as exc:
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-            raise SessionError(f"CUDA: {function} failed: {reason}") from exc
+            raise SessionError(f"CUDA: {function} failed: {first_line(exc)}") from exc
         if int(error):
             self._cuda.cudaGetLastError()  # forget it, or a later call reports it again
             raise SessionError(f"CUDA: {function} failed: {self._described(error)}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.providers import Provider, require_real_inference
@@ -86,11 +86,6 @@ def _checked(
         ) from exc
     check_graph(spec, _described(session.get_inputs()), _described(session.get_outputs()))
     return session
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error, or its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class OnnxRuntimeSession(Session):

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, first_line
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, Recording
 from tap_deploy.sessions.device_memory import DeviceMemory
-from tap_deploy.sessions.onnxruntime import first_line, import_onnxruntime, load_session
+from tap_deploy.sessions.onnxruntime import import_onnxruntime, load_session
 from tap_deploy.sessions.providers import CUDA, NO_GRAPH, Provider
 
 logger = logging.getLogger(__name__)

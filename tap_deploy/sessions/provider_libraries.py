@@ -10,7 +10,7 @@ import io
 import pathlib
 from typing import Any
 
-from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 
 PLUGIN_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 LIBRARIES = {
@@ -81,9 +81,8 @@ def _registered_plugin(runtime: Any) -> str:
         runtime.register_execution_provider_library(name, plugin.get_library_path())
     # onnxruntime raises a class of its own per status code, with no common base.
     except Exception as exc:
-        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise SessionError(
-            f"{name} does not load: {reason}; is NVIDIA's driver installed? See nvidia-smi"
+            f"{name} does not load: {first_line(exc)}; is NVIDIA's driver installed? See nvidia-smi"
         ) from exc
     return name
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.errors import InputError, SessionError
+from tap_deploy.errors import InputError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.provider_libraries import (
@@ -208,8 +208,7 @@ def require_real_inference(
         try:
             outputs = session.run(None, _smallest_inputs(spec, provider.limits), run_options)
         except Exception as exc:
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-            raise _unusable(spec, provider, reason) from exc
+            raise _unusable(spec, provider, first_line(exc)) from exc
         profile = json.loads(pathlib.Path(session.end_profiling()).read_text("utf-8"))
     _require_work(profile, spec, provider)
     if not all(np.isfinite(output).all() for output in outputs):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, first_line
 from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
 from tap_deploy.sessions.driver_graphs import DriverGraphs
 
@@ -168,9 +168,8 @@ class PycudaMemory(DeviceMemory):
             yield
         # pycuda has an error class per kind of failure, and Boost adds its own.
         except Exception as exc:
-            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
             advice = "; use fewer contexts or an engine for fewer prompts"
             is_memory = isinstance(exc, self._driver.MemoryError)  # not Python's own
             raise SessionError(
-                f"CUDA: {call} failed: {reason}{advice if is_memory else ''}"
+                f"CUDA: {call} failed: {first_line(exc)}{advice if is_memory else ''}"
             ) from exc

@@ -13,7 +13,7 @@ import click
 import torch
 
 from tap_deploy.cli.exits import CleanExits
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, first_line
 from tap_deploy.training.caption_tokenizer import train_tokenizer
 from tap_deploy.training.concept_space import concept_vocabulary
 from tap_deploy.training.config import DTYPES, TrainingConfig
@@ -104,8 +104,7 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as exc:  # the latter from a build without CUDA
-        reason = str(exc).partition("\n")[0]
-        raise InputError(f"device {name!r} cannot be used here: {reason}") from exc
+        raise InputError(f"device {name!r} cannot be used here: {first_line(exc)}") from exc
 
 
 def _new_config(changes: dict[str, Any]) -> TrainingConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.errors import CheckpointError, InputError
+from tap_deploy.errors import CheckpointError, InputError, first_line
 from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
@@ -156,8 +156,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # torch raises whatever a broken file leads it to
-        reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise CheckpointError(f"training state {path} cannot be read ({reason})") from exc
+        raise CheckpointError(f"training state {path} cannot be read ({first_line(exc)})") from exc
     if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
         raise CheckpointError(f"training state {path} holds something else than a training run")
     return state
