@@ -6,7 +6,6 @@ python -m benchmarks.cpu BUNDLE [--threads 2] [--json FILE]
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from tap_deploy.files import atomic_file
 from tap_deploy.machine.cpu import cpu_name
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import request_answers
+from tap_deploy.optional_modules import version_of
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.synthetic import synthetic_model
@@ -141,7 +141,7 @@ def conditions(bundle: Bundle, threads: int) -> dict[str, Any]:
         "cpu": cpu_name(Host()),
         "threads": threads,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version_of(name) for name in packages},
     }
 
 

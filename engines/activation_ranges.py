@@ -9,10 +9,11 @@ import tempfile
 import numpy as np
 import onnx_ir as ir
 
-from tap_deploy.errors import MissingDependencyError, SessionError, VerificationError, first_line
+from tap_deploy.errors import SessionError, VerificationError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
 from tap_deploy.sessions.contract import Session, Tensors
+from tap_deploy.sessions.onnxruntime import import_onnxruntime
 
 ERRORS_ONLY = 3  # onnxruntime's log severity
 
@@ -102,12 +103,7 @@ def _has_external_data(model: ir.Model) -> bool:
 
 
 def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise MissingDependencyError(
-            'measuring needs onnxruntime; install it with: pip install "tap-deploy[quantize]"'
-        ) from exc
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     # By default nodes run in the reverse of a walk back from the outputs, which would hold every

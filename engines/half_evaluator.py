@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from tap_deploy.engines.torch_ops import OPERATORS, Call, Operator
-from tap_deploy.errors import MissingDependencyError
+from tap_deploy.errors import MissingDependencyError, first_line
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors
 
 
@@ -99,9 +100,9 @@ def _last_uses(nodes: list[ir.Node], kept: set[str | None]) -> list[list[str | N
 
 def _import_torch() -> Any:
     try:
-        import torch
+        return load_module("torch")
     except ImportError as exc:
         raise MissingDependencyError(
-            'the torch evaluator needs torch; install it with: pip install "tap-deploy[export]"'
+            f"the torch evaluator needs torch, which cannot be loaded ({first_line(exc)}); "
+            'install it with: pip install "tap-deploy[export]"'
         ) from exc
-    return torch

@@ -9,12 +9,11 @@ import pathlib
 import tempfile
 
 import onnx
-import onnxruntime
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import SessionError, first_line
 from tap_deploy.plans import all_records
-from tap_deploy.sessions.onnxruntime import EXACT_INT8
+from tap_deploy.sessions.onnxruntime import EXACT_INT8, import_onnxruntime
 
 # What onnxruntime's fusions turn a product of quantized values into.
 _INTEGER_PRODUCTS = {
@@ -109,6 +108,7 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
     """
     with tempfile.TemporaryDirectory() as folder:
         optimised = pathlib.Path(folder) / "optimised.onnx"
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry(*EXACT_INT8)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from tap_deploy.engines.segments import Segment
 from tap_deploy.errors import SessionError, first_line
+from tap_deploy.sessions.onnxruntime import import_onnxruntime
 
 OnTap = Callable[[str, np.ndarray], None]
 ERRORS_ONLY = 3  # onnxruntime's log severity
@@ -63,10 +64,9 @@ class SegmentedRun:
 
 class _Piece:
     def __init__(self, segment: Segment, threads: int | None) -> None:
-        import onnxruntime
-
         self.inputs, self.outputs, self.taps = segment.inputs, segment.outputs, segment.taps
         self._names = [*self.outputs, *(n for n in self.taps if n not in self.outputs)]
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         # An arena never gives memory back; with one per piece they would add up.

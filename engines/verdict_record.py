@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import math
 import os
@@ -22,6 +20,7 @@ from tap_deploy.engines.verdict import Verdict
 from tap_deploy.machine.cpu import cpu_int8, cpu_name
 from tap_deploy.machine.host import Host
 from tap_deploy.manifest import GraphRecord
+from tap_deploy.optional_modules import version_of
 from tap_deploy.precisions import INT8, INT8_FP32
 
 REPORTS_FOLDER = "reports"
@@ -119,8 +118,9 @@ def conditions() -> dict[str, Any]:
 
 def _versions(*packages: str) -> Iterator[tuple[str, str]]:
     for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield package, importlib.metadata.version(package)
+        version = version_of(package)
+        if version is not None:
+            yield package, version
 
 
 def _mixed(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tap_deploy.config import BOS_ID, EOS_ID
 from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.optional_modules import load_module
 
 
 class Tokenizer:
@@ -28,7 +29,7 @@ class Tokenizer:
             MissingDependencyError: sentencepiece is not installed.
         """
         try:
-            import sentencepiece
+            sentencepiece: Any = load_module("sentencepiece")
         except ImportError as exc:
             raise MissingDependencyError(
                 'sentencepiece is not installed; captions need it: pip install "sentencepiece"'

@@ -15,8 +15,11 @@ import pytest
 from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.optional_modules import turn_telemetry_off
 from tap_deploy.predictor import TapPredictor
 from tests.require_gpu import pytest_configure  # noqa: F401
+
+turn_telemetry_off()  # tests import onnxruntime themselves
 
 DATA = pathlib.Path(__file__).parent / "data"
 MICRO_SEED = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu.context import Context, Notes, Skipped
+from tap_deploy.optional_modules import load_module
 
 COPY_BYTES = 1 << 28
 SIDE = 8192
@@ -96,8 +97,7 @@ class _Cupy:
     """Copies and products by CuPy; TF32 is chosen by a variable that is read once."""
 
     def __init__(self) -> None:
-        import cupy
-
+        cupy: Any = load_module("cupy")
         self.cupy = cupy
         self.name = f"cupy {cupy.__version__}"
         self.wait = cupy.cuda.Device().synchronize

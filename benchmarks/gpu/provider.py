@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.gpu.context import Context, Notes, Skipped, StepFailed
+from tap_deploy.sessions.onnxruntime import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 SIDE = 64
@@ -16,8 +17,7 @@ OPSET, IR_VERSION = 20, 10
 
 def run(context: Context, notes: Notes) -> None:
     """Multiply in fp32 and fp16; hold the results against NumPy, and the nodes against the log."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     require_provider()
     for dtype in ("float32", "float16"):
         with notes.check(dtype) as found:
@@ -31,9 +31,7 @@ def require_provider() -> None:
     Raises:
         Skipped: it was not.
     """
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
+    available = import_onnxruntime().get_available_providers()
     if PROVIDER not in available:
         raise Skipped(
             f"this onnxruntime has no {PROVIDER}, only {', '.join(available)}; "

@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.gpu.context import Context, Notes, one_line
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
+from tap_deploy.optional_modules import load_module
+from tap_deploy.sessions.onnxruntime import import_onnxruntime
 
 PACKAGES = re.compile(
     r"(numpy|torch|triton|cupy.*|cuda-.*|pycuda|onnx.*|tensorrt.*|nvidia-.*|pillow|sentencepiece"
@@ -67,13 +69,13 @@ def _torch() -> str:
 
 
 def _cupy() -> str:
-    cupy = importlib.import_module("cupy")
+    cupy: Any = load_module("cupy")
     version = _dotted(cupy.cuda.runtime.runtimeGetVersion())
     return f"{cupy.__version__}, CUDA {version}"
 
 
 def _onnxruntime() -> str:
-    runtime = importlib.import_module("onnxruntime")
+    runtime = import_onnxruntime()
     return f"{runtime.__version__} with {', '.join(runtime.get_available_providers())}"
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
-from tap_deploy.errors import MissingDependencyError
+from tap_deploy.errors import MissingDependencyError, first_line
+from tap_deploy.optional_modules import load_module
 
 
 def require_quantize_extra() -> None:
@@ -28,9 +27,9 @@ def require_export_extra() -> None:
 def _require(packages: tuple[str, ...], extra: str) -> None:
     for name in packages:
         try:
-            importlib.import_module(name)
+            load_module(name)
         except ImportError as exc:
             raise MissingDependencyError(
-                f"this needs {name}, which cannot be imported ({exc}); "
+                f"this needs {name}, which cannot be imported ({first_line(exc)}); "
                 f'install it with: pip install "tap-deploy[{extra}]"'
             ) from exc

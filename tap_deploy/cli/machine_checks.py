@@ -7,7 +7,6 @@ which is believed only after it has run a model.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from tap_deploy.cli.checks import (
     ok_or_warning,
     swap_command,
 )
+from tap_deploy.cli.onnxruntime_check import onnxruntime_check
 from tap_deploy.cli.packages import (
     CUDA_PYTHON,
     EVERY_USE,
@@ -28,8 +28,6 @@ from tap_deploy.cli.packages import (
     TENSORRT,
     Package,
 )
-from tap_deploy.cli.probe import working_providers
-from tap_deploy.errors import first_line
 from tap_deploy.machine.cpu import NO_VNNI
 from tap_deploy.machine.memory import Memory
 from tap_deploy.machine.state import MachineState
@@ -63,15 +61,18 @@ def _python_check() -> Check:
 
 
 def _package_check(package: Package, state: MachineState) -> Check:
-    version = package.installed_version()
-    problem = package.problem_with(version)
-    detail = problem or version or "installed, version unknown"
-    remedy = package.install_command
+    if package is ONNXRUNTIME:
+        return onnxruntime_check()
+    remedy, leftover = package.install_command, package.leftover()
+    if leftover is None:
+        version = package.installed_version()
+        problem = package.problem_with(version)
+        detail = problem or version or "installed, version unknown"
+    else:
+        detail = problem = f"{leftover} is a folder without the package, perhaps what is left of it"
+        remedy = f"pip install --force-reinstall {package.name}"
     if package is TENSORRT and state.jetson:
         remedy = _tensorrt_remedy(state)
-    elif package is ONNXRUNTIME and problem is None:
-        detail, problem = _inference_report(detail)
-        remedy = f"pip install --force-reinstall {package.name}"
     return found_or_missing(
         package.name, package.required_for, detail, remedy, found=problem is None
     )
@@ -83,19 +84,6 @@ def _tensorrt_remedy(state: MachineState) -> str:
         return "sudo apt-get install python3-libnvinfer"
     # It is there, for the Python of the system: this environment does not see it.
     return "python3 -m venv --system-site-packages .venv"
-
-
-def _inference_report(version: str) -> tuple[str, str | None]:
-    """Run a model with onnxruntime; return what each provider did, and what fails on the CPU."""
-    try:
-        results = working_providers(importlib.import_module(ONNXRUNTIME.name))
-    except ImportError as error:
-        results = {"CPUExecutionProvider": first_line(error)}
-    findings = ", ".join(
-        f"{name.removesuffix('ExecutionProvider')} {failure or 'works'}"
-        for name, failure in results.items()
-    )
-    return f"{version}: {findings}", results.get("CPUExecutionProvider", "no CPU provider")
 
 
 def _cuda_binding_check(state: MachineState) -> Check:

@@ -6,6 +6,7 @@ The minimal versions are those of setup.cfg; a test compares them.
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import re
@@ -37,10 +38,7 @@ class Package:
 
     def installed_version(self) -> str | None:
         """Return its version, "" if only importable and unknown to pip, None if absent."""
-        try:
-            if importlib.util.find_spec(self.module or self.name) is None:
-                return None
-        except ModuleNotFoundError:  # the parent of a dotted name
+        if self._spec() is None:
             return None
         for name in (self.name, *self.other_names):
             try:
@@ -48,6 +46,22 @@ class Package:
             except importlib.metadata.PackageNotFoundError:
                 continue
         return ""
+
+    def leftover(self) -> str | None:
+        """Return the folder that Python takes for it though it has no code of its own.
+
+        Pip leaves one where a package was uninstalled that shared its folder with another.
+        """
+        spec = self._spec()
+        if spec is None or spec.origin is not None:
+            return None
+        return next(iter(spec.submodule_search_locations or ()), None)
+
+    def _spec(self) -> importlib.machinery.ModuleSpec | None:
+        try:
+            return importlib.util.find_spec(self.module or self.name)
+        except ModuleNotFoundError:  # the parent of a dotted name
+            return None
 
     def problem_with(self, version: str | None) -> str | None:
         """Return what is wrong with an ``installed_version``, None if nothing."""
@@ -66,7 +80,6 @@ def _release(version: str) -> tuple[int, ...]:
 
 ONNXRUNTIME = Package(
     name="onnxruntime",
-    other_names=("onnxruntime-gpu",),
     minimum="1.20",
     extra="onnxruntime",
     required_for="run, export, quantize",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from typing import Any
 
@@ -28,6 +27,7 @@ from tap_deploy.selftest import SelftestSubject, run_selftest
 from tap_deploy.selftest_marks import mark_name
 from tap_deploy.sessions import ENGINE_BACKENDS, pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.sessions.device_memory import open_device_memory
+from tap_deploy.sessions.onnxruntime import import_onnxruntime
 from tap_deploy.sessions.options import CPU, CUDA, Device
 from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 
@@ -83,7 +83,7 @@ def _subject(
     is_engine = backend in ENGINE_BACKENDS
     on_cpu = not is_engine and Device.from_name(device or CPU).kind == CPU
     variant = variant_for(precision, on_cpu=on_cpu)
-    version = str(import_tensorrt(backend).__version__) if is_engine else _version(backend)
+    runtime = import_tensorrt(backend) if is_engine else import_onnxruntime()
     plans = None
     if not on_cpu:  # a predictor needs it, so what is missing is to be said before anything is run
         memory = open_device_memory(Device.from_name(device or CUDA).index)
@@ -91,7 +91,7 @@ def _subject(
         plans = plan_folder(
             bundle,
             backend=backend,
-            backend_version=version,
+            backend_version=str(runtime.__version__),
             compute_capability=memory.compute_capability,
             variant=variant,
         )
@@ -100,16 +100,7 @@ def _subject(
         backend=mark_name(backend, on_cpu=is_engine or on_cpu, provider=provider),
         precision=precision,
         variant=variant,
-        backend_version=version,
+        backend_version=str(runtime.__version__),
         device=machine_state().title,
         plans=plans,
     )
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown version"

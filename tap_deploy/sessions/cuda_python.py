@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tap_deploy.errors import SessionError, first_line
+from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
 
 
 def _import_runtime() -> Any:
     try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except ImportError:  # before 12.6 the same functions were here
-        return importlib.import_module("cuda.cudart")
+        return load_module("cuda.bindings.runtime")
+    except ModuleNotFoundError:  # before 12.6 the same functions were here
+        return load_module("cuda.cudart")
 
 
 class CudaPythonMemory(DeviceMemory):

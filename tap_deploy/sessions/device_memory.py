@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 
 ALIGNMENT_BYTES = 256  # what TensorRT asks of every tensor address, and cudaMalloc gives
 
@@ -182,7 +182,7 @@ def open_device_memory(device_index: int = 0) -> DeviceMemory:
         try:
             return kind(device_index)
         except ImportError as exc:  # also a package that does not find its libraries
-            reasons.append(f"{kind.name}: {exc}")
+            reasons.append(f"{kind.name}: {first_line(exc)}")
         except SessionError as exc:  # made for a newer driver: the other one need not be
             failures.append(exc)
     if failures:

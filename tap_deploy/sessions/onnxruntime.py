@@ -8,6 +8,7 @@ from typing import Any
 
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.optional_modules import load_module, turn_telemetry_off
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.providers import Provider, require_real_inference
 
@@ -24,19 +25,24 @@ FOR_CPUS_ONLY = ["WeightBiasQuantization"]
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime.
+    """Import onnxruntime; the one place that does, as its telemetry must be off before.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: it is not installed, or broken.
     """
+    turn_telemetry_off()
     try:
-        import onnxruntime
+        return load_module("onnxruntime")
     except ImportError as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name == "onnxruntime":
+            raise MissingDependencyError(
+                "backend 'onnxruntime' is not installed; "
+                'install it with: pip install "tap-deploy[onnxruntime]"'
+            ) from exc
         raise MissingDependencyError(
-            "backend 'onnxruntime' is not installed; "
-            'install it with: pip install "tap-deploy[onnxruntime]"'
+            f"backend 'onnxruntime' cannot be loaded: {first_line(exc)}; "
+            "what repairs it says: tap-export doctor"
         ) from exc
-    return onnxruntime
 
 
 def load_session(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 import io
 import pathlib
 from typing import Any
 
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
+from tap_deploy.optional_modules import load_module
 
 PLUGIN_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 LIBRARIES = {
@@ -28,8 +28,8 @@ def preload_libraries(runtime: Any, provider: str) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             runtime.preload_dlls()
     if provider == "TensorrtExecutionProvider":
-        with contextlib.suppress(ImportError, OSError):
-            importlib.import_module("tensorrt")
+        with contextlib.suppress(ImportError):
+            load_module("tensorrt")
 
 
 def library_error(runtime: Any, provider: str) -> str | None:
@@ -71,9 +71,9 @@ def plugin_device(runtime: Any, index: int) -> Any:
 def _registered_plugin(runtime: Any) -> str:
     """Register the plugin, once per process; return the provider's name."""
     try:
-        plugin = importlib.import_module(PLUGIN_MODULE)
-    except (ImportError, OSError) as exc:  # OSError: its libraries are not there
-        raise _no_plugin(str(exc)) from exc
+        plugin: Any = load_module(PLUGIN_MODULE)
+    except ImportError as exc:
+        raise _no_plugin(first_line(exc)) from exc
     if not hasattr(runtime, "register_execution_provider_library"):
         raise _no_plugin(f"onnxruntime {runtime.__version__} takes no plugins")
     name = str(plugin.get_ep_name())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tap_deploy.errors import SessionError, first_line
+from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.device_memory import DeviceMemory, PinnedBlock
 from tap_deploy.sessions.driver_graphs import DriverGraphs
 
@@ -41,7 +41,7 @@ class PycudaMemory(DeviceMemory):
     name = "pycuda"
 
     def __init__(self, device_index: int = 0) -> None:
-        self._driver = importlib.import_module("pycuda.driver")  # ImportError: not installed
+        self._driver: Any = load_module("pycuda.driver")  # ImportError: not installed
         self.device_index = device_index
         with self._translated("primary context"):
             self._device, self._context = _primary_context(self._driver, device_index)

@@ -5,10 +5,10 @@ The calls of ``tensorrt.py`` itself have one name and one meaning in all of them
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from tap_deploy.errors import MissingDependencyError
+from tap_deploy.errors import MissingDependencyError, first_line
+from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
@@ -25,13 +25,13 @@ def import_tensorrt(backend: str) -> Any:
     """Import the module of a backend.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: it is not installed, or broken.
     """
     try:
-        return importlib.import_module(backend)
-    except (ImportError, OSError) as exc:  # OSError: its libraries are not there
+        return load_module(backend)
+    except ImportError as exc:
         raise MissingDependencyError(
-            f"backend {backend!r} cannot be loaded ({exc}); {INSTALL[backend]}"
+            f"backend {backend!r} cannot be loaded ({first_line(exc)}); {INSTALL[backend]}"
         ) from exc
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tap_deploy.config import BOS_ID, DEMO, EOS_ID, VARIANTS
 from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.optional_modules import load_module
 from tap_deploy.training.captions import PLACES, RELATIONS, CaptionParts
 from tap_deploy.training.colors import COLOR_WORDS
 from tap_deploy.training.emoji_names import OBJECT_NAMES
@@ -43,7 +44,7 @@ def train_tokenizer(
         MissingDependencyError: sentencepiece is not installed.
     """
     try:
-        import sentencepiece
+        sentencepiece: Any = load_module("sentencepiece")
     except ImportError as exc:
         raise MissingDependencyError(
             'sentencepiece is not installed; captions need it: pip install "sentencepiece"'
@@ -85,7 +86,7 @@ class CaptionEncoder:
     """
 
     def __init__(self, path: str | os.PathLike[str], length: int) -> None:
-        import sentencepiece
+        sentencepiece: Any = load_module("sentencepiece")
 
         try:
             self._processor: Any = sentencepiece.SentencePieceProcessor(
