@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import platform
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.captioner import Captioner
 from tap_deploy.cli.exits import CleanExits
 from tap_deploy.files import atomic_file
-from tap_deploy.machine.cpu import cpu_name
+from tap_deploy.machine.cpu import cpu_name, usable_cores
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import request_answers
 from tap_deploy.optional_modules import version_of
@@ -39,7 +38,7 @@ PROMPTS = (1, 16, 64)
 @click.command(cls=CleanExits)
 @click.argument("bundle", type=click.Path(path_type=pathlib.Path))
 @click.option("--checkpoint", type=click.Path(path_type=pathlib.Path), help="Default: synthetic.")
-@click.option("--threads", type=int, default=os.cpu_count(), show_default=True)
+@click.option("--threads", type=int, default=usable_cores(), show_default=True)
 @click.option("--iterations", type=int, default=MIN_ITERATIONS, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=pathlib.Path))
 def main(

@@ -21,7 +21,7 @@ import numpy as np
 from tap_deploy.cli.exits import CleanExits
 from tap_deploy.files import atomic_file
 from tap_deploy.image import Frame
-from tap_deploy.machine.cpu import cpu_name
+from tap_deploy.machine.cpu import cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import masks_from_logits, rle_from_mask, rles_from_logits
 from tap_deploy.timing import MIN_ITERATIONS, Latency, measure
@@ -122,7 +122,7 @@ def check(logits: np.ndarray, frame: Frame) -> None:
 
 def candidates(logits: np.ndarray, frame: Frame) -> dict[str, Callable[[], object]]:
     """Return what is timed; the last in as many threads as there are CPUs, a region in each."""
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    pool = concurrent.futures.ThreadPoolExecutor(usable_cpus())
     return {
         DENSE: dense_masks(logits, frame),
         MASKS: lambda: masks_from_logits(logits, frame),
@@ -155,7 +155,7 @@ def conditions(regions: int, size: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(Host()),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cpus(),
         "load": os.getloadavg()[0],
         "regions": regions,
         "size": size,

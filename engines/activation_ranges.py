@@ -13,9 +13,7 @@ from tap_deploy.errors import SessionError, VerificationError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
 from tap_deploy.sessions.contract import Session, Tensors
-from tap_deploy.sessions.onnxruntime import import_onnxruntime
-
-ERRORS_ONLY = 3  # onnxruntime's log severity
+from tap_deploy.sessions.onnxruntime import import_onnxruntime, session_options
 
 
 class RangeSession(Session):
@@ -104,13 +102,10 @@ def _has_external_data(model: ir.Model) -> bool:
 
 def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:
     onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options = session_options(onnxruntime, threads)
     # By default nodes run in the reverse of a walk back from the outputs, which would hold every
     # tensor until the reductions come at the end.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(
             os.fspath(file), options, providers=["CPUExecutionProvider"]

@@ -13,7 +13,7 @@ import onnx
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import SessionError, first_line
 from tap_deploy.plans import all_records
-from tap_deploy.sessions.onnxruntime import EXACT_INT8, import_onnxruntime
+from tap_deploy.sessions.onnxruntime import EXACT_INT8, import_onnxruntime, session_options
 
 # What onnxruntime's fusions turn a product of quantized values into.
 _INTEGER_PRODUCTS = {
@@ -38,7 +38,6 @@ _FLOAT_PRODUCTS = {
     "MultiHeadAttention",
     "NhwcFusedConv",
 }
-_ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,8 +108,7 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
     with tempfile.TemporaryDirectory() as folder:
         optimised = pathlib.Path(folder) / "optimised.onnx"
         onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options = session_options(onnxruntime)
         options.add_session_config_entry(*EXACT_INT8)
         options.optimized_model_filepath = os.fspath(optimised)
         # Weights beside the graph: it may exceed what a protobuf can hold, and is read without.

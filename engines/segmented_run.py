@@ -13,10 +13,9 @@ import onnx_ir as ir
 
 from tap_deploy.engines.segments import Segment
 from tap_deploy.errors import SessionError, first_line
-from tap_deploy.sessions.onnxruntime import import_onnxruntime
+from tap_deploy.sessions.onnxruntime import import_onnxruntime, session_options
 
 OnTap = Callable[[str, np.ndarray], None]
-ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
 class SegmentedRun:
@@ -67,12 +66,9 @@ class _Piece:
         self.inputs, self.outputs, self.taps = segment.inputs, segment.outputs, segment.taps
         self._names = [*self.outputs, *(n for n in self.taps if n not in self.outputs)]
         onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options = session_options(onnxruntime, threads)
         # An arena never gives memory back; with one per piece they would add up.
         options.enable_cpu_mem_arena = False
-        if threads is not None:
-            options.intra_op_num_threads = threads
         # From a file, and not from bytes, which onnxruntime would keep as long as the session; with
         # the weights beside it, which are mapped, and may be more than a protobuf can hold.
         with tempfile.TemporaryDirectory(prefix="tap-piece-", ignore_cleanup_errors=True) as folder:

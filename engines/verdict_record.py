@@ -17,7 +17,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.report_html import html_from_report
 from tap_deploy.engines.verdict import Verdict
-from tap_deploy.machine.cpu import cpu_int8, cpu_name
+from tap_deploy.machine.cpu import cpu_int8, cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.manifest import GraphRecord
 from tap_deploy.optional_modules import version_of
@@ -110,7 +110,7 @@ def conditions() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(host),
         "cpu_int8": cpu_int8(host),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": usable_cpus(),
         "python": platform.python_version(),
         **dict(_versions("onnxruntime", "onnx", "numpy", "torch")),
     }

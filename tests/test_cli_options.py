@@ -17,6 +17,7 @@ from PIL import Image
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor
 
 pytest.importorskip("torch")  # makes the bundle
@@ -155,9 +156,9 @@ def test_threads_reach_every_session(run, thread_counts, threads):
     assert thread_counts == [threads] * 3
 
 
-def test_without_threads_onnxruntime_chooses(run, thread_counts):
+def test_without_threads_there_is_one_per_usable_core(run, thread_counts):
     run()
-    assert thread_counts == [0] * 3
+    assert thread_counts == [usable_cores()] * 3
 
 
 def test_verify_passes_threads_on(micro_bundle, thread_counts):

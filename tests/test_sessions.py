@@ -10,6 +10,7 @@ import pytest
 
 from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import request_answers
 from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
@@ -117,13 +118,13 @@ def test_a_file_with_other_outputs_is_refused(micro_bundle, change):
         create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), wrong)
 
 
-@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (None, 0)])
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (None, usable_cores())])
 def test_threads_reach_onnxruntime(micro_bundle, threads, expected):
     path = micro_bundle.graph_path(PROMPT_DECODER, "fp32")
     spec = micro_bundle.graph_specs()[PROMPT_DECODER]
     with create_session("onnxruntime", path, spec, threads=threads) as session:
         options = session._session.get_session_options()
-        assert options.intra_op_num_threads == expected  # 0: onnxruntime chooses
+        assert options.intra_op_num_threads == expected
 
 
 def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle):

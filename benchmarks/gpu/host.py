@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from benchmarks.gpu.context import Context, Notes
 from benchmarks.masks import blobs
 from tap_deploy.image import Frame, load_image, model_image
+from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.masks import masks_from_logits, rles_from_logits
 from tap_deploy.sessions.float_types import to_float32
 from tap_deploy.timing import measure
@@ -30,7 +30,7 @@ def run(
 ) -> None:
     """Note the median of every task in milliseconds.
 
-    With one thread, also by several callers at once, where the machine has as many CPUs.
+    With one thread, also by several callers at once, where it may use as many CPUs.
 
     Args:
         context: where to put a picture.
@@ -40,7 +40,7 @@ def run(
         width: of the picture, in pixels.
         height: of the picture, in pixels.
     """
-    cpus = os.cpu_count() or 1
+    cpus = usable_cpus()
     notes.put("cpus", cpus)
     tasks = _tasks(context, regions, width, height)
     values: dict[str, float] = {}

@@ -41,6 +41,7 @@ def require_provider() -> None:
 
 def _multiply(runtime: object, dtype: str, folder: pathlib.Path) -> float:
     options = runtime.SessionOptions()  # type: ignore[attr-defined]
+    options.intra_op_num_threads = 1
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"provider-{dtype}")
     session = runtime.InferenceSession(  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tap_deploy.config import TapConfig
+from tap_deploy.machine.cpu import usable_cpus
 
 SEED = 0
 # Smaller ones travel as they are. So do vectors that no entry gives: scales must stay positive.
@@ -91,7 +91,7 @@ def made(recipes: Iterable[Recipe], *, reference: bool = True) -> Callable[[Reci
     """
     make = _entry if reference else _random
     names = {recipe.entry: recipe for recipe in recipes if recipe.entry is not None}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(usable_cpus()) as pool:
         entries = dict(zip(names, pool.map(make, names.values()), strict=True))
 
     def bytes_of(recipe: Recipe) -> bytes:

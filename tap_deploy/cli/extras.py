@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tap_deploy.errors import MissingDependencyError, first_line
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.optional_modules import load_module
 
 
@@ -16,12 +17,16 @@ def require_quantize_extra() -> None:
 
 
 def require_export_extra() -> None:
-    """Check that PyTorch and the exporters are there.
+    """Check that PyTorch and the exporters are there, and let PyTorch use the usable cores only.
 
     Raises:
         MissingDependencyError: one of them is not; the message has the command that brings it.
     """
     _require(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export")
+    import torch
+
+    # By itself it knows of no quota. A smaller number is the user's, by OMP_NUM_THREADS.
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def _require(packages: tuple[str, ...], extra: str) -> None:

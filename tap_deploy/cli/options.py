@@ -54,5 +54,5 @@ allow_failed_option = click.option(
     help="Also use a precision or engines that failed their check.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores."
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default: all usable cores."
 )

@@ -42,6 +42,7 @@ def _failure(onnxruntime: ModuleType, provider: str) -> str | None:
     """Return None if ``provider`` computes the right answer, else what went wrong."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
+    options.intra_op_num_threads = 1  # by itself it would make one for each core of the machine
     x = np.arange(_LENGTH, dtype=np.float32)
     try:
         session = onnxruntime.InferenceSession(tiny_model(), options, providers=[provider])

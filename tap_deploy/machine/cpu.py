@@ -1,9 +1,13 @@
-"""The processor, and how it multiplies int8."""
+"""The processor: how much of it a process may use, and how it multiplies int8."""
 
 from __future__ import annotations
 
+import math
+import os
+import pathlib
 import platform
 import re
+from collections.abc import Iterator, Set
 
 from tap_deploy.machine.host import Host
 
@@ -16,6 +20,63 @@ def cpu_name(host: Host) -> str:
     """Return the name of the processor."""
     match = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(host), re.MULTILINE)
     return match[1] if match else platform.processor() or platform.machine()
+
+
+def usable_cpus(host: Host | None = None, allowed: Set[int] | None = None) -> int:
+    """Return how many CPUs this process may keep busy, at least 1.
+
+    Args:
+        host: the machine; None for this one.
+        allowed: numbers of the CPUs that it may run on; None for those of this thread, which
+            ``taskset`` and the cpusets of containers set.
+
+    Returns:
+        The number of these CPUs, or what the quotas of its control groups come to, rounded up.
+    """
+    host, allowed = host or Host(), _allowed_cpus() if allowed is None else allowed
+    return max(1, min(len(allowed), math.ceil(min(_quotas(host), default=len(allowed)))))
+
+
+def usable_cores(host: Host | None = None, allowed: Set[int] | None = None) -> int:
+    """Return how many cores this process may keep busy, at least 1.
+
+    As ``usable_cpus``, but CPUs that are threads of one core count once: a product of matrices
+    fills a core with one thread.
+    """
+    host, allowed = host or Host(), _allowed_cpus() if allowed is None else allowed
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {host.text(topology.format(cpu)) or f"only {cpu}" for cpu in allowed}
+    return min(max(1, len(cores)), usable_cpus(host, allowed))
+
+
+def _allowed_cpus() -> Set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _quotas(host: Host) -> Iterator[float]:
+    """Yield how many CPUs each control group of this process may use, where it is limited."""
+    groups = re.findall(r"^\d+:(.*):(/.*)$", host.text("/proc/self/cgroup") or "", re.MULTILINE)
+    for controllers, path in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A container may see its own group as the root, though its path is that outside.
+        for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
+            quota = _quota_v1(host, group) if controllers else _quota_v2(host, group)
+            if quota is not None:
+                yield quota
+
+
+def _quota_v1(host: Host, group: pathlib.PurePosixPath) -> float | None:
+    folder = f"/sys/fs/cgroup/cpu{group}"
+    quota, period = (host.number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return quota / period if quota and period and quota > 0 else None  # -1: no limit
+
+
+def _quota_v2(host: Host, group: pathlib.PurePosixPath) -> float | None:
+    limit = re.fullmatch(r"(\d+) (\d+)", host.text(f"/sys/fs/cgroup{group}/cpu.max") or "")
+    return int(limit[1]) / int(limit[2]) if limit else None  # "max 100000": no limit
 
 
 def cpu_int8(host: Host) -> str | None:

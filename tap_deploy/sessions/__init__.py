@@ -7,6 +7,7 @@ import os
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.precisions import variant_for
 from tap_deploy.selftest_marks import check_mark, mark_name
 from tap_deploy.sessions.contract import Session
@@ -29,7 +30,7 @@ def create_session(
         backend: ``onnxruntime``; engines are loaded from a bundle, which vouches for their plans.
         path: the ONNX file.
         spec: what the graph must look like.
-        threads: CPU threads for one call; None leaves the choice to the backend.
+        threads: CPU threads for one call; None for one per core that this process may use.
 
     Raises:
         InputError: ``threads`` is below 1 or far above the number of CPUs.
@@ -87,7 +88,8 @@ def pipeline_from_bundle(
         bundle: an opened bundle.
         backend: one of ``BACKENDS``.
         precision: one of ``precisions.PRECISIONS``.
-        threads: CPU threads of a call; only on the CPU.
+        threads: CPU threads of a call, only on the CPU; None for one per core that this process
+            may use.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for the
             first GPU with an engine.
         provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
@@ -165,8 +167,8 @@ def _check_backend(backend: str) -> None:
 
 def _check_threads(threads: int | None) -> None:
     if threads is not None:
-        most = THREADS_PER_CPU * (os.cpu_count() or 1)
+        most = THREADS_PER_CPU * usable_cpus()
         if type(threads) is not int or not 1 <= threads <= most:
             raise InputError(
-                f"threads is {threads!r}; expected 1 to {most}, or None for one per CPU core"
+                f"threads is {threads!r}; expected 1 to {most}, or None for one per core"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.optional_modules import load_module, turn_telemetry_off
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.providers import Provider, require_real_inference
@@ -41,8 +42,22 @@ def import_onnxruntime() -> Any:
             ) from exc
         raise MissingDependencyError(
             f"backend 'onnxruntime' cannot be loaded: {first_line(exc)}; "
-            "what repairs it says: tap-export doctor"
+            "tap-export doctor says what repairs it"
         ) from exc
+
+
+def session_options(runtime: Any, threads: int | None = None) -> Any:
+    """Return new options for a session: log errors only, compute with as many threads.
+
+    Args:
+        runtime: the module onnxruntime.
+        threads: None for one per core that this process may use. Left to itself, onnxruntime
+            pins one to each core of the machine, also to those that the process may not use.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = usable_cores() if threads is None else threads
+    return options
 
 
 def load_session(
@@ -59,11 +74,8 @@ def load_session(
         SessionError: the file does not load or is another graph, or the provider does not run it.
     """
     runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options = session_options(runtime, threads)
     options.add_session_config_entry(*EXACT_INT8)
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if provider is not None:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         for entry in NO_SPINNING:

@@ -14,6 +14,7 @@ import torch
 
 from tap_deploy.cli.exits import CleanExits
 from tap_deploy.errors import InputError, first_line
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.training.caption_tokenizer import train_tokenizer
 from tap_deploy.training.concept_space import concept_vocabulary
 from tap_deploy.training.config import DTYPES, TrainingConfig
@@ -56,7 +57,9 @@ _CHANGEABLE = (
 @click.option("--regions-per-picture", type=int, help="Prompts on each scene of a new run.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the products in a new run.")
 @click.option("--device", help="Default: cuda if there is a GPU, else cpu.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default: all usable cores."
+)
 @click.option(
     "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Scene makers."
 )
@@ -85,8 +88,7 @@ def train_command(
     size = (folder.read_config() if resume else _new_config(given)).model.image_size
     scenes, held_out = SceneGenerator("train", size), SceneGenerator("validation", size)
     begin_or_check(folder, resume, given, weights)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
     options = RunOptions(
         device=where,
         workers=workers,
