@@ -8,12 +8,14 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from tap_deploy.sessions.processes import ProcessBound
+
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
 Result = TypeVar("Result")
 
 
-class ReadAhead(Generic[Item, Ready, Result]):
+class ReadAhead(ProcessBound, Generic[Item, Ready, Result]):
     """Three steps from an item to its result; steps of different items run side by side.
 
     ``prepare`` runs in as many threads as items are read ahead. ``join``, which takes several
@@ -47,6 +49,10 @@ class ReadAhead(Generic[Item, Ready, Result]):
 
         Items are taken in the thread of the caller. When the caller stops early, what runs is
         waited for, and the rest is dropped.
+
+        Raises:
+            SessionError: the process was forked meanwhile, and this is the child: the threads
+                are not there.
         """
         readers, worker = ThreadPoolExecutor(self._read_ahead), ThreadPoolExecutor(1)
         pending: deque[tuple[Item, Future[Result]]] = deque()
@@ -59,13 +65,16 @@ class ReadAhead(Generic[Item, Ready, Result]):
                     pending.append((item, worker.submit(self._finish_one, ready, joined)))
                 while len(pending) > self._read_ahead:
                     yield pending.popleft()
+                    self.require_own_process()
             while pending:
                 yield pending.popleft()
+                self.require_own_process()
         finally:
-            for pool in (worker, readers):
-                pool.shutdown(wait=False, cancel_futures=True)
-            for pool in (worker, readers):
-                pool.shutdown()
+            if not self.is_of_another_process:
+                for pool in (worker, readers):
+                    pool.shutdown(wait=False, cancel_futures=True)
+                for pool in (worker, readers):
+                    pool.shutdown()
 
     def _join_ready(self, prepared: list[Future[Ready]]) -> dict[Future[Ready], Ready]:
         """Join what could be prepared; what could not raises its error in ``_finish_one``."""

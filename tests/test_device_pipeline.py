@@ -6,7 +6,9 @@ import collections
 import concurrent.futures
 import gc
 import logging
+import os
 import pathlib
+import pickle
 import shutil
 import sys
 from typing import Any
@@ -630,6 +632,28 @@ def test_closing_waits_for_calls_that_run(load, cuda, picture, points, expected)
             assert_same(running.result(), expected)
         except SessionError as exc:  # it had not taken its lane yet
             assert "predictor is closed" in str(exc)
+    assert cuda.leaks() == {}
+
+
+def test_in_another_process_nothing_is_used_and_nothing_freed(load, cuda, monkeypatch, picture):
+    predictor = load(cuda)
+    encoded, before = predictor.encode(picture), cuda.leaks()
+    _, at_exit, *_ = predictor._pipeline._finalizer.peek()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        for call in (
+            lambda: predictor.predict(encoded, [[[9, 9, 1]]]),
+            lambda: encoded.image_embeddings,
+            predictor.warm_up,
+        ):
+            with pytest.raises(SessionError, match="cannot be used in process 1, "):
+                call()
+        predictor.close()
+        at_exit()
+        assert cuda.leaks() == before
+    with pytest.raises(SessionError, match="cannot be pickled or copied"):
+        pickle.dumps(encoded)
+    predictor.close()
     assert cuda.leaks() == {}
 
 

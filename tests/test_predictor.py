@@ -148,7 +148,8 @@ def test_captions_end_like_those_of_the_reference(
     tokens = np.ascontiguousarray(golden["semantic_tokens"][np.arange(8), golden["mask_index"]])
     with torch.inference_mode():
         expected = micro_model.generate(torch.from_numpy(tokens), max_new_tokens).numpy()
-    actual = predictor._pipeline.captioner.generate(tokens, max_new_tokens=max_new_tokens)
+    with predictor._pipeline.lane() as lane:
+        actual = lane.captioner.generate(tokens, max_new_tokens=max_new_tokens)
     np.testing.assert_array_equal(actual, expected)
     if max_new_tokens is None:
         assert (expected == eos).any()

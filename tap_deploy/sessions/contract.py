@@ -10,15 +10,17 @@ import numpy as np
 
 from tap_deploy.errors import SessionError
 from tap_deploy.graphs import Axis, GraphSpec, TensorSpec
+from tap_deploy.sessions.processes import ProcessBound
 
 Tensors = Mapping[str, np.ndarray]
 
 
-class Session(abc.ABC):
+class Session(ProcessBound, abc.ABC):
     """A loaded graph.
 
     A backend implements ``_run``; everything it is handed has been checked against ``spec``.
-    Calls from several threads are safe, unless a backend says otherwise.
+    Calls from several threads are safe, unless a backend says otherwise. It works in the process
+    that made it only, see ``ProcessBound``.
 
     spec: inputs and outputs.
     limits: axis name -> largest size, where the graph was made for sizes, as engines are; empty
@@ -40,8 +42,10 @@ class Session(abc.ABC):
             all outputs by name; those named in ``into`` are the very arrays given there.
 
         Raises:
-            SessionError: a name, dtype or shape is not as the spec says, or the backend failed.
+            SessionError: a name, dtype or shape is not as the spec says, the backend failed, or
+                the session is of another process.
         """
+        self.require_own_process()
         into = {} if into is None else into
         self._check_names("input", inputs, [spec.name for spec in self.spec.inputs])
         sizes: dict[str, int] = {}
@@ -57,7 +61,10 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Free what the backend holds; the session must not be used afterwards."""
+        """Free what the backend holds; the session must not be used afterwards.
+
+        In a forked process nothing is freed.
+        """
 
     def __enter__(self) -> Session:
         return self

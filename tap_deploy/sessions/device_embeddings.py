@@ -12,9 +12,10 @@ from tap_deploy.errors import SessionError
 from tap_deploy.sessions.buffers import Buffers
 from tap_deploy.sessions.device_memory import DeviceMemory
 from tap_deploy.sessions.pipeline import CLOSED, Embeddings
+from tap_deploy.sessions.processes import ProcessBound
 
 
-class DeviceEmbeddings(Embeddings):
+class DeviceEmbeddings(Embeddings, ProcessBound):
     """Embeddings of one picture in device memory, in the dtype of the graphs."""
 
     def __init__(self, store: EmbeddingStore, address: int) -> None:

@@ -21,6 +21,7 @@ from tap_deploy.sessions.device_memory import DeviceMemory
 from tap_deploy.sessions.lane_pool import LanePool
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import CLOSED, Lane, Pipeline
+from tap_deploy.sessions.processes import ProcessBound
 
 LoadGraph = Callable[[GraphSpec], DeviceGraph]
 
@@ -131,7 +132,7 @@ class DevicePipeline(Pipeline):
             self._finalizer()
 
 
-class _Resources:
+class _Resources(ProcessBound):
     """What a pipeline must free; it knows nothing of the pipeline, so that it can outlive it."""
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -151,6 +152,8 @@ class _Resources:
         Recorded runs, then contexts and engines, then the streams and buffers of the lanes, then
         embeddings. What fails does not keep the rest.
         """
+        if self.is_of_another_process:  # where it runs when the program ends
+            return
         # It may run when the program ends, or the GPU was lost: then there is nothing to free.
         with contextlib.suppress(SessionError), self._memory.activated():
             for free in (

@@ -17,6 +17,7 @@ from tap_deploy.sessions.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, size_bytes
 from tap_deploy.sessions.device_memory import DeviceMemory
+from tap_deploy.sessions.processes import ProcessBound
 
 
 class DeviceSession(Session):
@@ -81,12 +82,14 @@ class DeviceSession(Session):
 
     def close(self) -> None:
         """Free graph and buffers; a second time does nothing."""
+        if self.is_of_another_process:
+            return
         with self._lock:
             atexit.unregister(self._finalizer)
             self._finalizer()
 
 
-class _Resources:
+class _Resources(ProcessBound):
     """What a session must free; it can outlive the session."""
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -95,6 +98,8 @@ class _Resources:
 
     def close(self) -> None:
         """Free the graph with its executor, then the buffers and the stream, which it uses."""
+        if self.is_of_another_process:  # where it runs when the program ends
+            return
         with contextlib.suppress(SessionError), self._memory.activated():
             if self.graph is not None:
                 with contextlib.suppress(SessionError):

@@ -128,21 +128,23 @@ class OnnxRuntimeSession(Session):
             self.limits = provider.limits
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
-        if self._session is None:
+        session = self._session  # a call that runs keeps it, whoever closes it
+        if session is None:
             raise self._error("the session is closed; load it again")
-        binding = self._session.io_binding()
+        binding = session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
         except Exception as exc:
             raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
 
     def close(self) -> None:
         """Drop the session and its arena."""
-        self._session = None
+        if not self.is_of_another_process:
+            self._session = None
 
 
 def _described(nodes: Any) -> dict[str, tuple[str, Sequence[int | str | None]]]:

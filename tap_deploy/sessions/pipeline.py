@@ -17,9 +17,11 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.captioner import Captioner
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError, SessionError
+from tap_deploy.errors import InputError
 from tap_deploy.masks import request_answers, request_candidates
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.lane_pool import LanePool
+from tap_deploy.sessions.processes import ProcessBound
 
 CLOSED = "this predictor is closed; load the bundle again"
 
@@ -80,7 +82,7 @@ class Candidates:
 
 
 class Lane(abc.ABC):
-    """One call's way through the graphs; not for several threads at once."""
+    """One call's way through the graphs; what a pipeline gives to one call at a time, or shares."""
 
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
@@ -151,8 +153,10 @@ class Lane(abc.ABC):
         """Do ahead what the first captions of ``rows`` regions would have to wait for."""
 
 
-class Pipeline(abc.ABC):
+class Pipeline(ProcessBound, abc.ABC):
     """The graphs of a model, loaded. Calls from several threads are safe.
+
+    It works in the process that made it only, see ``ProcessBound``.
 
     max_prompts: most prompts of one ``decode_prompts`` and rows of one ``caption``; None where
         only memory limits them.
@@ -167,7 +171,7 @@ class Pipeline(abc.ABC):
         """Take a lane for one call, waiting for one if all are taken.
 
         Raises:
-            SessionError: the pipeline is closed.
+            SessionError: the pipeline is closed, or of another process.
         """
 
     @contextlib.contextmanager
@@ -175,14 +179,20 @@ class Pipeline(abc.ABC):
         """Take every lane there is.
 
         Raises:
-            SessionError: the pipeline is closed.
+            SessionError: the pipeline is closed, or of another process.
         """
         with self.lane() as lane:
             yield [lane]
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Wait for the calls that run, and free everything; a second time does nothing."""
+        """Wait for the calls that run, and free everything.
+
+        A second time, and in a forked process, it does nothing.
+
+        Raises:
+            SessionError: the caller is within a call.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,29 +213,40 @@ class HostTokens(Tokens):
     array: np.ndarray
 
 
-class HostPipeline(Pipeline, Lane):
-    """Graphs behind the session contract: arrays in, arrays out."""
+class HostPipeline(Pipeline):
+    """Graphs behind the session contract; they take calls from any number of threads."""
 
     def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
-        self._sessions, self.config = dict(sessions), config
-        self.captioner = Captioner(self._sessions[graphs.TEXT_DECODER], config)
+        self._sessions = dict(sessions)
+        self._pool = LanePool([HostLane(self._sessions, config)], CLOSED, shared=True)
 
-    @contextlib.contextmanager
-    def lane(self) -> Iterator[Lane]:
-        """Yield itself: sessions take calls from several threads."""
-        if not self._sessions:
-            raise SessionError(CLOSED)
-        yield self
+    def lane(self) -> contextlib.AbstractContextManager[Lane]:
+        """Take the one lane, without waiting."""
+        return self._pool.taken()
+
+    def close(self) -> None:
+        """Wait for the calls that run, then close the sessions."""
+        if self._pool.close():
+            for session in self._sessions.values():
+                session.close()
+
+
+class HostLane(Lane):
+    """Arrays in, arrays out; for several threads at once, as sessions are."""
+
+    def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
+        self._sessions, self.config = sessions, config
+        self.captioner = Captioner(sessions[graphs.TEXT_DECODER], config)
 
     def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
         """Run the image encoder once."""
-        outputs = self._session(graphs.IMAGE_ENCODER).run({graphs.IMAGES: images})
+        outputs = self._sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: images})
         embeddings = outputs[graphs.IMAGE_EMBEDDINGS]
         return [HostEmbeddings(embeddings[index : index + 1]) for index in range(len(images))]
 
     def new_tokens(self, count: int) -> Tokens:
         """Allocate an array."""
-        spec = self._session(graphs.TEXT_DECODER).spec.inputs[0]
+        spec = self._sessions[graphs.TEXT_DECODER].spec.inputs[0]
         return HostTokens(np.empty((count, self.config.image_embed_dim), spec.dtype))
 
     def decode_prompts(
@@ -256,7 +277,7 @@ class HostPipeline(Pipeline, Lane):
     def _decode(
         self, embeddings: np.ndarray, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
     ) -> Mapping[str, np.ndarray]:
-        return self._session(graphs.PROMPT_DECODER).run(
+        return self._sessions[graphs.PROMPT_DECODER].run(
             {
                 graphs.IMAGE_EMBEDDINGS: embeddings,
                 graphs.POINT_COORDS: coords,
@@ -283,17 +304,6 @@ class HostPipeline(Pipeline, Lane):
 
     def record_captions(self, rows: int, *, draws: bool) -> None:
         """Do nothing: a CPU records nothing."""
-
-    def close(self) -> None:
-        """Close the sessions."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
-
-    def _session(self, name: str) -> Session:
-        if name not in self._sessions:
-            raise SessionError(CLOSED)
-        return self._sessions[name]
 
 
 FOREIGN = "this picture was encoded by another predictor; encode it with this one"
