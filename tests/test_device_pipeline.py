@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import pickle
+import pwd
 import shutil
 import sys
 from typing import Any
@@ -29,7 +30,7 @@ from tap_deploy.errors import BundleError, InputError, MissingDependencyError, S
 from tap_deploy.golden import GoldenSample
 from tap_deploy.masks import request_answers
 from tap_deploy.onnx_files import save_graph
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions import runtime_cache, sessions_from_bundle
 from tap_deploy.sessions import tensorrt as tensorrt_sessions
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
@@ -108,7 +109,7 @@ def load(engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: pathl
             backend,
             precision,
             check_hashes=False,
-            device_options=DeviceOptions(cache_folder=tmp_path / "cache", **options),
+            device_options=DeviceOptions(**{"cache_folder": tmp_path / "cache", **options}),
         )
 
     return loaded
@@ -681,6 +682,25 @@ def test_a_load_that_fails_leaves_nothing(load, cuda, after):
         assert after < 36
     assert cuda.leaks() == {}
     assert live_objects(load.trt) == {}
+
+
+def test_a_user_without_a_home_has_no_cache(
+    load, cuda, monkeypatch, picture, points, expected, caplog
+):
+    """As in a container that runs under a number that no user has."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    runtime_cache._warn_once.cache_clear()
+    for _ in range(2):
+        with load(cuda, "tensorrt_rtx", "1.7", cache_folder=None) as predictor:
+            assert_same(predict(predictor, picture, points), expected)
+    (record,) = caplog.records
+    assert "this user has no home folder; set XDG_CACHE_HOME or" in record.getMessage()
 
 
 def test_rtx_keeps_its_runtime_cache(load, cuda, picture, points, expected, tmp_path):

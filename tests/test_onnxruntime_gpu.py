@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import pwd
 import subprocess
 import sys
 import types
@@ -21,7 +22,7 @@ from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import DeviceOptions, sessions_from_bundle
+from tap_deploy.sessions import DeviceOptions, runtime_cache, sessions_from_bundle
 from tap_deploy.sessions.providers import PROVIDERS, TENSORRT, Provider
 from tests import fake_onnxruntime
 from tests.fake_cuda import FakeCuda, install_cuda_python
@@ -125,6 +126,19 @@ def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, tmp_path, pro
         stream = str(module.sessions[0].stream)
         assert found["text_decoder"]["has_user_compute_stream"] == "1"
         assert found["text_decoder"]["user_compute_stream"] == stream
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nv_tensorrt_rtx"])
+def test_a_user_without_a_home_keeps_nothing(micro_bundle, cuda, monkeypatch, caplog, provider):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    runtime_cache._warn_once.cache_clear()
+    module = loaded(micro_bundle, cuda, monkeypatch, provider)
+    found = settings_of(module, module.sessions[0].providers[0])
+    assert not any("cache" in name for settings in found.values() for name in settings)
+    said = [r for r in caplog.records if "has no home folder" in r.getMessage()]
+    assert len(said) == (provider != "cuda")  # which compiles nothing
 
 
 def test_ranges_come_from_the_axes():

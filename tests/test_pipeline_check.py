@@ -35,8 +35,9 @@ def expected(bundle, sample):
 def failed(bundle, sample, expected, ids_of=None):
     pipeline = pipeline_from_bundle(bundle, "onnxruntime", "fp32", threads=1)
     if ids_of is not None:
-        caption = pipeline.caption
-        pipeline.caption = lambda *args, **options: ids_of(caption(*args, **options))
+        with pipeline.lane() as lane:
+            caption = lane.caption
+            lane.caption = lambda *args, **options: ids_of(caption(*args, **options))
     recorder = CheckRecorder(FP16_TOLERANCES, None)
     check_pipeline(pipeline, sample, expected, bundle.config.pad_id, recorder)
     pipeline.close()

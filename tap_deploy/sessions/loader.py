@@ -14,6 +14,7 @@ from tap_deploy.sessions.device_graph import DeviceGraph
 from tap_deploy.sessions.device_memory import DeviceMemory, open_device_memory
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.providers import CUDA as CUDA_PROVIDER
 from tap_deploy.sessions.providers import Provider
 from tap_deploy.sessions.runtime_cache import RuntimeCacheFile, default_cache_folder
 
@@ -91,9 +92,10 @@ class Loader:
         return OnnxRuntimeGraph(path, spec, provider)
 
     def _provider(self, options: DeviceOptions) -> Provider:
-        config = self.bundle.config
+        config, provider = self.bundle.config, Provider.from_name(self.provider, self.device.index)
+        cache = None if provider.name == CUDA_PROVIDER else self._cache_folder(options)
         return dataclasses.replace(
-            Provider.from_name(self.provider, self.device.index),
+            provider,
             limits={
                 "P": options.max_prompts,
                 "N": options.max_points,
@@ -101,11 +103,11 @@ class Loader:
                 "T": config.text_seq_len,
                 "K": graphs.draw_candidates(config),
             },
-            cache_folder=self._cache_folder(options) / "onnxruntime-tensorrt",
+            cache_folder=cache and cache / "onnxruntime-tensorrt",
             tf32=options.tf32,
         )
 
-    def _cache_folder(self, options: DeviceOptions) -> pathlib.Path:
+    def _cache_folder(self, options: DeviceOptions) -> pathlib.Path | None:
         return default_cache_folder() if options.cache_folder is None else options.cache_folder
 
     def _engine(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
