@@ -47,6 +47,8 @@ DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 class TapPredictor:
     """Masks, names and captions of regions of a picture, without torch.
 
+    Threads may share one; processes, forked or not, load their own, see ``docs/runtime.md``.
+
     Example:
         >>> predictor = TapPredictor.from_bundle("tap_vit_b")
         >>> regions = predictor.predict("photo.jpg", points=[[[320, 240, 1]]])
@@ -105,7 +107,7 @@ class TapPredictor:
             path: the folder of the bundle.
             backend: what runs the graphs; see ``tap_deploy.sessions.BACKENDS``.
             precision: ``fp32``, or another one that the bundle holds.
-            threads: CPU threads of a call; None leaves the choice to the backend.
+            threads: CPU threads of a call; None for one per core that this process may use.
             device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
                 the first GPU with ``tensorrt`` and ``tensorrt_rtx``.
             provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
@@ -378,7 +380,11 @@ class TapPredictor:
                 yield regions_from(answer, options, self.tokenizer)
 
     def close(self) -> None:
-        """Free the sessions; the predictor must not be used afterwards."""
+        """Wait for the calls that run, then free the sessions; a second time does nothing.
+
+        Raises:
+            SessionError: the caller is within a call of this predictor.
+        """
         self._pipeline.close()
 
     def __enter__(self) -> TapPredictor:

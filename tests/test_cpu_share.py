@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tap_deploy.cli import extras
 from tap_deploy.errors import InputError
 from tap_deploy.machine.cpu import usable_cores, usable_cpus
 from tap_deploy.machine.host import Host
@@ -140,3 +141,14 @@ def test_far_more_threads_than_cpus_are_refused(monkeypatch, micro_bundle):
     spec = micro_bundle.graph_specs()["prompt_decoder"]
     with pytest.raises(InputError, match="expected 1 to 4, or None for one per core"):
         create_session("onnxruntime", "graph.onnx", spec, threads=5)
+
+
+def test_pytorch_uses_no_more_cores_than_it_may(monkeypatch):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    try:
+        extras.require_export_extra()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

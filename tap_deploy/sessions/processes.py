@@ -14,8 +14,9 @@ from typing import Any, NoReturn, TypeVar
 from tap_deploy.errors import SessionError
 
 REMEDY = (
-    "load the bundle in the process that uses it: with gunicorn in post_fork, in a worker of a "
-    "DataLoader in worker_init_fn, in an actor of Ray in __init__; see docs/runtime.md"
+    "load the bundle in the process that uses it: with gunicorn in post_fork or without --preload, "
+    "in a worker of a DataLoader in worker_init_fn, in an actor of Ray in __init__; "
+    "see docs/runtime.md"
 )
 
 
@@ -72,4 +73,5 @@ def _keep_for_ever() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-os.register_at_fork(after_in_child=_keep_for_ever)
+if hasattr(os, "register_at_fork"):  # where there are forks
+    os.register_at_fork(after_in_child=_keep_for_ever)
