@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from tap_deploy.errors import SessionError, VerificationError, first_line
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
+from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES, load_graph
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.onnxruntime import import_onnxruntime, session_options
 
@@ -32,7 +32,7 @@ class RangeSession(Session):
     ) -> None:
         super().__init__(spec)
         self.max_abs: dict[str, float] = {}
-        model = ir.load(path)
+        model = load_graph(path)
         self._measured = add_reductions(model)
         with tempfile.TemporaryDirectory(prefix="tap-ranges-") as folder:
             file = pathlib.Path(folder) / "measured.onnx"

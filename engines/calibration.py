@@ -12,8 +12,6 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
-import onnx_ir as ir
-
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
@@ -27,6 +25,7 @@ from tap_deploy.errors import InputError, SessionError
 from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
 from tap_deploy.predictor import TapPredictor
 
@@ -125,7 +124,7 @@ def default_plans(
     """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
     return {
         name: QuantizationPlan.default(
-            ir.load(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
+            load_graph(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
         )
         for name in GRAPH_NAMES
     }
@@ -138,7 +137,7 @@ def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> d
         InputError: a plan names a node that is not there or cannot be quantized.
     """
     return {
-        name: tensors_to_calibrate(ir.load(bundle.graph_path(name, FP32)), plan.nodes)
+        name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)
         for name, plan in plans.items()
     }
 

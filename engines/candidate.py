@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.calibration_table import CalibrationTable
 from tap_deploy.engines.qdq import QuantizationPlan, qdq_from_ranges
-from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES
+from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES, load_graph
 from tap_deploy.precisions import FP32
 from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
@@ -47,7 +47,7 @@ class CandidateSessions:
             SessionError: onnxruntime refuses the graph.
         """
         if graph not in self._models:
-            self._models[graph] = ir.load(self._bundle.graph_path(graph, FP32))
+            self._models[graph] = load_graph(self._bundle.graph_path(graph, FP32))
         plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
         model = qdq_from_ranges(
             self._models[graph],

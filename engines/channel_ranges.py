@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.calibration_images import CalibrationImages
@@ -17,6 +16,7 @@ from tap_deploy.engines.collecting_session import CollectingSession
 from tap_deploy.engines.smoothquant import smoothing_points
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.precisions import FP32
 from tap_deploy.predictor import TapPredictor
 
@@ -112,7 +112,7 @@ def measure_channels(
 
 def _session(bundle: Bundle, name: str, threads: int | None) -> ChannelSession:
     path = bundle.graph_path(name, FP32)
-    tensors = {point.tensor for point in smoothing_points(ir.load(path))}
+    tensors = {point.tensor for point in smoothing_points(load_graph(path))}
     return ChannelSession(path, bundle.graph_specs(FP32)[name], tensors, threads=threads)
 
 

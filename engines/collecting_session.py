@@ -7,12 +7,12 @@ import os
 from collections.abc import Collection
 
 import numpy as np
-import onnx_ir as ir
 
 from tap_deploy.engines.histogram import MagnitudeHistogram
 from tap_deploy.engines.segmented_run import SegmentedRun
 from tap_deploy.engines.segments import segments_from_model
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.sessions.contract import Session, Tensors
 
 TAP_LIMIT_BYTES = 512 << 20
@@ -54,7 +54,7 @@ class CollectingSession(Session):
         """
         super().__init__(spec)
         self.histograms = {name: MagnitudeHistogram() for name in sorted(tensors)}
-        model = ir.load(path)
+        model = load_graph(path)
         segments = segments_from_model(
             model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit_bytes
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
 from tap_deploy.manifest import GraphRecord
-from tap_deploy.onnx_files import save_graph
+from tap_deploy.onnx_files import load_graph, save_graph
 from tap_deploy.precisions import FP16, FP32
 from tap_deploy.sessions import create_session
 from tap_deploy.verify import Check, Report, verify_sessions
@@ -81,7 +82,8 @@ def add_fp16(
 
     Raises:
         InputError: fp16 is there and ``force`` is off, or a picture cannot be read.
-        BundleError: the bundle lacks golden samples or fp32 graphs.
+        BundleError: the bundle lacks golden samples or fp32 graphs, or another process changed its
+            fp32 or fp16 graphs meanwhile.
         VerificationError: fp16 graphs cannot hold an output, or differ too much from the
             reference; the bundle is as it was.
         MissingDependencyError: onnxruntime is not installed.
@@ -92,11 +94,11 @@ def add_fp16(
     samples = [golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
     max_abs = measure(bundle, samples, threads=threads, on_stage=say)
     _check_outputs(bundle, max_abs)
-    with bundle_addition(bundle) as addition:
+    with bundle_addition(bundle, based_on=(FP32,)) as addition:
         graphs, islands, details = {}, {}, {}
         for name, spec in bundle.graph_specs(FP16).items():
             say(f"convert {name}")
-            model = ir.load(bundle.graph_path(name, FP32))
+            model = load_graph(bundle.graph_path(name, FP32))
             islands[name] = choose_islands(model, max_abs[name])
             details[name] = _details(model, islands[name], max_abs[name])
             half_from_single(model, spec, islands[name])
@@ -133,16 +135,15 @@ def measure(
     Raises:
         VerificationError: an fp32 output is not finite.
     """
-    sessions = {
-        name: RangeSession(bundle.graph_path(name, FP32), spec, threads=threads)
-        for name, spec in bundle.graph_specs(FP32).items()
-    }
-    for sample in samples:
-        if on_stage is not None:
-            on_stage(f"measure {sample.name}")
-        run_sample(sessions, bundle.config, sample)
-    for session in sessions.values():
-        session.close()
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, spec in bundle.graph_specs(FP32).items():
+            sessions[name] = RangeSession(bundle.graph_path(name, FP32), spec, threads=threads)
+            stack.enter_context(sessions[name])
+        for sample in samples:
+            if on_stage is not None:
+                on_stage(f"measure {sample.name}")
+            run_sample(sessions, bundle.config, sample)
     return {name: session.max_abs for name, session in sessions.items()}
 
 
@@ -186,21 +187,24 @@ def _verify(
 ) -> Report:
     specs: dict[str, GraphSpec] = bundle.graph_specs(FP16)
     paths = {name: folder / record.file for name, record in graphs.items()}
-    evaluator = rounding_evaluator(paths, specs)
-    if evaluator is not None:
-        sessions = dict(evaluator.sessions)
-    else:
-        sessions = {n: create_session(BACKEND, paths[n], specs[n], threads=threads) for n in paths}
-    return verify_sessions(
-        sessions,
-        bundle.config,
-        [GoldenSample.load(bundle.golden_path())],
-        backend=BACKEND if evaluator is None else "cpu",
-        precision=FP16,
-        evaluator=BACKEND if evaluator is None else evaluator.name,
-        is_witness=evaluator is not None,
-        on_check=on_check,
-    )
+    with contextlib.ExitStack() as stack:
+        evaluator = rounding_evaluator(paths, specs)
+        sessions = {} if evaluator is None else dict(evaluator.sessions)
+        for session in sessions.values():
+            stack.enter_context(session)
+        for name in paths.keys() - sessions.keys():
+            session = create_session(BACKEND, paths[name], specs[name], threads=threads)
+            sessions[name] = stack.enter_context(session)
+        return verify_sessions(
+            sessions,
+            bundle.config,
+            [GoldenSample.load(bundle.golden_path())],
+            backend=BACKEND if evaluator is None else "cpu",
+            precision=FP16,
+            evaluator=BACKEND if evaluator is None else evaluator.name,
+            is_witness=evaluator is not None,
+            on_check=on_check,
+        )
 
 
 def _record(

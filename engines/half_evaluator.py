@@ -16,6 +16,7 @@ import onnx_ir as ir
 from tap_deploy.engines.torch_ops import OPERATORS, Call, Operator
 from tap_deploy.errors import MissingDependencyError, first_line
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors
 
@@ -31,7 +32,7 @@ class TorchHalfSession(Session):
     def __init__(self, path: str | os.PathLike[str], spec: GraphSpec) -> None:
         super().__init__(spec)
         self._torch = _import_torch()
-        model = ir.load(path)
+        model = load_graph(path)
         self._graph = model.graph
         self._weights = {
             value.name: self._torch.from_numpy(np.array(value.const_value.numpy()))

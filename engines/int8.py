@@ -33,7 +33,7 @@ from tap_deploy.engines.speed import OtherRuntime
 from tap_deploy.engines.verdict import Verdict
 from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.graphs import GRAPH_NAMES
-from tap_deploy.precisions import FP32
+from tap_deploy.precisions import FP32, INT8, INT8_FP32
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions import sessions_from_bundle
 
@@ -279,7 +279,7 @@ def _save_exclusions(
     """Keep the list in the bundle, to be edited and passed to ``--exclusions``."""
     details = _mix_details(exclusions, mix)
     details["budget"] = None if budget is None else dataclasses.asdict(budget)
-    with bundle_addition(bundle) as addition:
+    with bundle_addition(bundle, based_on=(INT8, INT8_FP32)) as addition:
         path = addition.folder / EXCLUSIONS_FILE
         path.parent.mkdir()
         path.write_text(json.dumps(details, indent=2) + "\n", "utf-8")

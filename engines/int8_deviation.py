@@ -35,7 +35,8 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
 
     Raises:
         SessionError: a graph cannot be run.
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: another process changed the graphs meanwhile.
     """
     sample = GoldenSample.load(bundle.golden_path())
     with contextlib.ExitStack() as stack:

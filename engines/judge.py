@@ -32,7 +32,6 @@ from tap_deploy.engines.verdict import (
     Verdict,
     graph_verdict,
 )
-from tap_deploy.engines.verdict_record import files_of
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.manifest import GraphRecord
@@ -259,7 +258,7 @@ class _Judge:
 
 
 def _bytes_of(bundle: Bundle, record: GraphRecord) -> int:
-    return sum(bundle.manifest.files[file].size_bytes for file in files_of(record))
+    return sum(bundle.manifest.files[file].size_bytes for file in record.files)
 
 
 def _say_nothing(stage: str) -> None:

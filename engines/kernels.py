@@ -13,7 +13,12 @@ import onnx
 from tap_deploy.bundle import Bundle
 from tap_deploy.errors import SessionError, first_line
 from tap_deploy.plans import all_records
-from tap_deploy.sessions.onnxruntime import EXACT_INT8, import_onnxruntime, session_options
+from tap_deploy.sessions.onnxruntime import (
+    EXACT_INT8,
+    import_onnxruntime,
+    linked_weights,
+    session_options,
+)
 
 # What onnxruntime's fusions turn a product of quantized values into.
 _INTEGER_PRODUCTS = {
@@ -116,9 +121,10 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
             "session.optimized_model_external_initializers_file_name", "weights.bin"
         )
         try:
-            onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
+            with linked_weights(options, path):
+                onnxruntime.InferenceSession(
+                    os.fspath(path), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as exc:  # a class of its own per status code, with no common base
             raise SessionError(f"onnxruntime cannot load {path}: {first_line(exc)}") from exc
         return count_kernels(onnx.load(optimised, load_external_data=False))

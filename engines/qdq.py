@@ -23,6 +23,7 @@ from tap_deploy.engines.quantization_plan import (
 from tap_deploy.engines.quantized_weights import LEVELS, REDUCED_LEVELS
 from tap_deploy.engines.separate_biases import separate_biases
 from tap_deploy.errors import InputError
+from tap_deploy.onnx_files import load_graph
 
 __all__ = ["QuantizationPlan", "default_nodes", "qdq_from_ranges"]
 
@@ -69,7 +70,7 @@ def qdq_from_ranges(
         InputError: the opset is too old, a node is missing or cannot be quantized, its dtype is
             another one, or a tensor has no range.
     """
-    quantized = model.clone() if isinstance(model, ir.Model) else ir.load(model)
+    quantized = model.clone() if isinstance(model, ir.Model) else load_graph(model)
     if quantized.opset_imports[""] < MIN_OPSET:
         raise InputError(
             f"graph {quantized.graph.name} has opset {quantized.opset_imports['']}; Q/DQ needs "

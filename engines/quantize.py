@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import onnx_ir as ir
-
 from tap_deploy.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle_update import BundleAddition, bundle_addition
 from tap_deploy.engines.calibration import calibrate_bundle, default_plans, tensors_of_plans
@@ -24,7 +22,7 @@ from tap_deploy.engines.smoothquant import Smoothing, fold
 from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, VERDICT_PREFIX
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
-from tap_deploy.onnx_files import save_graph
+from tap_deploy.onnx_files import load_graph, save_graph
 from tap_deploy.precisions import (
     CALIBRATION_METHODS,
     DEFAULT_CALIBRATION_METHOD,
@@ -218,25 +216,24 @@ def add_int8(
 
     Raises:
         InputError: a node cannot be quantized, or the bundle cannot be written.
+        BundleError: another process changed the graphs that these are made from, or the int8 ones.
         SessionError: onnxruntime cannot run the graphs that were made.
     """
-    with bundle_addition(bundle) as addition:
-        addition.dropped = {
-            file
-            for file in bundle.manifest.files
-            if file.startswith(VERDICT_PREFIX) or file == EXCLUSIONS_FILE
-        }
+    variants = _variants(bundle)
+    sources = {FP32, *(MADE_FROM[variant] for variant in variants)}
+    with bundle_addition(bundle, based_on=sources) as addition:
+        addition.dropped = (VERDICT_PREFIX, EXCLUSIONS_FILE)
         ranges = addition.folder / RANGES_FILE
         ranges.parent.mkdir(parents=True)
         save_tables(ranges, tables)
         pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
         (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
-        for variant in _variants(bundle):
+        for variant in variants:
             _add_variant(bundle, addition, variant, options, tables, plans, smoothings or {})
             record = _record(variant, options, tables, plans)
             addition.precisions[variant] = record | dict(notes or {})
     record_deviation(bundle, threads=options.threads)
-    return {variant: bundle.manifest.precisions[variant] for variant in _variants(bundle)}
+    return {variant: bundle.manifest.precisions[variant] for variant in variants}
 
 
 def pictures_calibrated_on(bundle: Bundle) -> set[str]:
@@ -278,7 +275,7 @@ def _add_variant(
     specs = bundle.graph_specs(variant)
     addition.graphs[variant] = {}
     for name in GRAPH_NAMES:
-        source = ir.load(bundle.graph_path(name, MADE_FROM[variant]))
+        source = load_graph(bundle.graph_path(name, MADE_FROM[variant]))
         for smoothing in smoothings.get(name, ()):
             fold(source, smoothing)
         model = qdq_from_ranges(

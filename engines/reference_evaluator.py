@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.sessions.contract import Session, Tensors
 
 
@@ -16,7 +18,8 @@ class OnnxReferenceSession(Session):
 
     def __init__(self, path: str | os.PathLike[str], spec: GraphSpec) -> None:
         super().__init__(spec)
-        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(os.fspath(path))
+        model = ir.external_data.load_to_model(load_graph(path))
+        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(ir.to_proto(model))
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         if self._evaluator is None:

@@ -16,6 +16,7 @@ from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.channel_ranges import measure_channels
 from tap_deploy.engines.smoothquant import Smoothing, SmoothingChoice, choose_smoothings, fold
 from tap_deploy.manifest import GraphRecord
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.precisions import FP32
 
 AUTO, ON, OFF = "auto", "on", "off"
@@ -70,7 +71,7 @@ def smoothed_bundle(
     )
     for name, ranges in measured.items():
         smoothings, found.choices[name] = choose_smoothings(
-            ir.load(bundle.graph_path(name, FP32)), ranges.maxima, ranges.rows, always=mode == ON
+            load_graph(bundle.graph_path(name, FP32)), ranges.maxima, ranges.rows, always=mode == ON
         )
         if smoothings:
             found.smoothings[name] = smoothings
@@ -92,8 +93,7 @@ def _stand_in(
         if name in smoothings:
             _save_smoothed(bundle.graph_path(name, FP32), smoothings[name], target, record)
             continue
-        names = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
-        for file in names:
+        for file in record.files:
             (folder / file).symlink_to((bundle.path / file).resolve())
     return Bundle(folder, bundle.manifest)
 
@@ -104,7 +104,7 @@ def _save_smoothed(
     target: pathlib.Path,
     record: GraphRecord,
 ) -> None:
-    model = ir.load(source)
+    model = load_graph(source)
     for smoothing in smoothings:
         fold(model, smoothing)
     ir.save(model, target, external_data=f"{target.name}.data" if record.external_data else None)

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from tap_deploy.files import atomic_file
+from tap_deploy.folder_lock import locked_folder
 
 
 def attach_timing_cache(config: Any, path: pathlib.Path) -> str | None:
@@ -31,10 +32,17 @@ def attach_timing_cache(config: Any, path: pathlib.Path) -> str | None:
 def save_timing_cache(config: Any, path: pathlib.Path) -> None:
     """Write what the cache of a config has learnt, whole or not at all.
 
+    What another build has added to the file since it was attached stays in it.
+
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or another process holds its folder.
     """
     cache = config.get_timing_cache()
-    if cache is not None:
+    if cache is None:
+        return
+    with locked_folder(path.parent):
+        found = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+        if found is not None:
+            cache.combine(found, False)  # refuses one of another GPU or version
         with atomic_file(path) as partial:
             partial.write_bytes(bytes(cache.serialize()))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
-import os
-import pathlib
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,11 +15,11 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.report_html import html_from_report
 from tap_deploy.engines.verdict import Verdict
+from tap_deploy.errors import BundleError
 from tap_deploy.machine.cpu import cpu_int8, cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
-from tap_deploy.manifest import GraphRecord
 from tap_deploy.optional_modules import version_of
-from tap_deploy.precisions import INT8, INT8_FP32
+from tap_deploy.precisions import FP32, INT8, INT8_FP32
 
 REPORTS_FOLDER = "reports"
 VERDICT_PREFIX = f"{REPORTS_FOLDER}/verdict-"
@@ -47,12 +45,15 @@ def record_verdict(
         the report, plain JSON types.
 
     Raises:
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: another process changed the graphs, or found that they fail, meanwhile; nothing
+            is written.
     """
     report = report_from_verdict(bundle, verdict, notes or {})
     name = f"{VERDICT_PREFIX}{verdict.variant}"
-    dropped: list[GraphRecord] = []
-    with bundle_addition(bundle) as addition:
+    graphs, known = bundle.manifest.graphs, bundle.manifest.precisions
+    judged_with = {FP32, verdict.variant, verdict.float_variant}
+    with bundle_addition(bundle, based_on=judged_with) as addition:
         folder = addition.folder / REPORTS_FOLDER
         folder.mkdir()
         text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
@@ -65,25 +66,44 @@ def record_verdict(
             "judged": verdict.variant,
             "report": f"{name}.json",
         }
-        for variant in (INT8, INT8_FP32):
-            if variant in bundle.manifest.graphs:
-                known = dict(bundle.manifest.precisions.get(variant, {}))
-                if verdict.passed and _failed_itself(known, variant, verdict.variant):
-                    continue
-                addition.precisions[variant] = known | {"verdict": mark}
+        new: dict[str, dict[str, Any]] = {
+            variant: {"verdict": mark} for variant in (INT8, INT8_FP32) if variant in graphs
+        }
         if verdict.passed and not all(graph.use_int8 for graph in verdict.graphs.values()):
-            addition.precisions[verdict.variant]["mix"] = verdict.variants
-            addition.graphs[verdict.variant], dropped = _mixed(bundle, verdict, addition.folder)
-    for record in dropped:
-        for file in files_of(record):
-            (bundle.path / file).unlink(missing_ok=True)
+            new[verdict.variant]["mix"] = verdict.variants
+            addition.graphs[verdict.variant] = {
+                graph: graphs[variant][graph] for graph, variant in verdict.variants.items()
+            }
+        for variant, values in new.items():
+            earlier = known.get(variant, {}).get("verdict")
+            addition.precisions[variant] = functools.partial(_marked, variant, values, earlier)
     return report
 
 
-def _failed_itself(known: Mapping[str, Any], variant: str, judged: str) -> bool:
-    """Whether a variant other than the one judged now bears the mark of a failure of its own."""
-    mark = known.get("verdict", {})
-    return variant != judged and mark.get("judged") == variant and not mark.get("passed")
+def _marked(
+    variant: str, values: Mapping[str, Any], earlier: Any, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is known of a variant with the mark of a verdict, unless a failure has to stay.
+
+    Args:
+        variant: of the graphs that get the mark.
+        values: the mark, and what else is new.
+        earlier: the mark that was there before the graphs were judged.
+        known: what is known of the variant now.
+
+    Raises:
+        BundleError: it passed, but failed another verdict meanwhile.
+    """
+    mark, found = values["verdict"], known.get("verdict") or {}
+    if mark["passed"] and found and not found.get("passed"):
+        if variant != mark["judged"] and found.get("judged") == variant:
+            return dict(known)
+        if found != earlier:
+            raise BundleError(
+                f"{variant} passed this verdict, but failed another one meanwhile, on "
+                f"{found.get('backend')}; nothing was written, judge it again"
+            )
+    return {**known, **values}
 
 
 def report_from_verdict(
@@ -121,35 +141,6 @@ def _versions(*packages: str) -> Iterator[tuple[str, str]]:
         version = version_of(package)
         if version is not None:
             yield package, version
-
-
-def _mixed(
-    bundle: Bundle, verdict: Verdict, folder: pathlib.Path
-) -> tuple[dict[str, GraphRecord], list[GraphRecord]]:
-    """Return the records of the mix and those that leave it; the files that stay are linked."""
-    records, dropped = {}, []
-    for graph, variant in verdict.variants.items():
-        record = records[graph] = bundle.manifest.graphs[variant][graph]
-        if variant == verdict.variant:
-            for file in files_of(record):
-                _link(bundle.path / file, folder / file)
-        elif bundle.manifest.graphs[verdict.variant][graph].file != record.file:
-            dropped.append(bundle.manifest.graphs[verdict.variant][graph])
-    return records, dropped
-
-
-def files_of(record: GraphRecord) -> list[str]:
-    """Return the files of a graph, relative to the bundle."""
-    return [record.file, *([f"{record.file}.data"] if record.external_data else [])]
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Link a file, or copy it where the file system knows no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from tap_deploy.engines.activations import peak_elements, traffic_elements
 from tap_deploy.engines.products import PRODUCT_OPS, Product, elements, product_of
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.onnx_files import load_graph
 from tap_deploy.sessions.contract import resolve_shape
 
 MAX_SHAPE_ELEMENTS = 64  # no shape has as many axes
@@ -102,7 +103,7 @@ def _graph_with_shapes(
     path: str | os.PathLike[str], spec: GraphSpec, sizes: Mapping[str, int]
 ) -> ir.Graph:
     try:
-        model = ir.load(path)
+        model = load_graph(path)
     # protobuf and onnx-ir raise classes of their own, with no common base.
     except Exception as exc:
         raise BundleError(f"{path} cannot be read as ONNX: {exc}; export it again") from exc

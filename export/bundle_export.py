@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -143,18 +144,21 @@ def _verify(
     samples = golden_samples(model, lambda sample: say(f"reference outputs {sample.name}"))
     say("compare graphs with the reference")
     specs = graphs.graph_specs(model.config)
-    sessions = {
-        name: create_session("onnxruntime", folder / record.file, specs[name])
-        for name, record in records.items()
-    }
-    report = verify_sessions(
-        sessions,
-        model.config,
-        samples,
-        backend="onnxruntime",
-        precision=FP32,
-        on_check=on_check,
-    )
+    with contextlib.ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(
+                create_session("onnxruntime", folder / record.file, specs[name])
+            )
+            for name, record in records.items()
+        }
+        report = verify_sessions(
+            sessions,
+            model.config,
+            samples,
+            backend="onnxruntime",
+            precision=FP32,
+            on_check=on_check,
+        )
     (folder / GOLDEN_FILE).parent.mkdir()
     samples[0].compact().save(folder / GOLDEN_FILE)
     return report

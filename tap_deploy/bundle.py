@@ -18,6 +18,8 @@ TOKENIZER_FILE = "tokenizer.model"
 CONCEPTS_FILE = "concepts.npz"
 GOLDEN_FILE = "golden/samples.npz"
 ONNX_FOLDER = "onnx"
+# A replacement writes the manifest twice, so a reader can be behind by two.
+CHANGES_BEHIND = 3
 
 # What makes a precision that a bundle does not have.
 _REMEDIES = {
@@ -49,11 +51,16 @@ class Bundle:
         if not root.is_dir():
             raise BundleError(f"bundle {root} is not a folder; make one with: tap-export export")
         bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
-        if bundle.manifest.verification.get("passed") is not True:
-            raise BundleError(f"bundle {root} did not pass its verification; export it again")
-        for name, record in bundle.manifest.files.items():
-            bundle._check_file(name, record, check_hashes)
-        return bundle
+        for _ in range(CHANGES_BEHIND):
+            try:
+                return bundle._checked(check_hashes)
+            except BundleError:
+                # Another process may have changed the bundle since its manifest was read.
+                again = cls(root, Manifest.read(root / MANIFEST_NAME))
+                if again.manifest == bundle.manifest:
+                    raise
+                bundle = again
+        return bundle._checked(check_hashes)
 
     @property
     def config(self) -> TapConfig:
@@ -78,12 +85,10 @@ class Bundle:
             )
         if name not in records:
             raise BundleError(f"bundle {self.path} lists no {variant} {name}; export it again")
-        record = records[name]
-        needed = [record.file, *([f"{record.file}.data"] if record.external_data else [])]
-        for file in needed:  # what is not listed was not checked
+        for file in records[name].files:  # what is not listed was not checked
             if not self._has(file):
                 raise BundleError(f"bundle {self.path} does not list {file}; export it again")
-        return self.path / record.file
+        return self.path / records[name].file
 
     def vocabulary(self) -> Vocabulary | None:
         """Load the concepts that were exported with the model, if any."""
@@ -106,11 +111,15 @@ class Bundle:
     def _has(self, name: str) -> bool:
         return name in self.manifest.files
 
+    def _checked(self, check_hashes: bool) -> Bundle:
+        if self.manifest.verification.get("passed") is not True:
+            raise BundleError(f"bundle {self.path} did not pass its verification; export it again")
+        for name, record in self.manifest.files.items():
+            self._check_file(name, record, check_hashes)
+        return self
+
     def _check_file(self, name: str, record: FileRecord, check_hash: bool) -> None:
-        relative = pathlib.PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise BundleError(f"bundle {self.path}: manifest names {name!r}, outside of the bundle")
-        file = self.path / relative
+        file = self.path / name
         try:
             size = file.stat().st_size
             digest = sha256_of_file(file) if check_hash and size == record.size_bytes else None

@@ -1,4 +1,8 @@
-"""Adding to a bundle that is there: further precisions, with all that is known of them."""
+"""Changing a bundle that is there: further precisions, and what is known of them.
+
+Several processes may do that at once. Each change is made to the manifest as it is then, under the
+lock of the folder, and only if the graphs that it speaks of are still those that it was made from.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from tap_deploy.bundle import Bundle, file_records
+from tap_deploy.errors import BundleError
 from tap_deploy.files import atomic_file, translated_writes
-from tap_deploy.manifest import MANIFEST_NAME, GraphRecord, Manifest
+from tap_deploy.folder_lock import locked_folder
+from tap_deploy.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest
+
+Known = dict[str, Any]  # what the manifest says of a variant, JSON types
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,26 +32,34 @@ class BundleAddition:
         folder: a temporary one; a file in it goes to the same relative path in the bundle.
         graphs: variant -> graph name -> record, whose ``file`` is relative to the bundle. A variant
             that the bundle has already is replaced as a whole.
-        precisions: variant -> what is known of how it was made, JSON types.
-        dropped: files of the bundle that the addition makes untrue; they are removed.
+        precisions: variant -> what is known of how it was made; or a function that makes this from
+            what is known when it is written, and raises if the two do not go together.
+        dropped: files of the bundle whose paths begin so become untrue, and are removed.
     """
 
     folder: pathlib.Path
     graphs: dict[str, dict[str, GraphRecord]] = dataclasses.field(default_factory=dict)
-    precisions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    dropped: set[str] = dataclasses.field(default_factory=set)
+    precisions: dict[str, Known | Callable[[Known], Known]] = dataclasses.field(
+        default_factory=dict
+    )
+    dropped: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def bundle_addition(bundle: Bundle) -> Iterator[BundleAddition]:
+def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterator[BundleAddition]:
     """Yield an empty addition; when the block ends well, it becomes part of the bundle.
 
     An interrupted update never leaves a manifest that vouches for half of it: a variant that is
     replaced is first taken out of the manifest, then its files are moved, then it is entered.
     ``bundle.manifest`` is up to date afterwards. If the block raises, the bundle is as it was.
 
+    Args:
+        bundle: as it was before the work began that the addition comes from.
+        based_on: variants that it was made from, or measured with.
+
     Raises:
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: another process changed one of these variants, or of those that are added.
     """
     partial = bundle.path / f".partial-{secrets.token_hex(4)}"
     try:
@@ -51,63 +67,122 @@ def bundle_addition(bundle: Bundle) -> Iterator[BundleAddition]:
             partial.mkdir()
             addition = BundleAddition(folder=partial)
             yield addition
-            _add(bundle, addition)
+            files = file_records(partial)
+            with changing_bundle(bundle, {*based_on, *addition.graphs, *addition.precisions}):
+                _require_complete(bundle, addition, files)
+                _add(bundle, addition, files)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def record_precision(bundle: Bundle, variant: str, values: Mapping[str, Any]) -> None:
-    """Merge values into what the manifest knows of a variant, e.g. a verdict.
+    """Merge values into what the manifest knows of a variant, e.g. a deviation.
 
     Raises:
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: another process changed the variant since the bundle was read.
     """
-    known = bundle.manifest.precisions
-    merged = known | {variant: dict(known.get(variant, {})) | dict(values)}
-    _write(bundle, dataclasses.replace(bundle.manifest, precisions=merged))
+    revise_precision(bundle, variant, lambda known: known | dict(values))
 
 
-def _add(bundle: Bundle, addition: BundleAddition) -> None:
-    files = file_records(addition.folder)
-    _write(bundle, _without(bundle.manifest, set(addition.graphs), set(files) | addition.dropped))
-    for name in addition.dropped:
+def revise_precision(bundle: Bundle, variant: str, change: Callable[[Known], Known]) -> None:
+    """Replace what the manifest knows of a variant by what a function makes of it.
+
+    The function sees what is known when it is written, and may raise. Errors: ``record_precision``.
+    """
+    with changing_bundle(bundle, (variant,)):
+        known = bundle.manifest.precisions
+        changed = known | {variant: change(dict(known.get(variant, {})))}
+        _write(bundle, dataclasses.replace(bundle.manifest, precisions=changed))
+
+
+@contextlib.contextmanager
+def changing_bundle(bundle: Bundle, variants: Collection[str]) -> Iterator[None]:
+    """Keep other processes from changing a bundle during the block; read its manifest anew.
+
+    Args:
+        bundle: ``bundle.manifest`` becomes the one that is on the disk.
+        variants: those that the change speaks of.
+
+    Raises:
+        InputError: another process holds the bundle.
+        BundleError: one of the variants came, went or has other files than in ``bundle.manifest``.
+    """
+    with locked_folder(bundle.path):
+        manifest = Manifest.read(bundle.path / MANIFEST_NAME)
+        for variant in sorted(variants):
+            if manifest.digests(variant) != bundle.manifest.digests(variant):
+                raise _overtaken(bundle, f"changed its {variant} graphs")
+        bundle.manifest = manifest
+        yield
+
+
+def _overtaken(bundle: Bundle, what: str) -> BundleError:
+    return BundleError(
+        f"bundle {bundle.path}: another command {what} meanwhile; nothing was written for this "
+        "one, repeat it"
+    )
+
+
+def _require_complete(
+    bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecord]
+) -> None:
+    """Check that a bundle that was replaced as a whole has not taken the addition along."""
+    records = [record for variant in addition.graphs.values() for record in variant.values()]
+    named = {file for record in records for file in record.files}
+    if not addition.folder.is_dir() or named - files.keys() - bundle.manifest.files.keys():
+        raise _overtaken(bundle, "replaced it")
+
+
+def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecord]) -> None:
+    before = bundle.manifest
+    precisions = {
+        variant: made(dict(before.precisions.get(variant, {}))) if callable(made) else made
+        for variant, made in addition.precisions.items()
+    }
+    reduced = _without(before, addition, files)
+    _write(bundle, reduced)
+    for name in before.files.keys() - reduced.files.keys() - files.keys():
         (bundle.path / name).unlink(missing_ok=True)
     for name in files:
         target = bundle.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(addition.folder / name, target)
-    manifest = bundle.manifest
     _write(
         bundle,
         dataclasses.replace(
-            manifest,
-            graphs=manifest.graphs | addition.graphs,
-            precisions=manifest.precisions | addition.precisions,
-            files=dict(sorted((manifest.files | files).items())),
+            reduced,
+            graphs=reduced.graphs | addition.graphs,
+            precisions=reduced.precisions | precisions,
+            files=dict(sorted((reduced.files | dict(files)).items())),
         ),
     )
 
 
-def _without(manifest: Manifest, variants: set[str], files: set[str]) -> Manifest:
-    """Return the manifest without some variants, and without files that are to go."""
-    kept = {name: records for name, records in manifest.graphs.items() if name not in variants}
-    needed = {record.file for records in kept.values() for record in records.values()}
-    gone = {
-        record.file
-        for name in variants
-        for record in manifest.graphs.get(name, {}).values()
-        if record.file not in needed
-    }
+def _without(
+    manifest: Manifest, addition: BundleAddition, files: Mapping[str, FileRecord]
+) -> Manifest:
+    """Return the manifest without the variants that are replaced, and without what goes."""
+    replaced = addition.graphs
+    kept = {name: records for name, records in manifest.graphs.items() if name not in replaced}
+    needed = _files_of(kept) | _files_of(replaced)
+    gone = _files_of({n: r for n, r in manifest.graphs.items() if n in replaced}) - needed
     return dataclasses.replace(
         manifest,
         graphs=kept,
-        precisions={n: v for n, v in manifest.precisions.items() if n not in variants},
+        precisions={n: v for n, v in manifest.precisions.items() if n not in replaced},
         files={
             name: record
             for name, record in manifest.files.items()
-            if name not in files and name.removesuffix(".data") not in gone
+            if name not in files and name not in gone and not name.startswith(addition.dropped)
         },
     )
+
+
+def _files_of(graphs: Mapping[str, Mapping[str, GraphRecord]]) -> set[str]:
+    return {
+        file for records in graphs.values() for record in records.values() for file in record.files
+    }
 
 
 def _write(bundle: Bundle, manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 
 from tap_deploy.errors import InputError
+from tap_deploy.folder_lock import locked_folder
 
 CHUNK_BYTES = 1 << 22
 AT_FDCWD = -100  # renameat2: paths are relative to the working directory
@@ -61,7 +62,8 @@ def atomic_folder(
         marker: the file by which a folder of the same kind is known.
 
     Raises:
-        InputError: see ``check_folder_output``; or the parent cannot be written.
+        InputError: see ``check_folder_output``; or the parent cannot be written, or another process
+            is changing the folder that is to be replaced.
     """
     target = pathlib.Path(path).resolve()
     check_folder_output(target, force=force, marker=marker)
@@ -72,7 +74,8 @@ def atomic_folder(
             partial.mkdir()
             yield partial
             if force and target.is_dir():
-                _replace_folder(partial, target)
+                with locked_folder(target):
+                    _replace_folder(partial, target)
             else:
                 os.rename(partial, target)  # refuses a folder that is not empty
     finally:

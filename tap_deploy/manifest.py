@@ -39,6 +39,11 @@ class GraphRecord:
     weights_bytes: int
     external_data: bool
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The ONNX file and, if there is one, the file of its weights, relative to the bundle."""
+        return (self.file, f"{self.file}.data") if self.external_data else (self.file,)
+
     @staticmethod
     def describe(spec: GraphSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return inputs and outputs of a graph as readable lines."""
@@ -81,6 +86,15 @@ class Manifest:
     verification: dict[str, Any]
     precisions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
+    def digests(self, variant: str) -> dict[str, list[str | None]] | None:
+        """Return the SHA-256 of the files of each graph of a variant; None without the variant."""
+        if variant not in self.graphs:
+            return None
+        return {
+            name: [self.files[file].sha256 if file in self.files else None for file in record.files]
+            for name, record in self.graphs[variant].items()
+        }
+
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n"
@@ -117,6 +131,10 @@ class Manifest:
         graphs = _objects(values.pop("graphs"))
         files = _objects(values.pop("files"))
         config = TapConfig.from_dict(values.pop("config"))
+        for name in files:
+            relative = pathlib.PurePosixPath(name)
+            if relative.is_absolute() or ".." in relative.parts:
+                raise InputError(f"it names {name!r}, outside of the bundle")
         if not Preprocessing().agrees_with(values.get("preprocessing")):
             raise InputError("its preprocessing contract is not the one of this program")
         return record_from_json(

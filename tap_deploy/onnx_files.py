@@ -1,4 +1,4 @@
-"""Writing ONNX models: checked, with their weights beside them where they must be."""
+"""ONNX models with their weights beside them: written, checked, and loaded wherever links lead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.manifest import GraphRecord
 
@@ -16,6 +17,41 @@ if TYPE_CHECKING:
 # Weights beyond this go to a file of their own. A protobuf ends at 2 GiB, and is parsed into memory
 # as a whole, twice over while that lasts; a file beside it is mapped, and read where it is needed.
 EXTERNAL_DATA_BYTES = 1_000_000_000
+
+
+def load_graph(path: str | os.PathLike[str]) -> ir.Model:
+    """Load a model; weights beside it are mapped, and read where they are needed.
+
+    Files of a bundle may be links, hard or symbolic, to anywhere: whoever copies or caches bundles
+    makes such, and the manifest vouches for what they lead to. onnx-ir by itself refuses them.
+
+    Raises:
+        BundleError: the weights lie elsewhere than in ``<file>.data``, the only place that a
+            manifest can vouch for.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    data = pathlib.Path(f"{os.fspath(path)}.data")
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            if os.fspath(tensor.location) != data.name:
+                raise BundleError(
+                    f"graph {path} has weights in {os.fspath(tensor.location)!r}; expected "
+                    f"{data.name!r} beside it; export the bundle again"
+                )
+            value.const_value = ir.ExternalTensor(
+                data.resolve(),  # without a base folder, no link is followed any more, or refused
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name,
+            )
+    return model
 
 
 def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:

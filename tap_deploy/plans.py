@@ -17,9 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import changing_bundle
 from tap_deploy.errors import BundleError
 from tap_deploy.files import atomic_file, translated_writes
+from tap_deploy.folder_lock import locked_folder
 from tap_deploy.plan_record import PlanRecord
+from tap_deploy.selftest_marks import require_no_failure
 
 ENGINES_FOLDER = "engines"
 SELFTEST_FILE = "selftest.json"
@@ -140,18 +143,26 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
     self-test of the plans that were there says nothing of the new ones, and goes.
 
     Raises:
-        InputError: the bundle cannot be written.
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: the graph is no longer the one that the plan was built from.
     """
     folder = record_folder(bundle, record)
     path = folder / f"{record.graph}.plan"
-    with translated_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SELFTEST_FILE).unlink(missing_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
-    with atomic_file(path) as partial:
-        partial.write_bytes(plan)
-    with atomic_file(path.with_suffix(".json")) as partial:
-        partial.write_text(record.to_json(), "utf-8")
+    with changing_bundle(bundle, ()):
+        problem = _other_graph(bundle, record)
+        if problem:
+            raise BundleError(
+                f"the new engine of {record.graph} {problem} than bundle {bundle.path} has by now; "
+                "it was not stored, build it again"
+            )
+        with translated_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SELFTEST_FILE).unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+        with atomic_file(path) as partial:
+            partial.write_bytes(plan)
+        with atomic_file(path.with_suffix(".json")) as partial:
+            partial.write_text(record.to_json(), "utf-8")
     return path
 
 
@@ -188,14 +199,38 @@ def all_records(bundle: Bundle) -> Iterator[tuple[pathlib.Path, PlanRecord]]:
             yield folder / f"{record.graph}.plan", record
 
 
-def record_selftest(folder: pathlib.Path, result: Mapping[str, Any]) -> None:
+def plan_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of the plans of a folder, by graph, as their sidecars have it."""
+    return {record.graph: record.plan_sha256 for record in _records(folder)}
+
+
+def record_selftest(
+    folder: pathlib.Path,
+    result: Mapping[str, Any],
+    *,
+    tested: Mapping[str, str],
+    own: Mapping[str, Any] | None = None,
+) -> None:
     """Write the verdict on the plans of a folder, ``{"passed": bool, …}``, atomically.
 
+    Args:
+        folder: ``engines/<name>`` of a bundle.
+        result: the verdict.
+        tested: what ``plan_digests`` gave before the plans were loaded.
+        own: the verdict that this self-test wrote when it began.
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another process holds the bundle.
+        BundleError: the plans are other ones by now, or failed another self-test meanwhile.
     """
-    with atomic_file(folder / SELFTEST_FILE) as partial:
-        partial.write_text(json.dumps(dict(result), indent=2) + "\n", "utf-8")
+    with locked_folder(folder.parents[1]):
+        if plan_digests(folder) != tested:
+            raise BundleError(
+                f"the engines in {folder} were built anew during their self-test; repeat it"
+            )
+        require_no_failure(_selftest(folder), result, own, f"the engines in {folder}")
+        with atomic_file(folder / SELFTEST_FILE) as partial:
+            partial.write_text(json.dumps(dict(result), indent=2) + "\n", "utf-8")
 
 
 def selftest_passed(folder: pathlib.Path) -> bool | None:
@@ -203,17 +238,19 @@ def selftest_passed(folder: pathlib.Path) -> bool | None:
 
     What cannot be read as "passed" is a failure.
     """
+    found = _selftest(folder)
+    return None if found is None else isinstance(found, dict) and found.get("passed") is True
+
+
+def _selftest(folder: pathlib.Path) -> Any:
+    """Return what the file of a self-test says: None without it, False where it is no JSON."""
     try:
-        text = (folder / SELFTEST_FILE).read_text("utf-8")
+        found = json.loads((folder / SELFTEST_FILE).read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except OSError:
+    except (OSError, ValueError, RecursionError):
         return False
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("passed") is True
+    return False if found is None else found
 
 
 def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import pathlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from tap_deploy.check_recorder import CheckRecorder
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.pipeline_check import Expected, check_pipeline
-from tap_deploy.plans import record_selftest
+from tap_deploy.plans import plan_digests, record_selftest
 from tap_deploy.selftest_marks import mark_variant
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.device_pipeline import DevicePipeline
@@ -59,16 +60,26 @@ class SelftestSubject:
     device: str
     plans: pathlib.Path | None = None
 
-    def record(self, verdict: Mapping[str, Any]) -> None:
-        """Keep a verdict, ``{"passed": bool, …}``, JSON types.
+    def recorder(self) -> Callable[[Mapping[str, Any]], None]:
+        """Return what keeps verdicts on the graphs or plans that are there now.
 
-        Raises:
-            InputError: the bundle cannot be written.
+        It is to be asked for before they are loaded, and called first with the verdict that shall
+        stand if the self-test does not come to its end. A verdict is ``{"passed": bool, …}``, JSON
+        types. The call raises InputError if the bundle cannot be written, and BundleError if
+        something else is there by now, or another self-test of the same failed meanwhile.
         """
-        if self.plans is None:
-            mark_variant(self.bundle, self.variant, self.backend, verdict)
-        else:
-            record_selftest(self.plans, verdict)
+        tested = {} if self.plans is None else plan_digests(self.plans)
+        own: Mapping[str, Any] | None = None
+
+        def record(verdict: Mapping[str, Any]) -> None:
+            nonlocal own
+            if self.plans is None:
+                mark_variant(self.bundle, self.variant, self.backend, verdict, own=own)
+            else:
+                record_selftest(self.plans, verdict, tested=tested, own=own)
+            own = verdict
+
+        return record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +170,8 @@ def run_selftest(
 
     Raises:
         BundleError: the bundle has no golden samples, no graphs or plans to load, or, for int8,
-            nothing to hold them against.
+            nothing to hold them against; or these were replaced meanwhile, or another self-test
+            failed meanwhile, whose mark then stays.
         InputError: the bundle cannot be written, or engines take too few points for the samples;
             then nothing is marked.
         SessionError: a graph does not load behind a session; then nothing is marked, either.
@@ -171,11 +183,13 @@ def run_selftest(
     timed = _TimedChecks(on_check)
     expected: Expected | None = None
     error = None
+    record = subject.recorder()
     with _closed_at_the_end(load_sessions()) as sessions:
         # What cannot be tested has not failed.
         (sample,) = samples_within_limits(sessions, [sample])
         # A wrong engine may take the process down: what is kept now is then the verdict.
-        subject.record({"passed": False, "error": UNFINISHED})
+        # It is told from that of another self-test by a number.
+        record({"passed": False, "error": UNFINISHED, "run": secrets.token_hex(8)})
         timed.restart()
         config = subject.bundle.config
         try:
@@ -209,7 +223,7 @@ def run_selftest(
         error=error,
         finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    subject.record(result.to_dict())
+    record(result.to_dict())
     return result
 
 

@@ -36,6 +36,7 @@ import hashlib
 import json
 import pathlib
 import re
+import secrets
 import struct
 import types
 import weakref
@@ -312,12 +313,19 @@ class IOptimizationProfile(_Unconstructible):
 
 
 class ITimingCache(_Unconstructible):
-    _entries: int
+    _entries: frozenset[str]
+    _version: str
 
     def serialize(self) -> Any:
-        version = self._trt._version
-        data = CACHE_MAGIC + json.dumps({"version": version, "entries": self._entries}).encode()
-        return self._trt.IHostMemory._make(_data=data)
+        values = {"version": self._version, "entries": sorted(self._entries)}
+        return self._trt.IHostMemory._make(_data=CACHE_MAGIC + json.dumps(values).encode())
+
+    def combine(self, input_cache: Any, ignore_mismatch: bool) -> bool:
+        assert isinstance(input_cache, ITimingCache)
+        if input_cache._version != self._version and not ignore_mismatch:
+            return False
+        self._entries |= input_cache._entries
+        return True
 
 
 def _setting(name: str, kind: str | type) -> property:
@@ -379,11 +387,13 @@ class IBuilderConfig(_Unconstructible):
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
         data = bytes(serialized_timing_cache)
         if not data:
-            return self._trt.ITimingCache._make(_entries=0, _version=self._trt._version)
+            entries: frozenset[str] = frozenset()
+            return self._trt.ITimingCache._make(_entries=entries, _version=self._trt._version)
         if not data.startswith(CACHE_MAGIC):
             return None
         values = json.loads(data[len(CACHE_MAGIC) :])
-        return self._trt.ITimingCache._make(_entries=values["entries"], _version=values["version"])
+        entries = frozenset(values["entries"])
+        return self._trt.ITimingCache._make(_entries=entries, _version=values["version"])
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         assert isinstance(cache, self._trt.ITimingCache)
@@ -443,7 +453,8 @@ class Builder(Strict):
             self._logger.log(self._trt.ILogger.ERROR, problem)
             return None
         if config._cache is not None:
-            config._cache._entries += network.num_layers
+            new = {secrets.token_hex(8) for _ in range(network.num_layers)}
+            config._cache._entries |= new
         header = json.dumps(dataclasses.asdict(self._header(network, config))).encode()
         length = struct.pack("<Q", len(header))
         data = PLAN_MAGIC + length + header + network._onnx
@@ -491,7 +502,7 @@ class Builder(Strict):
             builder_optimization_level=settings["builder_optimization_level"],
             profiling_verbosity=settings["profiling_verbosity"].name,
             memory_pools=dict(config._pools),
-            timing_cache_entries=None if config._cache is None else config._cache._entries,
+            timing_cache_entries=None if config._cache is None else len(config._cache._entries),
         )
 
 

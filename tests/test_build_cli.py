@@ -18,7 +18,7 @@ from tap_deploy.cli import main
 from tap_deploy.engines import forecast
 from tap_deploy.engines import gpu as gpu_module
 from tap_deploy.engines.gpu import Gpu
-from tap_deploy.plans import load_plan, record_selftest
+from tap_deploy.plans import load_plan, plan_digests, record_selftest
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
 
@@ -82,7 +82,8 @@ def test_build_inspect_and_load(orin, bundle):
     line = "engines/tensorrt-10.3.0.1-sm87-fp32/text_decoder.plan (SM 8.7, "
     assert line in text
     assert "not self-tested" in text
-    record_selftest(loaded.path.parent, {"passed": False})
+    folder = loaded.path.parent
+    record_selftest(folder, {"passed": False}, tested=plan_digests(folder))
     inspected = json.loads(CliRunner().invoke(main, ["inspect", str(bundle), "--json"]).stdout)
     assert len(inspected["engines"]) == 3
     assert {e["selftest_passed"] for e in inspected["engines"]} == {False}

@@ -11,6 +11,7 @@ import pytest
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition, record_precision
 from tap_deploy.errors import BundleError, InputError
+from tap_deploy.files import atomic_folder, sha256_of_file
 from tap_deploy.precisions import variant_for
 
 
@@ -84,6 +85,98 @@ def test_records_of_a_precision_are_merged(bundle):
     record_precision(bundle, "fp16", {"verdict": "use it"})
     expected = {"fp16": {"islands": [1, 2], "verdict": "use it"}}
     assert Bundle.open(bundle.path).manifest.precisions == expected
+
+
+def add_variant(bundle, variant, content=b"weights", based_on=()):
+    """Add graphs that are no more than some bytes."""
+    with bundle_addition(bundle, based_on=based_on) as addition:
+        addition.graphs[variant] = {}
+        for name, record in bundle.manifest.graphs["fp32"].items():
+            file = f"onnx/{variant}/{name}.onnx"
+            (addition.folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (addition.folder / file).write_bytes(content)
+            addition.graphs[variant][name] = dataclasses.replace(record, file=file)
+
+
+@pytest.fixture
+def other(bundle):
+    """The same bundle as another command has it."""
+    return Bundle.open(bundle.path)
+
+
+def test_what_others_add_meanwhile_stays(bundle, other):
+    with bundle_addition(bundle, based_on=("fp32",)) as addition:
+        (addition.folder / "reports").mkdir()
+        (addition.folder / "reports" / "mine").touch()
+        add_variant(other, "fp16")
+        record_precision(other, "fp32", {"selftest": {"onnxruntime": {"passed": False}}})
+    record_precision(bundle, "fp32", {"mine": 1})
+    opened = Bundle.open(bundle.path)
+    assert set(opened.manifest.graphs) == {"fp32", "fp16"}
+    assert "reports/mine" in opened.manifest.files
+    known = {"selftest": {"onnxruntime": {"passed": False}}, "mine": 1}
+    assert opened.manifest.precisions["fp32"] == known
+    assert bundle.manifest == opened.manifest
+
+
+@pytest.mark.parametrize("changed", ["fp32", "fp16"])
+def test_what_was_made_of_other_graphs_is_not_added(bundle, other, changed):
+    """Its source was replaced, or what it shall be has come about meanwhile."""
+    add_variant(other, changed, b"by another command")
+    after = Bundle.open(bundle.path).manifest
+    message = rf"another command changed its {changed} graphs meanwhile; nothing was written"
+    with pytest.raises(BundleError, match=message):
+        add_variant(bundle, "fp16", based_on=("fp32",))
+    with pytest.raises(BundleError, match=message):
+        record_precision(bundle, changed, {"selftest": {"onnxruntime": {"passed": True}}})
+    assert Bundle.open(bundle.path).manifest == after
+    assert sorted(os.listdir(bundle.path)) == sorted(os.listdir(other.path))
+
+
+def test_what_was_made_of_a_bundle_that_is_gone_does_not_come_back(bundle, micro_bundle):
+    """``export --force`` replaces the folder, and with it what was being added."""
+    message = "another command replaced it meanwhile"
+    with pytest.raises(BundleError, match=message), bundle_addition(bundle) as addition:
+        (addition.folder / "reports").mkdir()
+        (addition.folder / "reports" / "mine").touch()
+        with atomic_folder(bundle.path, force=True, marker="manifest.json") as folder:
+            shutil.copytree(micro_bundle.path, folder, dirs_exist_ok=True)
+    with pytest.raises(BundleError, match=message), bundle_addition(bundle) as addition:
+        records = bundle.manifest.graphs["fp32"]
+        addition.graphs["fp16"] = {
+            name: dataclasses.replace(record, file=f"onnx/fp16/{name}.onnx")
+            for name, record in records.items()
+        }
+    assert Bundle.open(bundle.path).manifest == micro_bundle.manifest
+    assert sorted(os.listdir(bundle.path)) == sorted(os.listdir(micro_bundle.path))
+
+
+def test_a_reader_that_is_overtaken_reads_again(bundle, other, monkeypatch):
+    add_variant(other, "fp16", b"old")
+    digest, calls = sha256_of_file, []
+
+    def overtaken(path):
+        calls.append(path)
+        if len(calls) == 1:  # the manifest was read, the files were not
+            add_variant(other, "fp16", b"new")
+        return digest(path)
+
+    monkeypatch.setattr("tap_deploy.bundle.sha256_of_file", overtaken)
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest == other.manifest
+    assert opened.graph_path("image_encoder", "fp16").read_bytes() == b"new"
+
+
+def test_files_that_nothing_needs_any_more_go(bundle):
+    add_variant(bundle, "int8")
+    with bundle_addition(bundle) as addition:
+        records = bundle.manifest.graphs
+        addition.graphs["int8"] = {
+            **records["fp32"],
+            "text_decoder": records["int8"]["text_decoder"],
+        }
+    Bundle.open(bundle.path)
+    assert os.listdir(bundle.path / "onnx" / "int8") == ["text_decoder.onnx"]
 
 
 def test_int8_on_a_cpu_lies_over_fp32():

@@ -754,10 +754,10 @@ def test_an_engine_for_another_gpu(load, cuda):
 
 
 def test_engines_that_failed_their_selftest(load, cuda, engine_bundle, monkeypatch):
-    from tap_deploy.plans import record_selftest
+    from tap_deploy.plans import plan_digests, record_selftest
 
     (folder,) = engine_bundle.path.glob("engines/tensorrt-10.3*-fp32")
-    record_selftest(folder, {"passed": False})
+    record_selftest(folder, {"passed": False}, tested=plan_digests(folder))
     try:
         with pytest.raises(BundleError, match="failed their self-test"):
             load(cuda)

@@ -21,7 +21,9 @@ from tap_deploy.engines.gpu import Gpu
 from tap_deploy.engines.profiles import profile_as_json
 from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
 from tap_deploy.engines.target import BuildTarget
+from tap_deploy.engines.timing_cache import attach_timing_cache, save_timing_cache
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
+from tap_deploy.sessions.tensorrt_log import error_log
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -152,6 +154,18 @@ def test_the_timing_cache_grows_and_is_used(trt, bundle, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "timing.cache"]
     # It changes how long a build takes, not what is built.
     assert first.record.key == build_text_decoder(bundle, fp32()).record.key
+
+
+def test_builds_at_a_time_lose_nothing_of_each_others_timing_cache(trt, bundle, tmp_path):
+    cache = tmp_path / "timing.cache"
+    target = fp32(timing_cache=cache)
+    entries = read_plan(build_text_decoder(bundle, target).plan)[0].timing_cache_entries
+    other = trt.Builder(error_log(trt)).create_builder_config()
+    assert attach_timing_cache(other, cache) is None
+    build_text_decoder(bundle, target)  # stored while the other one still builds
+    save_timing_cache(other, cache)
+    third = build_text_decoder(bundle, target)
+    assert read_plan(third.plan)[0].timing_cache_entries == 3 * entries > 0
 
 
 @pytest.mark.parametrize("kind", ["damaged", "of another version"])

@@ -10,12 +10,14 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.errors import BundleError
 from tap_deploy.plan_record import PlanRecord
 from tap_deploy.plans import (
     all_records,
     cached_record,
     load_plan,
+    plan_digests,
     plan_folder,
     record_selftest,
     save_plan,
@@ -103,9 +105,44 @@ def test_a_plan_for_something_else_is_refused(bundle, machine, reason):
 
 @pytest.mark.parametrize("field", ["onnx_sha256", "onnx_data_sha256"])
 def test_a_plan_of_another_graph_is_refused(bundle, field):
-    save_plan(bundle, PLAN, record(bundle, **{field: "0" * 64}))
+    saved = record(bundle)
+    path = save_plan(bundle, PLAN, saved)
+    other = dataclasses.replace(saved, **{field: "0" * 64})
+    path.with_suffix(".json").write_text(other.to_json(), "utf-8")
     with pytest.raises(BundleError, match=r"built from another onnx/fp32/text_decoder\.onnx"):
         load(bundle)
+
+
+def test_a_plan_whose_graph_was_replaced_meanwhile_is_not_stored(bundle):
+    before = record(bundle)
+    path = save_plan(bundle, PLAN, before)
+    replace_graph(bundle.path)
+    message = r"new engine of text_decoder was built from another .* than bundle .* has by now"
+    with pytest.raises(BundleError, match=message):
+        save_plan(bundle, b"newer", before)
+    assert path.read_bytes() == PLAN  # and so it is refused
+    with pytest.raises(BundleError, match="was built from another"):
+        load(bundle)
+
+
+def replace_graph(folder):
+    """As another process does: with a bundle of its own."""
+    other = Bundle.open(folder)
+    with bundle_addition(other) as addition:
+        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").parent.mkdir(parents=True)
+        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").write_bytes(b"another graph")
+        addition.graphs["fp32"] = other.manifest.graphs["fp32"]
+
+
+def test_a_verdict_is_for_the_plans_that_were_tested(bundle):
+    folder = save_plan(bundle, PLAN, record(bundle)).parent
+    tested = plan_digests(folder)
+    newer = hashlib.sha256(b"newer").hexdigest()
+    save_plan(bundle, b"newer", record(bundle, plan_sha256=newer))
+    for passed in (True, False):
+        with pytest.raises(BundleError, match="built anew during their self-test; repeat it"):
+            record_selftest(folder, {"passed": passed}, tested=tested)
+    assert selftest_passed(folder) is None
 
 
 def test_a_plan_of_another_name_is_refused(bundle):
@@ -146,9 +183,10 @@ def test_a_sidecar_that_lies(bundle, text, reason):
 def test_a_failed_selftest_closes_the_door(bundle):
     folder = save_plan(bundle, PLAN, record(bundle)).parent
     assert selftest_passed(folder) is None
-    record_selftest(folder, {"passed": True})
+    tested = plan_digests(folder)
+    record_selftest(folder, {"passed": True}, tested=tested)
     assert load(bundle).plan == PLAN
-    record_selftest(folder, {"passed": False, "worst": "low_res_masks"})
+    record_selftest(folder, {"passed": False, "worst": "low_res_masks"}, tested=tested)
     with pytest.raises(BundleError, match="failed their self-test"):
         load(bundle)
     assert load(bundle, allow_failed_selftest=True).plan == PLAN

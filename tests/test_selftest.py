@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 
 from tap_deploy import TapPredictor, graphs
 from tap_deploy.bundle import Bundle, file_records
-from tap_deploy.bundle_update import record_precision
+from tap_deploy.bundle_update import bundle_addition, record_precision
 from tap_deploy.cli import main
 from tap_deploy.errors import BundleError, SessionError, VerificationError
 from tap_deploy.golden import GoldenSample
@@ -204,6 +206,70 @@ def test_verdicts_that_are_no_object_are_a_failure(bundle):
     record_precision(bundle, "fp32", {"selftest": "passed"})
     with pytest.raises(BundleError, match="failed its self-test"):
         check_mark(bundle, "fp32", "onnxruntime")
+
+
+def test_no_pass_for_graphs_that_were_not_tested(bundle, sample):
+    def replaced_while_it_runs():
+        copy_graphs(bundle)
+        return fake_sessions(bundle, sample)
+
+    with pytest.raises(BundleError, match="another command changed its fp32 graphs meanwhile"):
+        run_selftest(subject_of(bundle), replaced_while_it_runs)
+    assert Bundle.open(bundle.path).manifest.precisions == {}
+
+
+def copy_graphs(bundle):
+    """Replace the fp32 graphs, as another command does."""
+    other = Bundle.open(bundle.path)
+    with bundle_addition(other) as addition:
+        addition.graphs["fp32"] = other.manifest.graphs["fp32"]
+        file = other.manifest.graphs["fp32"][graphs.IMAGE_ENCODER].file
+        (addition.folder / file).parent.mkdir(parents=True)
+        (addition.folder / file).write_bytes(b"another graph")
+
+
+# A self-test that stops half-way, says so, and goes on when it is told to.
+PAUSED = """
+import sys
+from tap_deploy.bundle import Bundle
+from tap_deploy.errors import BundleError
+from tap_deploy.selftest import SelftestSubject, run_selftest
+from tap_deploy.sessions import sessions_from_bundle
+bundle = Bundle.open(sys.argv[1])
+subject = SelftestSubject(bundle=bundle, backend="onnxruntime", precision="fp32", variant="fp32",
+                          backend_version="1", device="this one")
+def load():
+    return sessions_from_bundle(bundle, "onnxruntime", "fp32", threads=1, allow_failed=True)
+def pause(check):
+    if check.graph == "end to end":
+        print("paused", flush=True)
+        sys.stdin.readline()
+try:
+    print(run_selftest(subject, load, on_check=pause).passed)
+except BundleError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.parametrize("wrong", [{graphs.IMAGE_ENCODER: shifted}, {}], ids=["fails", "passes"])
+def test_two_selftests_at_a_time_lose_no_failure(bundle, sample, wrong):
+    command = [sys.executable, "-c", PAUSED, str(bundle.path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "paused\n"
+        here = run_selftest(
+            subject_of(Bundle.open(bundle.path)), lambda: fake_sessions(bundle, sample, wrong)
+        )
+        outcome, _ = other.communicate("\n")
+    mark = Bundle.open(bundle.path).manifest.precisions["fp32"]["selftest"]["onnxruntime"]
+    assert mark["device"] == ("a board" if wrong else "this one")
+    assert mark["passed"] is here.passed is (not wrong)
+    if wrong:
+        assert "failed another one" in outcome and "repeat the self-test" in outcome
+        with pytest.raises(BundleError, match="failed its self-test"):
+            TapPredictor.from_bundle(bundle.path)
+    else:
+        assert outcome == "True\n"
 
 
 def plan_record(bundle, plan):

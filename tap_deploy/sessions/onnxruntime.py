@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
@@ -89,14 +92,15 @@ def _checked(
 ) -> Any:
     on_cpu = providers == ["CPUExecutionProvider"]
     try:
-        # Without its own retry on the CPU: that would pass for the provider asked for.
-        session = runtime.InferenceSession(
-            os.fspath(path),
-            options,
-            providers=providers,
-            enable_fallback=0,
-            disabled_optimizers=None if on_cpu else FOR_CPUS_ONLY,
-        )
+        with linked_weights(options, path):
+            # Without its own retry on the CPU: that would pass for the provider asked for.
+            session = runtime.InferenceSession(
+                os.fspath(path),
+                options,
+                providers=providers,
+                enable_fallback=0,
+                disabled_optimizers=None if on_cpu else FOR_CPUS_ONLY,
+            )
     # onnxruntime raises a class of its own per status code, with no common base.
     except Exception as exc:
         raise SessionError(
@@ -104,6 +108,30 @@ def _checked(
         ) from exc
     check_graph(spec, _described(session.get_inputs()), _described(session.get_outputs()))
     return session
+
+
+@contextlib.contextmanager
+def linked_weights(options: Any, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let onnxruntime load a graph that links keep in another folder than its weights.
+
+    By itself it refuses weights outside of the folder that the graph is in once links are
+    followed. It copies what it is given here, where it would map the file otherwise.
+
+    Args:
+        options: ``onnxruntime.SessionOptions`` for a session that the block makes.
+        path: the ONNX file; a bundle vouches for it, and for ``<file>.data`` beside it.
+    """
+    graph, data = pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}.data")
+    # onnxruntime 1.23 has neither this method nor that check.
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if give is None or not data.is_file() or data.resolve().parent == graph.resolve().parent:
+        yield
+        return
+    with data.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    give([data.name], [content], [len(content)])
+    yield
+    content.close()  # not earlier: options hold its address, not the mapping
 
 
 class OnnxRuntimeSession(Session):

@@ -1,0 +1,127 @@
+"""One writer at a time in a folder, and who it is."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import logging
+import os
+import pathlib
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+from tap_deploy.errors import InputError
+
+logger = logging.getLogger(__name__)
+LOCK_NAME = ".lock"
+WAIT_SECONDS = 60.0
+QUIET_SECONDS = 1.0  # a writer is done sooner, as a rule: a shorter wait is not worth a line
+POLL_SECONDS = 0.05
+MOST_HOLDER_BYTES = 1000
+
+
+@contextlib.contextmanager
+def locked_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block changes it.
+
+    The lock is that of the operating system on ``.lock`` in the folder: it ends with the process
+    that holds it, however that ends. The file says who that is, and is removed at the end. It is
+    not reentrant, and readers need none.
+
+    Where it cannot be had (no ``fcntl``, a file system without locks), the block runs without,
+    after a warning. So it does in a folder that cannot be written, where nothing is to be changed.
+
+    Raises:
+        InputError: another process has held it for ``WAIT_SECONDS``.
+    """
+    path = folder / LOCK_NAME
+    descriptor = _acquired(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            if _is_at(path, descriptor):  # a folder that was replaced took its lock along
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            os.close(descriptor)
+
+
+def _acquired(path: pathlib.Path) -> int | None:
+    """Return the locked file, open; None where there is no lock to be had."""
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            import fcntl
+
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except (OSError, ImportError) as exc:
+            if os.access(path.parent, os.W_OK):
+                _warn(path.parent, str(exc))
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file, or replaced the folder, in between.
+            if _is_at(path, descriptor):
+                _sign(descriptor)
+                return descriptor
+        except BlockingIOError:
+            waited = time.monotonic() - started
+            told = _wait(path.parent, _holder(descriptor), waited, told)
+        except OSError as exc:
+            os.close(descriptor)
+            _warn(path.parent, str(exc))
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _wait(folder: pathlib.Path, holder: str, waited: float, told: bool) -> bool:
+    """Sleep a little; return whether the user was told of it."""
+    if waited >= WAIT_SECONDS:
+        raise InputError(
+            f"{folder} has been held by {holder} for more than {WAIT_SECONDS:.0f} s; let that end, "
+            "or end it, and repeat this command"
+        )
+    if waited >= QUIET_SECONDS and not told:
+        logger.warning("waiting for %s, which is being changed by %s", folder, holder)
+        told = True
+    time.sleep(POLL_SECONDS)
+    return told
+
+
+def _sign(descriptor: int) -> None:
+    """Write down who holds the lock; it is held even where that finds no room."""
+    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    text = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, os.fsencode(text)[:MOST_HOLDER_BYTES], 0)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        text = os.pread(descriptor, MOST_HOLDER_BYTES, 0)
+    except OSError:
+        text = b""
+    return os.fsdecode(text) or "another process"
+
+
+def _is_at(path: pathlib.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+@functools.cache  # a command changes a bundle several times
+def _warn(folder: pathlib.Path, reason: str) -> None:
+    logger.warning(
+        "%s cannot be locked (%s): do not let two commands change it at a time", folder, reason
+    )

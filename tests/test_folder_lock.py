@@ -1,0 +1,177 @@
+"""The lock of a folder, between real processes, which hand over through pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tap_deploy import folder_lock
+from tap_deploy.errors import InputError
+from tap_deploy.files import atomic_folder
+from tap_deploy.folder_lock import locked_folder
+
+fcntl = pytest.importorskip("fcntl")
+
+# Takes the lock, says so, and does what the line says that it is sent then.
+HOLDER = """
+import os, pathlib, sys
+from tap_deploy.folder_lock import locked_folder
+with locked_folder(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    exec(sys.stdin.readline())
+print("free", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def holder(folder, *words):
+    command = [sys.executable, "-c", HOLDER, str(folder), *words]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def end(process, line="pass"):
+    """Let a holder go; that it is gone already is fine."""
+    with contextlib.suppress(OSError):
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(folder_lock, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(folder_lock, "QUIET_SECONDS", 0.1)
+
+
+def test_nothing_is_left(tmp_path):
+    with locked_folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_holds_it_is_told_and_then_named_in_the_error(tmp_path, impatient, caplog):
+    with holder(tmp_path, "a bundle") as other:
+        with pytest.raises(InputError) as caught, locked_folder(tmp_path):
+            pytest.fail("two processes hold it")
+        host = os.uname().nodename
+        who = rf"process {other.pid} on {host} since 2\d\d\d-\S+T\S+ \(-c {tmp_path} 'a bundle'\)"
+        caught.match(f"^{tmp_path} has been held by {who} for more than 0 s; let that end")
+        (line,) = caplog.messages
+        assert line.startswith(f"waiting for {tmp_path}, which is being changed by process")
+        end(other)
+        assert other.stdout.readline() == "free\n"
+    with locked_folder(tmp_path):
+        pass
+
+
+def test_the_next_one_gets_it_when_the_first_is_done(tmp_path, monkeypatch):
+    with holder(tmp_path) as other:
+        # The first wait is where the other one is let go: it was held until then.
+        monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: end(other))
+        with locked_folder(tmp_path):
+            assert other.stdout.readline() == "free\n"
+            assert os.listdir(tmp_path) == [".lock"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_holder_that_is_killed_leaves_no_lock(tmp_path, impatient):
+    with holder(tmp_path) as other:
+        other.kill()
+        other.wait()
+    assert os.listdir(tmp_path) == [".lock"]  # the file stays, and holds nobody up
+    with locked_folder(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_threads_and_bodies_that_raise(tmp_path, impatient):
+    with pytest.raises(RuntimeError), locked_folder(tmp_path):
+        with pytest.raises(InputError, match=f"held by process {os.getpid()}"):
+            locked_folder(tmp_path).__enter__()
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_not_replaced_while_it_is_changed(tmp_path, impatient, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr("tap_deploy.files._exchange", lambda a, b: False)
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "marker").touch()
+    with holder(target) as other:
+        with pytest.raises(InputError, match="has been held by process"):
+            replace(target)
+        assert sorted(os.listdir(target)) == [".lock", "marker"]
+        end(other)
+        assert other.stdout.readline() == "free\n"
+    replace(target)
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def replace(target):
+    with atomic_folder(target, force=True, marker="marker") as folder:
+        (folder / "new").touch()
+
+
+def test_whoever_waits_for_a_folder_that_is_replaced_gets_the_new_one(tmp_path, monkeypatch):
+    """A lock on a file that went with the old folder is no lock on the new one."""
+    target, old = tmp_path / "bundle", tmp_path / "old"
+    target.mkdir()
+    line = f"os.rename({str(target)!r}, {str(old)!r}); os.mkdir({str(target)!r})"
+    with holder(target) as other:
+        monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: end(other, line))
+        with locked_folder(target):
+            assert os.listdir(target) == [".lock"]
+            require_locked(target)
+    assert os.listdir(target) == []
+    assert os.listdir(old) == [".lock"]  # not ours to remove
+
+
+def require_locked(folder):
+    """Let another process try."""
+    program = (
+        "import pathlib, sys; from tap_deploy import folder_lock; folder_lock.WAIT_SECONDS = 0.0\n"
+        "with folder_lock.locked_folder(pathlib.Path(sys.argv[1])): pass"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "InputError" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, caplog, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for name in ("first", "second"):
+        with locked_folder(tmp_path):
+            (tmp_path / name).touch()
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path} cannot be locked ([Errno {number}] {os.strerror(number)})")
+
+
+def test_a_system_without_fcntl(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked_folder(tmp_path):
+        pass
+    assert "cannot be locked" in caplog.text
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path, caplog):
+    with locked_folder(tmp_path / "nowhere"):
+        pass
+    assert caplog.messages == []
