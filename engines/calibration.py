@@ -7,6 +7,7 @@ words that are generated from them through the text decoder. The chain is the pr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -152,15 +153,16 @@ def collect(
     on_progress: OnProgress | None = None,
 ) -> dict[str, dict[str, MagnitudeHistogram]]:
     """Run the chain over all pictures; return graph -> tensor -> histogram."""
-    sessions = {
-        name: CollectingSession(
-            bundle.graph_path(name, FP32), spec, tensors.get(name, set()), threads=threads
-        )
-        for name, spec in bundle.graph_specs(FP32).items()
-    }
-    histograms = {name: sessions[name].histograms for name in sessions if name in tensors}
-    done = state.restore(histograms)
-    with TapPredictor(sessions, bundle.config, memory_limit_bytes=MEMORY_LIMIT_BYTES) as predictor:
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, spec in bundle.graph_specs(FP32).items():
+            sessions[name] = CollectingSession(
+                bundle.graph_path(name, FP32), spec, tensors.get(name, set()), threads=threads
+            )
+            stack.enter_context(sessions[name])
+        histograms = {name: sessions[name].histograms for name in sessions if name in tensors}
+        done = state.restore(histograms)
+        predictor = TapPredictor(sessions, bundle.config, memory_limit_bytes=MEMORY_LIMIT_BYTES)
         for index in range(done, len(images)):
             if on_progress is not None:
                 on_progress(index, len(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -95,11 +96,15 @@ def measure_channels(
         SessionError: a graph cannot be run.
     """
     prompts = CalibrationPrompts() if prompts is None else prompts
-    sessions = {name: _session(bundle, name, threads) for name in GRAPH_NAMES}
     count = min(len(images), MAX_IMAGES)
     held_back = set(range(HELD_BACK - 1, count, HELD_BACK)) or {count - 1}
     done = itertools.count()
-    with TapPredictor(sessions, bundle.config) as predictor:
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name in GRAPH_NAMES:
+            sessions[name] = _session(bundle, name, threads)
+            stack.enter_context(sessions[name])
+        predictor = TapPredictor(sessions, bundle.config)
         for keep_rows in (False, True):
             for session in sessions.values():
                 session.keep_rows = keep_rows

@@ -171,16 +171,17 @@ class _Judge:
         # What is marked as failed must be judged again, too: hence file by file, or as allowed.
         if backend in CPU_BACKENDS:
             variant = variant_for(precision, on_cpu=True)
-            sessions = {
-                name: create_session(
-                    backend, self._bundle.graph_path(name, variant), spec, threads=threads
+            return {
+                name: stack.enter_context(
+                    create_session(
+                        backend, self._bundle.graph_path(name, variant), spec, threads=threads
+                    )
                 )
                 for name, spec in self._bundle.graph_specs(variant).items()
             }
-        else:
-            sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
+        sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
         for session in sessions.values():
-            stack.callback(session.close)
+            stack.enter_context(session)
         return sessions
 
     def time_graphs(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from tap_deploy.bundle import Bundle, file_records
-from tap_deploy.errors import BundleError
+from tap_deploy.errors import BundleError, InputError
 from tap_deploy.files import atomic_file, translated_writes
 from tap_deploy.folder_lock import locked_folder
 from tap_deploy.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest
@@ -58,7 +58,8 @@ def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterat
         based_on: variants that it was made from, or measured with.
 
     Raises:
-        InputError: the bundle cannot be written, or another process holds it.
+        InputError: the bundle cannot be written, another process holds it, or the folder for a file
+            is a link to outside of the bundle.
         BundleError: another process changed one of these variants, or of those that are added.
     """
     partial = bundle.path / f".partial-{secrets.token_hex(4)}"
@@ -141,8 +142,10 @@ def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecor
         for variant, made in addition.precisions.items()
     }
     reduced = _without(before, addition, files)
+    dropped = before.files.keys() - reduced.files.keys() - files.keys()
+    _require_own(bundle, dropped | files.keys())
     _write(bundle, reduced)
-    for name in before.files.keys() - reduced.files.keys() - files.keys():
+    for name in dropped:
         (bundle.path / name).unlink(missing_ok=True)
     for name in files:
         target = bundle.path / name
@@ -157,6 +160,18 @@ def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecor
             files=dict(sorted((reduced.files | dict(files)).items())),
         ),
     )
+
+
+def _require_own(bundle: Bundle, names: Collection[str]) -> None:
+    """Check that no link leads a change out of the bundle: what lies there may serve others."""
+    root = bundle.path.resolve()
+    for folder in sorted({pathlib.PurePosixPath(name).parent for name in names}):
+        target = (bundle.path / folder).resolve()
+        if not target.is_relative_to(root):
+            raise InputError(
+                f"bundle {bundle.path}: its folder {folder} lies in {target}, by a link, where "
+                "others may need it as it is; put a copy in the place of the link"
+            )
 
 
 def _without(

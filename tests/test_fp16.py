@@ -342,3 +342,31 @@ def test_measuring_needs_whole_captions(micro_bundle):
     max_abs = measure(micro_bundle, [golden_inputs(micro_bundle)])
     assert max_abs[graphs.TEXT_DECODER][graphs.PRESENT_KEY_VALUES] > 0
     assert max(max_abs[graphs.TEXT_DECODER].values()) > 1e38
+
+
+def test_sessions_are_closed_when_a_sample_or_a_check_fails(micro_bundle, tmp_path, monkeypatch):
+    closed = []
+    close = RangeSession.close
+
+    def noted(session):
+        closed.append(session.spec.name)
+        close(session)
+
+    def fail(*args, **options):
+        raise VerificationError("not finite")
+
+    monkeypatch.setattr(RangeSession, "close", noted)
+    with monkeypatch.context() as patch, pytest.raises(VerificationError):
+        patch.setattr("tap_deploy.engines.fp16.run_sample", fail)
+        measure(micro_bundle, [golden_inputs(micro_bundle)], threads=1)
+    assert sorted(closed) == sorted(graphs.GRAPH_NAMES)
+    closed.clear()
+    monkeypatch.setattr("tap_deploy.engines.fp16.rounding_evaluator", lambda paths, specs: None)
+    monkeypatch.setattr("tap_deploy.engines.fp16.verify_sessions", fail)
+    monkeypatch.setattr("tap_deploy.sessions.onnxruntime.OnnxRuntimeSession.close", noted)
+    monkeypatch.setattr("tap_deploy.engines.fp16.measure", lambda bundle, *args, **options: maxima)
+    maxima = {name: {} for name in graphs.GRAPH_NAMES}
+    bundle = Bundle.open(shutil.copytree(micro_bundle.path, tmp_path / "bundle"))
+    with pytest.raises(VerificationError):
+        add_fp16(bundle, threads=1)
+    assert sorted(closed) == sorted(graphs.GRAPH_NAMES)

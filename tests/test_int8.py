@@ -21,7 +21,7 @@ from PIL import Image
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.bundle_update import bundle_addition, record_precision
 from tap_deploy.cli import main
 from tap_deploy.cli.verdict_options import EAGER, eager_runtime
 from tap_deploy.engines.blocks import Exclusions
@@ -40,7 +40,7 @@ from tap_deploy.engines.quantize import RANGES_FILE, QuantizeOptions, pictures_c
 from tap_deploy.engines.speed import SpeedOptions
 from tap_deploy.engines.verdict import Floors
 from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
-from tap_deploy.errors import InputError
+from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions import sessions_from_bundle
@@ -214,6 +214,18 @@ def test_a_passed_verdict_lifts_no_failure_of_another_backend(quantized, tmp_pat
     assert marks[INT8_CPU]["passed"] is True
     # What the same backend once said of both is what it now takes back.
     assert marks["int8"]["passed"] is (judged == INT8_CPU)
+
+
+def test_a_passed_verdict_hides_no_failure_that_came_meanwhile(quantized, tmp_path):
+    bundle, passed = copy_of(quantized[0], tmp_path / "bundle"), quantized[1].verdict
+    failed = {"passed": False, "judged": INT8_CPU, "backend": "another"}
+    record_precision(Bundle.open(bundle.path), INT8_CPU, {"verdict": failed})
+    with pytest.raises(BundleError, match="failed another one meanwhile, on another; nothing was"):
+        record_verdict(bundle, passed)
+    opened = Bundle.open(bundle.path)
+    assert opened.manifest.precisions[INT8_CPU]["verdict"] == failed
+    record_verdict(opened, passed)  # judged after that
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
 
 
 def test_quantizing_again_takes_the_old_reports_away(quantized, folder, tmp_path):

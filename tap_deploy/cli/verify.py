@@ -146,8 +146,8 @@ def verify_bundle(
                 provider=provider,
                 allow_failed=allow_failed,
             )
-            for session in sessions.values():
-                stack.enter_context(session)
+        for session in sessions.values():
+            stack.enter_context(session)
         return verify_sessions(
             sessions,
             bundle.config,
