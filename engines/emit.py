@@ -28,9 +28,7 @@ def tool_command(tool: str, build: PlannedBuild, target: BuildTarget) -> str:
     """
     output = pathlib.Path(f"{build.graph}.plan")
     if tool == POLYGRAPHY:
-        lost = "# Polygraphy cannot set compute capabilities: this plan is for every RTX GPU\n"
-        comment = lost if target.compute_capabilities else ""
-        return comment + _joined(_polygraphy(build, output, target))
+        return _joined(_polygraphy(build, output, target))
     words = _rtx_tool(build, output, target) if target.is_rtx else _trtexec(build, output, target)
     return _joined(words)
 
@@ -68,10 +66,9 @@ def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) ->
 
 
 def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
-    # Polygraphy leaves the TF32 flag of a strongly typed build alone, and its default is on.
-    environment = [] if target.tf32 else ["NVIDIA_TF32_OVERRIDE=0"]
-    environment += ["POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
-    words = ["env", *environment] if environment else []
+    words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
+    if target.is_rtx and not target.tf32:
+        words.append("NVIDIA_TF32_OVERRIDE=0")  # Polygraphy leaves this flag of RTX on
     words += ["polygraphy", "convert", str(build.onnx_path), "--convert-to", "trt"]
     words += ["--output", str(output), "--strongly-typed"]
     for bound in _BOUNDS:
@@ -82,6 +79,12 @@ def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) 
         ]
     words += ["--pool-limit", f"workspace:{target.workspace_bytes}"]
     words += ["--builder-optimization-level", str(target.opt_level)]
+    if target.tf32:
+        words.append("--tf32")
+    if target.compute_capabilities == (CURRENT,):
+        words.append("--use-gpu")
+    elif target.compute_capabilities:
+        words += ["--compute-capabilities", *target.compute_capabilities]
     if target.timing_cache is not None:
         cache = str(target.timing_cache)
         words += ["--load-timing-cache", cache, "--save-timing-cache", cache]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -320,7 +323,7 @@ def test_polygraphy(micro_bundle, tmp_path):
     )
     words = commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER]
     text = " ".join(words)
-    assert text.startswith("env NVIDIA_TF32_OVERRIDE=0 polygraphy convert ")
+    assert text.startswith("polygraphy convert ")
     shapes = "semantic_tokens:[1,64] input_ids:[1] gumbel_noise:[1,1] past_key_values.0.key:[1,2,1"
     assert f"--trt-min-shapes {shapes}" in text
     for option in (
@@ -331,10 +334,43 @@ def test_polygraphy(micro_bundle, tmp_path):
         "--hardware-compatibility-level ampere_plus",
     ):
         assert option in text
-    rtx = BuildTarget(
-        backend="tensorrt_rtx", precision="fp32", tf32=True, compute_capabilities=("8.6",)
+    assert "--tf32" not in words
+    target = dataclasses.replace(target, tf32=True)
+    assert "--tf32" in commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER]
+
+
+def test_polygraphy_of_rtx(micro_bundle):
+    target = BuildTarget(
+        backend="tensorrt_rtx", precision="fp32", compute_capabilities=("8.6", "12.0")
     )
-    build = planned_builds(micro_bundle, rtx)[0]
-    comment, command = tool_command("polygraphy", build, rtx).split("\n", 1)
-    assert comment.startswith("# Polygraphy cannot set compute capabilities")
-    assert command.startswith("env POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy convert ")
+    text = " ".join(commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER])
+    variables = "POLYGRAPHY_USE_TENSORRT_RTX=1 NVIDIA_TF32_OVERRIDE=0"
+    assert text.startswith(f"env {variables} polygraphy convert ")
+    assert "--compute-capabilities 8.6 12.0" in text
+    target = dataclasses.replace(target, compute_capabilities=("current",), tf32=True)
+    text = " ".join(commands(micro_bundle, "polygraphy", target)[graphs.TEXT_DECODER])
+    assert text.startswith("env POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy convert ")
+    assert "--use-gpu" in text
+    assert "--tf32" in text
+
+
+def test_polygraphy_itself_builds_for_the_gpus_that_are_asked_for(micro_bundle, tmp_path):
+    """No fake: NVIDIA's tool and builder take the command as it is printed; no GPU is needed."""
+    for module in ("tensorrt_rtx", "polygraphy"):
+        pytest.importorskip(module)
+    target = BuildTarget(
+        backend="tensorrt_rtx", precision="fp32", compute_capabilities=("8.6", "8.9")
+    )
+    (build,) = (b for b in planned_builds(micro_bundle, target) if b.graph == graphs.TEXT_DECODER)
+    result = subprocess.run(
+        ["sh", "-c", tool_command("polygraphy", build, target)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log
+    assert "compute capabilities: [(8, 6), (8, 9)]" in log
+    assert "Disabling TF32" in log
+    assert (tmp_path / "text_decoder.plan").stat().st_size > 0.9 * build.weights_bytes
