@@ -7,6 +7,7 @@ from the same memory. It is a forecast, not a bound.
 
 from __future__ import annotations
 
+from tap_deploy.cli.checks import swap_command
 from tap_deploy.engines.target import GIB, BuildTarget
 from tap_deploy.errors import InputError
 from tap_deploy.machine.host import Host
@@ -49,11 +50,11 @@ def check_memory(needed_bytes: int, available_bytes: int | None, target: BuildTa
         return
     gib = -(-(needed_bytes - available_bytes) // GIB)
     smaller = {"fp32": "--precision fp16, ", "fp16": "--precision int8, "}
-    swap = f"sudo fallocate -l {gib}G /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
     raise InputError(
         f"the build is expected to take {needed_bytes / GIB:.1f} GiB of memory, and "
-        f"{available_bytes / GIB:.1f} GiB of memory and swap are free; add swap ({swap}), "
-        f"close programs, try {smaller.get(target.precision, '')}a smaller --workspace or model, "
+        f"{available_bytes / GIB:.1f} GiB of memory and swap are free; add swap "
+        f"({swap_command(gib)}), close programs, "
+        f"try {smaller.get(target.precision, '')}a smaller --workspace or model, "
         "build on another machine with this GPU and version and copy the bundle's engines, "
         "or pass --force-memory"
     )
