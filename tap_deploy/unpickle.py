@@ -77,7 +77,7 @@ def refusal(what: str, source: str, allowed: str = "NumPy arrays") -> str:
     """Return the message of an ``UnsafeCheckpointError``."""
     return (
         f"refused to load {what} from {source}: a checkpoint may hold only {allowed} and "
-        "plain containers; get the file from its official source"
+        f"plain containers; get the file from its official source, or save the {allowed} alone"
     )
 
 

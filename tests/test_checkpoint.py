@@ -32,6 +32,7 @@ from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint, sa
 from tap_deploy.reference.image_encoder import relative_index
 from tap_deploy.reference.state import meta_model
 from tap_deploy.reference.synthetic import synthetic_array, synthetic_model, synthetic_state_dict
+from tap_deploy.reference.weight_names import find_weights
 
 DATA = Path(__file__).parent / "data"
 SUFFIXES = (".pkl", ".pth", ".pt", ".safetensors")
@@ -225,16 +226,143 @@ def test_big_endian_and_fortran_arrays_and_numpy_scalars_load(tmp_path, config, 
     assert model.state_dict()[WEIGHT].is_contiguous()
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict"])
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-def test_common_wrappers_are_unwrapped(tmp_path, config, weights, suffix, key):
-    path = tmp_path / f"micro{suffix}"
-    if suffix == ".pkl":
-        path.write_bytes(pickle.dumps({key: weights, "epoch": 3}))
+def prefixed(weights: dict, prefix: str) -> dict:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def write(path: Path, content: dict) -> Path:
+    """Write nested dicts of arrays in the format that the suffix names."""
+
+    def tensors(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: tensors(item) for key, item in value.items()}
+        return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    elif path.suffix == ".pth":
+        torch.save(tensors(content), path)
     else:
-        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-        torch.save({key: tensors, "epoch": 3, "lr": [0.1]}, path)
-    assert_model_holds(load_checkpoint(path, config)[0], weights)
+        safetensors_torch.save_file(tensors(content), path)
+    return path
+
+
+def load_removed(path: Path, config: TapConfig, weights: dict) -> tuple[str, ...]:
+    model, checkpoint = load_checkpoint(path, config)
+    assert_model_holds(model, weights)
+    return checkpoint.removed
+
+
+TRAINED = {"epoch": 3, "lr": [0.1], "optimizer": {"state": {0: {"step": np.zeros(())}}}}
+
+
+@pytest.mark.parametrize(
+    "keys", ["model", "state_dict", "model_state", "model_ema.module", "a.b.c"]
+)
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_weights_are_found_in_dicts(tmp_path, config, weights, suffix, prefix, keys):
+    content = prefixed(weights, prefix)
+    for key in reversed(keys.split(".")):
+        content = {key: content}
+    path = write(tmp_path / f"micro{suffix}", content | TRAINED)
+    assert load_removed(path, config, weights) == (f"{keys}.{prefix}",)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "ema_model.module.", "net."]
+)
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".safetensors"])
+def test_prefixes_of_training_programs_are_taken_off(tmp_path, config, weights, suffix, prefix):
+    stored = prefixed(weights, prefix) | {"criterion.weight": np.ones(3)}
+    path = write(tmp_path / f"micro{suffix}", stored)
+    assert load_removed(path, config, weights) == (prefix,)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_parts_that_were_wrapped_alone_are_found(tmp_path, config, weights, prefix):
+    parts = {"image_encoder.": "image_encoder._orig_mod.", "text_decoder.": "text_decoder.module."}
+    stored = prefixed(weights, prefix)
+    for part, wrapped in parts.items():
+        stored = {name.replace(part, wrapped, 1): value for name, value in stored.items()}
+    assert stored.keys() != prefixed(weights, prefix).keys()
+    path = write(tmp_path / "micro.pth", stored)
+    removed = load_removed(path, config, weights)
+    assert set(removed) == {"_orig_mod.", "module."} | ({prefix} if prefix else set())
+
+
+def test_whole_names_stay_as_they_are(tmp_path, config, weights):
+    for variant in PUBLISHED:  # or a prefix could not be told from a name
+        for name in json.loads((DATA / f"state_dict.{variant}.json").read_text()):
+            assert not {"module", "_orig_mod"} & set(name.split("."))
+    path = write(tmp_path / "micro.pth", weights)
+    assert load_removed(path, config, weights) == ()
+    # What begins with the same letters is no prefix.
+    path = write(tmp_path / "micro.pth", prefixed(weights, "x_"))
+    assert "unexpected (x_pixel_mean" in load_error(path, config)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda w: {"model": w, "model_ema": dict(w)}, "model.pixel_rsig, model_ema.pixel_rsig"),
+        (lambda w: w | prefixed(w, "ema."), "pixel_rsig, ema.pixel_rsig"),
+        (
+            lambda w: {"state_dict": prefixed(w, "model.") | prefixed(w, "ema.module.")},
+            "state_dict.model.pixel_rsig, state_dict.ema.module.pixel_rsig",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_one_of_several_models_is_not_guessed(tmp_path, config, weights, suffix, make, found):
+    path = write(tmp_path / f"micro{suffix}", make(weights))
+    message = load_error(path, config)
+    assert f"holds 2 models ({found}); expected one: save the weights that you mean" in message
+
+
+def test_an_average_of_the_parameters_alone_is_no_second_model(tmp_path, config, weights):
+    average = {name: value for name, value in weights.items() if not name.startswith("pixel_")}
+    path = write(tmp_path / "micro.pth", {"model": weights, "ema": average})
+    assert load_removed(path, config, weights) == ("model.",)
+
+
+def test_one_model_under_two_keys_is_one(tmp_path, config, weights):
+    path = tmp_path / "micro.pkl"
+    path.write_bytes(pickle.dumps({"model": weights, "best": weights}))
+    assert load_removed(path, config, weights) == ("model.",)
+
+
+def test_a_name_with_and_without_a_wrapper_is_reported(tmp_path, config, weights):
+    weights["module.pixel_mean"] = weights["pixel_mean"]
+    message = save_and_fail(tmp_path, weights, config)
+    assert "holds entry pixel_mean twice, the second time as module.pixel_mean" in message
+
+
+def test_what_is_wrong_below_a_prefix_is_reported_with_it(tmp_path, config, weights):
+    del weights["pixel_mean"]
+    weights["extra"] = np.zeros(1)
+    message = load_error(write(tmp_path / "micro.pth", {"model": weights}), config)
+    assert "(names read without model.) does not fit the model" in message
+    assert "1 missing (pixel_mean); 1 unexpected (extra)" in message
+    # Without the entry that tells a TAP model, names are shown as they are.
+    stored = {name: value for name, value in weights.items() if not name.startswith("pixel_")}
+    message = load_error(write(tmp_path / "micro.pth", prefixed(stored, "module.")), config)
+    assert "unexpected (module.image_encoder." in message
+
+
+def test_deep_and_circular_dicts_end(tmp_path):
+    path = tmp_path / "micro.pkl"
+    circular: dict = {"a": np.zeros(3)}
+    circular["b"] = circular
+    path.write_bytes(pickle.dumps({"model": circular}))
+    with pytest.raises(CheckpointError, match=r"no entry pixel_rsig; found model\.a: is it"):
+        read_checkpoint(path)
+    # Each layer names the next one ten times: 10 ** 5 ways to the bottom.
+    layer: dict = {"a": np.zeros(3)}
+    for _ in range(2000):
+        layer = {str(i): layer for i in range(10)}
+    with pytest.raises(CheckpointError, match="no entry pixel_rsig"):
+        find_weights(layer, "it")
 
 
 def test_an_old_torch_file_and_parameters_load(tmp_path, config, weights):
@@ -432,13 +560,15 @@ def test_a_float_counter_is_reported(tmp_path, config, weights):
         (np.zeros(3), "holds a ndarray"),
         (None, "holds a NoneType"),
         ({}, "holds an empty dict"),
-        ({"model": {}}, "holds an empty dict"),
+        ({"model": {}}, "no entry pixel_rsig; found only empty dicts"),
         ({3: np.zeros(3)}, "a key of type int"),
         ({"a": np.array(["x", "y"])}, "entry a is an array of dtype <U1"),
         ({"a": "text"}, "entry a is a str"),
         ({"a": None}, "entry a is a NoneType"),
         ({"a\n\x1b[2J": [1.0]}, "entry a\\n\\x1b[2J is a list"),
-        ({"epoch": 3, "weights": {"a": np.zeros(3)}}, "entry epoch is a int"),
+        ({"epoch": 3, "net": {"a\n": np.zeros(3)}}, "no entry pixel_rsig; found epoch, net.a\\n"),
+        ({3: {"a": np.zeros(3)}}, "no entry pixel_rsig; found only"),
+        ({f"layer{i}": {"w": np.zeros(3)} for i in range(7)}, "layer4.w, ...: is it"),
     ],
 )
 def test_a_pickle_of_something_else_is_reported(tmp_path, content, expected):

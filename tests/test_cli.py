@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -123,9 +124,14 @@ def test_inspect(bundle):
     assert len(manifest["checkpoint"]["sha256"]) == 64
 
 
-def test_export_as_json_and_force(bundle, assets, copy):
-    result = invoke("export", *inputs(assets), "-o", copy, "--force", "--json")
+def test_export_as_json_and_force(bundle, assets, copy, tmp_path):
+    weights = pickle.loads(assets["checkpoint"].read_bytes())
+    trained = tmp_path / "trained.pkl"
+    trained.write_bytes(pickle.dumps({"model": {f"module.{n}": w for n, w in weights.items()}}))
+    options = inputs(assets, checkpoint=trained)
+    result = invoke("export", *options, "-o", copy, "--force", "--json")
     assert result.exit_code == 0, result.output
+    assert result.stderr == "note: trained.pkl was read without model.module. in names\n"
     values = json.loads(result.stdout)
     assert values["verification"]["passed"] is True
     assert values["graphs"]["fp32"]["image_encoder"]["op_types"]["Softmax"] == 4

@@ -104,7 +104,9 @@ def export_command(
 
     with stage_bar("export", NUM_STAGES + 1) as stage:
         stage("load weights")
-        tap_model, record = _load(tap_config, checkpoint, synthetic_weights, mark_synthetic)
+        tap_model, record, removed = _load(
+            tap_config, checkpoint, synthetic_weights, mark_synthetic
+        )
         exported = export_bundle(
             tap_model,
             output,
@@ -115,6 +117,8 @@ def export_command(
             force=force,
             on_stage=stage,
         )
+    if removed:
+        click.echo(f"note: {record.file} was read without {', '.join(removed)} in names", err=True)
     texts, report = [], {}
     for precision in further:
         if precision == INT8:
@@ -197,7 +201,8 @@ def config_from_file(path: pathlib.Path) -> TapConfig:
 
 def _load(
     config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None, mark_synthetic: bool
-) -> tuple[TapModel, CheckpointRecord]:
+) -> tuple[TapModel, CheckpointRecord, tuple[str, ...]]:
+    """Return the model, what the bundle says of its weights, and what their names had besides."""
     from tap_deploy.export.bundle_export import checkpoint_record
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.synthetic import synthetic_model
@@ -207,9 +212,10 @@ def _load(
     if checkpoint is None:
         label = f"synthetic weights, seed {seed}"
         record = CheckpointRecord(file=label, sha256="", md5="", known_as=None, synthetic=True)
-        return synthetic_model(config, seed or 0), record
+        return synthetic_model(config, seed or 0), record, ()
     tap_model, found = load_checkpoint(checkpoint, config)
-    return tap_model, checkpoint_record(checkpoint.name, found, synthetic=mark_synthetic)
+    record = checkpoint_record(checkpoint.name, found, synthetic=mark_synthetic)
+    return tap_model, record, found.removed
 
 
 def _as_json(exported: ExportedBundle) -> str:

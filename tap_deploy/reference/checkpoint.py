@@ -18,6 +18,7 @@ from tap_deploy.files import atomic_file
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import dtype_name, model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
+from tap_deploy.reference.weight_names import find_weights
 from tap_deploy.unpickle import printable
 
 PathLike = str | os.PathLike[str]
@@ -30,7 +31,6 @@ KNOWN_MD5_PREFIXES = {
     "03f8ec": "tap_vit_l_v1_0",
     "b45cbf": "tap_vit_b_v1_0",
 }
-WRAPPERS = ("model", "state_dict")  # keys under which training programs keep the weights
 HASH_CHUNK_BYTES = 4 << 20
 
 
@@ -41,7 +41,8 @@ class Checkpoint:
     ``state_dict`` holds CPU tensors by name; ``sha256`` and ``md5`` are hex digests of the
     file; ``known_as`` is the official file whose published MD5 begins like that, such as
     ``tap_vit_l_v1_1``; ``format`` is ``pickle``, ``torch`` or ``safetensors``;
-    ``storage_dtypes`` are the dtypes of the float entries in the file, in order of name.
+    ``storage_dtypes`` are the dtypes of the float entries in the file, in order of name;
+    ``removed`` is what the names in the file have besides, such as ``model.module.``.
     """
 
     state_dict: dict[str, torch.Tensor] = dataclasses.field(repr=False)
@@ -50,23 +51,25 @@ class Checkpoint:
     known_as: str | None
     format: str
     storage_dtypes: tuple[str, ...]
+    removed: tuple[str, ...]
 
 
 def read_checkpoint(path: PathLike) -> Checkpoint:
     """Read a checkpoint; its content decides on the format, not its suffix.
 
-    No code from the file is run. Tensors keep their dtype and are not copied. A state dict
-    under the key ``model`` or ``state_dict`` is found there.
+    No code from the file is run. Tensors keep their dtype and are not copied. Weights are found
+    under the keys and prefixes that training programs put before their names; ``find_weights``.
 
     Raises:
         UnsafeCheckpointError: the file asks for more than arrays, tensors and containers.
         CheckpointError: the file is missing, broken, of no known format, or holds something
-            else than arrays by name.
+            else than arrays by name, or several models.
         MissingDependencyError: a safetensors file, and safetensors is not installed.
     """
     path = Path(path)
     kind = detect_format(path)
-    state = _state_from_payload(READERS[kind](path), printable(path))
+    values, removed = find_weights(READERS[kind](path), printable(path))
+    state = _tensors(values, printable(path))
     floats = {dtype_name(tensor) for tensor in state.values() if tensor.is_floating_point()}
     sha256, md5 = _digests(path)
     return Checkpoint(
@@ -76,6 +79,7 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
         known_as=KNOWN_MD5_PREFIXES.get(md5[:6]),
         format=kind,
         storage_dtypes=tuple(sorted(floats)),
+        removed=removed,
     )
 
 
@@ -92,7 +96,10 @@ def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkp
         InputError: the sizes of ``config`` are beyond every machine.
     """
     checkpoint = read_checkpoint(path)
-    model = model_from_state_dict(checkpoint.state_dict, config, source=printable(path))
+    source = printable(path)
+    if checkpoint.removed:
+        source += f" (names read without {', '.join(checkpoint.removed)})"
+    model = model_from_state_dict(checkpoint.state_dict, config, source=source)
     return model, dataclasses.replace(checkpoint, state_dict=dict(model.state_dict()))
 
 
@@ -118,7 +125,7 @@ def save_checkpoint(
         )
     values = model_or_state_dict
     payload = values.state_dict() if isinstance(values, torch.nn.Module) else values
-    state = _state_from_payload(dict(payload), printable(path))
+    state = _tensors(payload, printable(path))
     try:
         with atomic_file(path) as partial:
             mode = partial.stat().st_mode
@@ -128,18 +135,8 @@ def save_checkpoint(
         raise CheckpointError(f"cannot write {printable(path)}: {printable(exc)}") from exc
 
 
-def _state_from_payload(payload: Any, source: str) -> dict[str, torch.Tensor]:
-    """Return tensors by name from whatever a file held."""
-    if isinstance(payload, dict):
-        wrapped = [payload[key] for key in WRAPPERS if isinstance(payload.get(key), dict)]
-        payload = wrapped[0] if wrapped else payload
-    if not isinstance(payload, dict) or not payload:
-        found = "an empty dict" if isinstance(payload, dict) else f"a {type(payload).__name__}"
-        raise CheckpointError(
-            f"{source} holds {found}; expected a state dict, arrays by name: "
-            "is it a checkpoint of TAP?"
-        )
-    return {_name(key, source): _tensor(key, value, source) for key, value in payload.items()}
+def _tensors(values: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
+    return {_name(key, source): _tensor(key, value, source) for key, value in values.items()}
 
 
 def _name(key: Any, source: str) -> str:
