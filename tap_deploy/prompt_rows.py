@@ -78,22 +78,38 @@ def _sketch_row(stroke: Any, region: int) -> Row:
 
 
 def _regions(values: Any, name: str) -> list[Any]:
-    is_scalar = isinstance(values, np.ndarray) and values.ndim == 0
-    if is_scalar or not isinstance(values, (list, tuple, np.ndarray)):
-        raise InputError(
-            f"{name} is of type {type(values).__name__}; expected a list or array with one entry "
-            "per region"
-        )
-    return list(values)
+    expected = "a list or array with one entry per region"
+    plain = values
+    if not isinstance(values, list | tuple):
+        try:
+            plain = np.asarray(_plain(values))
+        except Exception as exc:  # whatever foreign arrays raise
+            raise InputError(_unreadable(values, name, expected)) from exc
+    if isinstance(plain, np.ndarray) and plain.ndim == 0:
+        raise InputError(_unreadable(values, name, expected))
+    return list(plain)
 
 
 def _numbers(values: Any, columns: int, name: str, expected: str) -> Row:
     try:
-        rows = np.asarray(values, np.float64)
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise InputError(f"{name}: not an array of numbers; expected {expected}") from exc
+        rows = np.asarray(_plain(values), np.float64)
+    except Exception as exc:  # whatever foreign arrays raise
+        raise InputError(_unreadable(values, name, expected)) from exc
     if rows.ndim and len(rows) == 0:
         return rows.reshape(0, columns)
     if rows.ndim != 2 or rows.shape[1] != columns:
         raise InputError(f"{name}: shape is {list(rows.shape)}; expected {expected}")
     return rows
+
+
+def _plain(values: Any) -> Any:
+    """Return what NumPy reads: lists in place of tensors, whatever their dtype and device."""
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    # NumPy would cut the imaginary parts of its own arrays off, but not those of lists.
+    is_real = isinstance(values, np.ndarray) and values.dtype.kind != "c"
+    return values if is_real or not hasattr(values, "tolist") else values.tolist()
+
+
+def _unreadable(values: Any, name: str, expected: str) -> str:
+    return f"{name}: a {type(values).__name__} that is no array of numbers; expected {expected}"

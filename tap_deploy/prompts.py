@@ -29,8 +29,9 @@ class Prompts:
             right bottom corner (3), the first two points of its row.
 
     The model expects a row without box corners to hold at least one padding point
-    (0, 0, label 4), and N is part of what it sees. The ``from_*`` methods take care of both;
-    the constructor takes the arrays as they are.
+    (0, 0, label 4), and N is part of what it sees. The ``from_*`` methods take care of both, and
+    take lists, arrays and tensors of any dtype and device; the constructor takes the two arrays
+    as they are.
 
     Raises:
         InputError: a shape or dtype is wrong. Values are looked at by ``check``.

@@ -165,6 +165,87 @@ def test_strokes_of_another_shape_are_refused(strokes: Any) -> None:
         Prompts.from_sketches(strokes)
 
 
+BUILDERS = [
+    (Prompts.from_points, [[[5, 6, 1], [7, 8.5, 0]], [[1, 2, 1], [3, 4, 1]]]),
+    (Prompts.from_boxes, [[1, 2, 30, 40.5], [5, 6, 7, 8]]),
+    (Prompts.from_sketches, [[[0, 0], [8, 0.5]], [[1, 2], [3, 4]]]),
+]
+
+
+class Foreign:
+    """As arrays of a GPU are: they do not become NumPy's by themselves."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("values are\non a device")
+
+    def tolist(self) -> Any:
+        return self._values
+
+
+class Held(Foreign):
+    def tolist(self) -> Any:
+        raise RuntimeError("values are lost")
+
+
+class ArrayOnly:
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(self._values, dtype)
+
+
+def as_tuples(values: Any) -> Any:
+    return tuple(map(as_tuples, values)) if isinstance(values, list) else values
+
+
+@pytest.mark.parametrize(("build", "values"), BUILDERS)
+def test_whatever_is_an_array_will_do(build: Any, values: Any) -> None:
+    expected = rows_of(build(values))
+    makers: list[Any] = [as_tuples, np.array, Foreign, ArrayOnly]
+    for make in makers:
+        assert rows_of(build(make(values))) == expected
+        assert rows_of(build([make(row) for row in values])) == expected
+
+
+@pytest.mark.parametrize(("build", "values"), BUILDERS)
+def test_tensors_of_any_dtype_and_graph_will_do(build: Any, values: Any) -> None:
+    torch = pytest.importorskip("torch")
+    expected = rows_of(build(values))
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        for graph in (False, True):
+            tensor = torch.tensor(values, dtype=dtype, requires_grad=graph)
+            assert rows_of(build(tensor)) == expected
+            assert rows_of(build(list(tensor))) == expected
+            assert rows_of(build(tuple(tensor.unbind()))) == expected
+            assert rows_of(build([list(row) for row in tensor])) == expected
+    whole = torch.tensor(values).long()
+    assert rows_of(build(whole)) == rows_of(build(whole.tolist()))
+    assert len(build(torch.zeros(0, *whole.shape[1:]))) == 0
+
+
+@pytest.mark.parametrize(("build", "values"), BUILDERS)
+def test_arrays_that_hold_no_plain_numbers_are_refused(build: Any, values: Any) -> None:
+    for wrong in (Held(values), [Held(values)], np.array(values, complex), np.array(values[0])[0]):
+        with pytest.raises(InputError, match=r"; expected ") as caught:
+            build(wrong)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [build for build, _ in BUILDERS])
+def test_tensors_that_hold_no_plain_numbers_are_refused(build: Any) -> None:
+    torch = pytest.importorskip("torch")
+    values = torch.ones(2, 4)
+    for wrong in (values.to("meta"), values.to_sparse(), values.to(torch.complex64), values[0, 0]):
+        for given in (wrong, [wrong]):
+            with pytest.raises(InputError, match=r"; expected ") as caught:
+                build(given)
+            assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("label", [1.5, np.nan, np.inf, 1e30, None])
 def test_labels_that_are_no_whole_numbers_are_refused(label: Any) -> None:
     with pytest.raises(InputError, match=r"region 1, point 0 has label"):
