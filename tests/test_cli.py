@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -327,6 +328,56 @@ def test_output_that_cannot_be_written(bundle):
     _, errors = process.communicate()
     assert process.returncode == 141
     assert errors == b""
+
+
+def test_streams_that_cannot_be_written_leave_the_exit_code(bundle):
+    program = shlex.join([sys.executable, "-m", "tap_deploy", "inspect"])
+    for command, code in (
+        (f"{program} {shlex.quote(str(bundle))} >&-", 0),
+        (f"{program} nowhere >&-", 2),
+        (f"{program} nowhere 2>&-", 2),
+        (f"{program} nowhere 2>/dev/full", 2),
+    ):
+        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert result.returncode == code, command
+        assert "Traceback" not in result.stderr
+
+
+def test_a_terminated_command_cleans_up(tmp_path):
+    code = """
+import sys, time, click
+from tap_deploy.cli.exits import CleanExits
+from tap_deploy.files import atomic_folder
+
+@click.command(cls=CleanExits)
+def work():
+    with atomic_folder("folder", marker="x"):
+        print("ready", flush=True)
+        time.sleep(600)
+
+work()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    process.terminate()
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (143, "error: terminated\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_command_there_is_help():
+    result = invoke()
+    assert result.exit_code == 0
+    assert result.stdout == invoke("--help").stdout
+    assert "samples" in result.stdout
 
 
 def test_interruption_and_defects_are_no_failed_checks(monkeypatch, bundle):

@@ -31,6 +31,10 @@ COMMANDS = {
 class TapGroup(CleanExits, click.Group):
     """Loads commands late, and turns errors into one line and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show what commands there are where none is named."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, in the order of use."""
         return list(COMMANDS)

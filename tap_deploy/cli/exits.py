@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +18,7 @@ from tap_deploy.errors import TapError
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 
 
 class CleanExits(click.Command):
@@ -26,16 +30,31 @@ class CleanExits(click.Command):
         """Run, and exit with 0 (passed), 1 (a check failed) or 2 (bad input or environment)."""
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
+        _clean_up_when_terminated()
         try:
             with notes_on_stderr():
                 code = super().main(args, standalone_mode=False, **extra)
-            sys.stdout.flush()  # or a full disk would go unnoticed
+            if sys.stdout is not None:  # None: it was closed before we began
+                sys.stdout.flush()  # or a full disk would go unnoticed
         except Exception as exc:
             sys.exit(_explain(exc))
         except SystemExit as exc:
             # The one thing that click answers with 1 here is that our reader has left.
             sys.exit(EXIT_BROKEN_PIPE if exc.code == 1 else exc.code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _clean_up_when_terminated() -> None:
+    """Let SIGTERM end us as Ctrl-C does, so that unfinished files go; a second one ends at once."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _print_error("terminated")
+        sys.exit(EXIT_TERMINATED)
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if is_ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _explain(error: Exception) -> int:
@@ -56,5 +75,10 @@ def _explain(error: Exception) -> int:
             # A defect of ours. Python would exit with 1, which here means "a check failed".
             traceback.print_exception(error)
             line, code = f"internal error, please report it: {error!r}", EXIT_BAD_INPUT
-    click.echo(f"error: {' '.join(line.split())}", err=True)
+    _print_error(" ".join(line.split()))
     return code
+
+
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, and the exit code must not change
+        click.echo(f"error: {line}", err=True)
