@@ -165,9 +165,11 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
         "export",
         "quantize",
         "coco",
-        "raster",
         "polygons",
+        "polygraphy",
+        "raster",
         "rtx",
+        "supervision",
         "train",
         "test",
     )

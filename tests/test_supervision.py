@@ -1,4 +1,4 @@
-"""Detections of the package supervision, which the test environment is spared: 200 MB."""
+"""Detections of the package supervision, held against it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_supervision_needs_masks_and_names_the_missing_package(
 
 
 def test_detections_hold_what_the_regions_do() -> None:
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     regions = made_up()
     for detections in (regions.to_supervision(), with_rles().to_supervision()):
         assert isinstance(detections, supervision.Detections)
@@ -35,7 +36,6 @@ def test_detections_hold_what_the_regions_do() -> None:
 
 
 def test_a_class_is_a_name() -> None:
-    pytest.importorskip("supervision")
     regions = with_masks(np.ones((3, 4, 5), np.bool_), names=["dog", "cup", "dog"])
     assert regions.to_supervision().class_id.tolist() == [0, 1, 0]
     assert regions.to_supervision({"cup": 4, "dog": 9}).class_id.tolist() == [9, 4, 9]
@@ -44,7 +44,6 @@ def test_a_class_is_a_name() -> None:
 
 
 def test_detections_can_be_filtered_and_counted() -> None:
-    pytest.importorskip("supervision")
     detections = made_up().to_supervision()
     sure = detections[detections.confidence > 0.5]
     assert (len(sure), sure["caption"].tolist()) == (1, ["a brown bear"])
@@ -54,7 +53,8 @@ def test_detections_can_be_filtered_and_counted() -> None:
 
 @pytest.mark.parametrize("concepts", [made_up().concepts, None])
 def test_annotators_draw_them(concepts: list[list[tuple[str, float]]] | None) -> None:
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     regions = made_up(concepts=concepts)
     detections = regions.to_supervision()[:1]
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

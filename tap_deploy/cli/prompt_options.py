@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
+from tap_deploy.picture_source import Bands
 
 Stroke = npt.NDArray[np.float64]  # [n, 2] XY
 
@@ -50,7 +51,7 @@ def parse_box(text: str) -> list[float]:
     return numbers
 
 
-def parse_bands(text: str) -> tuple[int, ...]:
+def parse_bands(text: str) -> Bands:
     """Parse ``r,g,b``, numbers of bands from 1.
 
     Raises:
@@ -59,7 +60,8 @@ def parse_bands(text: str) -> tuple[int, ...]:
     numbers = _numbers(text)
     if len(numbers) != 3 or any(number < 1 or number % 1 for number in numbers):
         raise InputError(f"bands {text!r}: cannot read them; expected r,g,b, such as 4,3,2")
-    return tuple(map(int, numbers))
+    red, green, blue = map(int, numbers)
+    return red, green, blue
 
 
 def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:

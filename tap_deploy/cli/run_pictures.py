@@ -104,13 +104,12 @@ class BoxFile:
             values = json.loads(path.read_text("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as exc:
             raise InputError(f"boxes {path} cannot be read: {exc}") from exc
-        named = values if isinstance(values, dict) else {"": values}
-        self._same_for_all = not isinstance(values, dict)
+        named = values if isinstance(values, dict) else {None: values}  # None: every picture
         self._boxes = {name: self._prompts(name, boxes) for name, boxes in named.items()}
-        self._used: set[str] = set()
+        self._used: set[str | None] = set()
 
-    def _prompts(self, name: str, boxes: Any) -> Prompts:
-        where = f" of {name!r}" if name else ""
+    def _prompts(self, name: str | None, boxes: Any) -> Prompts:
+        where = "" if name is None else f" of {name!r}"
         if not isinstance(boxes, list):
             raise InputError(
                 f"boxes {self.path}{where}: expected a list [[x0, y0, x1, y1], …], or an object "
@@ -123,18 +122,17 @@ class BoxFile:
 
     def of(self, source: Source) -> Prompts | None:
         """Return the boxes of a picture; None if the file has none for it."""
-        names = (source.argument, source.name, pathlib.PurePath(source.name).name)
-        names = ("",) if self._same_for_all else names
-        found = next((name for name in names if name in self._boxes), None)
-        if found is None:
-            return None
-        self._used.add(found)
-        return self._boxes[found]
+        names = (None, source.argument, source.name, pathlib.PurePath(source.name).name)
+        for name in names:
+            if name in self._boxes:
+                self._used.add(name)
+                return self._boxes[name]
+        return None
 
     @property
     def unused(self) -> list[str]:
         """Names of pictures that ``of`` was not asked for."""
-        return [name for name in self._boxes if name not in self._used]
+        return [str(name) for name in self._boxes if name not in self._used]
 
 
 class Output:
