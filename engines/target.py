@@ -18,6 +18,13 @@ CURRENT = "current"
 MAX_OPT_LEVEL = 5
 GIB = 1 << 30
 
+_LIMITS = {  # what every backend and ONNX can count, and more than any GPU holds
+    "max_images": 1 << 20,
+    "max_prompts": 1 << 20,
+    "max_points": 1 << 20,
+    "workspace_bytes": 1 << 48,
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildTarget:
@@ -55,9 +62,9 @@ class BuildTarget:
     def __post_init__(self) -> None:
         _expect_one_of("backend", self.backend, BACKENDS)
         _ = self.variant  # refuses an unknown precision
-        for name in ("max_images", "max_prompts", "max_points", "workspace_bytes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name, limit in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 1 to {limit}")
         if not 0 <= self.opt_level <= MAX_OPT_LEVEL:
             raise InputError(f"opt_level is {self.opt_level}; expected 0 to {MAX_OPT_LEVEL}")
         if self.hardware_compatible is not None:
@@ -132,7 +139,8 @@ def bytes_from_text(text: str) -> int:
         InputError: it is no size.
     """
     units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", text.strip().lower())
+    number = r"\d{1,18}(?:\.\d{1,18})?"
+    match = re.fullmatch(rf"({number})\s*([kmg]?)(?:i?b)?", text.strip().lower())
     if match is None:
         raise InputError(f"size {text!r} is none, like 512MiB or 1GiB")
     return int(float(match.group(1)) * units[match.group(2)])

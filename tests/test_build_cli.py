@@ -144,10 +144,12 @@ def test_notes_go_to_stderr(orin, bundle, tmp_path):
         (["--compute-capability", "86"], "has no --compute-capability"),
         (["--backend", "tensorrt_rtx", "--version-compatible"], "no --version-compatible"),
         (["--backend", "tensorrt_rtx", "--compute-capability", "x"], "'x' is none, like 86"),
+        (["--backend", "tensorrt_rtx", "--compute-capability", ""], "'' is none, like 86"),
+        (["--workspace", "9" * 400], "is none, like 512MiB or 1GiB"),
         (["--opt-level", "6"], "6 is not in the range 0<=x<=5"),
         (["--hardware-compatible", "same-sm"], "has no hardware compatibility 'same-sm'"),
         (["--precision", "fp16"], "has no precision 'fp16'"),
-        (["--max-prompts", "0"], "max_prompts is 0; expected 1 or more"),
+        (["--max-prompts", "0"], "max_prompts is 0; expected 1 to 1048576"),
     ],
 )
 def test_refusals(orin, bundle, args, message):

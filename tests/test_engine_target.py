@@ -39,8 +39,12 @@ GIB = 1 << 30
     [
         ({"backend": "cuda"}, "backend is 'cuda'; expected one of tensorrt, tensorrt_rtx"),
         ({"precision": "bf16"}, "unknown precision"),
-        ({"max_prompts": 0}, "max_prompts is 0; expected 1 or more"),
+        ({"max_prompts": 0}, "max_prompts is 0; expected 1 to 1048576"),
         ({"workspace_bytes": 0}, "workspace_bytes is 0"),
+        ({"workspace_bytes": 10**15}, "expected 1 to 281474976710656"),
+        ({"max_prompts": 10**7}, "max_prompts is 10000000; expected 1 to 1048576"),
+        ({"max_images": 10**7}, "max_images is 10000000; expected 1 to 1048576"),
+        ({"max_points": 10**7}, "max_points is 10000000; expected 1 to 1048576"),
         ({"opt_level": 6}, "opt_level is 6; expected 0 to 5"),
         ({"hardware_compatible": "turing+"}, "expected one of ampere"),
         ({"compute_capabilities": ("8.6",)}, "has no --compute-capability"),

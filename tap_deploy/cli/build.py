@@ -115,7 +115,9 @@ def _target(settings: dict[str, Any]) -> BuildTarget:
     workspace = bytes_from_text(settings.pop("workspace"))
     return BuildTarget(
         workspace_bytes=workspace,
-        compute_capabilities=compute_capabilities_from_text(capabilities) if capabilities else (),
+        compute_capabilities=()
+        if capabilities is None
+        else compute_capabilities_from_text(capabilities),
         **settings,
     )
 
