@@ -10,6 +10,9 @@ import pytest
 from tap_deploy.errors import InputError, MissingDependencyError
 from tests.made_regions import HEIGHT, WIDTH, empty, made_up, with_masks, with_rles
 
+# It says so on import where OpenCV is not there; it draws without it.
+pytestmark = pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")
+
 
 def test_supervision_needs_masks_and_names_the_missing_package(
     monkeypatch: pytest.MonkeyPatch,
