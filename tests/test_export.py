@@ -28,6 +28,7 @@ from tap_deploy.manifest import CheckpointRecord
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
 from tap_deploy.sessions import create_session
+from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
 TOLERANCE = 1e-4
@@ -281,12 +282,15 @@ def test_a_graph_that_differs_leaves_no_bundle(micro_model, tmp_path, monkeypatc
                 model.image_decoder.iou_pred.layers[2].bias += 0.01
             super().__init__(model)
 
+    closed = []
+    monkeypatch.setattr(OnnxRuntimeSession, "close", lambda session: closed.append(session))
     monkeypatch.setitem(bundle_export.WRAPPERS, graphs.PROMPT_DECODER, Wrong)
     with pytest.raises(VerificationError, match="prompt_decoder iou_predictions"):
         bundle_export.export_bundle(
             micro_model, tmp_path / "bundle", name="wrong", checkpoint=RECORD
         )
     assert list(tmp_path.iterdir()) == []
+    assert len(closed) == 3
 
 
 def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):

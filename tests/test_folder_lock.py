@@ -125,20 +125,6 @@ def replace(target):
         (folder / "new").touch()
 
 
-def test_whoever_waits_for_a_folder_that_is_replaced_gets_the_new_one(tmp_path, monkeypatch):
-    """A lock on a file that went with the old folder is no lock on the new one."""
-    target, old = tmp_path / "bundle", tmp_path / "old"
-    target.mkdir()
-    line = f"os.rename({str(target)!r}, {str(old)!r}); os.mkdir({str(target)!r})"
-    with holder(target) as other:
-        monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: end(other, line))
-        with locked_folder(target):
-            assert os.listdir(target) == [".lock"]
-            require_locked(target)
-    assert os.listdir(target) == []
-    assert os.listdir(old) == [".lock"]  # not ours to remove
-
-
 def require_locked(folder):
     """Let another process try."""
     program = (
@@ -175,3 +161,29 @@ def test_a_folder_that_is_not_there(tmp_path, caplog):
     with locked_folder(tmp_path / "nowhere"):
         pass
     assert caplog.messages == []
+
+
+def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypatch):
+    """The holder before removes the file between the moment it is opened and that it is locked."""
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked_folder(tmp_path):
+        assert len(calls) == 2
+        require_locked(tmp_path)
+
+
+def test_the_lock_of_a_folder_that_took_the_place_is_left_alone(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    with locked_folder(target):
+        target.rename(tmp_path / "old")
+        target.mkdir()
+        (target / ".lock").touch()
+    assert os.listdir(target) == [".lock"]
