@@ -23,7 +23,7 @@ from tap_deploy.engines.histogram import MagnitudeHistogram
 from tap_deploy.engines.quantization_plan import QuantizationPlan, tensors_to_calibrate
 from tap_deploy.engines.thresholds import threshold
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.files import sha256_of_file
+from tap_deploy.files import check_file_output, sha256_of_file
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
 from tap_deploy.onnx_files import load_graph
@@ -89,9 +89,12 @@ def calibrate_bundle(
     digests = {name: _digest(path) for name, path in paths.items()}
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
     cache = None if cache is None else pathlib.Path(cache)
+    if cache is not None:
+        check_file_output(cache, force=True)  # better now than after an hour
     if cache is not None and cache.exists():
+        tables = load_tables(cache)  # what is no cache is not replaced, whatever force says
         try:
-            return _cached(cache, wanted, method, digests, fingerprint)
+            return _fitting(cache, tables, wanted, method, digests, fingerprint)
         except InputError:
             if not force:
                 raise
@@ -195,14 +198,14 @@ def _amax(graph: str, name: str, histogram: MagnitudeHistogram, method: str) -> 
     return threshold(histogram, method)
 
 
-def _cached(
+def _fitting(
     cache: pathlib.Path,
+    tables: Mapping[str, CalibrationTable],
     tensors: Tensors,
     method: str,
     digests: Mapping[str, str],
     fingerprint: str,
 ) -> dict[str, CalibrationTable]:
-    tables = load_tables(cache)
     for graph, names in tensors.items():
         if graph not in tables:
             raise InputError(

@@ -121,16 +121,19 @@ def load_tables(path: str | os.PathLike[str]) -> dict[str, CalibrationTable]:
     try:
         values = json.loads(pathlib.Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"{problem} cannot be read as JSON: {exc}; delete it") from exc
+        raise InputError(f"{problem} cannot be read as JSON: {exc}; name another file") from exc
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{problem} has schema version {version!r}; expected {SCHEMA_VERSION}; delete it"
+            f"{problem} has schema version {version!r}; expected {SCHEMA_VERSION}; "
+            "name another file"
         )
     try:
         return {name: _table(entry) for name, entry in values["tables"].items()}
     except (TypeError, KeyError, AttributeError) as exc:
-        raise InputError(f"{problem} lacks a field or has one too many ({exc}); delete it") from exc
+        raise InputError(
+            f"{problem} lacks a field or has one too many ({exc}); name another file"
+        ) from exc
 
 
 def _table(values: dict[str, Any]) -> CalibrationTable:

@@ -86,11 +86,14 @@ def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
     """Check before a long job that a file can be written.
 
     Raises:
-        InputError: it exists and ``force`` is off, or its folder cannot be written.
+        InputError: it exists and ``force`` is off, it is a folder, or its folder cannot be
+            written.
     """
     target = pathlib.Path(path)
     if os.path.lexists(target) and not force:
         raise InputError(f"output {target} exists already; pass --force to replace it")
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; name a file")
     if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise InputError(f"cannot write {target}; choose a folder that can be written")
 
@@ -100,9 +103,15 @@ def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: st
 
     Raises:
         InputError: something is there and ``force`` is off, or it is neither empty nor a folder
-            with the ``marker``, so that replacing it would destroy something else.
+            with the ``marker``, so that replacing it would destroy something else; or the
+            folder that would hold it cannot be written.
     """
     target = pathlib.Path(path)
+    holder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not os.access(holder, os.W_OK):
+        raise InputError(
+            f"cannot write {target}: Permission denied; choose a folder that can be written"
+        )
     if not os.path.lexists(target):
         return
     if not force:

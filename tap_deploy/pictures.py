@@ -62,6 +62,17 @@ def request_from(
     return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
 
 
+def blank_request(image_size: int, num_regions: int) -> Request:
+    """Return a black picture in the model frame, with boxes around all of it."""
+    boxes = np.tile([0, 0, image_size - 1, image_size - 1], (num_regions, 1))
+    return Request(
+        prompts=Prompts.from_boxes(boxes),
+        frame=Frame.for_image(image_size, image_size, image_size),
+        images=np.zeros((1, image_size, image_size, 3), np.uint8),
+        embeddings=None,
+    )
+
+
 def _require_room(count: int, frame: Frame) -> None:
     """Refuse masks that would fill the memory, before anything is computed."""
     needed = count * frame.height * frame.width

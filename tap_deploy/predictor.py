@@ -8,8 +8,6 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from tap_deploy.answers import (
     Answer,
     GraphCalls,
@@ -22,10 +20,11 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
-from tap_deploy.image import Frame, ImageSource, frame_image
+from tap_deploy.image import ImageSource, frame_image
 from tap_deploy.pictures import (
     EncodedImage,
     Picture,
+    blank_request,
     gather_prompts,
     path_of,
     picture_and_prompts,
@@ -172,14 +171,7 @@ class TapPredictor:
             SessionError: the backend failed, or the caller is within a call of this predictor.
         """
         require_int("num_regions", num_regions, 1)
-        size = self.config.image_size
-        frame = Frame.for_image(size, size, size)
-        request = Request(
-            prompts=Prompts.from_boxes(np.tile([0, 0, size - 1, size - 1], (num_regions, 1))),
-            frame=frame,
-            images=np.zeros((1, size, size, 3), np.uint8),
-            embeddings=None,
-        )
+        request = blank_request(self.config.image_size, num_regions)
         with self._pipeline.all_lanes() as lanes:
             for lane in lanes:
                 self._calls.warm_up(lane, request, draws=draws)

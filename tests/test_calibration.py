@@ -179,6 +179,28 @@ def test_an_interrupted_calibration_goes_on(micro_bundle, small, images, tmp_pat
         calibrate_bundle(micro_bundle, images, cache=cache, samples=1, **options)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_only_a_cache_is_replaced_by_one(micro_bundle, images, tmp_path, force):
+    """Not the file that was named by mistake; and a folder is refused before the work."""
+    precious = tmp_path / "settings.json"
+    for text in ('{"precious": 1}', "no JSON"):
+        precious.write_text(text, "utf-8")
+        with pytest.raises(InputError, match=r"calibration cache .*settings\.json .*another file"):
+            calibrate_bundle(micro_bundle, images, cache=precious, force=force)
+        assert precious.read_text("utf-8") == text
+    monitor = []
+    for folder in (tmp_path, tmp_path / "nowhere" / "cache.json"):
+        with pytest.raises(InputError, match="cannot write"):
+            calibrate_bundle(
+                micro_bundle,
+                images,
+                cache=folder,
+                force=force,
+                on_progress=lambda done, total: monitor.append(done),
+            )
+    assert monitor == []
+
+
 def test_a_state_of_other_pictures_is_not_taken(micro_bundle, small, images, tmp_path):
     state = calibration_state.CalibrationState(path=tmp_path / "state", identity="one")
     sessions = collecting_sessions(micro_bundle, small)

@@ -263,6 +263,18 @@ def test_version_help_and_completion():
         assert "_TAP_EXPORT_COMPLETE" in invoke("completion", shell).stdout
 
 
+def test_an_empty_path_is_not_the_working_folder(bundle, assets, tmp_path, monkeypatch):
+    """As from a variable that is not set: with --force it would replace what is there."""
+    monkeypatch.chdir(shutil.copytree(bundle, tmp_path / "here"))
+    for args in (
+        ["export", *inputs(assets), "-o", "", "--force"],
+        ["export", "--model", "tap_vit_b", "--checkpoint", "", "-o", "x"],
+        ["inspect", ""],
+    ):
+        refused(invoke(*args), "the path is empty")
+    assert (tmp_path / "here" / "manifest.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -27,7 +27,7 @@ import tap_deploy.cli.export, tap_deploy.cli.run
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file, atomic_folder
+from tap_deploy.files import atomic_file, atomic_folder, check_folder_output
 import numpy as np
 {imports}
 
@@ -47,6 +47,12 @@ else:
 """
 
 BODIES = {
+    "a check before the work": """
+    check_folder_output(target, force=False, marker="manifest.json")
+""",
+    "a check before the work, deeper": """
+    check_folder_output(target / "a" / "b", force=False, marker="manifest.json")
+    """,
     "atomic_file": """
     with atomic_file(target) as partial:
         sys.exit("the body was entered")

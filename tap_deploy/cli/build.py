@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.cli.options import bundle_argument, force_option, json_option
+from tap_deploy.cli.options import NamedPath, bundle_argument, force_option, json_option
 from tap_deploy.cli.progress import share_bar
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import PRECISIONS
@@ -49,7 +49,7 @@ MEGABYTE, GIB = 1e6, 1 << 30
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    type=NamedPath(path_type=pathlib.Path, dir_okay=False),
     help="Measured kernels: read if it is there, and extended. TensorRT only.",
 )
 @click.option(

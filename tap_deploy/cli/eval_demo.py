@@ -16,7 +16,7 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.export import config_from_file
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import backend_option, json_option, threads_option
+from tap_deploy.cli.options import FILE, NamedPath, backend_option, json_option, threads_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import DEMO
 from tap_deploy.demo_model import DemoModel
@@ -28,12 +28,11 @@ from tap_deploy.predictor import TapPredictor
 if TYPE_CHECKING:
     from tap_deploy.training.evaluation import Scores, Subject
 
-FILE = click.Path(path_type=pathlib.Path)
 SPLIT = "test"  # nothing was trained or chosen on it
 
 
 @click.command("eval-demo")
-@click.argument("bundle", type=click.Path(), required=False)
+@click.argument("bundle", type=NamedPath(), required=False)
 @backend_option
 @click.option(
     "--precision",

@@ -10,7 +10,7 @@ import click
 
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
 from tap_deploy.cli.extras import require_export_extra
-from tap_deploy.cli.options import force_option, json_option, samples_option, strict_option
+from tap_deploy.cli.options import FILE, force_option, json_option, samples_option, strict_option
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tap_deploy.engines.int8_options import Int8Options
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
-
-FILE = click.Path(path_type=pathlib.Path)
 
 
 @click.command("export")

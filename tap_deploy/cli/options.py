@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+from typing import Any
 
 import click
 
@@ -10,7 +12,20 @@ from tap_deploy.precisions import PRECISIONS
 from tap_deploy.sessions import BACKENDS
 from tap_deploy.sessions.providers import PROVIDERS
 
-bundle_argument = click.argument("bundle", type=click.Path())
+
+class NamedPath(click.Path):
+    """A path that is not empty: an empty one, as from a variable that is not set, is ``.``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; fail if it is empty."""
+        if not os.fspath(value):
+            self.fail("the path is empty; is a variable of the shell not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = NamedPath(path_type=pathlib.Path)
+
+bundle_argument = click.argument("bundle", type=NamedPath())
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON, for programs."
 )
@@ -31,7 +46,7 @@ precision_option = click.option(
 samples_option = click.option(
     "--samples",
     multiple=True,
-    type=click.Path(path_type=pathlib.Path),
+    type=FILE,
     metavar="DIR|FILE",
     help="Pictures to measure activations on, beside the golden samples; repeatable.",
 )

@@ -11,6 +11,7 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import (
+    FILE,
     bundle_argument,
     force_option,
     json_option,
@@ -26,7 +27,6 @@ from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHO
 if TYPE_CHECKING:
     from tap_deploy.engines.int8_options import Int8Options
 
-FILE = click.Path(path_type=pathlib.Path)
 CPU = "onnxruntime"
 STAGES = 15  # besides pictures: writing, judging
 calibration_data_option = click.option(

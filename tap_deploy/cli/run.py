@@ -17,6 +17,7 @@ from PIL import Image
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.exits import EXIT_BAD_INPUT
 from tap_deploy.cli.options import (
+    FILE,
     allow_failed_option,
     backend_option,
     bundle_argument,
@@ -45,8 +46,6 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.visualize.enlarge import MAX_SCALE as MAX_OVERLAY_SCALE
-
-FILE = click.Path(path_type=pathlib.Path)
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tap_deploy.cli.options import (
+    FILE,
     backend_option,
     bundle_argument,
     json_option,
@@ -44,7 +45,7 @@ class SampleAnswer:
 @bundle_argument
 @click.option(
     "--overlays",
-    type=click.Path(path_type=pathlib.Path),
+    type=FILE,
     help="Folder for overlays, a PNG for each picture; what is in the way is replaced.",
 )
 @backend_option

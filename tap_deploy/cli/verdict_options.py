@@ -10,12 +10,12 @@ import click
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_export_extra
+from tap_deploy.cli.options import FILE
 
 if TYPE_CHECKING:
     from tap_deploy.engines.judge import VerdictOptions
     from tap_deploy.engines.speed import OtherRuntime, SpeedInputs
 
-FILE = click.Path(path_type=pathlib.Path)
 SHARE = click.FloatRange(0, 1)
 EAGER = "PyTorch eager fp32"
 

@@ -13,6 +13,7 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import (
+    FILE,
     allow_failed_option,
     backend_option,
     bundle_argument,
@@ -52,7 +53,7 @@ TORCH_HALF, ONNX_REFERENCE = "torch-half", "onnx-reference"  # as in tap_deploy.
 @allow_failed_option
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=pathlib.Path),
+    type=FILE,
     help="Compare with PyTorch on these weights, on more samples than the bundle holds.",
 )
 @click.option(
