@@ -28,6 +28,7 @@ from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file, atomic_folder, check_folder_output
+from tap_deploy.folder_lock import locked_folder
 import numpy as np
 {imports}
 
@@ -67,6 +68,10 @@ BODIES = {
 """,
     "atomic_folder below": """
     with atomic_folder(target / "a" / "b", marker="manifest.json") as partial:
+        sys.exit("the body was entered")
+""",
+    "locked_folder": """
+    with locked_folder(target.parent), atomic_file(target) as partial:
         sys.exit("the body was entered")
 """,
     "Vocabulary.save": """
