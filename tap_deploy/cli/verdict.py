@@ -11,6 +11,7 @@ import click
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import (
+    FILE,
     backend_option,
     bundle_argument,
     json_option,
@@ -18,7 +19,7 @@ from tap_deploy.cli.options import (
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
-from tap_deploy.cli.verdict_options import FILE, eager_runtime, options_from, verdict_options
+from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
 from tap_deploy.errors import InputError, VerificationError
 
 STAGES = 12  # of a judgement, see engines/judge.py
