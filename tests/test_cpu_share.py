@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, and that its threads stay on them."""
+"""How many CPUs and how much memory a process may use, and that its threads stay on the CPUs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tap_deploy.cli import extras
 from tap_deploy.errors import InputError
 from tap_deploy.machine.cpu import usable_cores, usable_cpus
 from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import memory_of
 from tap_deploy.sessions import create_session
 
 EIGHT = frozenset(range(8))
@@ -46,6 +47,43 @@ def test_threads_of_a_core_count_once(machine, allowed, cpus, cores):
 
 def test_without_a_topology_every_cpu_is_a_core(tmp_path):
     assert usable_cores(Host(root=tmp_path), {0, 1, 2}) == 3
+
+
+MEMORY = {"proc/meminfo": "MemTotal:  9000 kB\nMemAvailable:  8000 kB"}
+GROUP = "sys/fs/cgroup/a"
+GROUP_V1 = "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "available_bytes"),
+    [
+        ({}, 8_192_000),
+        ({f"{GROUP}/memory.max": "max", f"{GROUP}/memory.current": "7000"}, 8_192_000),
+        ({f"{GROUP}/memory.max": "9000", f"{GROUP}/memory.current": "7000"}, 2000),
+        (
+            {
+                f"{GROUP}/memory.max": "9000",
+                f"{GROUP}/memory.current": "7000",
+                f"{GROUP}/memory.stat": "active_file 50\ninactive_file 600\nshmem 4",
+            },
+            2600,
+        ),
+        ({f"{GROUP}/memory.max": "9000", f"{GROUP}/memory.current": "9500"}, 0),
+        ({f"{GROUP}/memory.max": "99000000", f"{GROUP}/memory.current": "7000"}, 8_192_000),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/x\n4:cpu,cpuacct:/y",
+                f"{GROUP_V1}/memory.limit_in_bytes": "5000",
+                f"{GROUP_V1}/memory.usage_in_bytes": "1000",
+                f"{GROUP_V1}/memory.stat": "inactive_file 9\ntotal_inactive_file 200",
+            },
+            4200,
+        ),
+    ],
+)
+def test_available_memory_is_what_the_control_groups_leave(machine, files, available_bytes):
+    host = machine(MEMORY | {"proc/self/cgroup": "0::/a/b"} | files)
+    assert memory_of(host).available_bytes == available_bytes
 
 
 V1 = "sys/fs/cgroup/cpu"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 import platform
 import re
 from collections.abc import Iterator, Set
 
+from tap_deploy.machine.cgroups import group_folders
 from tap_deploy.machine.host import Host
 
 # Flag of an x86 CPU that adds products of int8 in 32 bits -> what to call it; the quickest first.
@@ -57,25 +57,19 @@ def _allowed_cpus() -> Set[int]:
 
 def _quotas(host: Host) -> Iterator[float]:
     """Yield how many CPUs each control group of this process may use, where it is limited."""
-    groups = re.findall(r"^\d+:(.*):(/.*)$", host.text("/proc/self/cgroup") or "", re.MULTILINE)
-    for controllers, path in groups:
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # A container may see its own group as the root, though its path is that outside.
-        for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
-            quota = _quota_v1(host, group) if controllers else _quota_v2(host, group)
-            if quota is not None:
-                yield quota
+    for version, folder in group_folders(host, "cpu"):
+        quota = _quota_v1(host, folder) if version == 1 else _quota_v2(host, folder)
+        if quota is not None:
+            yield quota
 
 
-def _quota_v1(host: Host, group: pathlib.PurePosixPath) -> float | None:
-    folder = f"/sys/fs/cgroup/cpu{group}"
+def _quota_v1(host: Host, folder: str) -> float | None:
     quota, period = (host.number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
     return quota / period if quota and period and quota > 0 else None  # -1: no limit
 
 
-def _quota_v2(host: Host, group: pathlib.PurePosixPath) -> float | None:
-    limit = re.fullmatch(r"(\d+) (\d+)", host.text(f"/sys/fs/cgroup{group}/cpu.max") or "")
+def _quota_v2(host: Host, folder: str) -> float | None:
+    limit = re.fullmatch(r"(\d+) (\d+)", host.text(f"{folder}/cpu.max") or "")
     return int(limit[1]) / int(limit[2]) if limit else None  # "max 100000": no limit
 
 
