@@ -34,7 +34,8 @@ class BundleAddition:
             that the bundle has already is replaced as a whole.
         precisions: variant -> what is known of how it was made; or a function that makes this from
             what is known when it is written, and raises if the two do not go together.
-        dropped: files of the bundle whose paths begin so become untrue, and are removed.
+        dropped: files whose paths start with one of these are out of date after the change, and are
+            removed.
     """
 
     folder: pathlib.Path

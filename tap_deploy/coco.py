@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.errors import InputError
 from tap_deploy.json_values import json_number
 from tap_deploy.masks import Rle, area_from_rle, box_from_rle
+from tap_deploy.optional_modules import require_module
 from tap_deploy.predict_options import require_int
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def coco_dataset(
                 ids.setdefault(regions.name(index) or NAMELESS, len(ids) + 1)
         size = {"width": regions.image_width, "height": regions.image_height}
         images.append({"id": image_id, "file_name": file_name} | size)
-        with _naming(file_name):
+        try:
             annotations += regions.to_coco(image_id, ids, first_annotation_id + len(annotations))
+        except InputError as exc:
+            raise InputError(f"{file_name}: {exc}") from exc
     return {
         # Some versions of pycocotools fail in loadRes without it.
         "info": {"description": f"made by tap_deploy {__version__}"},
@@ -84,7 +86,7 @@ def coco_annotations(
     for index, (rle, segmentation) in enumerate(zip(rles, _compressed(rles), strict=True)):
         annotation = {
             "id": int(first_id) + index,
-            "image_id": image_id,
+            "image_id": int(image_id),
             "category_id": category_id(regions, index, category_ids),
             "bbox": [float(number) for number in box_from_rle(rle)],
             "area": area_from_rle(rle),
@@ -117,7 +119,7 @@ def coco_results(
             )
         results.append(
             {
-                "image_id": image_id,
+                "image_id": int(image_id),
                 "category_id": category_id(regions, index, category_ids),
                 "segmentation": segmentation,
                 "score": score,
@@ -142,7 +144,7 @@ def category_id(regions: Regions, index: int, category_ids: Mapping[str, int] | 
             else f"region {index} has no name, and {NAMELESS!r} no category id; predict with a "
             "vocabulary, or leave out category_ids"
         )
-    return category_ids[name or NAMELESS]
+    return int(category_ids[name or NAMELESS])
 
 
 def _distinct(category_ids: Mapping[str, int]) -> dict[str, int]:
@@ -158,12 +160,8 @@ def _distinct(category_ids: Mapping[str, int]) -> dict[str, int]:
 
 def _compressed(rles: Sequence[Rle]) -> list[dict[str, Any]]:
     """Return run lengths as COCO compresses them: ``size``, and ``counts`` as text."""
-    try:
-        import pycocotools.mask as coco_mask
-    except ImportError as exc:
-        raise MissingDependencyError(
-            'pycocotools is not installed; COCO output needs it: pip install "tap-deploy[coco]"'
-        ) from exc
+    require_module("pycocotools", "COCO output", "coco")
+    coco_mask = require_module("pycocotools.mask", "COCO output", "coco")
     return [
         {
             "size": rle["size"],
@@ -171,11 +169,3 @@ def _compressed(rles: Sequence[Rle]) -> list[dict[str, Any]]:
         }
         for rle in rles
     ]
-
-
-@contextlib.contextmanager
-def _naming(file_name: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError as exc:
-        raise InputError(f"{file_name}: {exc}") from exc

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tap_deploy.coco import category_id
-from tap_deploy.errors import MissingDependencyError
 from tap_deploy.masks import Rle, box_from_rle, mask_from_rle
+from tap_deploy.optional_modules import require_module
 
 if TYPE_CHECKING:
     import supervision
@@ -21,26 +21,21 @@ def detections(
     regions: Regions, rles: Sequence[Rle], category_ids: Mapping[str, int] | None
 ) -> supervision.Detections:
     """See ``Regions.to_supervision``; ``rles`` are the run lengths of the regions."""
-    try:
-        import supervision
-    except ImportError as exc:
-        raise MissingDependencyError(
-            "supervision is not installed; its detections need it: "
-            'pip install "tap-deploy[supervision]"'
-        ) from exc
+    module = require_module("supervision", "Regions.to_supervision", "supervision")
     boxes = np.array([box_from_rle(rle) for rle in rles], np.float32).reshape(-1, 4)
     masks = regions.masks
     if masks is None:
         masks = np.zeros((len(rles), regions.image_height, regions.image_width), np.bool_)
         for mask, rle in zip(masks, rles, strict=True):
             mask[:] = mask_from_rle(rle)
-    return supervision.Detections(
+    found: supervision.Detections = module.Detections(
         xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         mask=masks,
         confidence=regions.iou_predictions,
         class_id=np.array(_class_ids(regions, category_ids), np.int64),
         data=_words(regions),
     )
+    return found
 
 
 def _class_ids(regions: Regions, category_ids: Mapping[str, int] | None) -> list[int]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from tap_deploy.errors import InputError
 
 logger = logging.getLogger(__name__)
-LOCK_NAME = ".lock"
+LOCK_NAME = ".tap_deploy.lock"
 WAIT_SECONDS = 60.0
 QUIET_SECONDS = 1.0  # a writer is done sooner, as a rule: a shorter wait is not worth a line
 POLL_SECONDS = 0.05
@@ -28,12 +28,12 @@ MOST_HOLDER_BYTES = 1000
 def locked_folder(folder: pathlib.Path) -> Iterator[None]:
     """Keep other processes out of a folder while the block changes it.
 
-    The lock is that of the operating system on ``.lock`` in the folder: it ends with the process
-    that holds it, however that ends. The file says who that is, and is removed at the end. It is
-    not reentrant, and readers need none.
+    The lock is that of the operating system on ``.tap_deploy.lock`` in the folder: it ends with the
+    process that holds it, however that ends. The file says who that is, and is removed at the
+    end. It is not reentrant, and readers need none.
 
     Where it cannot be had (no ``fcntl``, a file system without locks), the block runs without,
-    after a warning. So it does in a folder that cannot be written, where nothing is to be changed.
+    after a warning. In a folder that cannot be written it runs without the lock and the warning.
 
     Raises:
         InputError: another process has held it for ``WAIT_SECONDS``.
@@ -57,36 +57,45 @@ def _acquired(path: pathlib.Path) -> int | None:
         try:
             import fcntl
 
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = _opened(path)
         except (OSError, ImportError) as exc:
             if os.access(path.parent, os.W_OK):
                 _warn(path.parent, str(exc))
             return None
+        locked = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one before may have removed the file, or replaced the folder, in between.
-            if _is_at(path, descriptor):
+            locked = _is_at(path, descriptor)
+            if locked:
                 _sign(descriptor)
                 return descriptor
         except BlockingIOError:
-            waited = time.monotonic() - started
-            told = _wait(path.parent, _holder(descriptor), waited, told)
+            holder = _holder(descriptor)
         except OSError as exc:
-            os.close(descriptor)
             _warn(path.parent, str(exc))
             return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        else:
+            continue
+        finally:
+            if not locked:
+                os.close(descriptor)
+        told = _wait(path.parent, holder, time.monotonic() - started, told)
+
+
+def _opened(path: pathlib.Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError:  # the file of another user, who works in this folder or did
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _wait(folder: pathlib.Path, holder: str, waited: float, told: bool) -> bool:
     """Sleep a little; return whether the user was told of it."""
     if waited >= WAIT_SECONDS:
         raise InputError(
-            f"{folder} has been held by {holder} for more than {WAIT_SECONDS:.0f} s; let that end, "
-            "or end it, and repeat this command"
+            f"{folder} has been held by {holder} for more than {WAIT_SECONDS:.0f} s; wait until "
+            "that process ends, or stop it, then repeat this command"
         )
     if waited >= QUIET_SECONDS and not told:
         logger.warning("waiting for %s, which is being changed by %s", folder, holder)
@@ -97,7 +106,9 @@ def _wait(folder: pathlib.Path, holder: str, waited: float, told: bool) -> bool:
 
 def _sign(descriptor: int) -> None:
     """Write down who holds the lock; it is held even where that finds no room."""
-    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    # Not more of the command line: others can read the file, and a program of the user's may
+    # have been given secrets there.
+    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:2]])
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
     with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 from types import ModuleType
 
-from tap_deploy.errors import first_line
+from tap_deploy.errors import MissingDependencyError, first_line
 
 # What a module must have to be the one that is meant. Pip leaves a folder without it behind when
 # one of two packages that share the folder is uninstalled, and Python imports such a folder.
@@ -21,9 +21,13 @@ _API = {
     "onnxruntime": "InferenceSession",
     "onnxruntime_ep_nv_tensorrt_rtx": "get_library_path",
     "onnxscript": "script",
+    "pycocotools.mask": "frPyObjects",
     "pycuda.driver": "Device",
+    "rasterio": "open",
     "safetensors": "safe_open",
     "sentencepiece": "SentencePieceProcessor",
+    "shapely": "polygonize",
+    "supervision": "Detections",
     "tensorrt": "Runtime",
     "tensorrt_rtx": "Runtime",
     "torch": "Tensor",
@@ -53,8 +57,32 @@ def load_module(name: str) -> ModuleType:
     return module
 
 
+def require_module(name: str, use: str, extra: str) -> ModuleType:
+    """Import the optional module that a use of this library needs.
+
+    Args:
+        name: of the module.
+        use: what needs it, for the message: "COCO output".
+        extra: of tap-deploy, which brings it.
+
+    Raises:
+        MissingDependencyError: it is not installed, or broken; the message has the command.
+    """
+    command = f'pip install "tap-deploy[{extra}]"'
+    try:
+        return load_module(name)
+    except ImportError as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name == name:
+            problem = f"{name} is not installed; {use} needs it: {command}"
+        else:
+            problem = (
+                f"{name} is broken ({first_line(exc)}); {use} needs it: {command} --force-reinstall"
+            )
+        raise MissingDependencyError(problem) from exc
+
+
 def turn_telemetry_off() -> None:
-    """Keep onnxruntime from it; must come before anything imports onnxruntime.
+    """Turn onnxruntime's telemetry off. Call it before anything imports onnxruntime.
 
     From 1.29 on it looks up a host of Microsoft's in every process, keeps an id of the device in
     the home folder, and runs a thread that a forked process waits for in vain. What the user has

@@ -149,11 +149,10 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
     folder = record_folder(bundle, record)
     path = folder / f"{record.graph}.plan"
     with changing_bundle(bundle, ()):
-        problem = _other_graph(bundle, record)
-        if problem:
+        if _other_graph(bundle, record):
             raise BundleError(
-                f"the new engine of {record.graph} {problem} than bundle {bundle.path} has by now; "
-                "it was not stored, build it again"
+                f"graph {record.graph} of bundle {bundle.path} changed while its engine was built; "
+                "the engine was not stored; build it again"
             )
         with translated_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)

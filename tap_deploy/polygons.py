@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.errors import InputError
 from tap_deploy.json_values import json_number
 from tap_deploy.masks import Rle, box_from_rle
+from tap_deploy.optional_modules import require_module
 
 if TYPE_CHECKING:
     from tap_deploy.regions import Regions
@@ -165,11 +166,4 @@ def _require_tolerance(value: Any) -> None:
 
 
 def _shapely() -> ModuleType:
-    try:
-        import shapely
-    except ImportError as exc:
-        raise MissingDependencyError(
-            'shapely is not installed; polygons need it: pip install "tap-deploy[polygons]"'
-        ) from exc
-    module: ModuleType = shapely
-    return module
+    return require_module("shapely", "an outline", "polygons")

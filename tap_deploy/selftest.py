@@ -63,8 +63,8 @@ class SelftestSubject:
     def recorder(self) -> Callable[[Mapping[str, Any]], None]:
         """Return what keeps verdicts on the graphs or plans that are there now.
 
-        It is to be asked for before they are loaded, and called first with the verdict that shall
-        stand if the self-test does not come to its end. A verdict is ``{"passed": bool, …}``, JSON
+        Call this before they are loaded. Call what it returns first with the verdict "unfinished":
+        that one stays if the self-test is interrupted. A verdict is ``{"passed": bool, …}``, JSON
         types. The call raises InputError if the bundle cannot be written, and BundleError if
         something else is there by now, or another self-test of the same failed meanwhile.
         """

@@ -68,8 +68,8 @@ def require_no_failure(
     failed = found is not None and not (isinstance(found, dict) and found.get("passed") is True)
     if verdict.get("passed") is True and own is not None and failed and found != own:
         raise BundleError(
-            f"{subject} passed this self-test, but failed another one, or is still in it, that "
-            "began while this one ran; repeat the self-test when no other one runs"
+            f"{subject}: this self-test passed, but another one that began meanwhile failed or "
+            "still runs; repeat the self-test when no other one runs"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -205,7 +206,7 @@ def test_export_refuses_an_output_that_cannot_be_written(assets, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no prompt: pass --point, --box or --sketch"),
+        ([], "no prompt: pass --point, --box, --sketch or --boxes"),
         (["--point", "nan,3"], "NaN"),
         (["--point", "601,3"], "lies outside the picture"),
         (["--point", "3,3,7"], "label 7"),
@@ -342,17 +343,32 @@ def test_output_that_cannot_be_written(bundle):
     assert errors == b""
 
 
-def test_streams_that_cannot_be_written_leave_the_exit_code(bundle):
+def test_streams_that_cannot_be_written_leave_the_exit_code(bundle, tmp_path):
+    """Nor do notes, which ``run`` prints about a grey picture of 11 bits, come in the way."""
     program = shlex.join([sys.executable, "-m", "tap_deploy", "inspect"])
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((40, 40), 2000, np.uint16)).save(deep)
+    run = [sys.executable, "-m", "tap_deploy", "run", str(bundle), str(deep), "--point", "9,9"]
+    run += ["--convert", "--no-captions"]
     for command, code in (
         (f"{program} {shlex.quote(str(bundle))} >&-", 0),
         (f"{program} nowhere >&-", 2),
         (f"{program} nowhere 2>&-", 2),
         (f"{program} nowhere 2>/dev/full", 2),
+        (f"{shlex.join(run)} 2>&-", 0),
+        (f"{shlex.join(run)} 2>/dev/full", 0),
+        (f"{shlex.join(run)} - <&-", 2),
     ):
         result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
         assert result.returncode == code, command
         assert "Traceback" not in result.stderr
+    assert "stdin, which is closed" in result.stderr
+
+
+def test_the_way_to_end_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    invoke("--version")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_terminated_command_cleans_up(tmp_path):

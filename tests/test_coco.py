@@ -225,3 +225,12 @@ def test_a_result_without_a_score_is_refused() -> None:
     scores = np.array([0.5, np.nan], np.float32)
     with pytest.raises(InputError, match=r"region 1 has the IoU prediction nan"):
         made_up(iou_predictions=scores).to_coco_results(1)
+
+
+def test_ids_of_numpy_can_be_written_as_json() -> None:
+    regions, ids = made_up(), {"Bär": np.int64(3), "cup": np.int64(4)}
+    for values in (
+        regions.to_coco(np.int64(7), ids, np.int64(5)),
+        regions.to_coco_results(np.int64(7), ids),
+    ):
+        assert json.loads(json.dumps(values))[0]["image_id"] == 7

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -55,7 +57,7 @@ def impatient(monkeypatch):
 
 def test_nothing_is_left(tmp_path):
     with locked_folder(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert [path.name for path in tmp_path.iterdir()] == [".tap_deploy.lock"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,8 +66,8 @@ def test_who_holds_it_is_told_and_then_named_in_the_error(tmp_path, impatient, c
         with pytest.raises(InputError) as caught, locked_folder(tmp_path):
             pytest.fail("two processes hold it")
         host = os.uname().nodename
-        who = rf"process {other.pid} on {host} since 2\d\d\d-\S+T\S+ \(-c {tmp_path} 'a bundle'\)"
-        caught.match(f"^{tmp_path} has been held by {who} for more than 0 s; let that end")
+        who = rf"process {other.pid} on {host} since 2\d\d\d-\S+T\S+ \(-c {tmp_path}\)"
+        caught.match(f"^{tmp_path} has been held by {who} for more than 0 s; wait until that")
         (line,) = caplog.messages
         assert line.startswith(f"waiting for {tmp_path}, which is being changed by process")
         end(other)
@@ -80,7 +82,7 @@ def test_the_next_one_gets_it_when_the_first_is_done(tmp_path, monkeypatch):
         monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: end(other))
         with locked_folder(tmp_path):
             assert other.stdout.readline() == "free\n"
-            assert os.listdir(tmp_path) == [".lock"]
+            assert os.listdir(tmp_path) == [".tap_deploy.lock"]
     assert os.listdir(tmp_path) == []
 
 
@@ -88,7 +90,7 @@ def test_a_holder_that_is_killed_leaves_no_lock(tmp_path, impatient):
     with holder(tmp_path) as other:
         other.kill()
         other.wait()
-    assert os.listdir(tmp_path) == [".lock"]  # the file stays, and holds nobody up
+    assert os.listdir(tmp_path) == [".tap_deploy.lock"]  # the file stays, and holds nobody up
     with locked_folder(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
@@ -112,7 +114,7 @@ def test_a_folder_is_not_replaced_while_it_is_changed(tmp_path, impatient, monke
     with holder(target) as other:
         with pytest.raises(InputError, match="has been held by process"):
             replace(target)
-        assert sorted(os.listdir(target)) == [".lock", "marker"]
+        assert sorted(os.listdir(target)) == [".tap_deploy.lock", "marker"]
         end(other)
         assert other.stdout.readline() == "free\n"
     replace(target)
@@ -170,7 +172,7 @@ def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypat
     def late(descriptor, operation):
         calls.append(operation)
         if len(calls) == 1:
-            (tmp_path / ".lock").unlink()
+            (tmp_path / ".tap_deploy.lock").unlink()
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
@@ -185,5 +187,58 @@ def test_the_lock_of_a_folder_that_took_the_place_is_left_alone(tmp_path):
     with locked_folder(target):
         target.rename(tmp_path / "old")
         target.mkdir()
-        (target / ".lock").touch()
-    assert os.listdir(target) == [".lock"]
+        (target / ".tap_deploy.lock").touch()
+    assert os.listdir(target) == [".tap_deploy.lock"]
+
+
+def test_what_others_keep_in_a_folder_is_left_alone(tmp_path):
+    (tmp_path / ".lock").write_text("of another program", "utf-8")
+    with locked_folder(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text("utf-8") == "of another program"
+
+
+def test_waiting_in_vain_leaves_no_file_open(tmp_path, impatient):
+    with holder(tmp_path):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(InputError, match="has been held by"), locked_folder(tmp_path):
+                pass
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_holder_does_not_tell_its_whole_command_line(tmp_path, impatient):
+    with (
+        holder(tmp_path, "--token", "secret"),
+        pytest.raises(InputError) as refused,
+        locked_folder(tmp_path),
+    ):
+        pass
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
+def test_another_user_waits_too(impatient):
+    """Who may not write the lock file of another user can hold the lock all the same."""
+    program = """
+import fcntl, os, pathlib, sys
+from tap_deploy import folder_lock
+from tap_deploy.errors import InputError
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+folder_lock.WAIT_SECONDS = 0.3
+try:
+    with folder_lock.locked_folder(pathlib.Path(sys.argv[1])):
+        print("in")
+except InputError as exc:
+    print("held by process" if "has been held by process" in str(exc) else exc)
+"""
+    with tempfile.TemporaryDirectory() as name:  # in reach of everybody, as tmp_path is not
+        os.chmod(name, 0o777)
+        command = [sys.executable, "-c", program, name]
+        with holder(name):
+            waiting = subprocess.run(command, capture_output=True, text=True)
+        assert (waiting.stdout, waiting.stderr) == ("held by process\n", "")
+        left = pathlib.Path(name, folder_lock.LOCK_NAME)  # as by a process that was killed
+        left.touch(mode=0o644)
+        later = subprocess.run(command, capture_output=True, text=True)
+        assert (later.stdout, later.stderr) == ("in\n", "")

@@ -211,3 +211,29 @@ def test_versions_are_those_of_whoever_brings_the_module(site):
     assert result.stdout == "1.31.0\n"
     assert version_of("numpy") == importlib.import_module("numpy").__version__
     assert version_of("nowhere_to_be_found") is None
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "call", "extra"),
+    [
+        ("shapely", "raise OSError('libgeos_c.so: gone')", "to_polygons()", "polygons"),
+        ("shapely", "", "to_geojson()", "polygons"),
+        ("pycocotools", "raise ValueError('numpy.dtype size changed')", "to_coco()", "coco"),
+        ("supervision", "raise RuntimeError('no')", "to_supervision()", "supervision"),
+    ],
+)
+def test_broken_packages_of_formats(tmp_path, monkeypatch, module, code, call, extra):
+    (tmp_path / f"{module}.py").write_text(f"{code}\n")
+    program = (
+        "from tap_deploy.errors import MissingDependencyError\n"
+        "from tests.made_regions import made_up\n"
+        f"try: made_up().{call}\n"
+        "except MissingDependencyError as exc: print(exc)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{module} is broken (")
+    assert result.stdout.endswith(f'pip install "tap-deploy[{extra}]" --force-reinstall\n')

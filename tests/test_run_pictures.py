@@ -235,3 +235,9 @@ def test_prompts_given_nowhere(run, folder):
     result = run(folder)
     assert result.exit_code == 2
     assert "no prompt: pass --point, --box, --sketch or --boxes" in result.stderr
+
+
+def test_a_folder_of_nothing_but_results(run, folder):
+    result = run(folder, *POINT, "-o", folder)
+    assert result.exit_code == 2
+    assert f"there are no pictures but those in {folder}" in result.stderr

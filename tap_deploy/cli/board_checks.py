@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 from tap_deploy.cli.checks import (
@@ -12,6 +11,7 @@ from tap_deploy.cli.checks import (
     ok_or_warning,
     swap_command,
 )
+from tap_deploy.cli.packages import release_of
 from tap_deploy.machine.jetson import Jetson
 from tap_deploy.machine.memory import Memory
 from tap_deploy.machine.state import MachineState
@@ -72,14 +72,9 @@ def _component_check(name: str, version: str | None, board: Jetson, index: int) 
     if version is None:
         return found_or_missing(name, _USE, "not installed", _INSTALL, found=False)
     wanted = board.components[index] if board.components else None
-    fine = wanted is None or _numbers(version)[:2] >= _numbers(wanted)
+    fine = wanted is None or release_of(version)[:2] >= release_of(wanted)
     detail = version if fine else f"{version}; JetPack {board.jetpack} comes with {wanted}"
     return ok_or_warning(name, _USE, detail, _INSTALL, fine=fine)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, match.group().split("."))) if match else ()
 
 
 def _power_check(board: Jetson) -> Check:

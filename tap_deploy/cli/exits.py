@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -30,9 +31,10 @@ class CleanExits(click.Command):
         """Run, and exit with 0 (passed), 1 (a check failed) or 2 (bad input or environment)."""
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
-        _clean_up_when_terminated()
+        if sys.stderr is None:  # it was closed before we began
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
         try:
-            with notes_on_stderr():
+            with _clean_up_when_terminated(), notes_on_stderr():
                 code = super().main(args, standalone_mode=False, **extra)
             if sys.stdout is not None:  # None: it was closed before we began
                 sys.stdout.flush()  # or a full disk would go unnoticed
@@ -44,7 +46,8 @@ class CleanExits(click.Command):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _clean_up_when_terminated() -> None:
+@contextlib.contextmanager
+def _clean_up_when_terminated() -> Iterator[None]:
     """Let SIGTERM end us as Ctrl-C does, so that unfinished files go; a second one ends at once."""
 
     def terminate(*_: object) -> None:
@@ -52,9 +55,15 @@ def _clean_up_when_terminated() -> None:
         _print_error("terminated")
         sys.exit(EXIT_TERMINATED)
 
-    is_ours = threading.current_thread() is threading.main_thread()
-    if is_ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, terminate)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _explain(error: Exception) -> int:

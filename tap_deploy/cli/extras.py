@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tap_deploy.errors import MissingDependencyError, first_line
 from tap_deploy.machine.cpu import usable_cores
-from tap_deploy.optional_modules import load_module
+from tap_deploy.optional_modules import require_module
 
 
 def require_quantize_extra() -> None:
@@ -31,10 +30,4 @@ def require_export_extra() -> None:
 
 def _require(packages: tuple[str, ...], extra: str) -> None:
     for name in packages:
-        try:
-            load_module(name)
-        except ImportError as exc:
-            raise MissingDependencyError(
-                f"this needs {name}, which cannot be imported ({first_line(exc)}); "
-                f'install it with: pip install "tap-deploy[{extra}]"'
-            ) from exc
+        require_module(name, "this command", extra)

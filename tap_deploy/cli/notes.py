@@ -24,7 +24,8 @@ class _Lines(logging.Handler):
             self._printed.add(line)
             # On a terminal the line may hold a progress bar, which comes again below.
             start = "\r\x1b[K" if sys.stderr.isatty() else ""
-            click.echo(start + line, err=True)
+            with contextlib.suppress(OSError):  # a full log file is no reason to fail
+                click.echo(start + line, err=True)
 
 
 @contextlib.contextmanager

@@ -67,12 +67,12 @@ class Package:
         """Return what is wrong with an ``installed_version``, None if nothing."""
         if version is None:
             return "not installed"
-        if version and _release(version) < _release(self.minimum):
+        if version and release_of(version) < release_of(self.minimum):
             return f"{version} is too old; expected {self.minimum} or newer"
         return None
 
 
-def _release(version: str) -> tuple[int, ...]:
+def release_of(version: str) -> tuple[int, ...]:
     """Return the numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match.group().split("."))) if match else ()

@@ -182,13 +182,18 @@ def run_command(
     if shared is None and by_picture is None:
         raise InputError("no prompt: pass --point, --box, --sketch or --boxes at least once")
     sources = find_sources(images, read, output)
+    if not sources:
+        raise InputError(f"there are no pictures but those in {output}; choose another output")
     single = len(sources) == 1 and sources[0].named and output is None
     if overlay is not None:
         _check_overlay(overlay, sources, single=single, force=force)
     if overlays and output is None:
         raise InputError("--overlays draws into the folder of --output; pass -o FOLDER, too")
     items, skipped = _with_prompts(sources, shared, by_picture, strict=strict or single)
-    draw = functools.partial(_drawn, scale=overlay_scale, font=font)
+
+    def draw(image: ImageSource, regions: Regions) -> Image.Image:
+        return regions.visualize(image, overlay_scale, font=font)
+
     picture = load_image(items[0][0].image) if single else None
     files = Output(output, as_json=as_json, describe=describe, draw=draw if overlays else None)
     files.check(sources, force=force)
@@ -272,12 +277,6 @@ def _run_many(
         click.echo(json.dumps(summary, ensure_ascii=False) if as_json else line)
     # A picture of a folder may be broken; one that was asked for by name must not be.
     return EXIT_BAD_INPUT if any(source.named for source, _ in skipped) else 0
-
-
-def _drawn(
-    image: ImageSource, regions: Regions, *, scale: int, font: pathlib.Path | None
-) -> Image.Image:
-    return regions.visualize(image, scale, font=font)
 
 
 def _check_overlay(

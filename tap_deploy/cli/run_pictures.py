@@ -64,6 +64,8 @@ def find_sources(
     sources: list[Source] = []
     for argument in arguments:
         if argument == STDIN:
+            if sys.stdin is None:
+                raise InputError("- is a picture on stdin, which is closed; pass a file")
             image = read(sys.stdin.buffer.read())
             sources.append(Source(name="stdin", argument=argument, image=image, named=True))
         elif os.path.isdir(argument):

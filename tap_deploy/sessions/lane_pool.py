@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class LanePool(ProcessBound, Generic[Item]):
-    """Hands out items; who finds none waits. The one used last is handed out first: it is warm."""
+    """Hands out items; a caller waits while none is free. The one used last is warm, and next."""
 
     def __init__(self, items: Sequence[Item], closed_message: str, *, shared: bool = False) -> None:
         """Take the items; a shared one is for any number of calls at once."""
@@ -32,12 +32,13 @@ class LanePool(ProcessBound, Generic[Item]):
             SessionError: the pool is closed, or of another process.
         """
         self.require_own_process()
+        holder = threading.get_ident()
         with self._changed:
             self._changed.wait_for(lambda: self._idle or self._closed)
             if self._closed:
                 raise SessionError(self._closed_message)
             item = self._idle[-1] if self._shared else self._idle.pop()
-            self._holders.append(threading.get_ident())
+            self._holders.append(holder)
         try:
             yield item
         finally:
@@ -46,7 +47,7 @@ class LanePool(ProcessBound, Generic[Item]):
                 with self._changed:
                     if not self._shared:
                         self._idle.append(item)
-                    self._holders.remove(threading.get_ident())
+                    self._holders.remove(holder)
                     self._changed.notify_all()
 
     def require_free(self, what: str) -> None:

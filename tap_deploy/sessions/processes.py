@@ -1,4 +1,4 @@
-"""What works in the process that made it only: models with threads or a GPU behind them.
+"""Objects that work only in the process that made them: models with threads or a GPU.
 
 A fork copies the memory of a process, but neither its threads nor its way to the GPU. In the
 child a call would wait for threads that are not there, and so would freeing.
@@ -68,7 +68,7 @@ _alive: weakref.WeakSet[ProcessBound] = weakref.WeakSet()
 
 
 def _keep_for_ever() -> None:
-    """Take a reference that nobody gives back: not even the end of the program frees it."""
+    """Leak one reference to each object, so that a forked child never frees it."""
     for thing in list(_alive):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 

@@ -56,7 +56,7 @@ def font_from_path(path: str | os.PathLike[str]) -> FontFile:
     file = FontFile(os.fspath(path))
     try:
         _load(file, _UNUSUAL_PIXELS, ImageFont.Layout.BASIC)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: a path with a zero byte
         raise InputError(
             f"font {file.path} cannot be read: {exc}; expected a TrueType or OpenType file "
             "(.ttf, .otf or .ttc) with outlines"

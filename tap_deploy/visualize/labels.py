@@ -136,6 +136,8 @@ def _wrap(text: str, font: Typeface, room: float, max_lines: int) -> list[str]:
     lines: list[str] = []
     for piece in pieces(text):
         full = len(lines) == max_lines  # the last line takes, and loses, all that is left
+        if full and font.length(lines[-1]) > room:
+            break
         if lines and (full or font.length(lines[-1] + piece) <= room):
             lines[-1] += piece
         else:
