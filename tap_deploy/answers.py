@@ -28,12 +28,14 @@ class Request:
 
     images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
     embeddings: of the picture; None before it is encoded.
+    path: of its file; None where it was no file.
     """
 
     prompts: Prompts
     frame: Frame
     images: np.ndarray | None
     embeddings: Embeddings | None
+    path: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +59,7 @@ class Answer:
     decoded: DecodedPrompts
     ids: np.ndarray
     candidates: CandidateMasks | None
+    path: str | None
 
 
 class GraphCalls:
@@ -97,6 +100,7 @@ class GraphCalls:
             decoded=decoded,
             ids=ids,
             candidates=candidates,
+            path=request.path,
         )
 
     def warm_up(self, lane: Lane, request: Request, *, draws: bool) -> None:
@@ -214,6 +218,7 @@ def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer |
         prompts=answer.prompts,
         image_height=frame.height,
         image_width=frame.width,
+        image_path=answer.path,
         candidate_rles=None if candidates is None else candidates.rles,
         candidate_iou_predictions=None if candidates is None else candidates.iou_predictions,
         **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},

@@ -77,6 +77,19 @@ def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterat
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_writable(bundle: Bundle) -> None:
+    """Check before a long job that a bundle can be changed.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not os.access(bundle.path, os.W_OK):
+        raise InputError(
+            f"cannot write bundle {bundle.path}, which keeps the result; copy it to a folder that "
+            "can be written"
+        )
+
+
 def record_precision(bundle: Bundle, variant: str, values: Mapping[str, Any]) -> None:
     """Merge values into what the manifest knows of a variant, e.g. a deviation.
 

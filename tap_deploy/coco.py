@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ NAMELESS = "region"  # the category of regions without a name
 
 
 def coco_dataset(
-    pictures: Iterable[tuple[str, Regions]],
+    pictures: Iterable[tuple[str | os.PathLike[str], Regions]],
     *,
     category_ids: Mapping[str, int] | None = None,
     first_image_id: int = 1,
@@ -59,7 +60,7 @@ def coco_dataset(
             for index in range(len(regions)):
                 ids.setdefault(regions.name(index) or NAMELESS, len(ids) + 1)
         size = {"width": regions.image_width, "height": regions.image_height}
-        images.append({"id": image_id, "file_name": file_name} | size)
+        images.append({"id": image_id, "file_name": os.fspath(file_name)} | size)
         try:
             annotations += regions.to_coco(image_id, ids, first_annotation_id + len(annotations))
         except InputError as exc:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tap_deploy.coco import category_id
 from tap_deploy.masks import Rle, box_from_rle, mask_from_rle
+from tap_deploy.memory import require_room_for_masks
 from tap_deploy.optional_modules import require_module
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def detections(
     boxes = np.array([box_from_rle(rle) for rle in rles], np.float32).reshape(-1, 4)
     masks = regions.masks
     if masks is None:
+        require_room_for_masks(len(rles), regions.image_height, regions.image_width)
         masks = np.zeros((len(rles), regions.image_height, regions.image_width), np.bool_)
         for mask, rle in zip(masks, rles, strict=True):
             mask[:] = mask_from_rle(rle)

@@ -41,6 +41,8 @@ def load_module(name: str) -> ModuleType:
         ModuleNotFoundError: it, or a module that it needs, is not installed.
         ImportError: it is broken: a shared library is missing, or only a part of it is there.
     """
+    if name == "onnxruntime":
+        turn_telemetry_off()
     try:
         module = importlib.import_module(name)
     except ImportError:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tap_deploy.answers import Request
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame, ImageSource, PictureFile, frame_image
-from tap_deploy.machine.host import Host
-from tap_deploy.machine.memory import memory_of
+from tap_deploy.memory import require_room_for_masks
+from tap_deploy.picture_source import name_of
 from tap_deploy.predict_options import PredictOptions
 from tap_deploy.prompts import Prompts
 from tap_deploy.sessions.pipeline import Embeddings
 
-_SMALL_BYTES = 1 << 28  # masks that nobody asks a machine about
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,10 +29,12 @@ class EncodedImage:
 
     embeddings: what the prompt decoder reads; on a GPU it stays there.
     frame: where the picture lies in the model frame.
+    path: of its file; None where it was no file.
     """
 
     embeddings: Embeddings
     frame: Frame
+    path: str | None = None
 
     @property
     def image_embeddings(self) -> np.ndarray:
@@ -51,15 +56,24 @@ def request_from(
     """
     if isinstance(image, EncodedImage):
         images, embeddings, frame = None, image.embeddings, image.frame
+        path = image.path
     else:
         embeddings = None
         images, frame = frame_image(image, image_size)
+        path = path_of(image)
     if options.clip:
-        prompts = prompts.clip(frame.width, frame.height)
+        prompts, moved = prompts.clip(frame.width, frame.height)
+        if moved:
+            logger.warning(
+                "%s: clip moved %d of %d prompts into the picture",
+                name_of(image),
+                moved,
+                len(prompts),
+            )
     prompts.check(frame.width, frame.height)
     if options.masks is True:
-        _require_room(len(prompts), frame)
-    return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings)
+        require_room_for_masks(len(prompts), frame.height, frame.width)
+    return Request(prompts=prompts, frame=frame, images=images, embeddings=embeddings, path=path)
 
 
 def blank_request(image_size: int, num_regions: int) -> Request:
@@ -71,20 +85,6 @@ def blank_request(image_size: int, num_regions: int) -> Request:
         images=np.zeros((1, image_size, image_size, 3), np.uint8),
         embeddings=None,
     )
-
-
-def _require_room(count: int, frame: Frame) -> None:
-    """Refuse masks that would fill the memory, before anything is computed."""
-    needed = count * frame.height * frame.width
-    if needed < _SMALL_BYTES:
-        return
-    available = memory_of(Host()).available_bytes
-    if needed > available:
-        raise InputError(
-            f"{count} masks of {frame.width} x {frame.height} pixels take {needed / 1e9:.1f} GB of "
-            f"memory, of which {available / 1e9:.1f} GB are free; pass masks='rle' for run "
-            "lengths, which take little, or fewer prompts a call"
-        )
 
 
 def picture_and_prompts(
@@ -106,11 +106,29 @@ def picture_and_prompts(
     return item
 
 
-def path_of(item: object) -> str:
-    """Return the path of an item's picture for a message, in brackets; empty if it has none."""
+def require_many(images: object) -> None:
+    """Raise InputError for what is one picture, where an iterable of pictures is expected."""
+    one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, PictureFile))
+    one = one or isinstance(images, (Image.Image, EncodedImage)) or hasattr(images, "read")
+    one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
+    if one or not isinstance(images, Iterable):
+        raise InputError(
+            f"images is of type {type(images).__name__}; expected an iterable of pictures; for one "
+            "picture call predict, or pass a list of one"
+        )
+
+
+def path_of(item: object) -> str | None:
+    """Return the path of a picture, or of the picture in a pair with prompts; None without one."""
     image = item[0] if isinstance(item, tuple) and item else item
     image = image.source if isinstance(image, PictureFile) else image
-    return f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
+    return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
+
+
+def in_brackets(item: object) -> str:
+    """Return the path of an item's picture for a message, in brackets; empty if it has none."""
+    path = path_of(item)
+    return "" if path is None else f" ({path!r})"
 
 
 def gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:

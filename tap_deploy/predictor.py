@@ -26,9 +26,11 @@ from tap_deploy.pictures import (
     Picture,
     blank_request,
     gather_prompts,
+    in_brackets,
     path_of,
     picture_and_prompts,
     request_from,
+    require_many,
 )
 from tap_deploy.predict_options import Masks, PredictOptions, check_vocabulary, require_int
 from tap_deploy.prompts import Prompts
@@ -190,7 +192,7 @@ class TapPredictor:
         """
         images, frame = frame_image(image, self.config.image_size)
         with self._pipeline.lane() as lane:
-            return EncodedImage(embeddings=lane.encode(images), frame=frame)
+            return EncodedImage(embeddings=lane.encode(images), frame=frame, path=path_of(image))
 
     def set_image(self, image: ImageSource | EncodedImage) -> None:
         """Encode a picture and keep it: ``predict`` without an image then uses it."""
@@ -319,9 +321,9 @@ class TapPredictor:
             clip: see ``predict``.
             read_ahead: pictures to prepare beyond the one that is asked for, each in a thread;
                 where the image encoder takes batches, at least one batch.
-            on_error: called in its turn with the number of a picture that cannot be used, from
-                0, and what is wrong with it or its prompts; the picture is then left out. None
-                raises the error, which ends the iteration.
+            on_error: called in its turn with the number from 0 of a picture that cannot be used,
+                and why; nothing is yielded for it (``Regions.image_path`` says whose the others
+                are). None raises the error, which ends the iteration.
 
         Raises:
             InputError: an argument cannot be used; at once. What is wrong with a picture or its
@@ -340,6 +342,7 @@ class TapPredictor:
             clip=clip,
         )
         require_int("read_ahead", read_ahead, 1)
+        require_many(images)
         one_by_one = points is None and boxes is None and prompts is None
         shared = None if one_by_one else gather_prompts(points, boxes, prompts)
         return self._predict_many(images, shared, options, read_ahead, on_error)
@@ -366,7 +369,7 @@ class TapPredictor:
                     answer = future.result()
                 except TapError as exc:
                     if on_error is None or not isinstance(exc, InputError):
-                        raise type(exc)(f"picture {index}{path_of(item)}: {exc}") from exc
+                        raise type(exc)(f"picture {index}{in_brackets(item)}: {exc}") from exc
                     on_error(index, exc)
                     continue
                 yield regions_from(answer, options, self.tokenizer)

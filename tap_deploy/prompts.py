@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy.typing as npt
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.prompt_rows import LABELS_TEXT, Row, box_rows, point_rows, sketch_rows
-
-logger = logging.getLogger(__name__)
 
 _PADDING_POINT = (0.0, 0.0, float(PointLabel.PADDING))
 
@@ -143,26 +140,29 @@ class Prompts:
         self._check_inside(width, height)
         self._check_boxes()
 
-    def clip(self, width: int, height: int) -> Prompts:
+    def clip(self, width: int, height: int) -> tuple[Prompts, int]:
         """Move points and corners of boxes into a picture of ``width`` x ``height`` pixels.
 
-        How many points were moved is logged as a warning. A box that lies outside as a whole
-        loses its area, which ``check`` refuses.
+        Returns:
+            The prompts, and how many of them were moved.
+
+        Raises:
+            InputError: a box has nothing of the picture in it.
         """
         inside = self.coords.clip(0, (width, height)).astype(np.float32)
         # Padding is not of the picture, and what is not finite stays for check to name.
         fixed = (self.labels == PointLabel.PADDING) | ~np.isfinite(self.coords).all(axis=2)
         moved = (inside != self.coords).any(axis=2) & ~fixed
-        if not moved.any():
-            return self
-        logger.warning(
-            "clip moved %d points of %d regions into the picture of %d x %d pixels",
-            moved.sum(),
-            moved.any(axis=1).sum(),
-            width,
-            height,
-        )
-        return Prompts(coords=np.where(moved[..., None], inside, self.coords), labels=self.labels)
+        for region in np.flatnonzero(moved.any(axis=1)):
+            corners, kept = self.coords[region, :2], inside[region, :2]
+            boxed = self.labels[region, 0] == PointLabel.BOX_LEFT_TOP
+            if boxed and (corners[0] < corners[1]).all() and not (kept[0] < kept[1]).all():
+                raise InputError(
+                    f"region {region}: box {corners.ravel().tolist()} has nothing of the picture "
+                    f"of {width} x {height} pixels in it; leave it out"
+                )
+        clipped = np.where(moved[..., None], inside, self.coords)
+        return Prompts(coords=clipped, labels=self.labels), int(moved.any(axis=1).sum())
 
     def model_coords(self, scale: float) -> npt.NDArray[np.float32]:
         """Return the coordinates in pixels of the model frame, float32 [P, N, 2] XY."""
@@ -221,7 +221,12 @@ class Prompts:
     def _point(self, place: npt.NDArray[np.intp]) -> str:
         # All digits of a float32, not rounded: 600.00006 must not read as 600.
         x, y = (str(value).removesuffix(".0") for value in self.coords[tuple(place)])
-        return f"region {place[0]}, point {place[1]} ({x}, {y})"
+        kinds = {
+            PointLabel.BOX_LEFT_TOP: "left top corner of its box",
+            PointLabel.BOX_RIGHT_BOTTOM: "right bottom corner of its box",
+        }
+        kind = kinds.get(self.labels[tuple(place)], f"point {place[1]}")
+        return f"region {place[0]}, {kind} ({x}, {y})"
 
 
 def _from_rows(rows: list[Row]) -> Prompts:

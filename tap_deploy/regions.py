@@ -51,6 +51,7 @@ class Regions:
         prompts: the P prompts, in pixels of the original picture.
         image_height: H, pixels.
         image_width: W, pixels.
+        image_path: of the file of the picture, as it was given; None where it was no file.
 
     Raises:
         InputError: a field does not hold one entry per prompt.
@@ -71,11 +72,12 @@ class Regions:
     rles: list[Rle] | None = None
     candidate_rles: list[list[Rle]] | None = None
     candidate_iou_predictions: npt.NDArray[np.float32] | None = None
+    image_path: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None or isinstance(value, (int, Prompts)):
+            if value is None or isinstance(value, (int, str, Prompts)):
                 continue
             if len(value) != len(self.prompts):
                 raise InputError(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
+import os
 import pathlib
 import secrets
 import time
@@ -34,6 +36,8 @@ from tap_deploy.verify import (
     samples_within_limits,
     verify_sessions,
 )
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = "the self-test did not come to its end"
 
@@ -64,10 +68,15 @@ class SelftestSubject:
         """Return what keeps verdicts on the graphs or plans that are there now.
 
         Call this before they are loaded. Call what it returns first with the verdict "unfinished":
-        that one stays if the self-test is interrupted. A verdict is ``{"passed": bool, …}``, JSON
+        that one stays if the self-test is interrupted. In a bundle that cannot be written nothing
+        is kept, after a warning. A verdict is ``{"passed": bool, …}``, JSON
         types. The call raises InputError if the bundle cannot be written, and BundleError if
         something else is there by now, or another self-test of the same failed meanwhile.
         """
+        folder = self.bundle.path if self.plans is None else self.plans
+        if not os.access(folder, os.W_OK):
+            logger.warning("%s cannot be written: the verdict is not kept there", folder)
+            return lambda verdict: None
         tested = {} if self.plans is None else plan_digests(self.plans)
         own: Mapping[str, Any] | None = None
 

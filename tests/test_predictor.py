@@ -395,11 +395,11 @@ def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
 @pytest.mark.parametrize("call", ["predict", "predict_many"])
 def test_masks_that_fill_the_memory_are_refused_before_the_work(fake_predictor, monkeypatch, call):
     """A thousand boxes on twelve megapixels: 12 GB of masks, on a machine with 8 GB free."""
-    from tap_deploy import pictures
+    from tap_deploy import memory as memory_bounds
     from tap_deploy.machine.memory import Memory
 
     memory = Memory(total_bytes=16 << 30, available_bytes=8 << 30, swap_bytes=0, zram_bytes=0)
-    monkeypatch.setattr(pictures, "memory_of", lambda host: memory)
+    monkeypatch.setattr(memory_bounds, "memory_of", lambda host: memory)
     predictor, sessions = fake_predictor
     picture = np.zeros((3000, 4000, 3), np.uint8)
     boxes = np.tile([10, 10, 50, 50], (1000, 1))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import require_writable
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import (
     FILE,
@@ -62,6 +63,7 @@ def verdict_command(
     from tap_deploy.engines.quantize import pictures_calibrated_on
 
     opened = Bundle.open(bundle)
+    require_writable(opened)
     options = options_from(backend=backend, threads=threads, **floors)
     require_variants(opened, options)
     images = evaluation_images(

@@ -12,7 +12,7 @@ from typing import Any
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.machine.cpu import usable_cores
-from tap_deploy.optional_modules import load_module, turn_telemetry_off
+from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.providers import Provider, require_real_inference
 
@@ -29,12 +29,11 @@ FOR_CPUS_ONLY = ["WeightBiasQuantization"]
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime; the one place that does, as its telemetry must be off before.
+    """Import onnxruntime, with its telemetry off.
 
     Raises:
         MissingDependencyError: it is not installed, or broken.
     """
-    turn_telemetry_off()
     try:
         return load_module("onnxruntime")
     except ImportError as exc:
