@@ -8,7 +8,6 @@ import logging
 import struct
 import sys
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.errors import MissingDependencyError
 from tap_deploy.image import load_image
+from tests.pictures import HEIGHT, WIDTH, deep_png, message_of, png_chunk
 
 rasterio = pytest.importorskip("rasterio")
-
-HEIGHT, WIDTH = 20, 30
 
 
 def samples(count: int = 3, bits: int = 16, dtype: Any = np.uint16) -> np.ndarray:
@@ -41,26 +39,6 @@ def write_raster(path: Path, array: np.ndarray, driver: str = "GTiff", **options
         ) as dataset:
             dataset.write(array)
     return path
-
-
-def png_bytes(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits: ``[B, H, W]``, B bands; chunks stand before the pixels."""
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[len(array)]
-    rows = np.moveaxis(array, 0, 2).astype(">u2").reshape(array.shape[1], -1)
-    header = struct.pack(">IIBBBBB", array.shape[2], array.shape[1], 16, colour_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-
-
-def message_of(image: Any, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        load_image(image, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def scaled(array: np.ndarray, white: int) -> np.ndarray:
@@ -135,7 +113,7 @@ def test_deep_png(tmp_path: Path) -> None:
         if count in (2, 4):
             array[-1] = 65535  # opaque
         path = tmp_path / f"{count}.png"
-        path.write_bytes(png_bytes(array))
+        path.write_bytes(deep_png(array))
         assert "bits per channel" in message_of(path)
         colours = scaled(array[: count - 1 + count % 2], 65535)
         expected = np.broadcast_to(colours, (HEIGHT, WIDTH, 3))
@@ -146,7 +124,7 @@ def test_deep_alpha_is_laid_on_white(tmp_path: Path) -> None:
     array = samples(4, bits=12)
     array[3] = 0
     array[3, 5] = 4095
-    (tmp_path / "alpha.png").write_bytes(png_bytes(array))
+    (tmp_path / "alpha.png").write_bytes(deep_png(array))
     write_raster(tmp_path / "alpha.tif", array, photometric="RGB", alpha="YES")
     for name in ("alpha.png", "alpha.tif"):
         rgb = load_image(tmp_path / name, convert=True)
@@ -158,9 +136,9 @@ def test_the_transparent_colour_of_a_deep_png_becomes_white(tmp_path: Path) -> N
     for count in (1, 3):
         array = np.clip(samples(count), 2, None)
         array[:, 7, 8] = np.arange(count) + 1
-        chunk = (b"tRNS", struct.pack(f">{count}H", *array[:, 7, 8]))
+        chunk = png_chunk(b"tRNS", struct.pack(f">{count}H", *array[:, 7, 8]))
         path = tmp_path / f"{count}.png"
-        path.write_bytes(png_bytes(array, chunk))
+        path.write_bytes(deep_png(array, chunk))
         rgb = load_image(path, convert=True)
         assert rgb[7, 8].tolist() == [255, 255, 255]
         assert (rgb == 255).all(axis=2).sum() == 1 + (array == 65535).all(axis=0).sum()
@@ -331,7 +309,9 @@ def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
     assert "a palette picture" in message_of(palette, bands=(1, 1, 1))
 
 
-@pytest.mark.parametrize("bands", [(1, 2), (0, 1, 2), (1, 2, 3, 4), (1, 2, 2.5), (True, 1, 1), ()])
+@pytest.mark.parametrize(
+    "bands", [(1, 2), (0, 1, 2), (1, 2, 3, 4), (1, 2, 2.5), (True, 1, 1), (), 5]
+)
 def test_bands_are_three_numbers_from_1(bands: Any) -> None:
     assert "expected three numbers from 1" in message_of(np.zeros((5, 6, 3), np.uint8), bands=bands)
 
@@ -359,7 +339,7 @@ def test_deep_greys_in_memory(mode: str) -> None:
 def test_an_opened_picture_is_judged_by_its_file(tmp_path: Path) -> None:
     array = samples()
     write_raster(tmp_path / "deep.tif", array, photometric="RGB", interleave="band")
-    (tmp_path / "deep.png").write_bytes(png_bytes(array))
+    (tmp_path / "deep.png").write_bytes(deep_png(array))
     write_raster(tmp_path / "deep.jp2", array, "JP2OpenJPEG", quality=100, reversible="yes")
     for name in ("deep.tif", "deep.png", "deep.jp2"):
         for source in (tmp_path / name, io.BytesIO((tmp_path / name).read_bytes())):
@@ -386,7 +366,7 @@ def test_a_deep_picture_is_turned_upright(tmp_path: Path, orientation: int) -> N
     exif = Image.Exif()
     exif[0x0112] = orientation
     png = tmp_path / "turned.png"
-    png.write_bytes(png_bytes(array, (b"eXIf", exif.tobytes()[6:])))
+    png.write_bytes(deep_png(array, png_chunk(b"eXIf", exif.tobytes()[6:])))
     tiff = tmp_path / "turned.tif"
     tag = (0x0112, "H", 1, orientation, True)
     tifffile.imwrite(tiff, array, photometric="rgb", planarconfig="separate", extratags=[tag])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +13,11 @@ from PIL import Image
 
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame, frame_image, load_image, model_image
+from tests.pictures import message_of, png_of, random_rgb
 
 GOLDEN = Path(__file__).parent / "data" / "tap_micro_outputs.npz"
 
-
-@pytest.fixture
-def rgb() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-
-
-def message_of(image: Any, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        load_image(image, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def write_png(path: Path, width: int, height: int, bits: int, rows: bytes) -> Path:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
-    return path
+rgb = pytest.fixture(random_rgb)
 
 
 def test_a_file_a_pil_image_and_an_array_give_the_same_pixels(
@@ -121,10 +93,9 @@ def test_more_than_8_bits_are_refused_unless_converted(mode: str) -> None:
     assert load_image(picture, convert=True).shape == (5, 6, 3)
 
 
-def test_a_16_bit_rgb_png_is_refused_although_pillow_calls_it_rgb(tmp_path: Path) -> None:
+def test_a_16_bit_rgb_png_is_refused_although_pillow_calls_it_rgb() -> None:
     rows = b"".join(b"\0" + b"\x12\x34" * 3 * 4 for _ in range(4))
-    path = write_png(tmp_path / "deep.png", 4, 4, 16, rows)
-    assert "16 bits per channel" in message_of(path)
+    assert "16 bits per channel" in message_of(png_of(4, 4, 16, 3, rows))
 
 
 def test_alpha_is_laid_on_white() -> None:
@@ -221,7 +192,8 @@ def test_a_decompression_bomb_is_refused(
 
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_a_picture_that_pillow_warns_of_is_one_line(tmp_path: Path, side: int) -> None:
-    path = write_png(tmp_path / "large.png", side, side, 8, b"")
+    path = tmp_path / "large.png"
+    path.write_bytes(png_of(side, side, 8, 3, b""))
     code = (
         "import sys, tap_deploy.errors, tap_deploy.image\n"
         "try: tap_deploy.image.load_image(sys.argv[1])\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-import struct
 import subprocess
 import sys
 import threading
@@ -21,13 +20,11 @@ from tap_deploy import PictureFile
 from tap_deploy.errors import InputError
 from tap_deploy.image import frame_image, load_image
 from tap_deploy.picture_source import name_of
+from tests.pictures import message_of, png_chunk, random_rgb
 
 ORIENTATION = 0x0112
 
-
-@pytest.fixture
-def rgb() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+rgb = pytest.fixture(random_rgb)
 
 
 @pytest.fixture
@@ -35,13 +32,6 @@ def path(rgb: np.ndarray, tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.fromarray(rgb).save(path)
     return path
-
-
-def message_of(image: Any, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        load_image(image, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -198,10 +188,7 @@ def test_the_limit_of_the_process_is_left_alone(path: Path, rgb: np.ndarray) -> 
 
 def png_with(content: bytes, *chunks: tuple[bytes, bytes], last: bool = False) -> bytes:
     """Put chunks behind IHDR, or before IEND."""
-    made = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    made = b"".join(png_chunk(kind, data) for kind, data in chunks)
     place = len(content) - 12 if last else 33
     return content[:place] + made + content[place:]
 
