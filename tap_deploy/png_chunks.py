@@ -21,25 +21,28 @@ def without_texts(file: IO[bytes]) -> IO[bytes]:
     """Return a PNG without texts and profile, in memory; the file itself if it has neither.
 
     Texts that may tell the orientation are kept, uncompressed: on those Pillow's limit is wider.
+    The first of each keyword is, up to what Pillow takes of a compressed one: a small file may
+    hold many, and each may unpack to a thousand times its size.
     """
-    chunks = list(_chunks(file))
-    file.seek(0)
-    if not any(kind in _LIMITED for kind, _, _ in chunks):
+    if not any(kind in _LIMITED for kind, _, _ in _chunks(file)):
+        file.seek(0)
         return file
     kept = io.BytesIO()
     kept.write(SIGNATURE)
-    for kind, start, end in chunks:
+    wanted = set(_ORIENTATION)
+    for kind, start, end in _chunks(file):
         file.seek(start)
         if kind not in _LIMITED:
             kept.write(file.read(end - start))
         elif kind != b"iCCP":
-            kept.write(_text(kind, file.read(end - start)[8:-4]))
+            kept.write(_text(kind, file.read(end - start)[8:-4], wanted))
     kept.seek(0)
     return kept
 
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of each chunk; the last one may end behind the file."""
+    """Yield kind, start and end of each chunk; the last one may be cut short."""
+    size = file.seek(0, io.SEEK_END)
     start = len(SIGNATURE)
     while True:
         file.seek(start)
@@ -48,18 +51,19 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
             return
         # A file that was cut within the head keeps what is there, for Pillow to judge.
         length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
-        end = start + 12 + length
+        end = min(start + 12 + length, size)
         yield kind, start, end
         if kind == b"IEND":
             return
         start = end
 
 
-def _text(kind: bytes, data: bytes) -> bytes:
-    """Return a text chunk that may tell the orientation, uncompressed; nothing for others."""
+def _text(kind: bytes, data: bytes, wanted: set[bytes]) -> bytes:
+    """Return a text chunk, uncompressed, and strike its keyword off; nothing for others."""
     keyword, _, rest = data.partition(b"\0")
-    if keyword not in _ORIENTATION:
+    if keyword not in wanted:
         return b""
+    wanted.remove(keyword)
     with contextlib.suppress(zlib.error, ValueError, IndexError):  # broken texts tell nothing
         if kind == b"zTXt":
             return _chunk(b"tEXt", keyword + b"\0" + _decompressed(rest[1:]))
@@ -72,7 +76,7 @@ def _text(kind: bytes, data: bytes) -> bytes:
 
 
 def _decompressed(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, PngImagePlugin.MAX_TEXT_MEMORY + 1)
+    return zlib.decompressobj().decompress(data, PngImagePlugin.MAX_TEXT_CHUNK)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tap_deploy import PictureFile
 from tap_deploy.errors import InputError
 from tap_deploy.image import frame_image, load_image
 from tap_deploy.picture_source import name_of
+from tap_deploy.png_chunks import without_texts
 from tests.pictures import message_of, png_chunk, random_rgb
 
 ORIENTATION = 0x0112
@@ -310,3 +313,43 @@ def test_paths_of_all_kinds(path: Path, rgb: np.ndarray) -> None:
     for source in (path, str(path), Named(), pathlib.PurePath(path)):
         np.testing.assert_array_equal(load_image(source), rgb)
     assert "cannot be opened" in message_of("zero\0byte.png")
+
+
+# Broken and hostile files
+
+
+class Counted(io.BytesIO):
+    """Bytes that count how much of them is asked for."""
+
+    reads = asked = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = len(self.getvalue()) if size is None or size < 0 else size
+        self.reads, self.asked = self.reads + 1, self.asked + wanted
+        return super().read(size)
+
+
+def test_texts_of_a_png_unpack_to_little(rgb: np.ndarray) -> None:
+    lines = b"\nexif\n%8d\n" % len(turned_by(3).tobytes()) + turned_by(3).tobytes().hex().encode()
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    packed = zlib.compress(lines + b"\n" * 4 * limit)
+    chunk = (b"zTXt", b"Raw profile type exif\0\0" + packed)
+    content = png_with(saved(Image.fromarray(rgb)), *[chunk] * 5)
+    assert len(without_texts(io.BytesIO(content)).read()) < len(content) + limit + 100
+    np.testing.assert_array_equal(load_image(content), rgb[::-1, ::-1])
+
+
+def test_chunks_of_a_png_take_no_memory_of_their_own(path: Path) -> None:
+    end = struct.pack(">I4s", 0xFFFFFFFF, b"prIv")
+    content = path.read_bytes()[:-12]
+    text = png_chunk(b"tEXt", b"Comment\0")
+    file = Counted(content + text + end)
+    without_texts(file)
+    assert file.asked < 3 * len(content)
+    many = io.BytesIO(content + png_chunk(b"prIv", b"") * 20_000)
+    tracemalloc.start()
+    try:
+        without_texts(many)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
