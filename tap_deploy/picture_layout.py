@@ -21,6 +21,7 @@ MAX_BITS = 8
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # as in TIFF's SampleFormat
 # Who turns the samples into 8 bits.
 PILLOW, RASTERIO, NOBODY = "Pillow", "rasterio", "nobody"
+BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # their channels are the bands of the file
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # of what Pillow reads
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
@@ -28,7 +29,7 @@ _TIFF_COLOURS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LA
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type
 _OTHER_COLOURS = {12: "CMYK", 14: "LAB", 18: "YCbCr"}  # of JPEG 2000
 _ALPHA = (1, 2)  # of TIFF's ExtraSamples and JPEG 2000's channel definitions
-_UNKNOWN_SAMPLE_BITS = 8
+_MAX_BOXES = 1000  # of a file that is looked through; usual ones have some dozens
 _HDR_TEXTURES = (94, 95, 96)  # DXGI formats BC6H: half floats
 
 
@@ -87,15 +88,22 @@ def unclear_bands(name: str, count: int, is_deep: bool = False) -> str:
     )
 
 
-def tiff_layout(tags: Mapping[int, Any]) -> Layout:
-    """Return what the tags of a TIFF frame say, as Pillow's ``tag_v2`` holds them."""
+def tiff_layout(tags: Mapping[int, Any]) -> Layout | None:
+    """Return what the tags of a TIFF frame, Pillow's ``tag_v2``, say; None if they are broken."""
+    try:
+        return _of_tags(tags)
+    except Exception:  # tags may be of any type
+        return None
+
+
+def _of_tags(tags: Mapping[int, Any]) -> Layout:
     photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
-    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    bits = int(max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))))
     formats = set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (UNSIGNED,)))
     extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
     colours = _TIFF_COLOURS.get(photometric)
     three = 3 if photometric in (2, 6) else 1  # JPEG in TIFF may leave the number out
-    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, three)
+    bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, three))
     has_alpha = len(extra) == 1 and extra[0] in _ALPHA
     if colours == "L" and bands == 3 and bits > MAX_BITS:
         colours = "RGB"  # GDAL writes three bands like this
@@ -122,7 +130,7 @@ def _tiff(file: IO[bytes], head: bytes) -> Layout:
     directory = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2:3] == b"+" else 8])
     file.seek(directory.next)
     directory.load(file)
-    return tiff_layout(directory)
+    return _of_tags(directory)
 
 
 def _png(file: IO[bytes], head: bytes) -> Layout:
@@ -196,7 +204,7 @@ def _psd(file: IO[bytes], head: bytes) -> Layout:
 
 def _dds(file: IO[bytes], head: bytes) -> Layout:
     flags, code = struct.unpack("<I4s", head[80:88])
-    bits, kind = _UNKNOWN_SAMPLE_BITS, UNSIGNED
+    bits, kind = MAX_BITS, UNSIGNED  # unless the file says more
     if code == b"DX10" and struct.unpack("<I", head[128:132])[0] in _HDR_TEXTURES:
         bits, kind = 16, FLOAT
     elif flags & 0x40:  # plain samples: a mask of bits for each
@@ -219,23 +227,25 @@ _READERS = (
 def _boxes(
     file: IO[bytes], start: int, end: int, containers: Mapping[bytes, int]
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, begin and end of the contents of boxes, and of those in containers.
+    """Yield kind, begin and end of the contents of boxes; of containers, those in them instead.
 
     ``containers``: kind of box -> bytes of it before its first box.
     """
-    while start + 8 <= end:
+    for _ in range(_MAX_BOXES):
+        if start + 8 > end:
+            return
         size, kind = struct.unpack(">I4s", _bytes(file, start, start + 8))
         begin = start + 8
         if size == 1:
             size, begin = struct.unpack(">Q", _bytes(file, begin, begin + 8))[0], begin + 8
-        stop = start + size if size else end
-        if stop <= start:
+        stop = min(start + size, end) if size else end
+        if stop < begin:
             return
         if kind in containers:
-            yield from _boxes(file, begin + containers[kind], min(stop, end), containers)
+            start = begin + containers[kind]
         else:
-            yield kind, begin, min(stop, end)
-        start = stop
+            yield kind, begin, stop
+            start = stop
 
 
 def _bytes(file: IO[bytes], begin: int, end: int) -> bytes:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from tap_deploy import PictureFile
 from tap_deploy.errors import InputError
 from tap_deploy.image import frame_image, load_image
+from tap_deploy.picture_layout import layout_of
 from tap_deploy.picture_source import name_of
 from tap_deploy.png_chunks import without_texts
 from tests.pictures import message_of, png_chunk, random_rgb
@@ -353,3 +354,19 @@ def test_chunks_of_a_png_take_no_memory_of_their_own(path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 200_000
     finally:
         tracemalloc.stop()
+
+
+BOXES = {
+    "shorter than their head": struct.pack(">I4sQ4s4x", 1, b"av1C", 12, b"free"),
+    "in one another": struct.pack(">I4s", 8, b"ipco"),
+    "many": struct.pack(">I4s", 8, b"free"),
+}
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
+@pytest.mark.parametrize("head", [b"\0\0\0\x10ftypavif\0\0\0\0", b"\0\0\0\x0cjP  \r\n\x87\n"])
+def test_boxes_are_read_once_and_not_without_end(head: bytes, box: bytes) -> None:
+    file = Counted(head + box.replace(b"ipco", b"ipco" if b"avif" in head else b"jp2h") * 50_000)
+    layout_of(file)
+    assert file.reads < 3000
+    assert file.asked < 2 * len(file.getvalue())
