@@ -37,7 +37,8 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
     for place, folders, files in os.walk(root, onerror=_warn_of_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [pathlib.Path(place, name) for name in files if not name.startswith(".")]
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+        # Path.is_file raises what os.path.isfile takes for a no.
+        found += [p for p in paths if p.suffix.lower() in SUFFIXES and os.path.isfile(p)]
     if not found:
         raise InputError(f"folder {root} holds no pictures; expected {', '.join(SUFFIXES)}")
     return sorted(found)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.bands is not None:
-            bands = tuple(self.bands)
+            bands = tuple(self.bands) if isinstance(self.bands, Iterable) else ()
             if len(bands) != 3 or not all(map(_is_count, bands)):
                 raise InputError(
                     f"bands is {self.bands!r}; expected three numbers from 1, those of red, green "
@@ -78,7 +78,7 @@ class PictureFile(ReadOptions):
 
     Attributes:
         source: a path, bytes, a binary file object, a PIL image or an array.
-        convert: see ``load_image``, as the other two.
+        convert: see ``load_image``; so for ``bands`` and ``max_pixels``.
         bands: three numbers.
         max_pixels: a number of pixels.
     """
@@ -145,7 +145,7 @@ def opened(source: Any) -> Iterator[IO[bytes]]:
 def _file(source: Any, name: str) -> IO[bytes]:
     try:
         if isinstance(source, str | os.PathLike):
-            return open(source, "rb")
+            return _searchable(open(source, "rb"))
         if isinstance(source, bytes | bytearray | memoryview):
             return io.BytesIO(source)
         if hasattr(source, "read"):
@@ -160,6 +160,14 @@ def _file(source: Any, name: str) -> IO[bytes]:
         f"image is of type {type(source).__name__}; expected a path, bytes, a binary file object, "
         "a PIL image or an array uint8 [H, W, 3] RGB"
     )
+
+
+def _searchable(file: IO[bytes]) -> IO[bytes]:
+    """Return a file, or what a pipe gives, such as a shell's ``<(...)``."""
+    if file.seekable():
+        return file
+    with file:
+        return io.BytesIO(file.read())
 
 
 def _is_count(value: object) -> bool:

@@ -227,3 +227,9 @@ def test_a_stale_table_says_what_differs(change, message):
     TABLE.require(**wanted)
     with pytest.raises(InputError, match=message):
         TABLE.require(**(wanted | change))
+
+
+def test_what_cannot_be_looked_at_is_passed_over(pictures, tmp_path):
+    shutil.copy(pictures / "a.png", tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b" * 300)  # a name that no file may have
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]

@@ -316,6 +316,16 @@ def test_paths_of_all_kinds(path: Path, rgb: np.ndarray) -> None:
     assert "cannot be opened" in message_of("zero\0byte.png")
 
 
+def test_a_pipe_given_by_its_path(path: Path, rgb: np.ndarray) -> None:
+    reader, writer = os.pipe()
+    try:
+        with open(writer, "wb") as file:
+            file.write(path.read_bytes())
+        np.testing.assert_array_equal(load_image(f"/dev/fd/{reader}"), rgb)
+    finally:
+        os.close(reader)
+
+
 # Broken and hostile files
 
 
