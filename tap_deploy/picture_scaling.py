@@ -48,14 +48,14 @@ def scaled(
     """
     count = len(mode) - mode.endswith("A")
     colours, missing = _without_gaps(samples[:count], no_data)
-    white = _white(colours, name) if white is None else white
+    stated, white = white, _white(colours, name, white)
     bands = [_to_8_bits(band, white) for band in colours]
     if white_is_zero and mode[0] == "L":
         bands[0] = WHITE - bands[0]
     for band in bands:
         band[missing] = 0 if mode == "CMYK" else WHITE
     if count < len(mode):
-        bands.append(_to_8_bits(samples[-1], _white(samples[-1:], name)))
+        bands.append(_to_8_bits(samples[-1], _white(samples[-1:], name, stated)))
     if white != WHITE or missing.any():
         gaps = f"; {missing.mean():.1%} of the pixels hold no data: white" if missing.any() else ""
         logger.info("%s: samples of 0..%d became 0..%d%s", name, white, WHITE, gaps)
@@ -71,7 +71,7 @@ def _without_gaps(
     return (np.where(missing, 0, colours) if missing.any() else colours), missing
 
 
-def _white(samples: npt.NDArray[Any], name: str) -> int:
+def _white(samples: npt.NDArray[Any], name: str, stated: int | None) -> int:
     lowest, highest = samples.min(), samples.max()
     if samples.dtype.kind == "f" and lowest >= 0 and highest <= 1:
         return 1
@@ -81,6 +81,8 @@ def _white(samples: npt.NDArray[Any], name: str) -> int:
             f"{name} has {found} ({samples.dtype}); expected integers from 0, or floats of 0..1; "
             "scale it to 8 bits first"
         )
+    if stated is not None:
+        return stated
     return int(max(WHITE, (1 << int(highest).bit_length()) - 1))
 
 

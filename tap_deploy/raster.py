@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
+import math
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tap_deploy.errors import InputError, MissingDependencyError
-from tap_deploy.picture_layout import UNSIGNED, Layout, unclear_bands
+from tap_deploy.errors import InputError, MissingDependencyError, first_line
+from tap_deploy.picture_layout import BAND_MODES, UNSIGNED, Layout, unclear_bands
 from tap_deploy.picture_scaling import scaled
 from tap_deploy.picture_source import ReadOptions
 
 if TYPE_CHECKING:
-    from rasterio.io import DatasetReader
+    from rasterio.io import DatasetReader, MemoryFile
 
-_warning_filters = threading.Lock()  # they belong to the process
-_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
-_STORAGE_BITS = (8, 16, 32, 64)  # files have to use one of them, whatever their samples need
+_STORAGE_BITS = (8, 16)  # or 32 and more; files use these whatever their samples need
 
 
 def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions) -> Image.Image:
@@ -41,7 +38,6 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
         MissingDependencyError: rasterio is not installed.
     """
     try:
-        from rasterio.errors import NotGeoreferencedWarning, RasterioError
         from rasterio.io import MemoryFile
     except ImportError as exc:
         raise MissingDependencyError(
@@ -50,23 +46,36 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
         ) from exc
     file.seek(0)
     try:
-        with MemoryFile(file.read()) as memory:
-            with _warning_filters, warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                dataset = memory.open(driver=layout.driver)
-            with dataset:
-                return _read(dataset, name, layout, options)
-    except RasterioError as exc:
+        with MemoryFile(file.read()) as memory, _opened(memory, layout.driver) as dataset:
+            return _read(dataset, name, layout, options)
+    except (InputError, MemoryError):
+        raise
+    except Exception as exc:  # GDAL's errors, and what rasterio makes of odd headers
         raise InputError(
-            f"{name} cannot be decoded: {exc}; the file may be cut short or broken"
+            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
         ) from exc
 
 
+def _opened(memory: MemoryFile, driver: str) -> DatasetReader:
+    """Return a file as dataset; its place on Earth is not asked for.
+
+    rasterio warns where a file has none. The filters that would silence it belong to the process.
+    """
+    from rasterio.env import ensure_env
+    from rasterio.io import DatasetReader
+
+    class Picture(DatasetReader):  # type: ignore[misc]  # rasterio has no types
+        def read_transform(self) -> list[float]:
+            return [0, 1, 0, 0, 0, 1]
+
+    return ensure_env(Picture)(memory.name, driver=driver)
+
+
 def _read(dataset: DatasetReader, name: str, layout: Layout, options: ReadOptions) -> Image.Image:
-    options.check_limit(name, dataset.width, dataset.height)
+    _check_size(dataset, name, options)
     mode, bands = "RGB", tuple(options.bands or ())
     if not bands:
-        mode = layout.mode if layout.mode in _MODES else ""
+        mode = layout.mode if layout.mode in BAND_MODES else ""
         bands = tuple(range(1, len(mode) + 1))
     if not bands or max(bands) > dataset.count:
         raise InputError(unclear_bands(name, dataset.count, layout.is_deep))
@@ -76,15 +85,28 @@ def _read(dataset: DatasetReader, name: str, layout: Layout, options: ReadOption
     if missing is not None:
         samples[missing] = 0
         no_data = np.all(missing, axis=0)
-    white = (1 << layout.bits) - 1
+    is_odd = layout.bits < 32 and layout.bits not in _STORAGE_BITS
     return scaled(
         samples,
         name,
         mode=mode,
-        white=None if layout.kind != UNSIGNED or layout.bits in _STORAGE_BITS else white,
+        white=(1 << layout.bits) - 1 if layout.kind == UNSIGNED and is_odd else None,
         no_data=no_data,
         white_is_zero=layout.white_is_zero and not options.bands,
     )
+
+
+def _check_size(dataset: DatasetReader, name: str, options: ReadOptions) -> None:
+    """Raise InputError if the raster is too large, or a block of it, which GDAL unpacks whole.
+
+    A tile may be larger than its picture, and hold every band; 4 samples count as a pixel.
+    """
+    from rasterio.enums import Interleaving
+
+    options.check_limit(name, dataset.width, dataset.height)
+    height, width = dataset.block_shapes[0]
+    samples = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    options.check_limit(name, width, height * math.ceil(samples / 4))
 
 
 def _missing(dataset: DatasetReader, bands: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:

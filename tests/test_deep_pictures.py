@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tap_deploy.errors import MissingDependencyError
+from tap_deploy import picture_scaling
+from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.image import load_image
 from tests.pictures import HEIGHT, WIDTH, deep_png, message_of, png_chunk
 
@@ -377,6 +378,33 @@ def test_a_deep_picture_is_turned_upright(tmp_path: Path, orientation: int) -> N
             np.testing.assert_array_equal(load_image(picture, convert=True), turned)
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.int16])
+def test_a_stated_white_does_not_excuse_samples_that_cannot_be_scaled(dtype: Any) -> None:
+    with pytest.raises(InputError, match="expected integers from 0"):
+        picture_scaling.scaled(np.full((1, 5, 6), -1, dtype), "image", mode="L", white=4095)
+
+
+def test_alpha_has_the_stated_scale(tmp_path: Path) -> None:
+    array = np.full((2, HEIGHT, WIDTH), 0, np.uint16)
+    array[1] = 2047  # half of 12 bits
+    path = write_raster(tmp_path / "alpha.tif", array, nbits=12, alpha="YES")
+    assert load_image(path, convert=True)[0, 0].tolist() == [128, 128, 128]
+
+
+def test_a_raster_leaves_the_warning_filters_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the process: two threads that change and restore them leave them changed."""
+    path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the filters of the process are changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", refuse)
+        load_image(path, convert=True)  # a warning would be an error here
+
+
 def test_a_note_says_the_range(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tap_deploy")
     path = write_raster(tmp_path / "deep.tif", samples(bits=11), photometric="RGB")
@@ -417,3 +445,17 @@ def test_the_limit_holds_for_rasters(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
     assert "600 pixels; expected at most 599" in message_of(path, convert=True, max_pixels=599)
     load_image(path, convert=True, max_pixels=600)
+
+
+def test_the_limit_holds_for_what_a_raster_is_unpacked_in(tmp_path: Path) -> None:
+    """A small file may have tiles of gigabytes."""
+    options: Any = {"tiled": True, "blockxsize": 32, "blockysize": 32, "interleave": "pixel"}
+    path = write_raster(tmp_path / "tiles.tif", samples(), **options)
+    assert "1024 pixels; expected at most 1023" in message_of(path, convert=True, max_pixels=1023)
+    load_image(path, convert=True, max_pixels=1024)
+    write_raster(path, samples(9), **options)
+    asked: Any = {"convert": True, "bands": (1, 2, 3)}
+    assert "3072 pixels; expected at most 3071" in message_of(path, max_pixels=3071, **asked)
+    load_image(path, max_pixels=3072, **asked)
+    write_raster(path, samples(9), **{**options, "interleave": "band"})
+    load_image(path, max_pixels=1024, **asked)
