@@ -83,14 +83,15 @@ def load_image(
             palette, CMYK and YCbCr pictures; transparent ones, laid on white; and those of more
             than 8 bits per channel, scaled as ``tap_deploy.picture_scaling.scaled`` says, with a
             note to the logger ``tap_deploy``.
-        bands: which bands are red, green and blue, counted from 1. A raster needs them that has
-            more bands than its file gives a meaning to.
+        bands: which bands are red, green and blue, counted from 1. They are required where a
+            file has more bands than it explains.
         max_pixels: the largest file that is decoded, in pixels; None for
-            ``PIL.Image.MAX_IMAGE_PIXELS``.
+            ``PIL.Image.MAX_IMAGE_PIXELS``. WebP and icons are never read beyond twice that one.
 
     Raises:
         InputError: there is no such file, it is not a picture or is broken, it is too large to
-            decode safely, a side has less than 2 pixels, or it is not 8-bit RGB.
+            decode safely or for the memory that is left, a side has less than 2 pixels, or it is
+            not 8-bit RGB.
         MissingDependencyError: rasterio, for pictures of many bits or bands, is not installed.
     """
     options = ReadOptions(convert=convert, bands=bands, max_pixels=max_pixels)

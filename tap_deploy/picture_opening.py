@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, first_line
 from tap_deploy.picture_source import ReadOptions
 from tap_deploy.png_chunks import SIGNATURE as PNG
 from tap_deploy.png_chunks import without_texts
@@ -19,28 +19,37 @@ _NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, KeyError, EOFError, stru
 def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.ImageFile:
     """Return a picture whose header was read, its pixels not yet.
 
-    ``Image.open`` has one limit for the whole process, and a warning for it; what it calls to
-    open a format has neither. The one limit is why that is called here.
+    ``Image.open`` applies one limit to the whole process. The openers of the formats do not, so
+    this calls them directly.
 
     Raises:
         InputError: it is no picture, a broken one, or larger than ``options`` allow.
     """
-    if _prefix(file).startswith(PNG):
-        file = without_texts(file)
     try:
+        if _prefix(file).startswith(PNG):
+            file = without_texts(file)
         picture = _identified(file, name)
     except Image.DecompressionBombError as exc:
-        raise InputError(options.too_large(name, "far more pixels than are safe")) from exc
-    except InputError:
+        raise InputError(beyond_pillow(name, exc)) from exc
+    except (InputError, MemoryError):
         raise
     except Exception as exc:  # a broken file may raise anything
-        raise InputError(f"{name} cannot be opened: {one_line(exc)}") from exc
+        raise InputError(f"{name} cannot be opened: {first_line(exc)}") from exc
     options.check_limit(name, picture.width, picture.height)
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         # With memory to decode into, its plugin does not ask again for the limit of the process.
         size = getattr(picture, "_tile_size", picture.size)
         picture.im = Image.new(picture.mode, size).im
     return picture
+
+
+def beyond_pillow(name: str, exc: Exception) -> str:
+    """Return the message about a format whose reader checks the limit of the process itself."""
+    return (
+        f"{name} is too large: {first_line(exc)} Pillow's own limit of 2 x "
+        "PIL.Image.MAX_IMAGE_PIXELS holds for this format, whatever max_pixels is; shrink it, save "
+        "it as PNG or TIFF, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
+    )
 
 
 def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
@@ -55,7 +64,7 @@ def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
                 picture: ImageFile.ImageFile = factory(file, "")
                 return picture
             except _NOT_THIS_FORMAT as exc:
-                reason = reason if accept is None else f"as {kind}: {one_line(exc)}"
+                reason = reason if accept is None else f"as {kind}: {first_line(exc)}"
     if reason:
         raise InputError(f"{name} cannot be opened {reason}; the file may be cut short or broken")
     raise InputError(f"{name} is not a picture that Pillow knows; expected JPEG, PNG or the like")
@@ -74,8 +83,3 @@ def _formats() -> Iterator[tuple[str, Callable[..., Any], Callable[[bytes], Any]
 def _prefix(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read(16)
-
-
-def one_line(exc: BaseException) -> str:
-    """Return the message of an error, or its type, without line breaks."""
-    return " ".join(str(exc).split()) or type(exc).__name__

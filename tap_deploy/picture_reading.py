@@ -9,10 +9,11 @@ from typing import IO, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, first_line
 from tap_deploy.picture_layout import (
+    BAND_MODES,
     NOBODY,
     RASTERIO,
     Layout,
@@ -20,7 +21,7 @@ from tap_deploy.picture_layout import (
     tiff_layout,
     unclear_bands,
 )
-from tap_deploy.picture_opening import one_line, open_picture
+from tap_deploy.picture_opening import beyond_pillow, open_picture
 from tap_deploy.picture_scaling import scaled
 from tap_deploy.picture_source import Bands, ReadOptions, name_of, opened
 from tap_deploy.raster import read_raster
@@ -42,7 +43,15 @@ _MODE_NAMES = {
     "CMYK": "CMYK",
 }
 _ARRAY_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
-_BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # their channels are the bands of the file
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _CONVERT_HINT = "expected 8-bit RGB; convert it first, or pass convert=True (--convert)"
 _FULL_SCALE = 65535  # to which Pillow stretches the greys of a PPM
 
@@ -54,15 +63,16 @@ def rgb_picture(source: Any, options: ReadOptions) -> Image.Image:
         InputError: see ``tap_deploy.image.load_image``.
         MissingDependencyError: it needs rasterio, which is not installed.
     """
-    if isinstance(source, Image.Image):
-        return _from_pillow(source, options)
     name = name_of(source)
-    with opened(source) as file:
-        layout = layout_of(file)
-        _check_layout(name, layout, options)
-        if _needs_raster(layout):
-            return _from_raster(file, name, layout, options)
-        return _decoded(open_picture(file, name, options), name, layout, options)
+    try:
+        if isinstance(source, Image.Image):
+            return _from_pillow(source, options)
+        with opened(source) as file:
+            return _from_file(file, name, options)
+    except MemoryError as exc:
+        raise InputError(
+            f"{name} needs more memory than there is left; shrink it, or read fewer at a time"
+        ) from exc
 
 
 def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray[np.uint8]:
@@ -94,6 +104,14 @@ def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray
         raise InputError(f"image is {_MODE_NAMES[mode]}, an array {shape}; {_CONVERT_HINT}")
     picture = scaled(np.moveaxis(samples, 2, 0), "image", mode=mode)
     return np.array(_rgb(picture), np.uint8, order="C")
+
+
+def _from_file(file: IO[bytes], name: str, options: ReadOptions) -> Image.Image:
+    layout = layout_of(file)
+    _check_layout(name, layout, options)
+    if _needs_raster(layout):
+        return _from_raster(file, name, layout, options)
+    return _decoded(open_picture(file, name, options), name, layout, options)
 
 
 def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
@@ -141,7 +159,7 @@ def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> Non
     if layout.mode is None and options.bands is None:
         raise InputError(unclear_bands(name, layout.bands, layout.is_deep))
     if layout.is_deep and not options.convert:
-        raise InputError(_other_bits(name, f"{layout.bits} bits per channel"))
+        raise InputError(f"{name} has {layout.bits} bits per channel; {_CONVERT_HINT}")
     if layout.is_deep and layout.reader == NOBODY:
         raise InputError(
             f"{name} has {layout.bits} bits per channel, in a format of which only 8 can be read; "
@@ -160,9 +178,8 @@ def _from_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOption
     _check_size(name, picture.height, picture.width)
     orientation = layout.orientation
     if layout.driver == "PNG":
-        orientation = open_picture(file, name, options).getexif().get(ExifTags.Base.Orientation, 1)
-    picture.getexif()[ExifTags.Base.Orientation] = orientation
-    return _rgb(_upright(picture))
+        orientation = _orientation(open_picture(file, name, options))
+    return _rgb(_turned(picture, orientation))
 
 
 def _decoded(
@@ -176,7 +193,7 @@ def _decoded(
     _check_size(name, picture.height, picture.width)
     is_deep = picture.mode[0] in "IF"
     if is_deep and not options.convert:
-        raise InputError(_other_bits(name, "more than 8 bits per channel"))
+        raise InputError(f"{name} has more than 8 bits per channel; {_CONVERT_HINT}")
     if not (options.convert or options.bands) and (
         picture.mode != "RGB" or picture.has_transparency_data
     ):
@@ -184,7 +201,7 @@ def _decoded(
         raise InputError(f"{name} is {kind} (mode {picture.mode}); {_CONVERT_HINT}")
     try:
         picture.load()
-        picture = _upright(picture) if turn else picture
+        picture = _turned(picture, _orientation(picture)) if turn else picture
         if is_deep:
             picture = _scaled_grey(picture, name)
         elif layout is not None and layout.is_deep:  # Pillow has scaled it on decoding
@@ -192,20 +209,27 @@ def _decoded(
         if options.bands is not None:
             picture = _chosen(picture, name, options.bands)
         return _rgb(picture)
-    except InputError:
+    except (InputError, MemoryError):
         raise
+    except Image.DecompressionBombError as exc:
+        raise InputError(beyond_pillow(name, exc)) from exc
     except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
         raise InputError(
-            f"{name} cannot be decoded: {one_line(exc)}; the file may be cut short or broken"
+            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
         ) from exc
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _orientation(picture: Image.Image) -> Any:
+    """Return the EXIF orientation; 1, upright, where the data are broken: the pixels are fine."""
     try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(picture) if turned else picture
-    except Exception:  # broken EXIF data say nothing about the orientation; the pixels are fine
-        return picture
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers of EXIF and XMP raise anything
+        return 1
+
+
+def _turned(picture: Image.Image, orientation: Any) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _scaled_grey(picture: Image.Image, name: str) -> Image.Image:
@@ -221,7 +245,7 @@ def _scaled_grey(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _chosen(picture: Image.Image, name: str, bands: Bands) -> Image.Image:
-    if picture.mode not in _BAND_MODES:
+    if picture.mode not in BAND_MODES:
         kind = _MODE_NAMES.get(picture.mode, "not RGB")
         raise InputError(
             f"{name} is {kind} (mode {picture.mode}), its bands are no colours; leave bands out"
@@ -252,10 +276,3 @@ def _check_size(name: str, height: int, width: int) -> None:
             f"{name} is {width} x {height} (width x height); expected at least "
             f"{MIN_SIDE} x {MIN_SIDE} pixels"
         )
-
-
-def _other_bits(name: str, found: str) -> str:
-    return (
-        f"{name} has {found}; expected 8 bits per channel, RGB; convert it first, or pass "
-        "convert=True (--convert), which scales it"
-    )

@@ -58,14 +58,10 @@ class ReadOptions:
     def check_limit(self, name: str, width: int, height: int) -> None:
         """Raise InputError if a file has more pixels than may be decoded."""
         if self.limit is not None and width * height > self.limit:
-            raise InputError(self.too_large(name, f"{width * height} pixels"))
-
-    def too_large(self, name: str, found: str) -> str:
-        """Return the message about a file that has more pixels than may be decoded."""
-        return (
-            f"{name} would unpack to {found}; expected at most {self.limit}; shrink it, or raise "
-            "the limit with max_pixels= (--max-pixels) if you trust it"
-        )
+            raise InputError(
+                f"{name} would unpack to {width * height} pixels; expected at most {self.limit}; "
+                "shrink it, or raise the limit with max_pixels= (--max-pixels) if you trust it"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

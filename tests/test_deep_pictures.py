@@ -378,6 +378,27 @@ def test_a_deep_picture_is_turned_upright(tmp_path: Path, orientation: int) -> N
             np.testing.assert_array_equal(load_image(picture, convert=True), turned)
 
 
+def test_broken_exif_does_not_make_a_deep_picture_unreadable() -> None:
+    array = samples()
+    for exif in (b"garbage", b"II*\0\xff\xff\xff\x7f", b""):
+        content = deep_png(array, png_chunk(b"eXIf", exif))
+        np.testing.assert_array_equal(load_image(content, convert=True), scaled(array, 65535))
+
+
+@pytest.mark.parametrize("tag", [258, 277])  # BitsPerSample, SamplesPerPixel
+@pytest.mark.parametrize("kind", [2, 7, 11])  # ASCII, UNDEFINED, FLOAT
+def test_tags_of_another_type_are_no_defect_of_ours(tag: int, kind: int) -> None:
+    content = io.BytesIO()
+    Image.new("L", (6, 5)).save(content, "TIFF", tiffinfo={277: 1})
+    broken = bytearray(content.getvalue())
+    broken[broken.index(struct.pack("<HH", tag, 3)) + 2] = kind
+    message_of(bytes(broken), bands=(1, 1, 2))
+    with Image.open(content) as picture:
+        picture.tag_v2.tagtype[tag] = kind
+        picture.tag_v2[tag] = {2: "x", 7: b"\x08", 11: 1.5}[kind]
+        assert load_image(picture, convert=True).shape == (5, 6, 3)
+
+
 @pytest.mark.parametrize("dtype", [np.complex64, np.int16])
 def test_a_stated_white_does_not_excuse_samples_that_cannot_be_scaled(dtype: Any) -> None:
     with pytest.raises(InputError, match="expected integers from 0"):

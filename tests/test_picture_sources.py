@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, WebPImagePlugin
 
 from tap_deploy import PictureFile
 from tap_deploy.errors import InputError
 from tap_deploy.image import frame_image, load_image
 from tap_deploy.picture_layout import layout_of
-from tap_deploy.picture_source import name_of
+from tap_deploy.picture_opening import open_picture
+from tap_deploy.picture_source import ReadOptions, name_of
 from tap_deploy.png_chunks import without_texts
-from tests.pictures import message_of, png_chunk, random_rgb
+from tests.pictures import message_of, png_chunk, png_of, random_rgb
 
 ORIENTATION = 0x0112
 
@@ -366,6 +367,17 @@ def test_chunks_of_a_png_take_no_memory_of_their_own(path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_a_png_that_cannot_be_read_on_is_one_line(path: Path) -> None:
+    class Failing(io.BytesIO):
+        def seek(self, offset: int, whence: int = 0, /) -> int:
+            if whence == io.SEEK_END:
+                raise OSError("the disk is gone")
+            return super().seek(offset, whence)
+
+    with pytest.raises(InputError, match="image cannot be opened: the disk is gone"):
+        open_picture(Failing(path.read_bytes()), "image", ReadOptions())
+
+
 BOXES = {
     "shorter than their head": struct.pack(">I4sQ4s4x", 1, b"av1C", 12, b"free"),
     "in one another": struct.pack(">I4s", 8, b"ipco"),
@@ -380,3 +392,35 @@ def test_boxes_are_read_once_and_not_without_end(head: bytes, box: bytes) -> Non
     layout_of(file)
     assert file.reads < 3000
     assert file.asked < 2 * len(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "ICO"])
+@pytest.mark.skipif(
+    not hasattr(WebPImagePlugin, "_get_size"), reason="this Pillow reads WebP of any size"
+)
+def test_formats_that_keep_the_limit_of_the_process_say_so(
+    rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    content = saved(Image.fromarray(rgb), kind, **({"sizes": [(30, 20)]} if kind == "ICO" else {}))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    message = message_of(content, max_pixels=600, convert=True)
+    assert "600 pixels" in message
+    assert "2 x PIL.Image.MAX_IMAGE_PIXELS holds for this format, whatever max_pixels is" in message
+    assert "save it as PNG or TIFF" in message
+
+
+def test_a_picture_that_takes_more_memory_than_there_is(path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    code = (
+        "import resource, sys, tap_deploy.errors, tap_deploy.image\n"
+        "tap_deploy.image.load_image(sys.argv[1])\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)\n"
+        "try: tap_deploy.image.load_image(sys.stdin.buffer)\n"
+        "except tap_deploy.errors.InputError as exc: print(exc)"
+    )
+    assert resource.RLIMIT_AS
+    large = png_of(9000, 9000, 8, 3, b"")
+    command = [sys.executable, "-c", code, str(path)]
+    result = subprocess.run(command, input=large, capture_output=True, check=True)
+    assert b"image '<stdin>' needs more memory than there is left" in result.stdout
