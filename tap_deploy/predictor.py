@@ -8,14 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tap_deploy.answers import (
-    Answer,
-    GraphCalls,
-    OnProgress,
-    Request,
-    no_progress,
-    regions_from,
-)
+from tap_deploy.answers import Answer, GraphCalls, OnProgress, Request, no_progress, regions_from
 from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
@@ -183,8 +176,8 @@ class TapPredictor:
 
         Args:
             image: path, bytes of a file, binary file object, PIL image, or uint8 ``[H, W, 3]``
-                RGB; ``load_image`` says which are turned upright by their EXIF orientation. A
-                ``PictureFile`` says how it is to be read: converted, which bands, how large.
+                RGB; or a ``PictureFile``, which says how it is read. ``load_image`` says which
+                are turned upright by their EXIF orientation.
 
         Raises:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.

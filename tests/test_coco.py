@@ -234,3 +234,8 @@ def test_ids_of_numpy_can_be_written_as_json() -> None:
         regions.to_coco_results(np.int64(7), ids),
     ):
         assert json.loads(json.dumps(values))[0]["image_id"] == 7
+
+
+def test_paths_are_file_names(tmp_path: Path) -> None:
+    dataset = coco_dataset([(tmp_path / "a.png", made_up())])
+    assert json.loads(json.dumps(dataset))["images"][0]["file_name"] == str(tmp_path / "a.png")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tap_deploy import Prompts, TapPredictor, graphs
+from tap_deploy import PictureFile, Prompts, TapPredictor, graphs
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.sessions.fake import FakeSession
@@ -226,3 +226,25 @@ def test_a_backend_that_fails_is_no_picture_to_leave_out(fake_predictor, picture
     sessions[graphs.IMAGE_ENCODER]._run = fail
     with pytest.raises(SessionError, match="picture 0: the backend failed"):
         list(predictor.predict_many(pictures, POINTS, on_error=lambda *problem: None))
+
+
+def test_regions_say_whose_they_are(predictor, pictures, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    images = [tmp_path / "broken.png", tmp_path / "one.png", pictures[0]]
+    found = list(predictor.predict_many(images, POINTS, on_error=lambda *problem: None))
+    assert [regions.image_path for regions in found] == [str(tmp_path / "one.png"), None]
+    encoded = predictor.encode(PictureFile(source=tmp_path / "one.png"))
+    assert predictor.predict(encoded, POINTS).image_path == str(tmp_path / "one.png")
+
+
+def test_one_picture_is_not_many(predictor, pictures, tmp_path):
+    data = (tmp_path / "one.png").read_bytes()
+    with open(tmp_path / "one.png", "rb") as file:
+        for one in (
+            *(str(tmp_path / "one.png"), tmp_path / "one.png", data, file, pictures[0]),
+            *(pictures[2], PictureFile(source=data), predictor.encode(pictures[0]), None, 3),
+        ):
+            with pytest.raises(InputError, match="expected an iterable of pictures; for one"):
+                predictor.predict_many(one, POINTS)
+    batch = np.stack([pictures[0], pictures[0]])
+    assert len(list(predictor.predict_many(batch, POINTS, captions=False))) == 2

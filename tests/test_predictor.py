@@ -378,17 +378,17 @@ def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
     picture = rgb(golden, 0)
     height, width = picture.shape[:2]
     boxes = [[-0.001, -3, 40, 50], [10, 10, width + 0.5, height]]
-    with pytest.raises(InputError, match=r"point 0 \(-0.001, -3\).*clip=True \(--clip\) moves it"):
+    with pytest.raises(
+        InputError, match=r"left top corner of its box \(-0.001, -3\).*clip=True \(--clip\) moves"
+    ):
         predictor.predict(picture, boxes=boxes)
     regions = predictor.predict(picture, boxes=boxes, clip=True)
-    assert caplog.messages == [
-        f"clip moved 2 points of 2 regions into the picture of {width} x {height} pixels"
-    ]
+    assert caplog.messages == ["image: clip moved 2 of 2 prompts into the picture"]
     inside = predictor.predict(picture, boxes=[[0, 0, 40, 50], [10, 10, width, height]], clip=True)
     assert len(caplog.messages) == 1
     np.testing.assert_array_equal(regions.prompts.coords, inside.prompts.coords)
     np.testing.assert_array_equal(regions.masks, inside.masks)
-    with pytest.raises(InputError, match=r"region 0: box .* has no area"):
+    with pytest.raises(InputError, match=r"region 0: box .* has nothing of the picture"):
         predictor.predict(picture, boxes=[[-9, 0, -3, 40]], clip=True)
 
 

@@ -421,31 +421,43 @@ def test_unreadable_sketch_files_are_refused(tmp_path: Path) -> None:
         load_sketch("a\0b")
 
 
-def test_clip_moves_what_lies_outside_and_nothing_else(caplog):
+def test_clip_moves_what_lies_outside_and_nothing_else():
     prompts = Prompts.concatenate(
         [
-            Prompts.from_points([[[-1, 5, 1], [3, 4, 0]], [[99, 99, 1]]]),
+            Prompts.from_points([[[-1, 5, 1], [3, 4, 0]], [[99, 99, 1]], [[1, 1, 1]]]),
             Prompts.from_boxes([[2, 2, 10.25, 6]]),
         ]
     )
-    clipped = prompts.clip(10, 8)
+    clipped, moved = prompts.clip(10, 8)
     expected = Prompts.concatenate(
         [
-            Prompts.from_points([[[0, 5, 1], [3, 4, 0]], [[10, 8, 1]]]),
+            Prompts.from_points([[[0, 5, 1], [3, 4, 0]], [[10, 8, 1]], [[1, 1, 1]]]),
             Prompts.from_boxes([[2, 2, 10, 6]]),
         ]
     )
     np.testing.assert_array_equal(clipped.coords, expected.coords)
     np.testing.assert_array_equal(clipped.labels, expected.labels)
-    assert caplog.messages == ["clip moved 3 points of 3 regions into the picture of 10 x 8 pixels"]
+    assert moved == 3
     clipped.check(10, 8)
-    assert clipped.clip(10, 8) is clipped
-    assert len(caplog.messages) == 1
+    assert clipped.clip(10, 8)[1] == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_clip_leaves_what_is_no_number_to_check(value, caplog):
-    prompts = Prompts.from_points([[[value, 5, 1]]]).clip(10, 8)
-    assert caplog.messages == []
+def test_clip_leaves_what_is_no_number_to_check(value):
+    prompts, moved = Prompts.from_points([[[value, 5, 1]]]).clip(10, 8)
+    assert moved == 0
     with pytest.raises(InputError, match="NaN or infinite"):
         prompts.check(10, 8)
+
+
+def test_a_box_beside_the_picture_cannot_be_clipped():
+    prompts = Prompts.from_boxes([[1, 1, 5, 5], [11, 0, 14, 4]])
+    with pytest.raises(InputError, match=r"region 1: box \[11.0, 0.0, 14.0, 4.0\] has nothing of"):
+        prompts.clip(10, 8)
+
+
+def test_corners_are_called_so():
+    with pytest.raises(
+        InputError, match=r"region 0, right bottom corner of its box \(14, 4\) lies"
+    ):
+        Prompts.from_boxes([[1, 0, 14, 4]]).check(10, 8)

@@ -73,12 +73,12 @@ def test_broken_pictures_of_a_folder_are_named_and_skipped(run, folder):
     result = run(folder, *POINT, "--json")
     assert len(lines(result)) == 2
     broken, empty, _ = result.stderr.splitlines()
-    assert broken.startswith(f"warning: skipped: {folder / 'broken.png'}: image ")
-    assert empty.startswith(f"warning: skipped: {folder / 'empty.jpg'}: image ")
-    assert result.stderr.splitlines()[-1] == "2 pictures, 2 regions, 2 skipped"
+    assert broken.startswith(f"warning: skipped: image '{folder / 'broken.png'}' ")
+    assert empty.startswith(f"warning: skipped: image '{folder / 'empty.jpg'}' ")
+    assert result.stderr.splitlines()[-1] == "pictures: 2, regions: 2, skipped: 2"
     strict = run(folder, *POINT, "--json", "--strict")
     assert strict.exit_code == 2
-    assert f"error: {folder / 'broken.png'}: image" in strict.stderr
+    assert f"error: image '{folder / 'broken.png'}' " in strict.stderr
 
 
 def test_broken_pictures_asked_for_by_name_end_with_2(run, folder, tmp_path):
@@ -88,7 +88,7 @@ def test_broken_pictures_asked_for_by_name_end_with_2(run, folder, tmp_path):
     result = run(broken, folder / "a.png", *POINT, "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["file"] == str(folder / "a.png")
-    assert f"warning: skipped: {broken}: " in result.stderr
+    assert f"warning: skipped: image '{broken}' " in result.stderr
     nothing = run(broken, tmp_path / "nowhere.png", *POINT)
     assert nothing.exit_code == 2
     assert "error: none of 2 pictures could be used" in nothing.stderr
@@ -107,6 +107,29 @@ def test_boxes_by_picture(run, folder, tmp_path, predictor):
     assert f"{path} has boxes for pictures that are not there: x.png" in result.stderr
     both = lines(run(folder / "a.png", folder, "--boxes", path, "--json", *POINT))
     assert [len(values["regions"]) for values in both] == [3, 3, 1]
+
+
+def test_a_name_that_two_pictures_have_is_of_the_one_that_it_names_whole(run, folder, tmp_path):
+    path = tmp_path / "boxes.json"
+    path.write_text('{"a.png": [[10, 10, 90, 80]]}', "utf-8")
+    result = run(folder, "--boxes", path, "--json", "--no-captions")
+    assert [values["file"] for values in lines(result)] == [str(folder / "a.png")]
+    alone = run(folder / "deeper", "--boxes", path, "--json", "--no-captions")
+    assert len(lines(alone)) == 1
+
+
+def test_clip_says_of_which_picture(run, folder):
+    result = run(folder, "--box", "-1,-1,90,80", "--clip", "--no-captions")
+    assert [line for line in result.stderr.splitlines() if "clip" in line] == [
+        f"warning: image '{folder / name}': clip moved 1 of 1 prompts into the picture"
+        for name in ("a.png", "deeper/a.png")
+    ]
+
+
+def test_a_prompt_that_does_not_fit_is_skipped_with_the_name_of_the_picture(run, folder):
+    result = run(folder, "--box", "0,0,340,190", "--no-captions", "--json")
+    assert "the picture" in result.stderr
+    assert f"warning: skipped: {folder / 'a.png'}: region 0, right bottom corner" in result.stderr
 
 
 def test_boxes_for_every_picture_and_for_none(run, folder, tmp_path):
@@ -154,14 +177,14 @@ def test_results_in_a_folder(run, folder, tmp_path):
     assert again.exit_code == 2
     assert "exists already; pass --force" in again.stderr
     assert run(folder, *POINT, "-o", output, "--force").stdout == (
-        "2 pictures, 2 regions, 0 skipped\n"
+        "pictures: 2, regions: 2, skipped: 0\n"
     )
 
 
 def test_results_within_the_folder_are_no_pictures(run, folder):
     for _ in range(2):
         result = run(folder, *POINT, "-o", folder / "out", "--overlays", "--force")
-        assert result.stdout == "2 pictures, 2 regions, 0 skipped\n"
+        assert result.stdout == "pictures: 2, regions: 2, skipped: 0\n"
 
 
 def test_results_of_one_name(run, folder, tmp_path):
@@ -169,6 +192,8 @@ def test_results_of_one_name(run, folder, tmp_path):
     result = run(*pair, *POINT, "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "have one name, and so would their results" in result.stderr
+    twice = run(pair[0], pair[0], *POINT, "-o", tmp_path / "out")
+    assert f"picture {pair[0]} is named twice" in twice.stderr
     assert len(lines(run(*pair, *POINT, "--json"))) == 2
 
 
@@ -179,6 +204,7 @@ def test_a_picture_on_stdin(run, folder, predictor):
     found = lines(run("-", folder / "a.png", *POINT, "--json", stdin=data))
     assert [values["file"] for values in found] == ["-", str(folder / "a.png")]
     assert found[0]["regions"] == found[1]["regions"]
+    assert "- is named twice" in run("-", "-", *POINT, stdin=data).stderr
     refused = run("-", *POINT, stdin=b"nonsense")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("error: image from ")
@@ -210,7 +236,7 @@ def test_options_reach_the_answers(run, folder):
     box = ("--box", "-0.001,10,90,80", "--no-captions")
     assert run(folder / "a.png", *box).exit_code == 2
     result = run(folder / "a.png", *box, "--clip", "--candidates", "--json")
-    assert "clip moved 1 points of 1 regions" in result.stderr
+    assert "image: clip moved 1 of 1 prompts into the picture" in result.stderr
     [region] = lines(result)[0]["regions"]
     assert len(region["candidates"]) == 4
     assert region["segmentation"] == region["candidates"][region["mask_index"]]["segmentation"]

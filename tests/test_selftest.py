@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -378,3 +379,26 @@ def test_the_command_on_a_gpu_needs_what_a_predictor_needs(bundle, monkeypatch):
     assert result.exit_code == 2
     assert "needs cuda-python or pycuda" in result.stderr
     assert Bundle.open(bundle.path).manifest.precisions == {}
+
+
+@pytest.mark.parametrize("wrong", [{graphs.IMAGE_ENCODER: shifted}, {}], ids=["fails", "passes"])
+def test_a_bundle_that_cannot_be_written_is_tested_and_not_marked(
+    bundle, sample, wrong, monkeypatch, caplog
+):
+    before = (bundle.path / "manifest.json").read_bytes()
+    monkeypatch.setattr("tap_deploy.selftest.os.access", lambda path, mode: False)
+    result = run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample, wrong))
+    assert result.passed is (not wrong)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    assert caplog.messages == [f"{bundle.path} cannot be written: the verdict is not kept there"]
+
+
+@pytest.mark.parametrize("command", ["verdict", "convert", "quantize"])
+def test_what_cannot_be_kept_is_refused_before_the_work(bundle, pictures, monkeypatch, command):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != bundle.path)
+    options = {"verdict": "--evaluation-data", "convert": "--samples"}
+    args = [command, str(bundle.path), options.get(command, "--calibration-data"), str(pictures)]
+    args += ["--precision", "fp16"] if command == "convert" else []
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: cannot write bundle {bundle.path}, which keeps")

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from tap_deploy import memory
 from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.machine.memory import Memory
 from tests.made_regions import HEIGHT, WIDTH, empty, made_up, with_masks, with_rles
 
 # It says so on import where OpenCV is not there; it draws without it.
@@ -68,3 +70,11 @@ def test_annotators_draw_them(concepts: list[list[tuple[str, float]]] | None) ->
     labels = {"labels": detections["caption"].tolist()}
     for words in ({}, labels):
         assert supervision.LabelAnnotator().annotate(picture.copy(), detections, **words).any()
+
+
+def test_masks_that_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = Memory(total_bytes=1, available_bytes=HEIGHT * WIDTH, swap_bytes=0, zram_bytes=0)
+    monkeypatch.setattr(memory, "memory_of", lambda host: available)
+    monkeypatch.setattr(memory, "SMALL_BYTES", 0)
+    with pytest.raises(InputError, match=r"2 masks of .* pixels take 0\.0 GB of memory"):
+        with_rles().to_supervision()

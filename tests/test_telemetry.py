@@ -20,6 +20,8 @@ PREDICT = (
 DOCTOR = "from tap_deploy.cli import main; main(['doctor', '--json'])"
 COUNT = "import sys; from tap_deploy.engines.kernels import *; kernels_in_onnxruntime(sys.argv[3])"
 
+EXTRAS = "from tap_deploy.cli.extras import require_quantize_extra as check; check()"
+
 
 def imported_names(node):
     """Names of modules that a node imports."""
@@ -58,7 +60,9 @@ def run(home, code, *arguments, **variables):
     ).stdout
 
 
-@pytest.mark.parametrize("code", [PREDICT, DOCTOR, COUNT], ids=["predict", "doctor", "engines"])
+@pytest.mark.parametrize(
+    "code", [PREDICT, DOCTOR, COUNT, EXTRAS], ids=["predict", "doctor", "engines", "quantize"]
+)
 def test_nothing_appears_in_the_home_folder(tmp_path, micro_bundle, photo, code):
     graph = micro_bundle.graph_path("prompt_decoder", "fp32")
     run(tmp_path, code, micro_bundle.path, photo, graph)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import require_writable
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import (
     bundle_argument,
@@ -51,6 +52,7 @@ def convert_command(
     """
     require_convertible(precision)
     opened = Bundle.open(bundle)
+    require_writable(opened)
     converted = convert_bundle(opened, samples, strict=strict, threads=threads, force=force)
     click.echo(_as_json(opened, converted) if as_json else describe_fp16(converted))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 
 import click
+
+from tap_deploy.cli.progress import clear_line
 
 
 class _Lines(logging.Handler):
@@ -22,10 +23,9 @@ class _Lines(logging.Handler):
         line = f"{kind}: {' '.join(record.getMessage().split())}"
         if line not in self._printed:
             self._printed.add(line)
-            # On a terminal the line may hold a progress bar, which comes again below.
-            start = "\r\x1b[K" if sys.stderr.isatty() else ""
             with contextlib.suppress(OSError):  # a full log file is no reason to fail
-                click.echo(start + line, err=True)
+                clear_line()
+                click.echo(line, err=True)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,12 @@ import click
 PERCENT = 100
 
 
+def clear_line() -> None:
+    """Take away the bar that a terminal may show, before something is printed; it comes again."""
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
 @contextlib.contextmanager
 def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
     """Yield a function to be called before each of ``stages`` stages, with its name."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle import Bundle
+from tap_deploy.bundle_update import require_writable
 from tap_deploy.cli.extras import require_quantize_extra
 from tap_deploy.cli.options import (
     FILE,
@@ -150,7 +151,9 @@ def quantize_command(
         evaluation_samples=evaluation_samples,
         verdict=None if no_verdict else options_from(backend=CPU, threads=threads, **floors),
     )
-    summary = add_int8(Bundle.open(bundle), options, checkpoint=checkpoint)
+    opened = Bundle.open(bundle)
+    require_writable(opened)
+    summary = add_int8(opened, options, checkpoint=checkpoint)
     click.echo(json.dumps(summary, indent=2) if as_json else describe_int8(summary))
     if summary["verdict"]:
         require_passed(summary["verdict"])

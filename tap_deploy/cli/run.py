@@ -178,10 +178,10 @@ def run_command(
         return PictureFile(source=source, convert=convert, bands=rgb, max_pixels=max_pixels)
 
     shared = _prompts(points, boxes, sketches)
-    by_picture = None if box_file is None else BoxFile(box_file)
-    if shared is None and by_picture is None:
+    if shared is None and box_file is None:
         raise InputError("no prompt: pass --point, --box, --sketch or --boxes at least once")
     sources = find_sources(images, read, output)
+    by_picture = None if box_file is None else BoxFile(box_file, sources)
     if not sources:
         raise InputError(f"there are no pictures but those in {output}; choose another output")
     single = len(sources) == 1 and sources[0].named and output is None
@@ -270,7 +270,7 @@ def _run_many(
         "regions": num_regions,
         "skipped": [{"file": source.argument, "error": text} for source, text in skipped],
     }
-    line = f"{num_pictures} pictures, {num_regions} regions, {len(skipped)} skipped"
+    line = f"pictures: {num_pictures}, regions: {num_regions}, skipped: {len(skipped)}"
     if files.folder is None:
         click.echo(line, err=True)
     else:

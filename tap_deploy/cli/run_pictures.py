@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 import click
 from PIL import Image
 
-from tap_deploy.cli.progress import share_bar
+from tap_deploy.cli.progress import clear_line, share_bar
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.files import atomic_file, check_file_output, translated_writes
 from tap_deploy.image import ImageSource, PictureFile
@@ -64,6 +65,8 @@ def find_sources(
     sources: list[Source] = []
     for argument in arguments:
         if argument == STDIN:
+            if any(source.argument == STDIN for source in sources):
+                raise InputError("- is named twice; stdin holds one picture")
             if sys.stdin is None:
                 raise InputError("- is a picture on stdin, which is closed; pass a file")
             image = read(sys.stdin.buffer.read())
@@ -92,14 +95,15 @@ def _in_folder(
 class BoxFile:
     """Boxes XYXY from a JSON file: a list for every picture, or an object with one for each.
 
-    Names in an object are those of ``Source``: ``name``, ``argument``, or the file's name.
+    Names in an object are those of ``Source``: ``name``, ``argument``, or the file's name where
+    only one picture has it.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Read the file.
+    def __init__(self, path: pathlib.Path, sources: Sequence[Source]) -> None:
+        """Read the boxes of these pictures.
 
         Raises:
-            InputError: it cannot be read, or holds something else.
+            InputError: the file cannot be read, or holds something else.
         """
         self.path = path
         try:
@@ -108,6 +112,7 @@ class BoxFile:
             raise InputError(f"boxes {path} cannot be read: {exc}") from exc
         named = values if isinstance(values, dict) else {None: values}  # None: every picture
         self._boxes = {name: self._prompts(name, boxes) for name, boxes in named.items()}
+        self._files = collections.Counter(_file_name(source) for source in sources)
         self._used: set[str | None] = set()
 
     def _prompts(self, name: str | None, boxes: Any) -> Prompts:
@@ -124,7 +129,9 @@ class BoxFile:
 
     def of(self, source: Source) -> Prompts | None:
         """Return the boxes of a picture; None if the file has none for it."""
-        names = (None, source.argument, source.name, pathlib.PurePath(source.name).name)
+        names: list[str | None] = [None, source.argument, source.name]
+        if self._files[_file_name(source)] == 1:
+            names.append(_file_name(source))
         for name in names:
             if name in self._boxes:
                 self._used.add(name)
@@ -135,6 +142,10 @@ class BoxFile:
     def unused(self) -> list[str]:
         """Names of pictures that ``of`` was not asked for."""
         return [str(name) for name in self._boxes if name not in self._used]
+
+
+def _file_name(source: Source) -> str:
+    return pathlib.PurePath(source.name).name
 
 
 class Output:
@@ -167,6 +178,8 @@ class Output:
         seen: dict[str, Source] = {}
         for source in sources:
             other = seen.setdefault(source.name, source)
+            if other.argument == source.argument and other is not source:
+                raise InputError(f"picture {source.argument} is named twice; name it once")
             if other is not source:
                 raise InputError(
                     f"pictures {other.argument} and {source.argument} have one name, and so would "
@@ -184,6 +197,7 @@ class Output:
         values = {"file": source.argument, **regions.to_dict()}
         if self.folder is None:
             text = f"{source.argument}\n{self._describe(regions)}"
+            clear_line()
             click.echo(_json(values) if self._as_json else text)
             return
         paths = self._paths(source)
@@ -230,10 +244,11 @@ def run_pictures(
 
         def skip(index: int, error: TapError) -> None:
             source = items[index][0]
+            text = _about(source, error)
             if strict:
-                raise type(error)(f"{source.argument}: {error}") from error
+                raise type(error)(text) from error
             skipped[index] = str(error)
-            logger.warning("skipped: %s: %s", source.argument, error)
+            logger.warning("skipped: %s", text)
 
         pairs = ((source.image, prompts) for source, prompts in items)
         answers = predictor.predict_many(pairs, on_error=skip, **options)
@@ -245,6 +260,12 @@ def run_pictures(
             num_regions += len(regions)
             show((index + 1) / len(items), items[index][0].name)
     return num_regions, [(items[index][0], text) for index, text in skipped.items()]
+
+
+def _about(source: Source, error: TapError) -> str:
+    """Return what an error says, with the name of the picture if it does not say it itself."""
+    text = str(error)
+    return text if source.argument in text else f"{source.argument}: {text}"
 
 
 def _json(values: Mapping[str, Any]) -> str:
