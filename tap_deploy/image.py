@@ -70,7 +70,12 @@ def load_image(
 
     Files are turned upright by their EXIF orientation, and so is a PIL image that is still the
     one that ``Image.open`` returned. A PIL image that was made of another one (by ``rotate``,
-    ``transpose``, ``convert``, ``copy``, …) is taken as it is, whatever tag came along.
+    ``transpose``, ``convert``, ``copy``, …) is taken as it is, whatever tag came along; a note to
+    the logger ``tap_deploy`` says so if its EXIF would turn it.
+
+    A PIL image is judged by its file where that can still be read. If it was opened from a file
+    object and its pixels are loaded, Pillow has let go of the file, unless it is a PNG: whether the
+    samples had more than 8 bits is then no longer known.
 
     Of a file with several frames the first is taken; of a PIL image the current one. An array
     that already fits is returned as it is, not copied.
@@ -82,16 +87,16 @@ def load_image(
         convert: turn into 8-bit RGB what is something else, instead of refusing it: greyscale,
             palette, CMYK and YCbCr pictures; transparent ones, laid on white; and those of more
             than 8 bits per channel, scaled as ``tap_deploy.picture_scaling.scaled`` says, with a
-            note to the logger ``tap_deploy``.
+            note to the logger ``tap_deploy``. Pixels that hold no data become white.
         bands: which bands are red, green and blue, counted from 1. They are required where a
             file has more bands than it explains.
         max_pixels: the largest file that is decoded, in pixels; None for
             ``PIL.Image.MAX_IMAGE_PIXELS``. WebP and icons are never read beyond twice that one.
 
     Raises:
-        InputError: there is no such file, it is not a picture or is broken, it is too large to
-            decode safely or for the memory that is left, a side has less than 2 pixels, or it is
-            not 8-bit RGB.
+        InputError: there is no such file, it is not a picture or is broken, it is a drawing (EPS,
+            WMF, EMF), it is too large to decode safely or for the memory that is left, a side has
+            less than 2 pixels, or it is not 8-bit RGB.
         MissingDependencyError: rasterio, for pictures of many bits or bands, is not installed.
     """
     options = ReadOptions(convert=convert, bands=bands, max_pixels=max_pixels)

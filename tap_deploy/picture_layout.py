@@ -23,12 +23,16 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # as in TIFF's SampleFormat
 PILLOW, RASTERIO, NOBODY = "Pillow", "rasterio", "nobody"
 BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # their channels are the bands of the file
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0")  # of what Pillow reads
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # which Pillow takes for a plain TIFF, and for a broken one
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", _BIG_ENDIAN_BIGTIFF)
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _TIFF_COLOURS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LAB"}
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type
 _OTHER_COLOURS = {12: "CMYK", 14: "LAB", 18: "YCbCr"}  # of JPEG 2000
-_ALPHA = (1, 2)  # of TIFF's ExtraSamples and JPEG 2000's channel definitions
+# Of TIFF's ExtraSamples and JPEG 2000's channel definitions.
+_TIFF_PREMULTIPLIED, _JPEG2000_PREMULTIPLIED = 1, 2
+_ALPHA = (1, 2)
+_GDAL_NO_DATA = 42113  # a tag
 _MAX_BOXES = 1000  # of a file that is looked through; usual ones have some dozens
 _HDR_TEXTURES = (94, 95, 96)  # DXGI formats BC6H: half floats
 
@@ -45,6 +49,10 @@ class Layout:
         bands: samples of a pixel.
         mode: what they mean, as Pillow's modes: ``L``, ``LA``, ``RGB``, ``RGBA``, ``CMYK``, …;
             None if the file leaves one of them open.
+        white: the sample that means white, where the file states it.
+        no_data: the sample of pixels that hold nothing, of a TIFF; None if it has no such value.
+        premultiplied: colours have been multiplied by their alpha.
+        pillow_reads: whether Pillow reads it, if it has 8 bits.
         white_is_zero: grey values count from white to black.
         orientation: the EXIF number, of a TIFF.
     """
@@ -55,6 +63,10 @@ class Layout:
     driver: str = ""
     bands: int = 0
     mode: str | None = ""
+    white: int | None = None
+    no_data: float | None = None
+    premultiplied: bool = False
+    pillow_reads: bool = True
     white_is_zero: bool = False
     orientation: int = 1
 
@@ -80,12 +92,25 @@ def layout_of(file: IO[bytes]) -> Layout | None:
         file.seek(0)
 
 
-def unclear_bands(name: str, count: int, is_deep: bool = False) -> str:
+def unclear_bands(name: str, count: int, needs_convert: bool = False) -> str:
     """Return the message about a raster whose bands have to be chosen."""
+    bands = "3, 2, 1" if count >= 3 else "1, 1, 1"
     return (
-        f"{name} has {count} bands; choose those of red, green and blue, counted from 1, such as "
-        f"bands=(3, 2, 1) (--bands 3,2,1){', with convert=True (--convert)' if is_deep else ''}"
+        f"{name} has {_bands(count)}; choose those of red, green and blue, counted from 1, such as "
+        f"bands=({bands}) (--bands {bands.replace(' ', '')})"
+        f"{', with convert=True (--convert)' if needs_convert else ''}"
     )
+
+
+def no_such_band(name: str, count: int, band: int) -> str:
+    """Return the message about a band that a picture does not have."""
+    if count == 1:
+        return f"{name} has no band {band}; it has 1 band; leave out bands (--bands)"
+    return f"{name} has no band {band}; it has bands 1 to {count}"
+
+
+def _bands(count: int) -> str:
+    return f"{count} band{'s' if count != 1 else ''}"
 
 
 def tiff_layout(tags: Mapping[int, Any]) -> Layout | None:
@@ -114,9 +139,18 @@ def _of_tags(tags: Mapping[int, Any]) -> Layout:
         kind=next((kind for kind in (FLOAT, SIGNED) if kind in formats), UNSIGNED),
         reader=RASTERIO,
         driver="GTiff",
+        no_data=_no_data(tags),
+        premultiplied=has_alpha and extra[0] == _TIFF_PREMULTIPLIED,
         white_is_zero=photometric == 0,
         orientation=tags.get(ExifTags.Base.Orientation, 1),
     )
+
+
+def _no_data(tags: Mapping[int, Any]) -> float | None:
+    try:
+        return float(tags[_GDAL_NO_DATA].strip("\0 "))
+    except (KeyError, ValueError, AttributeError):  # there is none, or it is no number
+        return None
 
 
 def _mode(colours: str | None, bands: int, has_alpha: bool) -> str | None:
@@ -127,10 +161,13 @@ def _mode(colours: str | None, bands: int, has_alpha: bool) -> str | None:
 
 
 def _tiff(file: IO[bytes], head: bytes) -> Layout:
-    directory = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2:3] == b"+" else 8])
+    start, is_big = head[: 16 if b"+" in head[2:4] else 8], head.startswith(_BIG_ENDIAN_BIGTIFF)
+    if is_big:  # what Pillow knows, with the order of the bytes beside it
+        start = b"II+\0" + start[4:]
+    directory = TiffImagePlugin.ImageFileDirectory_v2(start, prefix=head[:2])
     file.seek(directory.next)
     directory.load(file)
-    return _of_tags(directory)
+    return dataclasses.replace(_of_tags(directory), pillow_reads=not is_big)
 
 
 def _png(file: IO[bytes], head: bytes) -> Layout:
@@ -141,7 +178,7 @@ def _png(file: IO[bytes], head: bytes) -> Layout:
 
 
 def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
-    colours, alpha = "", False
+    colours, alpha, premultiplied = "", False, False
     start = 0
     if not head.startswith(_JPEG2000[1]):
         for kind, begin, end in _boxes(file, 0, _size(file), {b"jp2h": 0}):
@@ -150,7 +187,9 @@ def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
             if kind == b"colr":
                 colours = colours or _jpeg2000_colours(_bytes(file, begin, min(begin + 7, end)))
             if kind == b"cdef":
-                alpha = _has_alpha(_bytes(file, begin, end))
+                kinds = _channel_kinds(_bytes(file, begin, end))
+                alpha = any(kind in _ALPHA for kind in kinds)
+                premultiplied = _JPEG2000_PREMULTIPLIED in kinds
             if kind == b"jp2c":
                 start = begin
                 break
@@ -166,6 +205,8 @@ def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
         kind=SIGNED if any(depth & 0x80 for depth in depths) else UNSIGNED,
         reader=RASTERIO,
         driver="JP2OpenJPEG",
+        premultiplied=premultiplied,
+        pillow_reads=not premultiplied,  # it takes the colours as they are
     )
 
 
@@ -174,9 +215,9 @@ def _jpeg2000_colours(box: bytes) -> str:
     return _OTHER_COLOURS.get(number, "") if method == 1 else ""
 
 
-def _has_alpha(box: bytes) -> bool:
+def _channel_kinds(box: bytes) -> list[int]:
     count = struct.unpack(">H", box[:2])[0]
-    return any(struct.unpack_from(">H", box, 4 + 6 * i)[0] in _ALPHA for i in range(count))
+    return [struct.unpack_from(">H", box, 4 + 6 * i)[0] for i in range(count)]
 
 
 def _avif(file: IO[bytes], head: bytes) -> Layout | None:
@@ -191,7 +232,7 @@ def _avif(file: IO[bytes], head: bytes) -> Layout | None:
 def _ppm(file: IO[bytes], head: bytes) -> Layout | None:
     fields = re.sub(rb"#[^\r\n]*", b"", head).split()
     white = int(fields[3])
-    return Layout(bits=white.bit_length())
+    return Layout(bits=white.bit_length(), white=white)
 
 
 def _sgi(file: IO[bytes], head: bytes) -> Layout:

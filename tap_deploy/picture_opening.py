@@ -13,7 +13,13 @@ from tap_deploy.picture_source import ReadOptions
 from tap_deploy.png_chunks import SIGNATURE as PNG
 from tap_deploy.png_chunks import without_texts
 
+# Drawings, no rasters. Pillow starts Ghostscript for some: pictures may come from strangers.
+DRAWINGS = ("EPS", "WMF")
 _NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error)
+
+
+class UndecodedError(InputError):
+    """A picture of a known format that cannot be read, such as a broken one."""
 
 
 def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.ImageFile:
@@ -23,7 +29,8 @@ def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.
     this calls them directly.
 
     Raises:
-        InputError: it is no picture, a broken one, or larger than ``options`` allow.
+        UndecodedError: Pillow cannot read it; it may be broken.
+        InputError: it is no picture, or larger than ``options`` allow.
     """
     try:
         if _prefix(file).startswith(PNG):
@@ -52,21 +59,38 @@ def beyond_pillow(name: str, exc: Exception) -> str:
     )
 
 
+def is_drawing(name: str) -> str:
+    """Return the message about a picture that is made of lines, not of pixels."""
+    return f"{name} is a drawing (EPS, WMF or EMF), not pixels; convert it to PNG first"
+
+
 def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
-    prefix, reason = _prefix(file), ""
+    # Some plugins raise on less than 16 bytes.
+    prefix, reason = _prefix(file).ljust(16, b"\0"), ""
+    drawing = False
     for kind, factory, accept in _formats():
         accepted = accept is None or accept(prefix)
-        if isinstance(accepted, str):
-            reason = accepted  # the format is known, but not built into this Pillow
+        if kind in DRAWINGS:
+            drawing = drawing or bool(accepted)
+        elif isinstance(accepted, str):
+            reason = f": {accepted}"  # the format is known, but not built into this Pillow
         elif accepted:
             file.seek(0)
             try:
                 picture: ImageFile.ImageFile = factory(file, "")
                 return picture
             except _NOT_THIS_FORMAT as exc:
-                reason = reason if accept is None else f"as {kind}: {first_line(exc)}"
+                if accept is not None:
+                    # With a cause it is a slip of the plugin, not a message that it has.
+                    is_told = isinstance(exc, SyntaxError) and exc.__cause__ is None
+                    told = f": {first_line(exc)}" if is_told else ""
+                    reason = f" as {kind}{told}"
     if reason:
-        raise InputError(f"{name} cannot be opened {reason}; the file may be cut short or broken")
+        raise UndecodedError(
+            f"{name} cannot be opened{reason}; the file may be cut short or broken"
+        )
+    if drawing:
+        raise InputError(is_drawing(name))
     raise InputError(f"{name} is not a picture that Pillow knows; expected JPEG, PNG or the like")
 
 

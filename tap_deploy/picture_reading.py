@@ -11,18 +11,25 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
-from tap_deploy.errors import InputError, first_line
+from tap_deploy.errors import InputError, MissingDependencyError, first_line
 from tap_deploy.picture_layout import (
     BAND_MODES,
     NOBODY,
     RASTERIO,
     Layout,
     layout_of,
+    no_such_band,
     tiff_layout,
     unclear_bands,
 )
-from tap_deploy.picture_opening import beyond_pillow, open_picture
-from tap_deploy.picture_scaling import scaled
+from tap_deploy.picture_opening import (
+    DRAWINGS,
+    UndecodedError,
+    beyond_pillow,
+    is_drawing,
+    open_picture,
+)
+from tap_deploy.picture_scaling import WHITE, note_scale, scaled
 from tap_deploy.picture_source import Bands, ReadOptions, name_of, opened
 from tap_deploy.raster import read_raster
 
@@ -30,6 +37,11 @@ MIN_SIDE = 2  # pixels
 
 logger = logging.getLogger(__name__)
 
+_DEEP = ("I", "F")  # first letters of Pillow's modes of more than 8 bits
+_CLOSED = (
+    "image is a PIL image whose file was closed before its pixels were read; pass the path, or "
+    "load() it first"
+)
 _MODE_NAMES = {
     "1": "black and white",
     "L": "greyscale",
@@ -54,6 +66,7 @@ _TURNS = {  # by EXIF orientation
 }
 _CONVERT_HINT = "expected 8-bit RGB; convert it first, or pass convert=True (--convert)"
 _FULL_SCALE = 65535  # to which Pillow stretches the greys of a PPM
+_MAX_ROWS = 32  # of an array that is likely to have its bands first
 
 
 def rgb_picture(source: Any, options: ReadOptions) -> Image.Image:
@@ -91,6 +104,7 @@ def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray
         )
     samples = array[..., None] if array.ndim == 2 else array
     if samples.ndim == 3 and options.bands:
+        _check_bands_last(shape)
         samples = samples[..., _places(options.bands, samples.shape[2], "image")]
     mode = _ARRAY_MODES.get(samples.shape[2] if samples.ndim == 3 else 0)
     if mode is None:
@@ -106,18 +120,52 @@ def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray
     return np.array(_rgb(picture), np.uint8, order="C")
 
 
+def _check_bands_last(shape: list[int]) -> None:
+    """Raise InputError if an array seems to be [bands, H, W], as rasters are often read."""
+    if len(shape) == 3 and shape[0] <= _MAX_ROWS and shape[0] < shape[2]:
+        raise InputError(
+            f"image is an array {shape}: {shape[0]} rows and {shape[2]} bands; expected "
+            "[H, W, bands]; transpose it with .transpose(1, 2, 0), or, if it is no mistake, pass "
+            "its three bands alone"
+        )
+
+
 def _from_file(file: IO[bytes], name: str, options: ReadOptions) -> Image.Image:
     layout = layout_of(file)
     _check_layout(name, layout, options)
     if _needs_raster(layout):
         return _from_raster(file, name, layout, options)
-    return _decoded(open_picture(file, name, options), name, layout, options)
+    try:
+        return _decoded(open_picture(file, name, options), name, layout, options)
+    except UndecodedError as exc:
+        if layout is None or layout.reader != RASTERIO:
+            raise
+        if options.bands is None and layout.mode not in BAND_MODES:
+            raise
+        return _from_raster_instead(file, name, layout, options, exc)
+
+
+def _from_raster_instead(
+    file: IO[bytes], name: str, layout: Layout, options: ReadOptions, reason: UndecodedError
+) -> Image.Image:
+    """Return what rasterio makes of a file of 8 bits that Pillow cannot decode."""
+    try:
+        return _from_raster(file, name, layout, options)
+    except MissingDependencyError as exc:
+        raise InputError(
+            f'{reason}; if it is neither, rasterio may read it: pip install "tap-deploy[raster]"'
+        ) from exc
+    except UndecodedError:
+        raise reason from None
 
 
 def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
     """Return a PIL image, turned if it is what ``Image.open`` returned: no other one says so."""
     if not isinstance(picture, ImageFile.ImageFile):
+        if picture.info and _orientation(picture) in _TURNS:
+            logger.info("image: its EXIF says that it is turned; taken as it is")
         return _decoded(picture, "image", None, options, turn=False)
+    _check_open(picture)
     with _file_of(picture) as file:
         layout = layout_of(file) if file is not None else None
         if hasattr(picture, "tag_v2"):
@@ -129,14 +177,37 @@ def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
                     "image is a PIL image that holds less than its file does; pass the file itself"
                 )
             return _from_raster(file, "image", layout_of(file) or layout, options)
-    return _decoded(picture, "image", layout, options)
+    try:
+        return _decoded(picture, "image", layout, options)
+    except UndecodedError as exc:
+        if layout is None or layout.reader != RASTERIO:
+            raise
+        raise InputError(f"{exc}; if it is neither, pass the file itself") from exc
+
+
+def _check_open(picture: ImageFile.ImageFile) -> None:
+    """Raise InputError if the pixels are not to be had, or only from another program."""
+    if not picture.tile:
+        return
+    if picture.format in DRAWINGS:
+        raise InputError(is_drawing("image"))
+    if not _is_open(picture.fp):
+        raise InputError(_CLOSED)
+
+
+def _is_open(file: Any) -> bool:
+    try:
+        return file is not None and not getattr(file, "closed", False)
+    except ValueError:  # what Pillow leaves in the place of a closed one
+        return False
 
 
 @contextlib.contextmanager
 def _file_of(picture: ImageFile.ImageFile) -> Iterator[IO[bytes] | None]:
     """Yield the file of a PIL image, None if it is gone; leave it where it stands."""
-    file = getattr(picture, "fp", None)
-    if picture.tile and file is not None and not file.closed:
+    # PngImageFile keeps its file there after it was read.
+    file = picture.fp if picture.tile else vars(picture).get("_fp")
+    if file is not None and _is_open(file):
         position = file.tell()
         try:
             yield file
@@ -157,7 +228,8 @@ def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> Non
     if layout is None:
         return
     if layout.mode is None and options.bands is None:
-        raise InputError(unclear_bands(name, layout.bands, layout.is_deep))
+        needs_convert = layout.is_deep and not options.convert
+        raise InputError(unclear_bands(name, layout.bands, needs_convert))
     if layout.is_deep and not options.convert:
         raise InputError(f"{name} has {layout.bits} bits per channel; {_CONVERT_HINT}")
     if layout.is_deep and layout.reader == NOBODY:
@@ -170,11 +242,12 @@ def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> Non
 def _needs_raster(layout: Layout | None) -> TypeGuard[Layout]:
     if layout is None or layout.reader != RASTERIO:
         return False
-    return layout.is_deep or layout.mode is None
+    return layout.is_deep or layout.mode is None or not layout.pillow_reads
 
 
 def _from_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions) -> Image.Image:
     picture = read_raster(file, name, layout, options)
+    _check_mode(picture, name, options)
     _check_size(name, picture.height, picture.width)
     orientation = layout.orientation
     if layout.driver == "PNG":
@@ -191,32 +264,41 @@ def _decoded(
     turn: bool = True,
 ) -> Image.Image:
     _check_size(name, picture.height, picture.width)
-    is_deep = picture.mode[0] in "IF"
-    if is_deep and not options.convert:
+    _check_mode(picture, name, options)
+    try:
+        picture.load()
+        picture = _turned(picture, _orientation(picture)) if turn else picture
+        if picture.mode[0] in _DEEP:
+            picture = _scaled_grey(picture, name, layout)
+        elif layout is not None and layout.is_deep:  # Pillow has scaled it on decoding
+            note_scale(name, layout.white or (1 << layout.bits) - 1)
+        if options.bands is not None:
+            picture = _chosen(picture, name, options.bands)
+        rgb = _rgb(picture)
+        gaps = _gaps(picture, layout) if options.convert else None
+        return rgb if gaps is None else _filled(rgb, gaps, name)
+    except (InputError, MemoryError):
+        raise
+    except Image.DecompressionBombError as exc:
+        raise InputError(beyond_pillow(name, exc)) from exc
+    except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
+        if isinstance(exc, ValueError) and "closed" in str(
+            exc
+        ):  # of Pillow, where its formats keep a file of their own
+            raise InputError(_CLOSED) from exc
+        raise UndecodedError(
+            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
+        ) from exc
+
+
+def _check_mode(picture: Image.Image, name: str, options: ReadOptions) -> None:
+    if picture.mode[0] in _DEEP and not options.convert:
         raise InputError(f"{name} has more than 8 bits per channel; {_CONVERT_HINT}")
     if not (options.convert or options.bands) and (
         picture.mode != "RGB" or picture.has_transparency_data
     ):
         kind = _MODE_NAMES.get(picture.mode, "not RGB")
         raise InputError(f"{name} is {kind} (mode {picture.mode}); {_CONVERT_HINT}")
-    try:
-        picture.load()
-        picture = _turned(picture, _orientation(picture)) if turn else picture
-        if is_deep:
-            picture = _scaled_grey(picture, name)
-        elif layout is not None and layout.is_deep:  # Pillow has scaled it on decoding
-            logger.info("%s: %d bits per channel became 8", name, layout.bits)
-        if options.bands is not None:
-            picture = _chosen(picture, name, options.bands)
-        return _rgb(picture)
-    except (InputError, MemoryError):
-        raise
-    except Image.DecompressionBombError as exc:
-        raise InputError(beyond_pillow(name, exc)) from exc
-    except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
-        raise InputError(
-            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
-        ) from exc
 
 
 def _orientation(picture: Image.Image) -> Any:
@@ -232,14 +314,18 @@ def _turned(picture: Image.Image, orientation: Any) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _scaled_grey(picture: Image.Image, name: str) -> Image.Image:
+def _scaled_grey(picture: Image.Image, name: str, layout: Layout | None) -> Image.Image:
     grey = np.asarray(picture)
     transparent = picture.info.get("transparency")
+    white = _FULL_SCALE if picture.format == "PPM" and picture.mode == "I" else None
+    if white is not None and layout is not None and layout.white is not None:
+        white = layout.white
+        grey = np.rint(grey * (white / _FULL_SCALE)).astype(grey.dtype)  # as in the file
     return scaled(
         grey[None],
         name,
         mode="L",
-        white=_FULL_SCALE if picture.format == "PPM" and picture.mode == "I" else None,
+        white=white,
         no_data=grey == transparent if isinstance(transparent, int) else None,
     )
 
@@ -256,8 +342,25 @@ def _chosen(picture: Image.Image, name: str, bands: Bands) -> Image.Image:
 
 def _places(bands: Bands, count: int, name: str) -> list[int]:
     if max(bands) > count:
-        raise InputError(unclear_bands(name, count))
+        raise InputError(no_such_band(name, count, max(bands)))
     return [band - 1 for band in bands]
+
+
+def _gaps(picture: Image.Image, layout: Layout | None) -> npt.NDArray[np.bool_] | None:
+    """Return which pixels of 8-bit samples hold no data, bool [H, W]; None if all hold some."""
+    if layout is None or layout.no_data is None or picture.has_transparency_data:
+        return None
+    no_data = WHITE - layout.no_data if layout.white_is_zero else layout.no_data
+    samples = np.atleast_3d(np.asarray(picture))
+    missing: npt.NDArray[np.bool_] = np.all(samples == no_data, axis=2)
+    return missing if missing.any() else None
+
+
+def _filled(rgb: Image.Image, gaps: npt.NDArray[np.bool_], name: str) -> Image.Image:
+    note_scale(name, WHITE, gaps)
+    pixels = np.array(rgb)
+    pixels[gaps] = WHITE
+    return Image.fromarray(pixels)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

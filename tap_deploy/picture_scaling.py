@@ -24,6 +24,7 @@ def scaled(
     white: int | None = None,
     no_data: npt.NDArray[np.bool_] | None = None,
     white_is_zero: bool = False,
+    premultiplied: bool = False,
 ) -> Image.Image:
     """Return samples as a picture of 8 bits per channel.
 
@@ -39,6 +40,8 @@ def scaled(
         no_data: ``[H, W]``, pixels that hold nothing: they become white, like transparent ones.
             So do pixels with a NaN.
         white_is_zero: turn grey values around.
+        premultiplied: colours have been multiplied by alpha, on its scale: they are laid on white,
+            and the alpha of the picture is 255.
 
     Returns:
         A picture of that mode; pixels without data are white.
@@ -48,18 +51,28 @@ def scaled(
     """
     count = len(mode) - mode.endswith("A")
     colours, missing = _without_gaps(samples[:count], no_data)
-    stated, white = white, _white(colours, name, white)
+    stated, white = white, _white(samples if premultiplied else colours, name, white)
+    if premultiplied:
+        colours = np.clip(colours + (white - samples[-1].astype("f8")), 0, white)
     bands = [_to_8_bits(band, white) for band in colours]
     if white_is_zero and mode[0] == "L":
         bands[0] = WHITE - bands[0]
     for band in bands:
         band[missing] = 0 if mode == "CMYK" else WHITE
-    if count < len(mode):
+    if premultiplied:
+        bands.append(np.full_like(bands[0], WHITE))
+    elif count < len(mode):
         bands.append(_to_8_bits(samples[-1], _white(samples[-1:], name, stated)))
     if white != WHITE or missing.any():
-        gaps = f"; {missing.mean():.1%} of the pixels hold no data: white" if missing.any() else ""
-        logger.info("%s: samples of 0..%d became 0..%d%s", name, white, WHITE, gaps)
+        note_scale(name, white, missing)
     return Image.merge(mode, [Image.fromarray(band) for band in bands])
+
+
+def note_scale(name: str, white: int, missing: npt.NDArray[np.bool_] | None = None) -> None:
+    """Tell the logger which samples became 0..255, and how many pixels, bool [H, W], are none."""
+    share = 0.0 if missing is None else missing.mean()
+    gaps = f"; {share:.1%} of the pixels hold no data: white" if share else ""
+    logger.info("%s: samples of 0..%d became 0..%d%s", name, white, WHITE, gaps)
 
 
 def _without_gaps(

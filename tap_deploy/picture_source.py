@@ -148,6 +148,8 @@ def _file(source: Any, name: str) -> IO[bytes]:
             return io.BytesIO(source.read())
     except FileNotFoundError as exc:
         raise InputError(f"{name} does not exist; check the path") from exc
+    except io.UnsupportedOperation as exc:
+        raise InputError(f"{name} is not open for reading; open it with 'rb'") from exc
     except (OSError, ValueError) as exc:  # ValueError: a path with a zero byte, a closed file
         raise InputError(f"{name} cannot be opened: {exc}") from exc
     except TypeError as exc:

@@ -23,19 +23,27 @@ def without_texts(file: IO[bytes]) -> IO[bytes]:
     Texts that may tell the orientation are kept, uncompressed: on those Pillow's limit is wider.
     The first of each keyword is, up to what Pillow takes of a compressed one: a small file may
     hold many, and each may unpack to a thousand times its size.
+
+    Raises:
+        ValueError: the texts that are kept are larger than Pillow takes.
     """
     if not any(kind in _LIMITED for kind, _, _ in _chunks(file)):
         file.seek(0)
         return file
     kept = io.BytesIO()
     kept.write(SIGNATURE)
-    wanted = set(_ORIENTATION)
+    wanted, size = set(_ORIENTATION), 0
     for kind, start, end in _chunks(file):
         file.seek(start)
         if kind not in _LIMITED:
             kept.write(file.read(end - start))
         elif kind != b"iCCP":
-            kept.write(_text(kind, file.read(end - start)[8:-4], wanted))
+            size += kept.write(_text(kind, file.read(end - start)[8:-4], wanted))
+            if size > PngImagePlugin.MAX_TEXT_MEMORY:
+                raise ValueError(
+                    f"its EXIF or XMP texts take {size >> 20} MB; expected at most "
+                    f"{PngImagePlugin.MAX_TEXT_MEMORY >> 20}; save it without metadata"
+                )
     kept.seek(0)
     return kept
 

@@ -1,8 +1,9 @@
-"""Rasters that Pillow does not read whole: more than 8 bits per channel, or many bands."""
+"""Rasters that Pillow does not read, or not whole: more than 8 bits per channel, or many bands."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from tap_deploy.errors import InputError, MissingDependencyError, first_line
-from tap_deploy.picture_layout import BAND_MODES, UNSIGNED, Layout, unclear_bands
+from tap_deploy.picture_layout import BAND_MODES, UNSIGNED, Layout, no_such_band, unclear_bands
+from tap_deploy.picture_opening import UndecodedError
 from tap_deploy.picture_scaling import scaled
 from tap_deploy.picture_source import ReadOptions
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader, MemoryFile
 
+_MEMORY_NAME = re.compile(r"\S*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[^\s:]*:? ?")
 _STORAGE_BITS = (8, 16)  # or 32 and more; files use these whatever their samples need
 
 
@@ -33,7 +36,8 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
         options: with the bands that are wanted, and the limit.
 
     Raises:
-        InputError: it is broken or too large, lacks a band, has bands or values without a clear
+        UndecodedError: it is broken.
+        InputError: it is too large, lacks a band, has bands or values without a clear
             meaning.
         MissingDependencyError: rasterio is not installed.
     """
@@ -41,7 +45,7 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
         from rasterio.io import MemoryFile
     except ImportError as exc:
         raise MissingDependencyError(
-            f"rasterio is not installed; {name} needs it, for its bits or bands: "
+            f"rasterio is not installed; {name} needs it, for its format, bits or bands: "
             'pip install "tap-deploy[raster]"'
         ) from exc
     file.seek(0)
@@ -51,9 +55,16 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
     except (InputError, MemoryError):
         raise
     except Exception as exc:  # GDAL's errors, and what rasterio makes of odd headers
-        raise InputError(
-            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
+        raise UndecodedError(
+            f"{name} cannot be decoded: {_reason(exc)}; the file may be cut short or broken"
         ) from exc
+
+
+def _reason(error: BaseException) -> str:
+    """Return what GDAL said first, without the name that rasterio gives to bytes in memory."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _MEMORY_NAME.sub("", first_line(error))
 
 
 def _opened(memory: MemoryFile, driver: str) -> DatasetReader:
@@ -75,12 +86,17 @@ def _read(dataset: DatasetReader, name: str, layout: Layout, options: ReadOption
     _check_size(dataset, name, options)
     mode, bands = "RGB", tuple(options.bands or ())
     if not bands:
-        mode = layout.mode if layout.mode in BAND_MODES else ""
+        mode = _mode(name, layout)
         bands = tuple(range(1, len(mode) + 1))
-    if not bands or max(bands) > dataset.count:
-        raise InputError(unclear_bands(name, dataset.count, layout.is_deep))
+        if len(bands) > dataset.count:
+            needs_convert = layout.is_deep and not options.convert
+            raise InputError(unclear_bands(name, dataset.count, needs_convert))
+    if max(bands) > dataset.count:
+        raise InputError(no_such_band(name, dataset.count, max(bands)))
     samples = dataset.read(list(bands))
-    missing = None if mode.endswith("A") else _missing(dataset, bands)
+    # Without ``convert`` 8-bit samples are taken as they are.
+    has_gaps = options.convert and not mode.endswith("A")
+    missing = _missing(dataset, bands) if has_gaps else None
     no_data: npt.NDArray[np.bool_] | None = None
     if missing is not None:
         samples[missing] = 0
@@ -93,6 +109,16 @@ def _read(dataset: DatasetReader, name: str, layout: Layout, options: ReadOption
         white=(1 << layout.bits) - 1 if layout.kind == UNSIGNED and is_odd else None,
         no_data=no_data,
         white_is_zero=layout.white_is_zero and not options.bands,
+        premultiplied=layout.premultiplied and mode.endswith("A"),
+    )
+
+
+def _mode(name: str, layout: Layout) -> str:
+    if layout.mode in BAND_MODES:
+        return str(layout.mode)
+    raise InputError(
+        f"{name} has colours of the kind {layout.mode}, which are not read from such a file; "
+        "expected grey, RGB or CMYK; save it as RGB first"
     )
 
 

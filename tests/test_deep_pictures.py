@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tap_deploy import picture_scaling
-from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.errors import InputError, MissingDependencyError, TapError
 from tap_deploy.image import load_image
 from tests.pictures import HEIGHT, WIDTH, deep_png, message_of, png_chunk
 
@@ -145,7 +145,9 @@ def test_the_transparent_colour_of_a_deep_png_becomes_white(tmp_path: Path) -> N
         assert (rgb == 255).all(axis=2).sum() == 1 + (array == 65535).all(axis=0).sum()
 
 
-def test_deep_netpbm(tmp_path: Path) -> None:
+def test_deep_netpbm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tap_deploy")
+    note = f"image '{tmp_path / 'deep.ppm'}': samples of 0..4095 became 0..255"
     array = samples(bits=12)
     pixels = np.moveaxis(array, 0, 2).astype(">u2").tobytes()
     path = tmp_path / "deep.ppm"
@@ -155,7 +157,8 @@ def test_deep_netpbm(tmp_path: Path) -> None:
     path.write_bytes(b"P5\n30 20\n4095\n" + array[0].astype(">u2").tobytes())
     assert "12 bits" in message_of(path)
     grey = np.repeat(scaled(array[:1], 4095), 3, axis=2)
-    np.testing.assert_allclose(load_image(path, convert=True), grey, atol=1)
+    np.testing.assert_array_equal(load_image(path, convert=True), grey)
+    assert caplog.messages == [note, note]
 
 
 def test_deep_sgi_psd_and_dds_are_refused(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_deep_avif(caplog: pytest.LogCaptureFixture) -> None:
     assert "10 bits per channel" in message_of(AVIF_OF_10_BITS)
     rgb = load_image(AVIF_OF_10_BITS, convert=True)
     np.testing.assert_allclose(rgb, np.broadcast_to([255, 128, 25], (8, 8, 3)), atol=1)
-    assert "image from bytes: 10 bits per channel became 8" in caplog.messages
+    assert "image from bytes: samples of 0..1023 became 0..255" in caplog.messages
     flags = AVIF_OF_10_BITS.index(b"av1C") + 4 + 2
     twelve = bytearray(AVIF_OF_10_BITS)
     twelve[flags] |= 0x20
@@ -233,6 +236,158 @@ def test_floats(tmp_path: Path) -> None:
     assert "floats of 0..1" in message_of(path, convert=True)
 
 
+def on_white(premultiplied: np.ndarray, white: int) -> np.ndarray:
+    """``[B, H, W]``, the last one alpha"""
+    return scaled(premultiplied[:-1].astype(float) + white - premultiplied[-1], white)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("count", [2, 4])
+def test_colours_that_are_multiplied_by_alpha(tmp_path: Path, bits: int, count: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    white = (1 << bits) - 1
+    array = samples(count, bits).astype(float)
+    array[-1] = np.linspace(0, white, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    array = np.rint(array)
+    array[:-1] = np.rint(array[:-1] * array[-1] / white / 4)  # dark: of fewer bits than alpha
+    path = tmp_path / "alpha.tif"
+    tifffile.imwrite(
+        path,
+        np.moveaxis(array, 0, 2).astype(np.uint8 if bits == 8 else np.uint16),
+        photometric="rgb" if count == 4 else "minisblack",
+        planarconfig="contig",
+        extrasamples=["assocalpha"],
+    )
+    message_of(path)
+    expected = np.broadcast_to(on_white(array, white), (HEIGHT, WIDTH, 3))
+    # Pillow divides 8-bit colours by alpha, and rounds.
+    np.testing.assert_allclose(load_image(path, convert=True), expected, atol=1)
+
+
+def test_a_jpeg_2000_may_have_colours_multiplied_by_alpha(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGBA", (8, 8), (60, 30, 0, 100)).save(content, "JPEG2000")
+    broken = bytearray(content.getvalue())
+    alpha = broken.index(struct.pack(">3H", 3, 1, 0))  # a channel, its kind, what it belongs to
+    broken[alpha + 3] = 2
+    assert "RGB with alpha" in message_of(broken)
+    rgb = load_image(broken, convert=True)
+    np.testing.assert_array_equal(rgb[0, 0], [60 + 155, 30 + 155, 155])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_gaps_of_8_bits_are_as_white_as_deep_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    caplog.set_level(logging.INFO, "tap_deploy")
+    array = np.clip(samples(count, 8, np.uint8), 1, None)
+    array[:, 3, 4:10] = 0
+    array[0, 9, 9] = 0 if count > 1 else 1  # in one band only
+    path = write_raster(
+        tmp_path / "plain.tif", array, nodata=0, photometric="RGB" if count == 3 else "MINISBLACK"
+    )
+    expected = np.array(np.broadcast_to(np.moveaxis(array, 0, 2), (HEIGHT, WIDTH, 3)))
+    if count == 3:
+        np.testing.assert_array_equal(load_image(path), expected)
+    expected[3, 4:10] = 255
+    with Image.open(path) as opened:
+        for source in (path, opened):
+            caplog.clear()
+            np.testing.assert_array_equal(load_image(source, convert=True), expected)
+            assert "1.0% of the pixels hold no data: white" in caplog.text
+    if count == 3:
+        reversed_bands = load_image(path, convert=True, bands=(3, 2, 1))
+        np.testing.assert_array_equal(reversed_bands, expected[..., ::-1])
+    inverted = write_raster(tmp_path / "m.tif", array[:1], nodata=0, photometric="MINISWHITE")
+    assert (load_image(inverted, convert=True)[3, 4:10] == 255).all()
+    negative = 255 - array[:1]
+    inverted = write_raster(tmp_path / "m.tif", negative, nodata=255, photometric="MINISWHITE")
+    assert (load_image(inverted, convert=True)[3, 4:10] == 255).all()
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_gaps_of_many_bands_are_white_with_convert_only(tmp_path: Path, convert: bool) -> None:
+    array = np.clip(samples(5, 8, np.uint8), 1, None)
+    array[:, 3, 4:10] = 0
+    path = write_raster(tmp_path / "scene.tif", array, nodata=0)
+    found = load_image(path, bands=(3, 2, 1), convert=convert)
+    assert (found[3, 4:10] == (255 if convert else 0)).all()
+
+
+# What Pillow does not decode
+
+
+def plain_rasters(folder: Path, array: np.ndarray) -> list[Path]:
+    """Files of 8 bits that only GDAL reads: `array` is uint8 [B, H, W]."""
+    lossless = {"driver": "JP2OpenJPEG", "quality": 100, "reversible": "yes"}
+    big: dict[str, Any] = {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}
+    if len(array) == 3:
+        big["photometric"] = "RGB"
+    # GDAL calls three bands of a JPEG 2000 grey.
+    made = [write_raster(folder / "big.tif", array, **big)]
+    return [*made, write_raster(folder / "plain.jp2", array, **lossless)]
+
+
+def pillow_decodes(path: Path) -> bool:
+    """Whether this version of it does."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except OSError:
+        return False
+    return True
+
+
+def test_what_pillow_does_not_decode_is_read_by_rasterio(tmp_path: Path) -> None:
+    array = samples(bits=8, dtype=np.uint8)
+    for path in plain_rasters(tmp_path, array):
+        rgb = np.moveaxis(array, 0, 2)
+        np.testing.assert_array_equal(load_image(path), rgb)
+        np.testing.assert_array_equal(load_image(path, bands=(3, 2, 1)), rgb[..., ::-1])
+        np.testing.assert_array_equal(load_image(path.read_bytes(), convert=True), rgb)
+        assert "at most 599" in message_of(path, max_pixels=599)
+    if not pillow_decodes(path):
+        with Image.open(path) as opened:
+            assert "if it is neither, pass the file itself" in message_of(opened)
+    for path in plain_rasters(tmp_path, array[:1]):
+        assert "is greyscale" in message_of(path)
+        grey = np.repeat(array[0, ..., None], 3, axis=2)
+        np.testing.assert_array_equal(load_image(path, convert=True), grey)
+
+
+def test_deep_and_many_bands_in_a_big_endian_bigtiff(tmp_path: Path) -> None:
+    options = {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}
+    path = write_raster(tmp_path / "big.tif", samples(), photometric="RGB", **options)
+    assert "16 bits" in message_of(path)
+    np.testing.assert_array_equal(load_image(path, convert=True), scaled(samples(), 65535))
+    path = write_raster(tmp_path / "many.tif", samples(5, 8, np.uint8), **options)
+    assert "5 bands; choose" in message_of(path)
+    palette = write_raster(
+        tmp_path / "palette.tif", samples(1, 8, np.uint8), photometric="PALETTE", **options
+    )
+    assert "has colours of the kind P" in message_of(palette, convert=True)
+
+
+def test_what_only_rasterio_decodes_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = plain_rasters(tmp_path, samples(bits=8, dtype=np.uint8))
+    monkeypatch.setitem(sys.modules, "rasterio.io", None)
+    for path in [path for path in paths if path.suffix == ".tif" or not pillow_decodes(path)]:
+        with pytest.raises(TapError, match=r'pip install "tap-deploy\[raster\]"'):
+            load_image(path)
+
+
+@pytest.mark.parametrize("name", ["plain.jp2", "big.tif", "plain.tif"])
+def test_a_raster_of_8_bits_that_was_cut_is_refused(tmp_path: Path, name: str) -> None:
+    array = samples(bits=8, dtype=np.uint8)
+    plain_rasters(tmp_path, array)
+    write_raster(tmp_path / "plain.tif", array, photometric="RGB")
+    content = (tmp_path / name).read_bytes()
+    for share in (2, 3, 50):
+        assert "cut short or broken" in message_of(content[: len(content) * (share - 1) // share])
+
+
 def test_gaps_become_white_and_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,10 +420,12 @@ def test_bands_are_chosen_and_counted_from_1(tmp_path: Path) -> None:
     for array, white, convert in [(deep, 2047, True), (plain, 255, False)]:
         for interleave in ("band", "pixel"):
             path = write_raster(tmp_path / "scene.tif", array, interleave=interleave)
-            for wrong in ({}, {"convert": True}, {"bands": (7, 1, 2), "convert": True}):
-                message = message_of(path, **wrong)
-                assert "has 6 bands; choose" in message
-                assert "bands=(3, 2, 1) (--bands 3,2,1)" in message
+            message = message_of(path)
+            assert "has 6 bands; choose" in message
+            assert message.endswith("bands=(3, 2, 1) (--bands 3,2,1)") != convert
+            assert message_of(path, convert=True).endswith("bands=(3, 2, 1) (--bands 3,2,1)")
+            message = message_of(path, bands=(7, 1, 2), convert=True)
+            assert message.endswith("has no band 7; it has bands 1 to 6")
             found = load_image(path, convert=convert, bands=(4, 3, 2))
             np.testing.assert_array_equal(found, scaled(array[[3, 2, 1]], white))
     assert "bits per channel" in message_of(
@@ -305,7 +462,18 @@ def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     for source in (tmp_path / "rgba.png", Image.fromarray(rgba), rgba):
         np.testing.assert_array_equal(load_image(source, bands=(4, 2, 1)), rgba[..., [3, 1, 0]])
-        assert "has 4 bands" in message_of(source, bands=(5, 2, 1))
+        assert "has no band 5; it has bands 1 to 4" in message_of(source, bands=(5, 2, 1))
+    grey = array[0]
+    deep = deep_png(samples(1))
+    for source in (grey, Image.fromarray(grey)):
+        told = "has no band 3; it has 1 band; leave out bands"
+        assert told in message_of(source, bands=(3, 2, 1))
+    assert told in message_of(deep, bands=(3, 2, 1), convert=True)
+    path = write_raster(tmp_path / "grey.tif", samples(1))
+    assert told in message_of(path, bands=(3, 2, 1), convert=True)
+    two = write_raster(tmp_path / "two.tif", samples(2))
+    assert "2 bands; choose those of" in message_of(two, convert=True)
+    assert message_of(two, convert=True).endswith("bands=(1, 1, 1) (--bands 1,1,1)")
     palette = Image.new("P", (6, 5))
     assert "a palette picture" in message_of(palette, bands=(1, 1, 1))
 
@@ -315,6 +483,18 @@ def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
 )
 def test_bands_are_three_numbers_from_1(bands: Any) -> None:
     assert "expected three numbers from 1" in message_of(np.zeros((5, 6, 3), np.uint8), bands=bands)
+
+
+@pytest.mark.parametrize("convert", [False, True])
+@pytest.mark.parametrize("count", [3, 5, 32])
+def test_an_array_with_its_bands_first_is_refused(count: int, convert: bool) -> None:
+    planar = np.zeros((count, 99, 98), np.uint8)
+    message = message_of(planar, bands=(3, 2, 1), convert=convert)
+    assert f"image is an array [{count}, 99, 98]" in message
+    assert ".transpose(1, 2, 0)" in message
+    assert load_image(planar.transpose(1, 2, 0), bands=(3, 2, 1)).shape == (99, 98, 3)
+    assert load_image(np.zeros((5, 99, 4), np.uint8), bands=(3, 2, 1)).shape == (5, 99, 3)
+    assert load_image(np.zeros((60, 50, 224), np.uint8), bands=(9, 8, 7)).shape == (60, 50, 3)
 
 
 def test_arrays_of_other_types_are_scaled_by_the_same_rule() -> None:
@@ -353,7 +533,8 @@ def test_an_opened_picture_is_judged_by_its_file(tmp_path: Path) -> None:
                 if picture.format != "JPEG2000":  # Pillow cannot decode this one
                     assert picture.getpixel((0, 0)) == (255, 255, 255)  # it can still be used
     tiff = io.BytesIO((tmp_path / "deep.tif").read_bytes())
-    for source in (tmp_path / "deep.png", tiff):
+    png = io.BytesIO((tmp_path / "deep.png").read_bytes())
+    for source in (tmp_path / "deep.png", tiff, png):
         with Image.open(source) as picture:
             picture.load()
             assert "16 bits" in message_of(picture)
@@ -449,7 +630,13 @@ def test_without_the_extra_the_message_has_the_command(
 def test_a_broken_raster_is_one_line(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
     path.write_bytes(path.read_bytes()[:-500])
-    assert "deep.tif' cannot be decoded" in message_of(path, convert=True)
+    message = message_of(path, convert=True)
+    assert "deep.tif' cannot be decoded: TIFF" in message  # GDAL's own reason
+    assert "See previous" not in message
+    path.write_bytes(path.read_bytes()[:100])
+    for message in (message_of(path, convert=True), message_of(path)):
+        assert "deep.tif' cannot be" in message
+        assert ".tif: " not in message
 
 
 def test_a_raster_of_another_format_is_not_opened(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_greyscale_arrays_are_refused_unless_converted(shape: tuple[int, ...]) -
         (np.zeros((3, 5, 6), np.uint8), "transpose"),
         (np.zeros((1, 5, 6, 3), np.uint8), "[1, 5, 6, 3]"),
         (np.zeros((5, 6, 5), np.uint8), "[5, 6, 5]"),
+        (np.zeros((1, 5, 6), np.uint8), "[1, 5, 6]"),
         (np.zeros(6, np.uint8), "[6]"),
         (None, "NoneType"),
         (b"bytes", "bytes"),
@@ -225,7 +226,14 @@ def test_a_closed_picture_is_refused(rgb: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(rgb).save(path)
     with Image.open(path) as picture:
         pass
-    assert "cannot be decoded" in message_of(picture)
+    assert "whose file was closed before its pixels were read; pass the path" in message_of(picture)
+    loaded = Image.open(path)
+    loaded.load()
+    loaded.close()
+    assert "was closed" in message_of(loaded)
+    with Image.open(path) as picture:
+        picture.load()
+    np.testing.assert_array_equal(load_image(picture), rgb)
 
 
 def test_model_image_equals_the_golden_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pathlib
 import struct
@@ -101,6 +102,9 @@ def test_messages_name_what_was_given(tmp_path: Path) -> None:
     with (tmp_path / "no.png").open() as file:
         assert "open it in binary mode" in message_of(file)
     assert "cannot be opened" in message_of(file)  # it is closed
+    for mode in ("wb", "w", "ab"):
+        with (tmp_path / "no.png").open(mode) as file:
+            assert "is not open for reading; open it with 'rb'" in message_of(file)
     assert "is empty" in message_of(b"")
     assert "is empty" in message_of(PictureFile(source=b""))
     assert name_of(PictureFile(source=Path("a.png"))) == "image 'a.png'"
@@ -288,6 +292,23 @@ def test_what_was_made_of_an_opened_picture_is_taken_as_it_is(rgb: np.ndarray) -
         assert opened.rotate(-90).getexif()[ORIENTATION] == 6  # the tag alone would mislead
 
 
+def test_a_turn_that_is_not_made_is_told_once(
+    rgb: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tap_deploy")
+    for orientation, count in ((6, 1), (1, 0)):
+        content = saved(Image.fromarray(rgb), "JPEG", exif=turned_by(orientation))
+        with Image.open(io.BytesIO(content)) as opened:
+            for read in (load_image, lambda source: frame_image(source, 64)):
+                caplog.clear()
+                read(opened)
+                read(ImageOps.exif_transpose(opened))
+                assert not caplog.messages
+                read(opened.convert("RGB"))
+                note = "image: its EXIF says that it is turned; taken as it is"
+                assert caplog.messages == [note] * count
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_an_opened_picture_is_turned_once(kind: str) -> None:
     picture = Image.new("RGB", (40, 20), "red")
@@ -328,6 +349,51 @@ def test_a_pipe_given_by_its_path(path: Path, rgb: np.ndarray) -> None:
 
 
 # Broken and hostile files
+
+
+@pytest.mark.parametrize(
+    "text", [b"iTXtXML:com.adobe.xmp\0\0\0\0\0", b"tEXtRaw profile type exif\0"]
+)
+def test_texts_beyond_what_pillow_takes_are_one_clear_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 2 << 20)
+    chunk = (text[:4], text[4:] + bytes([32]) * (3 << 20))
+    message = message_of(png_with(path.read_bytes(), chunk))
+    assert "its EXIF or XMP texts take 3 MB; expected at most 2; save it without" in message
+
+
+def test_the_head_of_a_png_that_was_cut_is_one_clear_line(path: Path) -> None:
+    content = path.read_bytes()
+    for size in range(1, 60):
+        message = message_of(content[:size])
+        assert "unpack" not in message
+        assert "buffer" not in message
+        assert "cut short" in message or "Truncated" in message or "not a picture" in message
+
+
+DRAWINGS = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+    "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<4hH", 0, 0, 10, 10, 72) + bytes(64),
+    "EMF": struct.pack("<8I", 1, 108, 0, 0, 9, 9, 0, 0) + bytes(8) + b" EMF" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("content", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_drawings_are_not_opened(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow starts Ghostscript for EPS."""
+    told = "is a drawing (EPS, WMF or EMF), not pixels; convert it to PNG first"
+    kind = "EPS" if content.startswith(b"%") else "WMF"
+    if kind == "EPS":
+        with Image.open(io.BytesIO(content)) as opened:
+            assert told in message_of(opened, convert=True)
+    Image.init()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("its plugin reads it")
+
+    monkeypatch.setitem(Image.OPEN, kind, (refuse, Image.OPEN[kind][1]))
+    assert told in message_of(content)
 
 
 class Counted(io.BytesIO):
