@@ -263,6 +263,15 @@ def test_prompts_given_nowhere(run, folder):
     assert "no prompt: pass --point, --box, --sketch or --boxes" in result.stderr
 
 
+def test_a_font_is_looked_at_before_the_work(run, folder, tmp_path):
+    (tmp_path / "bad.ttf").write_bytes(b"no font")
+    for font in (tmp_path / "bad.ttf", tmp_path, tmp_path / "nowhere.ttf"):
+        result = run(folder, *POINT, "-o", tmp_path / "out", "--overlays", "--font", font)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: font {font} cannot be read: ")
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_nothing_but_results(run, folder):
     result = run(folder, *POINT, "-o", folder)
     assert result.exit_code == 2

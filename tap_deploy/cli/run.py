@@ -46,6 +46,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.visualize.enlarge import MAX_SCALE as MAX_OVERLAY_SCALE
+from tap_deploy.visualize.fonts import font_from_path
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,8 @@ def run_command(
     single = len(sources) == 1 and sources[0].named and output is None
     if overlay is not None:
         _check_overlay(overlay, sources, single=single, force=force)
+    if font is not None:
+        font_from_path(font)  # better now than after the work
     if overlays and output is None:
         raise InputError("--overlays draws into the folder of --output; pass -o FOLDER, too")
     items, skipped = _with_prompts(sources, shared, by_picture, strict=strict or single)
