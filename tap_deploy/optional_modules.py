@@ -13,24 +13,24 @@ from tap_deploy.errors import MissingDependencyError, first_line
 # What a module must have to be the one that is meant. Pip leaves a folder without it behind when
 # one of two packages that share the folder is uninstalled, and Python imports such a folder.
 _API = {
-    "cuda.bindings.runtime": "cudaMalloc",
-    "cuda.cudart": "cudaMalloc",
-    "cupy": "ndarray",
-    "onnx": "ModelProto",
-    "onnx_ir": "Model",
-    "onnxruntime": "InferenceSession",
+    "cuda.bindings.runtime": ("cudaMalloc",),
+    "cuda.cudart": ("cudaMalloc",),
+    "cupy": ("ndarray",),
+    "onnx": ("ModelProto",),
+    "onnx_ir": ("Model",),
+    "onnxruntime": ("InferenceSession", "SessionOptions", "RunOptions", "get_available_providers"),
     "onnxruntime_ep_nv_tensorrt_rtx": "get_library_path",
-    "onnxscript": "script",
-    "pycocotools.mask": "frPyObjects",
-    "pycuda.driver": "Device",
-    "rasterio": "open",
+    "onnxscript": ("script",),
+    "pycocotools.mask": ("frPyObjects",),
+    "pycuda.driver": ("Device",),
+    "rasterio": ("open",),
     "safetensors": "safe_open",
-    "sentencepiece": "SentencePieceProcessor",
-    "shapely": "polygonize",
-    "supervision": "Detections",
-    "tensorrt": "Runtime",
-    "tensorrt_rtx": "Runtime",
-    "torch": "Tensor",
+    "sentencepiece": ("SentencePieceProcessor",),
+    "shapely": ("polygonize",),
+    "supervision": ("Detections",),
+    "tensorrt": ("Runtime",),
+    "tensorrt_rtx": ("Runtime",),
+    "torch": ("Tensor",),
 }
 
 
@@ -50,11 +50,11 @@ def load_module(name: str) -> ModuleType:
     # Foreign code; OSError is what ctypes raises where a shared library is missing.
     except Exception as exc:
         raise ImportError(f"{name}: {first_line(exc)}", name=name) from exc
-    attribute = _API.get(name)
-    if attribute is not None and not hasattr(module, attribute):
+    missing = next((part for part in _API.get(name, ()) if not hasattr(module, part)), None)
+    if missing is not None:
         where = module.__file__ or next(iter(getattr(module, "__path__", ())), "no file")
         raise ImportError(
-            f"{where} has no {attribute}: it is not {name}, or only what is left of it", name=name
+            f"{where} has no {missing}: it is not {name}, or only what is left of it", name=name
         )
     return module
 

@@ -129,6 +129,7 @@ def test_an_old_one_is_brought_up_to_date_by_its_own_name(site):
         ("raise AttributeError", "AttributeError"),
         ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
         ("", "has no InferenceSession: it is not onnxruntime"),
+        ("class InferenceSession: pass", "has no SessionOptions: it is not onnxruntime"),
     ],
 )
 def test_an_onnxruntime_that_does_not_load(site, micro_bundle, photo, code, reason):
