@@ -19,12 +19,12 @@ _API = {
     "onnx": ("ModelProto",),
     "onnx_ir": ("Model",),
     "onnxruntime": ("InferenceSession", "SessionOptions", "RunOptions", "get_available_providers"),
-    "onnxruntime_ep_nv_tensorrt_rtx": "get_library_path",
+    "onnxruntime_ep_nv_tensorrt_rtx": ("get_library_path",),
     "onnxscript": ("script",),
     "pycocotools.mask": ("frPyObjects",),
     "pycuda.driver": ("Device",),
     "rasterio": ("open",),
-    "safetensors": "safe_open",
+    "safetensors": ("safe_open",),
     "sentencepiece": ("SentencePieceProcessor",),
     "shapely": ("polygonize",),
     "supervision": ("Detections",),
@@ -52,7 +52,8 @@ def load_module(name: str) -> ModuleType:
         raise ImportError(f"{name}: {first_line(exc)}", name=name) from exc
     missing = next((part for part in _API.get(name, ()) if not hasattr(module, part)), None)
     if missing is not None:
-        where = module.__file__ or next(iter(getattr(module, "__path__", ())), "no file")
+        places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))
+        where = next(filter(None, places), "a module without a file")
         raise ImportError(
             f"{where} has no {missing}: it is not {name}, or only what is left of it", name=name
         )

@@ -54,7 +54,7 @@ def fake_onnxruntime(answers: dict[str, object]) -> types.ModuleType:
     module = types.ModuleType("onnxruntime")
     module.__spec__ = importlib.machinery.ModuleSpec("onnxruntime", None)
     module.__version__ = "1.32.0"
-    module.SessionOptions = types.SimpleNamespace
+    module.SessionOptions = module.RunOptions = types.SimpleNamespace
     module.InferenceSession = InferenceSession
     module.get_available_providers = lambda: list(answers)
     return module

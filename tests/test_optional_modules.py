@@ -114,7 +114,8 @@ def test_two_packages_are_one_too_many(site):
 
 
 def test_an_old_one_is_brought_up_to_date_by_its_own_name(site):
-    (site / "onnxruntime.py").write_text("InferenceSession = None; __version__ = '1.9.0'\n")
+    parts = ("InferenceSession", "SessionOptions", "RunOptions", "get_available_providers")
+    (site / "onnxruntime.py").write_text(f"{' = '.join(parts)} = None; __version__ = '1.9.0'\n")
     record(site, "onnxruntime-gpu", "1.9.0")
     check = check_of(site)
     assert check["detail"] == "1.9.0 is too old; expected 1.20 or newer"
