@@ -282,9 +282,8 @@ def _decoded(
     except Image.DecompressionBombError as exc:
         raise InputError(beyond_pillow(name, exc)) from exc
     except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
-        if isinstance(exc, ValueError) and "closed" in str(
-            exc
-        ):  # of Pillow, where its formats keep a file of their own
+        # Some formats of Pillow keep a file of their own, which ``_check_open`` does not see.
+        if isinstance(exc, ValueError) and "closed" in str(exc):
             raise InputError(_CLOSED) from exc
         raise UndecodedError(
             f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
