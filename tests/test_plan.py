@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 from tap_deploy.cli import main
 from tap_deploy.engines.device_profiles import DEVICE_PROFILES, GIBIBYTE, device_profile
 from tap_deploy.engines.dram import build_budget, engine_bytes, run_budget
-from tap_deploy.engines.plan import PlanOptions, plan_for_device
+from tap_deploy.engines.estimate import PlanOptions, plan_for_device
 from tap_deploy.engines.products import Product
 from tap_deploy.engines.roofline import FACTORS, moved_bytes, stage_estimate, weight_bytes
 from tap_deploy.engines.work import GraphWork

@@ -21,7 +21,7 @@ COMMANDS = {
     "verdict": ("tap_deploy.cli.verdict", "verdict_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
     "samples": ("tap_deploy.cli.samples", "samples_command"),
-    "plan": ("tap_deploy.cli.plan", "plan_command"),
+    "plan": ("tap_deploy.cli.estimate", "plan_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
     "doctor": ("tap_deploy.cli.doctor", "doctor_command"),
     "completion": ("tap_deploy.cli.completion", "completion_command"),

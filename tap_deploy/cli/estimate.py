@@ -14,7 +14,7 @@ from tap_deploy.precisions import FP16, FP32, PRECISIONS
 
 if TYPE_CHECKING:
     from tap_deploy.engines.dram import DramBudget
-    from tap_deploy.engines.plan import DevicePlan
+    from tap_deploy.engines.estimate import DevicePlan
     from tap_deploy.engines.roofline import StageEstimate
 
 MEBIBYTE = 1 << 20
@@ -61,7 +61,7 @@ def plan_command(
     """
     require_quantize_extra()
     from tap_deploy.engines.device_profiles import device_profile
-    from tap_deploy.engines.plan import PlanOptions, plan_for_device
+    from tap_deploy.engines.estimate import PlanOptions, plan_for_device
     from tap_deploy.engines.target import bytes_from_text
 
     profile = device_profile(device)
