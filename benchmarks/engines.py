@@ -81,7 +81,7 @@ class Settings:
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--zero-copy", is_flag=True, help="Mapped host memory, for boards that share DRAM.")
 @click.option("--allow-failed", is_flag=True, help="Also time what failed its self-test.")
-@click.option("--peaks", help="Also give shares of the peaks of a device, as for plan; needs onnx.")
+@click.option("--peaks", help="Also give shares of the peaks of a device, as for plan.")
 @click.option("--checkpoint", type=FILE, help="Time PyTorch on these weights beside it.")
 @click.option("--json", "json_path", type=FILE, help="Write figures and conditions to a file.")
 def main(
@@ -97,8 +97,7 @@ def main(
     if peaks is not None:
         from benchmarks.peak_share import peak_shares
 
-        variant = report["conditions"]["variant"]
-        report["peaks"] = peak_shares(opened, variant, settings.precision, peaks, report["stages"])
+        report["peaks"] = peak_shares(opened, settings.precision, peaks, report["stages"])
     click.echo(summary(report))
     if json_path is not None:
         with atomic_file(json_path) as partial:

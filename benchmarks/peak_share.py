@@ -8,8 +8,9 @@ from benchmarks.stages import CAPTION, DECODE, ENCODE
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.device_profiles import device_profile
+from tap_deploy.engines.estimate import quantized_nodes
 from tap_deploy.engines.roofline import stage_estimate
-from tap_deploy.engines.work import count_work
+from tap_deploy.engines.work import graph_works
 
 GRAPHS = {
     ENCODE: graphs.IMAGE_ENCODER,
@@ -19,22 +20,20 @@ GRAPHS = {
 
 
 def peak_shares(
-    bundle: Bundle, variant: str, precision: str, profile: str, timed: list[dict[str, Any]]
+    bundle: Bundle, precision: str, profile: str, timed: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return, per stage of one graph, its share of the peaks of arithmetic and of bandwidth.
 
     Args:
-        bundle: has the graphs that ran.
-        variant: which of them.
-        precision: of their products.
+        bundle: what ran.
+        precision: in which precision.
         profile: name of the device in ``device_profiles``.
         timed: the stages of a report, see ``benchmarks.engines``.
 
     Raises:
         InputError: there is no such device.
-        BundleError: a graph cannot be counted.
     """
-    device, specs = device_profile(profile), bundle.graph_specs(variant)
+    device, quantized = device_profile(profile), quantized_nodes(bundle.manifest)
     shares = []
     for stage in timed:
         graph = GRAPHS.get(stage["kind"])
@@ -42,12 +41,14 @@ def peak_shares(
             continue
         calls = stage["tokens"] + 1 if stage["kind"] == CAPTION else 1
         # A step reads the slots before it: half of them on average.
-        axes = {"B": 1, "P": stage["prompts"], "N": 2, "M": 1, "T": max(1, calls // 2), "K": 1}
-        names = {a for t in specs[graph].inputs for a in t.shape if isinstance(a, str)}
-        work = count_work(
-            bundle.graph_path(graph, variant), specs[graph], {name: axes[name] for name in names}
+        works = graph_works(
+            bundle.config,
+            prompts=stage["prompts"],
+            points=2,
+            slots=max(1, calls // 2),
+            quantized=quantized,
         )
-        estimate = stage_estimate(stage["stage"], work, device, precision, calls=calls)
+        estimate = stage_estimate(stage["stage"], works[graph], device, precision, calls=calls)
         median = stage["latency"]["median_ms"]
         shares.append(
             {

@@ -9,7 +9,7 @@ from typing import Any
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.builder import engine_from_onnx, key_of, plan_parts
-from tap_deploy.engines.forecast import available_memory, build_memory_bytes, check_memory
+from tap_deploy.engines.dram import available_memory, build_memory_bytes, check_memory
 from tap_deploy.engines.gpu import Gpu, local_gpu
 from tap_deploy.engines.profiles import Profile, optimization_profile
 from tap_deploy.engines.target import BuildTarget
@@ -57,6 +57,7 @@ def planned_builds(
         BundleError: the bundle has not this precision.
     """
     specs, builds = bundle.graph_specs(target.variant), []
+    workspace = target.workspace_bytes if integrated else 0
     for graph in GRAPH_NAMES:
         path = bundle.graph_path(graph, target.variant)
         weights = bundle.manifest.graphs[target.variant][graph].weights_bytes
@@ -67,7 +68,7 @@ def planned_builds(
                 onnx_path=path,
                 profile=optimization_profile(specs[graph], target, bundle.config),
                 weights_bytes=weights,
-                memory_bytes=build_memory_bytes(weights, target, integrated=integrated),
+                memory_bytes=build_memory_bytes(weights, workspace_bytes=workspace),
             )
         )
     return builds
@@ -105,7 +106,7 @@ def build_engines(
     cached = {} if force else _cached(builds, folder, trt, target, gpu)
     needed = [build.memory_bytes for build in builds if build.graph not in cached]
     if needed and not force_memory:
-        check_memory(max(needed), available_bytes(), target)
+        check_memory(max(needed), available_bytes(), target.precision)
     for build in builds:
         if build.graph in cached:
             yield BuiltPlan(

@@ -1,23 +1,24 @@
-"""What a bundle will need and take on a device, before anybody has built it there."""
+"""What a model will need and take on a device, before anybody has built it there."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
 from tap_deploy.engines.device_profiles import GIBIBYTE, DeviceProfile
-from tap_deploy.engines.dram import DramBudget, build_budget, engine_bytes, run_budget
+from tap_deploy.engines.dram import MemoryEstimate, build_estimate, engine_bytes, run_estimate
 from tap_deploy.engines.roofline import FACTORS, StageEstimate, stage_estimate
-from tap_deploy.engines.work import GraphWork, count_work
+from tap_deploy.engines.work import graph_works
 from tap_deploy.errors import InputError
-from tap_deploy.precisions import FP32, PRECISIONS
+from tap_deploy.manifest import Manifest
+from tap_deploy.precisions import INT8, INT8_FP32, PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class EstimateOptions:
     """What the device shall do.
 
     Attributes:
@@ -68,7 +69,7 @@ class PlanOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DevicePlan:
+class DeviceEstimate:
     """The estimate as a whole.
 
     Attributes:
@@ -76,7 +77,7 @@ class DevicePlan:
         device: for which device.
         options: for what load.
         tokens: length of a caption.
-        counted_from: the variant of the graphs that was counted.
+        mix_of_bundle: whether INT8 covers what it covers in a bundle, not every stored weight.
         stages: time of each stage.
         engine_bytes: graph name -> size of its plan.
         build: DRAM while building.
@@ -85,13 +86,13 @@ class DevicePlan:
 
     model: str
     device: DeviceProfile
-    options: PlanOptions
+    options: EstimateOptions
     tokens: int
-    counted_from: str
+    mix_of_bundle: bool
     stages: tuple[StageEstimate, ...]
     engine_bytes: dict[str, int]
-    build: DramBudget
-    run: DramBudget
+    build: MemoryEstimate
+    run: MemoryEstimate
 
     @property
     def roofline_ms(self) -> float:
@@ -114,7 +115,7 @@ class DevicePlan:
             "model": self.model,
             "device": dataclasses.asdict(self.device),
             "options": dataclasses.asdict(self.options) | {"tokens": self.tokens},
-            "counted_from": self.counted_from,
+            "mix_of_bundle": self.mix_of_bundle,
             "stages": [
                 dataclasses.asdict(stage) | {"limited_by": stage.limited_by}
                 for stage in self.stages
@@ -125,27 +126,54 @@ class DevicePlan:
                 "expected_high_ms": high,
             },
             "engine_bytes": self.engine_bytes,
-            "dram": {"build": _budget_dict(self.build), "run": _budget_dict(self.run)},
+            "dram": {"build": _memory_dict(self.build), "run": _memory_dict(self.run)},
             "factors": {name: dataclasses.asdict(factor) for name, factor in FACTORS.items()},
         }
 
 
-def plan_for_device(bundle: Bundle, device: DeviceProfile, options: PlanOptions) -> DevicePlan:
-    """Count the graphs of a bundle, and estimate time and memory on a device.
+def quantized_nodes(manifest: Manifest) -> dict[str, tuple[str, ...]] | None:
+    """Return graph name -> names of the nodes that are INT8 in a bundle; None without INT8."""
+    for variant in (INT8, INT8_FP32):
+        made = manifest.precisions.get(variant, {}).get("graphs")
+        if made is not None:
+            return {name: tuple(graph["quantized_nodes"]) for name, graph in made.items()}
+    return None
 
-    The graphs of the precision are counted if the bundle has them, else the fp32 ones, whose
-    products are the same.
+
+def estimate_for_device(
+    model: str,
+    config: TapConfig,
+    device: DeviceProfile,
+    options: EstimateOptions,
+    quantized: Mapping[str, Collection[str]] | None = None,
+) -> DeviceEstimate:
+    """Estimate time and memory of a model on a device, from its sizes.
+
+    Args:
+        model: its name.
+        config: its sizes.
+        device: where it shall run.
+        options: with what load.
+        quantized: see ``quantized_nodes``; None for every product with stored weights.
 
     Raises:
         InputError: an option does not fit the model.
-        BundleError: a graph cannot be counted.
     """
-    config, tokens = bundle.config, options.tokens_of(bundle.config)
-    variant = options.precision if options.precision in bundle.manifest.graphs else FP32
+    tokens, precision = options.tokens_of(config), options.precision
     prompts = min(options.prompts, options.max_prompts)
     calls = -(-options.prompts // options.max_prompts)  # more than the profile takes: in chunks
-    works = _works(bundle, variant, prompts, options.points)
-    largest = _works(bundle, variant, options.max_prompts, options.max_points)
+    # The whole cache is shown to every step: fixed shapes, as CUDA graphs want them.
+    slots = config.text_seq_len
+    works = graph_works(
+        config, prompts=prompts, points=options.points, slots=slots, quantized=quantized
+    )
+    largest = graph_works(
+        config,
+        prompts=options.max_prompts,
+        points=options.max_points,
+        slots=slots,
+        quantized=quantized,
+    )
     loads = (
         ("encode 1 image", graphs.IMAGE_ENCODER, 1),
         (f"decode {options.prompts} prompts", graphs.PROMPT_DECODER, calls),
@@ -155,39 +183,28 @@ def plan_for_device(bundle: Bundle, device: DeviceProfile, options: PlanOptions)
             calls * (tokens + 1),  # the visual prefix is a step of its own
         ),
     )
-    precision = options.precision
-    return DevicePlan(
-        model=bundle.manifest.model,
+    return DeviceEstimate(
+        model=model,
         device=device,
         options=options,
         tokens=tokens,
-        counted_from=variant,
+        mix_of_bundle=precision == INT8 and quantized is not None,
         stages=tuple(
             stage_estimate(stage, works[graph], device, precision, calls=count)
             for stage, graph, count in loads
         ),
         engine_bytes={name: engine_bytes(work, precision) for name, work in largest.items()},
-        build=build_budget(largest, device, precision, options.workspace_bytes),
-        run=run_budget(largest, device, precision, config, options.max_prompts),
+        build=build_estimate(largest, device, precision, options.workspace_bytes),
+        run=run_estimate(
+            largest, device, precision, config, options.max_prompts, options.max_points
+        ),
     )
 
 
-def _works(bundle: Bundle, variant: str, prompts: int, points: int) -> dict[str, GraphWork]:
-    # The whole cache is shown to every step: fixed shapes, as CUDA graphs want them.
-    axes = {"B": 1, "P": prompts, "N": points, "M": 1, "K": 1}
-    axes["T"] = bundle.config.text_seq_len
-    works = {}
-    for name, spec in bundle.graph_specs(variant).items():
-        used = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
-        sizes = {axis: axes[axis] for axis in used}
-        works[name] = count_work(bundle.graph_path(name, variant), spec, sizes)
-    return works
-
-
-def _budget_dict(budget: DramBudget) -> dict[str, Any]:
+def _memory_dict(memory: MemoryEstimate) -> dict[str, Any]:
     return {
-        "items": budget.items,
-        "total_bytes": budget.total_bytes,
-        "available_bytes": budget.available_bytes,
-        "fits": budget.fits,
+        "items": memory.items,
+        "total_bytes": memory.total_bytes,
+        "available_bytes": memory.available_bytes,
+        "fits": memory.fits,
     }

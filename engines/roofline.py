@@ -1,4 +1,4 @@
-"""From counted work and stated peaks to milliseconds: the roofline, and a range to expect.
+"""From work and stated peaks to milliseconds: the roofline, and a range to expect.
 
 An estimate, and called one wherever it is shown. The roofline is what the device could do at its
 stated peaks. The range says what good and usual implementations reach of them; every factor is
@@ -110,8 +110,8 @@ def stage_estimate(
     wide = FP32 if precision == FP32 else FP16
     usual_compute = 1e3 * calls * work.flops / device.peak_flops(wide)
     memory = 1e3 * calls * moved / (1e9 * device.gigabytes_per_second)
-    launch = 1e-3 * calls * work.kernels * _factor("kernel_us")
-    eager_launch = 1e-3 * calls * work.kernels * _factor("eager_kernel_us")
+    launch = 1e-3 * calls * len(work.kernels) * _factor("kernel_us")
+    eager_launch = 1e-3 * calls * len(work.kernels) * _factor("eager_kernel_us")
     return StageEstimate(
         stage=stage,
         graph=work.graph,
@@ -133,15 +133,13 @@ def stage_estimate(
 
 def weight_bytes(work: GraphWork, precision: str) -> int:
     """Return the size of the weights of an engine, which also a fused one has to keep."""
-    products = work.product_weight_elements
-    return _bytes_of_weights(work.weight_elements - products, products, precision)
+    return _bytes_of_weights(work.weight_elements, work.int8_weight_elements, precision)
 
 
 def moved_bytes(work: GraphWork, precision: str) -> int:
     """Return what one call reads and writes: weights, and activations between fused kernels."""
-    products = work.product_weight_elements
-    weights = _bytes_of_weights(work.read_weight_elements - products, products, precision)
-    return weights + activation_bytes(work.traffic_elements, precision)
+    weights = _bytes_of_weights(work.read_weight_elements, work.int8_weight_elements, precision)
+    return weights + activation_bytes(work.moved_elements, precision)
 
 
 def activation_bytes(elements: int, precision: str) -> int:
@@ -149,22 +147,16 @@ def activation_bytes(elements: int, precision: str) -> int:
     return elements * (4 if precision == FP32 else 2)
 
 
-def _bytes_of_weights(others: int, products: int, precision: str) -> int:
-    return (
-        others * (4 if precision == FP32 else 2) + products * {FP32: 4, FP16: 2, INT8: 1}[precision]
-    )
+def _bytes_of_weights(elements: int, in_int8: int, precision: str) -> int:
+    wide = elements * (4 if precision == FP32 else 2)
+    return wide - in_int8 if precision == INT8 else wide
 
 
 def _flops_by_precision(work: GraphWork, precision: str) -> dict[str, int]:
-    """Split the work into what runs in INT8 and what runs wider.
-
-    A graph with Q/DQ nodes says itself which products are quantized. Of any other one, INT8 is
-    taken to mean every product with stored weights; attention has none.
-    """
+    """Split the work into what runs in INT8 and what runs wider."""
     if precision != INT8:
         return {precision: work.flops}
-    quantized = work.quantized_flops or work.weighted_flops
-    return {INT8: quantized, FP16: work.flops - quantized}
+    return {INT8: work.int8_flops, FP16: work.flops - work.int8_flops}
 
 
 def _best_share(kind: str) -> float:

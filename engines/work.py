@@ -1,145 +1,329 @@
-"""What one call of a graph takes, counted from its ONNX file at given sizes."""
+"""What one call of a graph takes: operations, weights and activations, by formulas of the config.
+
+Nothing is read: the kernels below are those of the three graphs that ``tap-export export`` writes,
+with the names of their nodes. Element-wise operators are taken to be fused into the product before
+them, and an attention to be one kernel, as builders do.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-import onnx_ir as ir
-from onnxscript.optimizer import fold_constants
+from tap_deploy.config import (
+    NUM_FEATURE_LEVELS,
+    NUM_POINT_LABELS,
+    PROMPT_DECODER_MLP_DIM,
+    TEXT_HEAD_DIM,
+    TapConfig,
+)
+from tap_deploy.graphs import IMAGE_ENCODER, PROMPT_DECODER, TEXT_DECODER
 
-from tap_deploy.engines.activations import peak_elements, traffic_elements
-from tap_deploy.engines.products import PRODUCT_OPS, Product, elements, product_of
-from tap_deploy.errors import BundleError
-from tap_deploy.graphs import GraphSpec
-from tap_deploy.onnx_files import load_graph
-from tap_deploy.sessions.contract import resolve_shape
 
-MAX_SHAPE_ELEMENTS = 64  # no shape has as many axes
-# What is left of a graph after fusion: element-wise operators join the products, and an
-# attention, whose one Softmax stands for it, is one kernel.
-_KERNEL_OPS = ("LayerNormalization", "Softmax", "TopK")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One launch.
+
+    Attributes:
+        name: of its ONNX nodes, up to the slash.
+        multiplications: of matrix products and convolutions; nothing else costs much arithmetic.
+        moved: elements of activations that it reads and writes.
+        weights: elements that it multiplies with, which INT8 may cover.
+        other_weights: further elements that it reads: biases, gains of norms.
+    """
+
+    name: str
+    multiplications: int = 0
+    moved: int = 0
+    weights: int = 0
+    other_weights: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphWork:
-    """One call of a graph at fixed sizes of its dynamic axes; elements know no precision.
+    """One call of a graph at fixed sizes; elements know no precision.
 
     Attributes:
         graph: its name.
-        sizes: the dynamic axes.
-        products: its matrix products and convolutions.
-        weight_elements: floats that are stored with the graph.
-        product_weight_elements: those of them that products multiply with.
-        read_weight_elements: those that a call reads; of a table, it reads only a few rows.
-        traffic_elements: activations that a call reads and writes, if fused as usual.
-        peak_elements: most activations that are alive at once.
-        kernels: launches that are left after fusion.
+        kernels: what is launched.
+        in_int8: names of the kernels that INT8 covers.
+        constant_elements: weights that every call reads, beside those of its kernels.
+        table_elements: weights of which a call reads a few rows only.
+        peak_elements: most activations that are alive at once, beside inputs and outputs, if every
+            attention stores its scores. Fused attention does not: an upper estimate.
     """
 
     graph: str
-    sizes: dict[str, int]
-    products: tuple[Product, ...]
-    weight_elements: int
-    product_weight_elements: int
-    read_weight_elements: int
-    traffic_elements: int
+    kernels: tuple[Kernel, ...]
+    in_int8: frozenset[str]
+    constant_elements: int
+    table_elements: int
     peak_elements: int
-    kernels: int
 
     @property
     def flops(self) -> int:
-        """Operations of all products, two per multiplication."""
-        return sum(product.flops for product in self.products)
+        """Operations, two per multiplication."""
+        return 2 * sum(kernel.multiplications for kernel in self.kernels)
 
     @property
-    def weighted_flops(self) -> int:
-        """Operations of the products with stored weights: what INT8 usually covers."""
-        return sum(product.flops for product in self.products if product.weight is not None)
+    def int8_flops(self) -> int:
+        """Those of them that INT8 covers."""
+        return 2 * sum(k.multiplications for k in self.kernels if k.name in self.in_int8)
 
     @property
-    def quantized_flops(self) -> int:
-        """Operations of the products that have Q/DQ nodes before them."""
-        return sum(product.flops for product in self.products if product.is_quantized)
+    def read_weight_elements(self) -> int:
+        """Weights that a call reads."""
+        read = sum(kernel.weights + kernel.other_weights for kernel in self.kernels)
+        return self.constant_elements + read
+
+    @property
+    def weight_elements(self) -> int:
+        """Weights that are stored."""
+        return self.table_elements + self.read_weight_elements
+
+    @property
+    def int8_weight_elements(self) -> int:
+        """Those of them that INT8 covers."""
+        return sum(kernel.weights for kernel in self.kernels if kernel.name in self.in_int8)
+
+    @property
+    def moved_elements(self) -> int:
+        """Activations that a call reads and writes."""
+        return sum(kernel.moved for kernel in self.kernels)
 
 
-def count_work(
-    path: str | os.PathLike[str], spec: GraphSpec, sizes: Mapping[str, int]
-) -> GraphWork:
-    """Count the work of one call.
+def graph_works(
+    config: TapConfig,
+    *,
+    prompts: int,
+    points: int,
+    slots: int,
+    quantized: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, GraphWork]:
+    """Return the work of one call of each graph, for one image, and one mask a prompt.
 
     Args:
-        path: the ONNX file, of any precision.
-        spec: what the graph takes.
-        sizes: every dynamic axis of its inputs, by name.
-
-    Raises:
-        BundleError: the file cannot be read, or its shapes do not follow from its inputs.
+        config: sizes of the model.
+        prompts: P, of the prompt decoder and the text decoder.
+        points: N, padding included.
+        slots: T, slots of the KV cache that a caption step is shown.
+        quantized: graph name -> names of the nodes that INT8 covers, as a bundle records them;
+            None for every product with stored weights.
     """
-    graph = _graph_with_shapes(path, spec, sizes)
-    products = tuple(product_of(node) for node in graph if node.op_type in PRODUCT_OPS)
-    weights = {
-        name: elements(value)
-        for name, value in graph.initializers.items()
-        if _is_weight(value) and name is not None
+    works = (
+        _encoder(config),
+        _prompt_decoder(config, prompts, points),
+        _text_decoder(config, prompts, slots),
+    )
+    if quantized is None:
+        return {work.graph: work for work in works}
+    return {
+        work.graph: dataclasses.replace(work, in_int8=_kernel_names(quantized.get(work.graph, ())))
+        for work in works
     }
-    multiplied = {product.weight for product in products if product.weight is not None}
-    tables = {name for name in weights if _is_table(graph.initializers[name])}
+
+
+def _kernel_names(nodes: Collection[str]) -> frozenset[str]:
+    """Return the kernels that nodes belong to; sums beside the products cost no arithmetic."""
+    split = [node.rpartition("/") for node in nodes]
+    return frozenset(kernel for kernel, _, operator in split if not operator.startswith("Add"))
+
+
+def _work(
+    graph: str, kernels: Iterator[Kernel], *, constants: int, tables: int, peak: int
+) -> GraphWork:
+    found = tuple(kernels)
     return GraphWork(
-        graph=spec.name,
-        sizes=dict(sizes),
-        products=products,
-        weight_elements=sum(weights.values()),
-        product_weight_elements=sum(weights.get(name, 0) for name in multiplied),
-        read_weight_elements=sum(n for name, n in weights.items() if name not in tables),
-        traffic_elements=traffic_elements(graph),
-        peak_elements=peak_elements(graph),
-        kernels=sum(_is_kernel(node) for node in graph),
+        graph=graph,
+        kernels=found,
+        in_int8=frozenset(kernel.name for kernel in found if kernel.weights),
+        constant_elements=constants,
+        table_elements=tables,
+        peak_elements=peak,
     )
 
 
-def _graph_with_shapes(
-    path: str | os.PathLike[str], spec: GraphSpec, sizes: Mapping[str, int]
-) -> ir.Graph:
-    try:
-        model = load_graph(path)
-    # protobuf and onnx-ir raise classes of their own, with no common base.
-    except Exception as exc:
-        raise BundleError(f"{path} cannot be read as ONNX: {exc}; export it again") from exc
-    shapes = {tensor.name: resolve_shape(tensor, dict(sizes)) for tensor in spec.inputs}
-    for value in model.graph.inputs:
-        if value.name not in shapes:
-            raise BundleError(f"{path} has an input {value.name!r}; expected {sorted(shapes)}")
-        value.shape = ir.Shape(shapes[value.name])
-    for node in model.graph:  # what was inferred at export holds the names of the axes
-        for output in node.outputs:
-            output.shape = None
-    # Shapes that are computed in the graph follow from its inputs; weights are left alone.
-    fold_constants(
-        model,
-        onnx_shape_inference=True,
-        input_size_limit=MAX_SHAPE_ELEMENTS,
-        output_size_limit=MAX_SHAPE_ELEMENTS,
+def _linear(
+    name: str, rows: int, inputs: int, outputs: int, *, taps: int = 1, has_bias: bool = True
+) -> Kernel:
+    """Return a Linear layer, or a convolution of so many ``taps``, on ``rows`` tokens."""
+    weights = taps * inputs * outputs
+    return Kernel(
+        name=name,
+        multiplications=rows * weights,
+        moved=rows * (inputs + outputs),
+        weights=weights,
+        other_weights=outputs * has_bias,
     )
-    return model.graph
 
 
-def _is_weight(value: ir.Value) -> bool:
-    """Whether an initializer is part of the model, and not a shape or a scale."""
-    tensor = value.const_value
-    if tensor is None or tensor.size < 2:
-        return False
-    return tensor.dtype.is_floating_point() or tensor.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+def _norm(name: str, rows: int, width: int) -> Kernel:
+    return Kernel(name=name, moved=2 * rows * width, other_weights=2 * width)
 
 
-def _is_table(value: ir.Value) -> bool:
-    """Whether an initializer is only ever looked up by index."""
-    uses = value.uses()
-    return bool(uses) and all(use.node.op_type == "Gather" and use.idx == 0 for use in uses)
+def _attention(name: str, *, queries: int, seen: int, keys: int, width: int) -> Kernel:
+    """Return an attention of ``queries`` that see ``seen`` keys each, of ``keys`` in all."""
+    return Kernel(
+        name=name,
+        multiplications=2 * queries * seen * width,
+        moved=2 * (queries + keys) * width,
+    )
 
 
-def _is_kernel(node: ir.Node) -> bool:
-    if node.op_type in _KERNEL_OPS:
-        return True
-    return node.op_type in PRODUCT_OPS and product_of(node).weight is not None
+def _encoder(c: TapConfig) -> GraphWork:
+    tokens, dim, seen = c.grid_size**2, c.encoder_dim, c.window_size**2
+    side, scores = tokens * dim, tokens * seen * c.encoder_heads
+    biases = c.encoder_depth * c.encoder_heads * seen**2
+    return _work(
+        IMAGE_ENCODER,
+        _encoder_kernels(c),
+        constants=tokens * dim + biases + 6,  # positions; means and deviations of the colours
+        tables=0,
+        # The picture in two layouts; scores with the stream, q, k and v; the stream, qkv together
+        # and apart.
+        peak=max(2 * 3 * c.image_size**2, scores + 4 * side, 7 * side),
+    )
+
+
+def _encoder_kernels(c: TapConfig) -> Iterator[Kernel]:
+    tokens, dim, out = c.grid_size**2, c.encoder_dim, c.image_embed_dim
+    yield _linear("patch_embed", tokens, 3 * c.patch_size**2, dim)
+    for block in range(c.encoder_depth):
+        at = f"blocks.{block}"
+        yield _norm(f"{at}.norm1", tokens, dim)
+        yield _linear(f"{at}.attn.qkv", tokens, dim, 3 * dim)
+        yield _attention(
+            f"{at}.attn", queries=tokens, seen=c.window_size**2, keys=tokens, width=dim
+        )
+        yield _linear(f"{at}.attn.proj", tokens, dim, dim)
+        yield _norm(f"{at}.norm2", tokens, dim)
+        yield from _mlp(f"{at}.mlp", tokens, dim, 4 * dim)
+    yield _norm("norm", tokens, dim)
+    for level in range(NUM_FEATURE_LEVELS):
+        at = f"cross_conv.{level}"
+        yield _linear(f"{at}.conv1", tokens, dim, dim // 2)
+        yield _linear(f"{at}.conv2", tokens, dim // 2, dim // 2, taps=9)
+        yield _linear(f"{at}.conv3", tokens, dim // 2, dim)
+    yield _linear("lateral_conv", tokens, dim, out)
+    yield _linear("output_conv", tokens, out, out, taps=9)
+
+
+def _mlp(name: str, rows: int, dim: int, hidden: int) -> Iterator[Kernel]:
+    yield _linear(f"{name}.fc1", rows, dim, hidden)
+    yield _linear(f"{name}.fc2", rows, hidden, dim)
+
+
+def _prompt_decoder(c: TapConfig, prompts: int, points: int) -> GraphWork:
+    image, dim = c.grid_size**2, c.image_embed_dim
+    queries = 2 * c.num_mask_tokens + 1 + points
+    side, scores = image * dim, image * queries * c.prompt_decoder_heads
+    # The image and its keys, the queries with their positions and a projection of them; then k and
+    # v at half the width, and scores, or what is hidden in an MLP.
+    block = 2 * side + 3 * queries * dim + max(side + scores, queries * PROMPT_DECODER_MLP_DIM)
+    return _work(
+        PROMPT_DECODER,
+        _prompt_decoder_kernels(c, prompts, points),
+        # Positions of the image; queries that every prompt begins with.
+        constants=side + (2 * c.num_mask_tokens + 1) * dim,
+        tables=NUM_POINT_LABELS * dim,
+        peak=prompts * max(block, 4 * side),  # the upscaled image, twice the size, in two layouts
+    )
+
+
+def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator[Kernel]:
+    dim, masks, image = c.image_embed_dim, c.num_mask_tokens, c.grid_size**2
+    yield _linear("prompt_encoder", prompts * points, 2, dim // 2, has_bias=False)
+    queries = 2 * masks + 1 + points
+    # What block 0 does with the image alone is done once for all prompts.
+    for block in range(c.prompt_decoder_depth):
+        at = f"decoder.transformer.blocks.{block}"
+        own = prompts * image if block else image
+        yield from _two_way_block(at, dim, prompts, queries, image, own)
+    at = "decoder.transformer"
+    yield from _cross_attention(
+        f"{at}.final_attn_token_to_image", dim, prompts * queries, image, prompts * image
+    )
+    yield _norm(f"{at}.norm", prompts * queries, dim)
+    yield from _head("decoder.iou_pred", prompts, dim, dim, masks)
+    for mask in range(masks):
+        yield from _head(f"decoder.mask_pred.{mask}", prompts, dim, dim, dim // 8)
+    pixels = prompts * image
+    yield _linear("upscaler.up1", pixels, dim, dim)
+    yield _norm("upscaler.norm", 4 * pixels, dim // 4)
+    yield _linear("upscaler.up2", 4 * pixels, dim // 4, dim // 2)
+    yield Kernel(
+        name="upscaler",  # kernels of the masks times the upscaled image
+        multiplications=16 * pixels * dim // 8,
+        moved=16 * pixels * (dim // 8 + 1) + prompts * dim // 8,
+    )
+    yield from _head("decoder.sem_pred", prompts, dim, c.sem_embed_dim, c.sem_embed_dim)
+
+
+def _two_way_block(
+    at: str, dim: int, prompts: int, queries: int, image: int, own: int
+) -> Iterator[Kernel]:
+    """``own`` is how many image tokens come in: those of one image, or of each prompt's own."""
+    rows, pixels = prompts * queries, prompts * image
+    for side in "qkv":
+        yield _linear(f"{at}.self_attn.{side}_proj", rows, dim, dim)
+    yield _attention(f"{at}.self_attn", queries=rows, seen=queries, keys=rows, width=dim)
+    yield _linear(f"{at}.self_attn.proj", rows, dim, dim)
+    yield _norm(f"{at}.norm1", rows, dim)
+    yield from _cross_attention(f"{at}.cross_attn_token_to_image", dim, rows, image, own)
+    yield _norm(f"{at}.norm2", rows, dim)
+    yield from _mlp(f"{at}.mlp", rows, dim, PROMPT_DECODER_MLP_DIM)
+    yield _norm(f"{at}.norm3", rows, dim)
+    yield from _cross_attention(
+        f"{at}.cross_attn_image_to_token", dim, pixels, queries, rows, projected=own
+    )
+    yield _norm(f"{at}.norm4", pixels, dim)
+
+
+def _cross_attention(
+    at: str, dim: int, queries: int, seen: int, keys: int, *, projected: int | None = None
+) -> Iterator[Kernel]:
+    """Attention at half the width; ``projected`` are the rows of q, if fewer than ``queries``."""
+    half = dim // 2
+    yield _linear(f"{at}.q_proj", queries if projected is None else projected, dim, half)
+    yield _linear(f"{at}.k_proj", keys, dim, half)
+    yield _linear(f"{at}.v_proj", keys, dim, half)
+    yield _attention(at, queries=queries, seen=seen, keys=keys, width=half)
+    yield _linear(f"{at}.proj", queries, half, dim)
+
+
+def _head(at: str, rows: int, dim: int, hidden: int, out: int) -> Iterator[Kernel]:
+    for layer, (inputs, outputs) in enumerate(((dim, hidden), (hidden, hidden), (hidden, out))):
+        yield _linear(f"{at}.layers.{layer}", rows, inputs, outputs)
+
+
+def _text_decoder(c: TapConfig, prompts: int, slots: int) -> GraphWork:
+    return _work(
+        TEXT_DECODER,
+        _text_decoder_kernels(c, prompts, slots),
+        constants=0,
+        tables=c.vocab_size * c.text_dim + c.text_seq_len * TEXT_HEAD_DIM**2,  # rotations
+        # New slots of all layers, the stream, qkv together and apart.
+        peak=prompts * c.text_dim * (2 * c.text_depth + 7),
+    )
+
+
+def _text_decoder_kernels(c: TapConfig, prompts: int, slots: int) -> Iterator[Kernel]:
+    dim, rotation = c.text_dim, TEXT_HEAD_DIM**2
+    yield _linear("encoder", prompts, c.image_embed_dim, dim, has_bias=False)
+    for block in range(c.text_depth):
+        at = f"blocks.{block}"
+        yield _norm(f"{at}.norm1", prompts, dim)
+        yield _linear(f"{at}.qkv", prompts, dim, 3 * dim)
+        # q and k are rotated by a product; every prompt sees a cache of its own.
+        seen = _attention(at, queries=prompts, seen=slots, keys=prompts * slots, width=dim)
+        yield dataclasses.replace(
+            seen,
+            multiplications=seen.multiplications + 2 * prompts * dim * TEXT_HEAD_DIM,
+            moved=seen.moved + 4 * prompts * dim + 2 * rotation,
+        )
+        yield _linear(f"{at}.proj", prompts, dim, dim)
+        yield _norm(f"{at}.norm2", prompts, dim)
+        yield from _mlp(f"{at}.mlp", prompts, dim, 4 * dim)
+    yield _norm("norm", prompts, dim)
+    yield _linear("text_proj", prompts, dim, c.vocab_size, has_bias=False)
+    yield Kernel(name="TopK", moved=prompts * c.vocab_size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
+import pathlib
 from typing import Any
 
 from tap_deploy.errors import InputError
@@ -180,6 +182,21 @@ VARIANTS: dict[str, TapConfig] = {
     ),
 }
 PUBLISHED = tuple(name for name in VARIANTS if name != DEMO)
+
+
+def config_from_file(path: pathlib.Path) -> TapConfig:
+    """Read a config from a JSON file: its fields, or an object that has them under "config".
+
+    Raises:
+        InputError: the file cannot be read, or the fields are not those of a config.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
+    # Also where a bundle's manifest keeps it.
+    inner = values.get("config", values) if isinstance(values, dict) else values
+    return TapConfig.from_dict(inner)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

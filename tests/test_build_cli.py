@@ -15,7 +15,7 @@ from strict_tensorrt import Strict, strict_module
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.cli import main
-from tap_deploy.engines import forecast
+from tap_deploy.engines import dram
 from tap_deploy.engines import gpu as gpu_module
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.plans import load_plan, plan_digests, record_selftest
@@ -43,7 +43,7 @@ def orin(monkeypatch):
     """TensorRT 10.3 on an Orin with 8 GB, half of it free."""
     monkeypatch.setitem(sys.modules, "tensorrt", strict_module("10.3", Runtime=BlindRuntime))
     monkeypatch.setattr(gpu_module, "local_gpu", lambda: ORIN)
-    monkeypatch.setattr(forecast, "available_memory", lambda: 4 << 30)
+    monkeypatch.setattr(dram, "available_memory", lambda: 4 << 30)
 
 
 def build(bundle, *args):

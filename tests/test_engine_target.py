@@ -18,8 +18,8 @@ from tap_deploy import graphs
 from tap_deploy.config import VARIANTS
 from tap_deploy.engines import gpu as gpu_module
 from tap_deploy.engines.bundle_build import planned_builds
+from tap_deploy.engines.dram import available_memory, build_memory_bytes, check_memory
 from tap_deploy.engines.emit import tool_command
-from tap_deploy.engines.forecast import available_memory, build_memory_bytes, check_memory
 from tap_deploy.engines.gpu import gpu_from_driver, local_gpu
 from tap_deploy.engines.inspection import precisions_from_json
 from tap_deploy.engines.profiles import optimization_profile
@@ -138,11 +138,8 @@ def test_the_usual_size_is_never_beyond_the_largest():
 
 
 def test_the_forecast_follows_weights_and_workspace():
-    target = BuildTarget(workspace_bytes=2 * GIB)
-    on_server = build_memory_bytes(GIB, target, integrated=False)
-    on_jetson = build_memory_bytes(GIB, target, integrated=True)
-    assert on_server == 4.5 * GIB
-    assert on_jetson - on_server == target.workspace_bytes
+    assert build_memory_bytes(GIB, workspace_bytes=0) == 4.5 * GIB
+    assert build_memory_bytes(GIB, workspace_bytes=2 * GIB) == 6.5 * GIB
 
 
 def test_free_memory_is_memory_and_swap_but_not_zram(tmp_path):
@@ -163,11 +160,10 @@ def test_free_memory_is_memory_and_swap_but_not_zram(tmp_path):
 
 
 def test_the_refusal_says_what_to_do():
-    target = BuildTarget(precision="fp32")
-    check_memory(GIB, None, target)
-    check_memory(GIB, GIB, target)
+    check_memory(GIB, None, "fp32")
+    check_memory(GIB, GIB, "fp32")
     with pytest.raises(InputError) as refused:
-        check_memory(5 * GIB, GIB, target)
+        check_memory(5 * GIB, GIB, "fp32")
     for part in ("5.0 GiB", "1.0 GiB", "fallocate -l 4G", "--precision fp16", "--workspace",
                  "another machine", "--force-memory"):  # fmt: skip
         assert part in str(refused.value)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-pytest.importorskip("onnxscript")
-
 from tap_deploy.cli import main
+from tap_deploy.config import VARIANTS
 from tap_deploy.engines.device_profiles import DEVICE_PROFILES, GIBIBYTE, device_profile
-from tap_deploy.engines.dram import build_budget, engine_bytes, run_budget
-from tap_deploy.engines.estimate import PlanOptions, plan_for_device
-from tap_deploy.engines.products import Product
+from tap_deploy.engines.dram import build_estimate, engine_bytes, run_estimate
+from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device, quantized_nodes
 from tap_deploy.engines.roofline import FACTORS, moved_bytes, stage_estimate, weight_bytes
-from tap_deploy.engines.work import GraphWork
+from tap_deploy.engines.work import GraphWork, Kernel, graph_works
 from tap_deploy.errors import InputError
 
 DEVICE = dataclasses.replace(
@@ -25,20 +25,27 @@ DEVICE = dataclasses.replace(
 )
 
 
-def work(**changes):
+LAUNCHES = 50
+
+
+def work(*kernels, in_int8=("weighted",), **changes):
+    """8 GFLOP, 6 of them with stored weights; 5 million weights; 10 million activations moved."""
+    weighted = Kernel(
+        name="weighted",
+        multiplications=3_000_000_000,
+        moved=10_000_000,
+        weights=3_000_000,
+        other_weights=500_000,
+    )
+    others = [Kernel(name=f"norm{i}") for i in range(LAUNCHES - 2)]
+    attention = Kernel(name="attention", multiplications=1_000_000_000)
     values = {
         "graph": "image_encoder",
-        "sizes": {"B": 1},
-        "products": (
-            Product(node="weighted", flops=6_000_000_000, weight="w", is_quantized=False),
-            Product(node="attention", flops=2_000_000_000, weight=None, is_quantized=False),
-        ),
-        "weight_elements": 5_000_000,
-        "product_weight_elements": 3_000_000,
-        "read_weight_elements": 4_000_000,
-        "traffic_elements": 10_000_000,
+        "kernels": kernels or (weighted, attention, *others),
+        "in_int8": frozenset(in_int8),
+        "constant_elements": 500_000,
+        "table_elements": 1_000_000,
         "peak_elements": 1_000_000,
-        "kernels": 50,
     }
     return GraphWork(**(values | changes))
 
@@ -52,7 +59,7 @@ def test_the_roofline_of_fp16():
     assert estimate.compute_ms == pytest.approx(2 * 0.8)  # 8 GFLOP at 10 TFLOPS
     assert estimate.megabytes == pytest.approx(2 * (8 + 20))
     assert estimate.memory_ms == pytest.approx(2 * 0.28)
-    assert estimate.launch_ms == pytest.approx(2 * 50 * factor("kernel_us") / 1000)
+    assert estimate.launch_ms == pytest.approx(2 * LAUNCHES * factor("kernel_us") / 1000)
     assert estimate.roofline_ms == estimate.compute_ms
     assert estimate.limited_by == "arithmetic"
     assert estimate.expected_low_ms == pytest.approx(1.6 / factor("best_share_of_peak_fp16"))
@@ -60,21 +67,12 @@ def test_the_roofline_of_fp16():
     assert estimate.expected_high_ms == pytest.approx(usual)
 
 
-def test_int8_covers_stored_weights_only():
+def test_int8_covers_a_part():
     estimate = stage_estimate("encode", work(), DEVICE, "int8")
     assert estimate.compute_ms == pytest.approx(0.3 + 0.2)  # 6 GOP at 20 TOPS, 2 GFLOP at 10
     # It may turn out no faster than FP16.
     fp16 = stage_estimate("encode", work(), DEVICE, "fp16")
     assert estimate.expected_high_ms == pytest.approx(fp16.expected_high_ms, rel=0.05)
-
-
-def test_int8_covers_what_the_graph_says():
-    products = (
-        Product(node="quantized", flops=1_000_000_000, weight="w", is_quantized=True),
-        Product(node="left alone", flops=7_000_000_000, weight="v", is_quantized=False),
-    )
-    estimate = stage_estimate("encode", work(products=products), DEVICE, "int8")
-    assert estimate.compute_ms == pytest.approx(0.05 + 0.7)
 
 
 def test_fp32_runs_in_tf32():
@@ -84,12 +82,12 @@ def test_fp32_runs_in_tf32():
 
 
 def test_a_text_step_is_bound_by_bandwidth_or_launches():
-    tiny = work(products=(Product(node="n", flops=1000, weight="w", is_quantized=False),))
+    tiny = work(*(Kernel(name=f"n{i}", moved=200_000) for i in range(LAUNCHES)))
     assert stage_estimate("caption", tiny, DEVICE, "fp16").limited_by == "bandwidth"
     fast = dataclasses.replace(DEVICE, gigabytes_per_second=3000.0)
     estimate = stage_estimate("caption", tiny, fast, "fp16")
     assert estimate.limited_by == "launches"
-    assert estimate.expected_low_ms == pytest.approx(50 * factor("kernel_us") / 1000)
+    assert estimate.expected_low_ms == pytest.approx(LAUNCHES * factor("kernel_us") / 1000)
 
 
 def test_bytes_of_weights():
@@ -101,16 +99,12 @@ def test_bytes_of_weights():
 
 
 def test_dram_adds_up(micro_config):
-    works = {
-        "image_encoder": work(weight_elements=50_000_000),
-        "prompt_decoder": work(graph="prompt_decoder", sizes={"P": 8, "N": 2, "M": 1}),
-        "text_decoder": work(graph="text_decoder", sizes={"P": 8, "T": 40, "K": 1}),
-    }
-    build = build_budget(works, DEVICE, "fp16", GIBIBYTE)
-    largest = weight_bytes(works["image_encoder"], "fp16")
+    works = graph_works(micro_config, prompts=8, points=2, slots=40)
+    build = build_estimate(works, DEVICE, "fp16", GIBIBYTE)
+    largest = max(weight_bytes(work, "fp16") for work in works.values())
     assert build.items["4 copies of the weights of the largest graph"] == 4 * largest
     assert build.items["workspace"] == GIBIBYTE
-    run = run_budget(works, DEVICE, "fp16", micro_config, 8)
+    run = run_estimate(works, DEVICE, "fp16", micro_config, 8, 2)
     assert (
         run.items["KV cache, 8 prompts"] == 2 * 40 * 2 * 2 * 8 * 128
     )  # bytes, T, layers, KV, P, D
@@ -121,13 +115,13 @@ def test_dram_adds_up(micro_config):
     assert run.total_bytes == sum(run.items.values())
     assert build.fits and run.fits
     small = dataclasses.replace(DEVICE, memory_bytes=GIBIBYTE)
-    assert not build_budget(works, small, "fp16", GIBIBYTE).fits
+    assert not build_estimate(works, small, "fp16", GIBIBYTE).fits
 
 
 def test_the_system_counts_only_where_memory_is_shared(micro_config):
     works = {"image_encoder": work()}
-    on_board = build_budget(works, DEVICE, "fp16", 0).items
-    on_card = build_budget(works, device_profile("h100"), "fp16", 0).items
+    on_board = build_estimate(works, DEVICE, "fp16", 0).items
+    on_card = build_estimate(works, device_profile("h100"), "fp16", 0).items
     assert set(on_board) - set(on_card) == {"operating system (assumed)"}
 
 
@@ -146,21 +140,25 @@ def test_devices():
         device_profile("abacus")
 
 
-def test_more_prompts_than_the_profile_takes_run_in_chunks(micro_bundle):
-    plan = plan_for_device(micro_bundle, DEVICE, PlanOptions(prompts=100, max_prompts=32, tokens=9))
-    assert [stage.calls for stage in plan.stages] == [1, 4, 40]
+def estimate_of(config, **options):
+    return estimate_for_device("micro", config, DEVICE, EstimateOptions(**options))
 
 
-def test_options_are_checked(micro_bundle):
+def test_more_prompts_than_the_profile_takes_run_in_chunks(micro_config):
+    estimate = estimate_of(micro_config, prompts=100, max_prompts=32, tokens=9)
+    assert [stage.calls for stage in estimate.stages] == [1, 4, 40]
+
+
+def test_options_are_checked(micro_config):
     for options, message in (
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"prompts": 0}, "prompts is 0"),
         ({"points": 20}, "points is 20; expected at most max_points, 16"),
     ):
         with pytest.raises(InputError, match=message):
-            PlanOptions(**options)
+            EstimateOptions(**options)
     with pytest.raises(InputError, match="tokens is 99; expected 1 to 38"):
-        plan_for_device(micro_bundle, DEVICE, PlanOptions(tokens=99))
+        estimate_of(micro_config, tokens=99)
 
 
 def invoke(*args):
@@ -170,36 +168,103 @@ def invoke(*args):
 def test_the_command_as_json(micro_bundle):
     result = invoke(micro_bundle.path, "--device", "orin-nano", "--prompts", 4, "--json")
     assert result.exit_code == 0, result.output
-    plan = json.loads(result.stdout)
-    assert plan["is_estimate"] is True
-    assert [stage["graph"] for stage in plan["stages"]] == list(plan["engine_bytes"])
-    total = sum(stage["roofline_ms"] for stage in plan["stages"])
-    assert plan["end_to_end"]["roofline_ms"] == pytest.approx(total)
-    for stage in (*plan["stages"], plan["end_to_end"]):
+    found = json.loads(result.stdout)
+    assert found["is_estimate"] is True
+    assert [stage["graph"] for stage in found["stages"]] == list(found["engine_bytes"])
+    total = sum(stage["roofline_ms"] for stage in found["stages"])
+    assert found["end_to_end"]["roofline_ms"] == pytest.approx(total)
+    for stage in (*found["stages"], found["end_to_end"]):
         assert stage["roofline_ms"] < stage["expected_low_ms"] < stage["expected_high_ms"]
-    assert all(factor["source"] for factor in plan["factors"].values())
-    assert plan["device"]["source"]
-    assert plan["options"]["tokens"] == 38
-    assert plan["dram"]["run"]["fits"] is True
+    assert all(factor["source"] for factor in found["factors"].values())
+    assert found["device"]["source"]
+    assert found["options"]["tokens"] == 38
+    assert found["dram"]["run"]["fits"] is True
 
 
 def test_the_command_for_people(micro_bundle):
     result = invoke(micro_bundle.path, "--device", "thor", "--precision", "int8")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("ESTIMATE for tap_micro in int8 on Jetson AGX Thor")
-    assert "counted from the fp32 graphs" in result.stdout
+    assert "INT8 covers every stored weight" in result.stdout
     assert "DRAM to build: " in result.stdout
     assert "54 to 62 % of the FP16 peak" in result.stdout
 
 
-def test_a_device_that_is_not_known(micro_bundle):
-    result = invoke(micro_bundle.path, "--device", "toaster")
-    assert result.exit_code == 2
-    assert "expected one of orin-nano, orin-nx, agx-orin, thor" in result.stderr
+def test_a_model_by_its_name_is_a_model_by_its_bundle(micro_bundle, assets):
+    by_bundle = invoke(micro_bundle.path, "--device", "thor")
+    by_config = invoke("--model", assets["config"], "--device", "thor")
+    assert by_config.exit_code == by_bundle.exit_code == 0, by_config.output
+    assert by_config.stdout == by_bundle.stdout
 
 
-def test_without_onnx_the_extra_is_named(micro_bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    result = invoke(micro_bundle.path, "--device", "thor")
+def test_a_bundle_with_int8_says_what_it_covers(micro_bundle, tmp_path):
+    folder = shutil.copytree(micro_bundle.path, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    nodes = {
+        "image_encoder": ["blocks.0.mlp.fc1/MatMul"],
+        "prompt_decoder": [],
+        "text_decoder": ["text_proj/Gemm"],
+    }
+    made = {name: {"quantized_nodes": chosen} for name, chosen in nodes.items()}
+    manifest["precisions"]["int8"] = {"graphs": made}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    few = invoke(folder, "--device", "thor", "--precision", "int8")
+    assert "INT8 covers what it covers in the bundle" in few.stdout
+    few = json.loads(invoke(folder, "--device", "thor", "--precision", "int8", "--json").stdout)
+    fp16 = json.loads(invoke(folder, "--device", "thor", "--json").stdout)
+    c = micro_bundle.config
+    narrow = {"image_encoder": 4 * c.encoder_dim**2, "text_decoder": c.text_dim * c.vocab_size}
+    for name, size in fp16["engine_bytes"].items():
+        assert size - few["engine_bytes"][name] == pytest.approx(1.02 * narrow.get(name, 0), abs=2)
+    work = 2 * c.grid_size**2 * narrow["image_encoder"]
+    device = device_profile("thor")
+    saved_ms = 1e3 * work * (1 / device.peak_flops("fp16") - 1 / device.peak_flops("int8"))
+    compute = [found["stages"][0]["compute_ms"] for found in (fp16, few)]
+    assert compute[0] - compute[1] == pytest.approx(saved_ms)
+
+
+def test_a_bundle_without_int8_says_nothing_of_it(micro_bundle):
+    assert quantized_nodes(micro_bundle.manifest) is None
+
+
+def test_before_any_export_without_onnx_and_torch(tmp_path):
+    """The largest published model, on a machine that has the base installation only."""
+    code = (
+        "import sys\n"
+        "for name in ('onnx', 'onnx_ir', 'onnxscript', 'onnxruntime', 'torch'):\n"
+        "    sys.modules[name] = None\n"
+        "from tap_deploy.cli import main; main()"
+    )
+    command = ["plan", "--model", "tap_vit_h", "--device", "orin-nano", "--json"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["stages"][0]["gflop"] == pytest.approx(5516, rel=0.001)
+    assert found["engine_bytes"]["image_encoder"] == pytest.approx(2 * 691.7e6, rel=0.03)
+    assert not found["dram"]["build"]["fits"]
+    assert found["dram"]["run"]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--device", "toaster", "--model", "tap_vit_b"], "expected one of orin-nano, orin-nx"),
+        (["--device", "thor"], "pass either a bundle or --model"),
+        (["--device", "thor", "bundle", "--model", "tap_vit_b"], "pass either a bundle or --model"),
+        (["--device", "thor", "--model", "tap_vit_x"], "'tap_vit_x' is neither one of tap_vit_b,"),
+        (["--device", "thor", "--model", "notes.txt"], "notes.txt cannot be read as JSON"),
+        (["--device", "thor", "--model", "size.json"], "config field image_size is '1k'"),
+    ],
+)
+def test_what_is_refused(tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("large", "utf-8")
+    sizes = VARIANTS["tap_vit_b"].to_dict() | {"image_size": "1k"}
+    (tmp_path / "size.json").write_text(json.dumps(sizes), "utf-8")
+    result = invoke(*args)
     assert result.exit_code == 2
-    assert 'pip install "tap-deploy[quantize]"' in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

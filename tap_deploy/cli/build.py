@@ -124,8 +124,8 @@ def _target(settings: dict[str, Any]) -> BuildTarget:
 
 def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_json: bool) -> str:
     from tap_deploy.engines.bundle_build import planned_builds
+    from tap_deploy.engines.dram import available_memory
     from tap_deploy.engines.emit import tool_command
-    from tap_deploy.engines.forecast import available_memory
     from tap_deploy.engines.gpu import local_gpu
 
     gpu = local_gpu()
@@ -143,7 +143,7 @@ def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_
 
 def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool) -> list[BuiltPlan]:
     from tap_deploy.engines.bundle_build import build_engines
-    from tap_deploy.engines.forecast import available_memory
+    from tap_deploy.engines.dram import available_memory
     from tap_deploy.engines.gpu import local_gpu
 
     with share_bar("build") as show:

@@ -1,20 +1,23 @@
-"""``tap-export plan``: what a bundle will take on a device, before it is built there."""
+"""``tap-export plan``: what a model will take on a device, before it is built there."""
 
 from __future__ import annotations
 
 import json
+import pathlib
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.cli.extras import require_quantize_extra
-from tap_deploy.cli.options import bundle_argument, json_option
-from tap_deploy.precisions import FP16, FP32, PRECISIONS
+from tap_deploy.cli.options import NamedPath, json_option
+from tap_deploy.config import VARIANTS, TapConfig, config_from_file
+from tap_deploy.errors import InputError
+from tap_deploy.precisions import FP16, FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.dram import DramBudget
-    from tap_deploy.engines.estimate import DevicePlan
+    from tap_deploy.engines.dram import MemoryEstimate
+    from tap_deploy.engines.estimate import DeviceEstimate
     from tap_deploy.engines.roofline import StageEstimate
 
 MEBIBYTE = 1 << 20
@@ -23,7 +26,13 @@ POSITIVE = click.IntRange(min=1)
 
 
 @click.command("plan")
-@bundle_argument
+@click.argument("bundle", type=NamedPath(), required=False)
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help=f"In place of a bundle: {', '.join(VARIANTS)}, or a JSON file with the fields of "
+    "TapConfig.",
+)
 @click.option(
     "--device", required=True, help="orin-nano, orin-nx, agx-orin, thor, h100, rtx4090, …"
 )
@@ -44,7 +53,8 @@ POSITIVE = click.IntRange(min=1)
 )
 @json_option
 def plan_command(
-    bundle: str,
+    bundle: str | None,
+    model: str | None,
     device: str,
     precision: str,
     prompts: int,
@@ -55,17 +65,17 @@ def plan_command(
     workspace: str,
     as_json: bool,
 ) -> None:
-    """Estimate time and memory of BUNDLE on a device, from its graphs and the device's peaks.
+    """Estimate time and memory of a model on a device, from its sizes and the device's peaks.
 
-    Nothing is built or run; the figures behind the estimate are shown with it.
+    Nothing is exported, built or run; the figures behind the estimate are shown with it. INT8 is
+    taken to cover every layer with stored weights; of a BUNDLE that has INT8, what it covers there.
     """
-    require_quantize_extra()
     from tap_deploy.engines.device_profiles import device_profile
-    from tap_deploy.engines.estimate import PlanOptions, plan_for_device
+    from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device
     from tap_deploy.engines.target import bytes_from_text
 
     profile = device_profile(device)
-    options = PlanOptions(
+    options = EstimateOptions(
         precision=precision,
         prompts=prompts,
         points=points,
@@ -74,46 +84,75 @@ def plan_command(
         max_points=max_points,
         workspace_bytes=bytes_from_text(workspace),
     )
-    plan = plan_for_device(Bundle.open(bundle), profile, options)
-    click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else describe(plan))
+    name, config, quantized = _model_of(bundle, model)
+    estimate = estimate_for_device(name, config, profile, options, quantized)
+    click.echo(json.dumps(estimate.to_dict(), indent=2) if as_json else describe(estimate))
 
 
-def describe(plan: DevicePlan) -> str:
-    """Return a plan for people to read."""
+def _model_of(
+    bundle: str | None, model: str | None
+) -> tuple[str, TapConfig, Mapping[str, Collection[str]] | None]:
+    """Return name, sizes, and the nodes that a bundle has in INT8."""
+    from tap_deploy.engines.estimate import quantized_nodes
+
+    if bundle is not None and model is None:
+        manifest = Bundle.open(bundle).manifest
+        return manifest.model, manifest.config, quantized_nodes(manifest)
+    if model is None or bundle is not None:
+        raise InputError("pass either a bundle or --model, to say which model it is")
+    if model in VARIANTS:
+        return model, VARIANTS[model], None
+    path = pathlib.Path(model)
+    if not path.is_file():
+        raise InputError(
+            f"--model {model!r} is neither one of {', '.join(VARIANTS)} nor a file; pass one of "
+            "these, or a JSON file with the fields of TapConfig"
+        )
+    return path.stem, config_from_file(path), None
+
+
+def describe(estimate: DeviceEstimate) -> str:
+    """Return an estimate for people to read."""
     from tap_deploy.engines.roofline import FACTORS
 
-    device, low_high, is_fp32 = plan.device, plan.expected_ms, plan.options.precision == FP32
+    device, precision = estimate.device, estimate.options.precision
     shared = "shared by CPU and GPU" if device.memory_is_shared else "on the card"
     lines = [
-        f"ESTIMATE for {plan.model} in {plan.options.precision} on {device.title}; "
-        "nothing was measured",
+        f"ESTIMATE for {estimate.model} in {precision} on {device.title}; nothing was measured",
         "",
         f"device   SM {device.compute_capability}, {device.fp16_tflops:g} FP16 TFLOPS and "
         f"{device.int8_tops:g} INT8 TOPS dense, {device.gigabytes_per_second:g} GB/s, "
         f"{device.memory_bytes / GIBIBYTE:.0f} GiB {shared}",
         f"         ({device.source})",
-        f"work     counted from the {plan.counted_from} graphs of the bundle",
+        "work     by formulas of the model's sizes" + _mix(estimate),
         "",
         f"{'stage':34}{'GFLOP':>9}{'MB moved':>10}{'roofline ms':>13}{'expected ms':>18}"
         "  limited by",
-        *map(_stage_line, plan.stages),
-        f"{'end to end':53}{plan.roofline_ms:13.2f}{_range(*low_high):>18}",
+        *map(_stage_line, estimate.stages),
+        f"{'end to end':53}{estimate.roofline_ms:13.2f}{_range(*estimate.expected_ms):>18}",
         "",
         "engines  "
-        + ", ".join(f"{n} {size / MEBIBYTE:.0f} MiB" for n, size in plan.engine_bytes.items()),
-        *_budget_lines("build", plan.build),
-        *_budget_lines("run", plan.run),
+        + ", ".join(f"{n} {size / MEBIBYTE:.0f} MiB" for n, size in estimate.engine_bytes.items()),
+        *_memory_lines("build", estimate.build),
+        *_memory_lines("run", estimate.run),
         "",
         "The roofline is the stated peaks of arithmetic and bandwidth. The range goes from the",
         "best published implementations to usual ones:",
         *(f"  {f.value:g} {f.unit}: {f.source}" for f in FACTORS.values()),
         *(
             ["fp32: products in TF32, as built with --tf32; without it they are far slower"]
-            * is_fp32
+            * (precision == FP32)
         ),
         "Measure it: python -m benchmarks.engines BUNDLE --backend tensorrt",
     ]
     return "\n".join(lines)
+
+
+def _mix(estimate: DeviceEstimate) -> str:
+    if estimate.options.precision != INT8:
+        return ""
+    covered = "what it covers in the bundle" if estimate.mix_of_bundle else "every stored weight"
+    return f"; INT8 covers {covered}"
 
 
 def _stage_line(stage: StageEstimate) -> str:
@@ -128,13 +167,13 @@ def _range(low: float, high: float) -> str:
     return f"{low:.3g} to {high:.3g}"
 
 
-def _budget_lines(what: str, budget: DramBudget) -> list[str]:
+def _memory_lines(what: str, memory: MemoryEstimate) -> list[str]:
     verdict = (
-        "fits" if budget.fits else "DOES NOT FIT; add swap, or build for less with --max-prompts"
+        "fits" if memory.fits else "DOES NOT FIT; add swap, or build for less with --max-prompts"
     )
     head = (
-        f"DRAM to {what}: {budget.total_bytes / GIBIBYTE:.2f} of "
-        f"{budget.available_bytes / GIBIBYTE:.0f} GiB, {verdict}"
+        f"DRAM to {what}: {memory.total_bytes / GIBIBYTE:.2f} of "
+        f"{memory.available_bytes / GIBIBYTE:.0f} GiB, {verdict}"
     )
-    items = (f"  {size / MEBIBYTE:8.0f} MiB  {name}" for name, size in budget.items.items())
+    items = (f"  {size / MEBIBYTE:8.0f} MiB  {name}" for name, size in memory.items.items())
     return ["", head, *items]

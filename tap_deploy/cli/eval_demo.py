@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.cli.export import config_from_file
 from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import FILE, NamedPath, backend_option, json_option, threads_option
 from tap_deploy.cli.progress import stage_bar
-from tap_deploy.config import DEMO
+from tap_deploy.config import DEMO, config_from_file
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.files import sha256_of_file

@@ -14,7 +14,7 @@ from tap_deploy.cli.options import FILE, force_option, json_option, samples_opti
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
-from tap_deploy.config import DEMO, VARIANTS, TapConfig
+from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
 from tap_deploy.files import check_folder_output
@@ -180,21 +180,6 @@ def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, 
         return model, TapConfig.from_name(model)
     path = pathlib.Path(str(config))
     return path.stem, config_from_file(path)
-
-
-def config_from_file(path: pathlib.Path) -> TapConfig:
-    """Read a config from a JSON file: its fields, or an object that has them under "config".
-
-    Raises:
-        InputError: the file cannot be read, or the fields are not those of a config.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
-    # Also where a bundle's manifest keeps it.
-    inner = values.get("config", values) if isinstance(values, dict) else values
-    return TapConfig.from_dict(inner)
 
 
 def _load(
