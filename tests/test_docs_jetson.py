@@ -12,6 +12,9 @@ import pytest
 
 from benchmarks.engines import main as benchmark
 from tap_deploy.cli import COMMANDS
+from tap_deploy.config import TapConfig
+from tap_deploy.engines.device_profiles import DEVICE_PROFILES, GIBIBYTE, device_profile
+from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device
 from tap_deploy.machine.jetson import COMPONENTS
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "jetson.md").read_text("utf-8")
@@ -66,3 +69,38 @@ def test_versions_are_those_that_the_doctor_expects():
     rows = re.findall(r"^\| ([\d., ]+) \| [^|]+\| [^|]+\| (\S+) \| (\S+) \| (\S+) \|$", PAGE, re.M)
     found = {jetpack: tuple(rest) for row, *rest in rows for jetpack in row.split(", ")}
     assert found == COMPONENTS
+
+
+def estimate(model, device, **options):
+    config = TapConfig.from_name(model)
+    return estimate_for_device(model, config, device, EstimateOptions(**options))
+
+
+def test_the_memory_table_is_what_the_command_says():
+    rows = re.findall(r"^\| `(tap_vit_.)` (fp16|int8) \| ([\d.]+) \| ([\d.]+) \|", PAGE, re.M)
+    assert len(rows) == 6
+    for model, precision, build, run in rows:
+        found = estimate(model, device_profile("orin-nano"), precision=precision)
+        for text, memory in ((build, found.build), (run, found.run)):
+            assert float(text) == pytest.approx(memory.total_bytes / GIBIBYTE, abs=0.051)
+
+
+def test_the_time_table_is_what_the_command_says():
+    rows = re.findall(
+        r"^\| ([^|]+) \| (\d+, \d+ to [^|]+) \|([^|]+)\|([^|]+)\|([^|]+)\|$", PAGE, re.M
+    )
+    assert len(rows) == 4
+    for title, *cells in rows:
+        (device,) = (
+            profile
+            for profile in DEVICE_PROFILES.values()
+            if all(word in profile.title for word in title.split())
+        )
+        found = estimate("tap_vit_b", device, prompts=16, tokens=12)
+        expected = [
+            (stage.roofline_ms, stage.expected_low_ms, stage.expected_high_ms)
+            for stage in found.stages
+        ]
+        for cell, values in zip(cells, [*expected, found.expected_ms], strict=True):
+            numbers = [int(word) for word in re.findall(r"\d+", cell)]
+            assert numbers == [pytest.approx(value, abs=0.5) for value in values]

@@ -41,7 +41,7 @@ POSITIVE = click.IntRange(min=1)
     default=FP16,
     show_default=True,
     type=click.Choice(PRECISIONS),
-    help="Which engines; the bundle need not hold them yet.",
+    help="Which engines; they need not exist yet.",
 )
 @click.option("--prompts", type=POSITIVE, default=16, show_default=True, help="Regions a picture.")
 @click.option("--points", type=POSITIVE, default=2, show_default=True, help="Points a prompt.")

@@ -7,7 +7,7 @@ from tap_deploy.optional_modules import require_module
 
 
 def require_quantize_extra() -> None:
-    """Check that what reads, counts and changes ONNX graphs is there; PyTorch is not needed.
+    """Check that what reads and changes ONNX graphs is there; PyTorch is not needed.
 
     Raises:
         MissingDependencyError: a package is not; the message has the command that brings it.
