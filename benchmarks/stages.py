@@ -13,7 +13,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.image import Frame
 from tap_deploy.masks import masks_from_logits
 from tap_deploy.sessions.device_lane import DeviceLane
-from tap_deploy.sessions.pipeline import Lane, Pipeline
+from tap_deploy.sessions.pipeline import DecodedPrompts, Lane, Pipeline
 
 END_TO_END, ENCODE, DECODE, CAPTION = "end to end", "encode", "decode", "caption"
 POINTS = 2
@@ -109,13 +109,12 @@ class _Bench:
         self.lane, self.config, self.inputs = lane, config, inputs
         self.max_new_tokens = max_new_tokens
         self.embeddings = lane.encode(inputs.images)
-        self.tokens = lane.new_tokens(len(inputs.labels))
+        self.tokens = self.decode(len(inputs.labels)).semantic_tokens
         self.frame = Frame.for_image(config.image_size, config.image_size, config.image_size)
 
     def stage(self, kind: str, prompts: int, call: Callable[[int], object]) -> Stage:
         steps = 0
         if kind != DECODE:
-            self.decode(prompts)
             steps = steps_of(self.caption(prompts), self.config)
         return Stage(kind=kind, prompts=prompts, tokens=steps, call=lambda: call(prompts))
 
@@ -125,14 +124,15 @@ class _Bench:
             self.lane.synchronize()
         return embeddings
 
-    def decode(self, prompts: int) -> object:
-        coords, labels = self.inputs.first(prompts)
-        return self.lane.decode_prompts(self.embeddings, coords, labels, self.tokens, 0)
+    def decode(self, prompts: int) -> DecodedPrompts:
+        return self.lane.decode_prompts(self.embeddings, *self.inputs.first(prompts))
 
     def caption(self, prompts: int) -> np.ndarray:
+        return self._caption(self.tokens[:prompts])
+
+    def _caption(self, semantic_tokens: np.ndarray) -> np.ndarray:
         return self.lane.caption(
-            self.tokens,
-            slice(0, prompts),
+            semantic_tokens,
             max_new_tokens=self.max_new_tokens,
             temperature=0.0,
             rng=np.random.default_rng(0),
@@ -140,10 +140,9 @@ class _Bench:
 
     def end_to_end(self, prompts: int) -> object:
         """From a picture in the model frame to masks and token ids."""
-        coords, labels = self.inputs.first(prompts)
         embeddings = self.lane.encode(self.inputs.images)
-        decoded = self.lane.decode_prompts(embeddings, coords, labels, self.tokens, 0)
-        ids = self.caption(prompts)
+        decoded = self.lane.decode_prompts(embeddings, *self.inputs.first(prompts))
+        ids = self._caption(decoded.semantic_tokens)
         return masks_from_logits(decoded.low_res_masks, self.frame), ids
 
 

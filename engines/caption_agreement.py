@@ -128,8 +128,8 @@ def _margins(
     """Feed the expected captions step by step up to the last of the places."""
     steps = CaptionSteps(session, config, semantic_tokens)
     margins = np.empty(len(places))
-    for position in range(int(places.max()) + 1):
-        steps.step(expected[:, max(0, position - 1)])
+    for position in range(1, int(places.max()) + 1):
+        steps.step(expected[:, position - 1])
         here = np.flatnonzero(places == position)
         logits = steps.logits[here].astype(np.float64)
         rows = np.arange(len(here))

@@ -181,7 +181,6 @@ def write_caption(
     steps = CaptionSteps(session, config, semantic_tokens)
     ids = np.full(len(semantic_tokens), BOS_ID, np.int32)
     written = np.empty(num_tokens, np.int32)
-    steps.step(ids)
     for position in range(num_tokens):
         ids = steps.step(ids)
         written[position] = ids[0]

@@ -14,7 +14,7 @@ from tap_deploy.memory import captions_per_call, prompts_per_call
 from tap_deploy.predict_options import PredictOptions
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipeline, Tokens
+from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipeline
 from tap_deploy.tokenizer import Tokenizer
 
 OnProgress = Callable[[str, int, int], None]
@@ -90,10 +90,9 @@ class GraphCalls:
         self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
     ) -> Answer:
         """Decode the prompts of an encoded picture, and write captions."""
-        tokens = lane.new_tokens(len(request.prompts))
-        decoded = self._decode(lane, request, tokens, report)
+        decoded = self._decode(lane, request, report)
         candidates = self._candidates(lane, request) if options.candidates else None
-        ids = self._caption(lane, tokens, len(request.prompts), options, report)
+        ids = self._caption(lane, decoded.semantic_tokens, options, report)
         return Answer(
             prompts=request.prompts,
             frame=request.frame,
@@ -124,14 +123,8 @@ class GraphCalls:
         with self._pipeline.lane() as lane:
             return self.answer(lane, request, options, no_progress)
 
-    def _decode(
-        self,
-        lane: Lane,
-        request: Request,
-        tokens: Tokens,
-        report: OnProgress,
-    ) -> DecodedPrompts:
-        """Run the prompt decoder in chunks, keeping the chosen token of each prompt."""
+    def _decode(self, lane: Lane, request: Request, report: OnProgress) -> DecodedPrompts:
+        """Run the prompt decoder in chunks."""
         assert request.embeddings is not None
         prompts = request.prompts
         decoded = self._empty_decoded(len(prompts))
@@ -141,8 +134,6 @@ class GraphCalls:
                 request.embeddings,
                 prompts[chunk].model_coords(request.frame.scale),
                 np.ascontiguousarray(prompts[chunk].labels),
-                tokens,
-                chunk.start,
             )
             for name in _DECODED_FIELDS:
                 getattr(decoded, name)[chunk] = getattr(part, name)
@@ -183,15 +174,19 @@ class GraphCalls:
         )
 
     def _caption(
-        self, lane: Lane, tokens: Tokens, count: int, options: PredictOptions, report: OnProgress
+        self,
+        lane: Lane,
+        semantic_tokens: np.ndarray,
+        options: PredictOptions,
+        report: OnProgress,
     ) -> np.ndarray:
-        rng = np.random.default_rng(options.seed)
+        """Write captions in chunks; these may be larger than those of the prompts."""
+        rng, count = np.random.default_rng(options.seed), len(semantic_tokens)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
         for chunk in self._caption_chunks(count):
             report("write captions", chunk.start, count)
             ids = lane.caption(
-                tokens,
-                chunk,
+                semantic_tokens[chunk],
                 max_new_tokens=options.max_new_tokens if options.captions else 0,
                 temperature=options.temperature,
                 rng=rng,

@@ -1,4 +1,4 @@
-"""The text decoder on host arrays, position by position, with the cache that it needs."""
+"""The text decoder on host arrays, position by position, with the KV cache that it needs."""
 
 from __future__ import annotations
 
@@ -12,50 +12,80 @@ from tap_deploy.config import TapConfig
 if TYPE_CHECKING:  # the package of sessions imports this module
     from tap_deploy.sessions.contract import Session
 
-# The cache begins with so many slots, and grows by as many. Most captions are short, and every
-# step looks at all slots that there are; but onnxruntime plans its memory anew for every size.
+# The cache starts with this many slots and grows by as many. Most captions are short, and every
+# step reads all slots that there are; but onnxruntime plans its memory anew for every size.
 GROWTH_SLOTS = 16
 
 
-class CaptionSteps:
-    """The step graph at position 0, 1, 2 … for some regions.
+def step_inputs(
+    config: TapConfig,
+    semantic_tokens: np.ndarray,
+    input_ids: np.ndarray,
+    position: int,
+    cache: np.ndarray,
+    gumbel_noise: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the inputs of the step graph at a position.
 
-    A graph reads keys and values where they lie; the new slot is copied to its place, which is a
+    Args:
+        config: sizes of the model.
+        semantic_tokens: ``[P, C]`` in the float dtype of the graph.
+        input_ids: int ``[P]``, the tokens at this position; any at position 0.
+        position: from 0.
+        cache: ``[layers, 2, P, heads, T, head_dim]``, in the float dtype of the graph; the first
+            ``position`` slots are filled.
+        gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None takes the best token.
+    """
+    if gumbel_noise is None:
+        gumbel_noise = np.zeros((len(semantic_tokens), 1), np.float32)
+    past = cache.reshape(-1, *cache.shape[2:])  # [layers * 2, P, heads, T, head_dim]
+    return {
+        graphs.SEMANTIC_TOKENS: semantic_tokens,
+        graphs.INPUT_IDS: np.ascontiguousarray(input_ids, np.int32),
+        graphs.POSITION: np.array([position], np.int32),
+        graphs.GUMBEL_NOISE: gumbel_noise,
+        **dict(zip(graphs.past_names(config), past, strict=True)),
+    }
+
+
+class CaptionSteps:
+    """The captions of some regions, written token by token.
+
+    The graph reads keys and values where they lie; the new slot is copied to its place, which is a
     hundredth of what a step reads.
 
-    next_ids: int32 ``[P]``, what the last step chose; overwritten by the next one.
-    logits: float ``[P, V]`` of the last step, in the dtype of the graph; likewise.
+    logits: float ``[P, V]`` of the last step, in the dtype of the graph; the next step overwrites
+        them.
     """
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
-        """Allocate for a number of regions.
+        """Allocate, and run position 0: the visual prefix.
 
         Args:
             session: runs the text decoder.
             config: sizes of the model.
             semantic_tokens: float ``[P, C]``, cast to the dtype of the graph.
+
+        Raises:
+            SessionError: the backend failed.
         """
         self._session, self._config = session, config
         self._dtype = session.spec.inputs[0].dtype
         self._tokens = np.ascontiguousarray(semantic_tokens, self._dtype)
-        self._names = graphs.past_names(config)
-        rows = len(semantic_tokens)
-        self._greedy = np.zeros((rows, 1), np.float32)
-        self.next_ids = session.allocate((rows,), "int32")
-        self.logits = session.allocate((rows, config.vocab_size), self._dtype)
         self._position = 0
         self._cache = self._new_cache(GROWTH_SLOTS)
-        self._slot = session.allocate(self._cache.shape[:4] + self._cache.shape[5:], self._dtype)
+        self._allocate_outputs()
+        self.step(np.zeros(len(self._tokens), np.int32))
 
     def step(self, input_ids: np.ndarray, gumbel_noise: np.ndarray | None = None) -> np.ndarray:
-        """Run the next position; the first one is the visual prefix, whatever the ids.
+        """Run the next position; the first call runs position 1.
 
         Args:
-            input_ids: int ``[P]``, the tokens at this position.
+            input_ids: int ``[P]``, the tokens at this position; BOS at position 1.
             gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None takes the best token.
 
         Returns:
-            ``next_ids``.
+            The next tokens, int32 ``[P]``; the next step overwrites them.
 
         Raises:
             SessionError: the backend failed.
@@ -63,34 +93,33 @@ class CaptionSteps:
         position = self._position
         if position == self._cache.shape[4]:
             self._grow()
-        past = self._cache.reshape(-1, *self._cache.shape[2:])  # [layers * 2, P, heads, T, dim]
-        inputs = {
-            graphs.SEMANTIC_TOKENS: self._tokens,
-            graphs.INPUT_IDS: np.ascontiguousarray(input_ids, np.int32),
-            graphs.POSITION: np.array([position], np.int32),
-            graphs.GUMBEL_NOISE: self._greedy if gumbel_noise is None else gumbel_noise,
-            **dict(zip(self._names, past, strict=True)),
-        }
-        outputs = {
-            graphs.NEXT_IDS: self.next_ids,
-            graphs.LOGITS: self.logits,
-            graphs.PRESENT_KEY_VALUES: self._slot,
-        }
-        self._session.run(inputs, into=outputs)
+        self._session.run(
+            step_inputs(self._config, self._tokens, input_ids, position, self._cache, gumbel_noise),
+            into={
+                graphs.NEXT_IDS: self._next_ids,
+                graphs.LOGITS: self.logits,
+                graphs.PRESENT_KEY_VALUES: self._slot,
+            },
+        )
         self._cache[..., position, :] = self._slot
         self._position += 1
-        return self.next_ids
+        return self._next_ids
 
-    def keep(self, wanted: np.ndarray) -> CaptionSteps:
-        """Return the same for some of the rows, bool ``[P]``; this one must not be used on."""
-        smaller = CaptionSteps(self._session, self._config, self._tokens[wanted])
-        smaller._position = self._position
-        smaller._cache = np.ascontiguousarray(self._cache[:, :, wanted])
-        return smaller
+    def keep(self, wanted: np.ndarray) -> None:
+        """Drop all rows but some, bool ``[P]``; this copies the cache."""
+        self._tokens = self._tokens[wanted]
+        self._cache = np.ascontiguousarray(self._cache[:, :, wanted])
+        self._allocate_outputs()
+
+    def _allocate_outputs(self) -> None:
+        rows, slot = len(self._tokens), self._cache.shape[:4] + self._cache.shape[5:]
+        self._next_ids = self._session.allocate((rows,), "int32")
+        self.logits = self._session.allocate((rows, self._config.vocab_size), self._dtype)
+        self._slot = self._session.allocate(slot, self._dtype)
 
     def _grow(self) -> None:
         filled = self._cache.shape[4]
-        grown = self._new_cache(min(filled + GROWTH_SLOTS, self._config.text_seq_len))
+        grown = self._new_cache(filled + GROWTH_SLOTS)
         grown[..., :filled, :] = self._cache
         self._cache = grown
 

@@ -1,7 +1,8 @@
-"""The decode loop of the text decoder: greedy or drawn tokens, early stop."""
+"""The decode loop of the text decoder: the best token or a draw, and an early stop."""
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,19 +14,15 @@ from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
 if TYPE_CHECKING:  # the package of sessions imports this module
     from tap_deploy.sessions.contract import Session
 
-# At this temperature the draws are as good as even, and their noise still fits into fp16.
+# At this temperature all candidates are nearly equally likely, and the noise still fits into fp16.
 HOTTEST = 1e3
 
 
-class Captioner:
-    """Writes captions with the step graph.
+class CaptionWriter(abc.ABC):
+    """What every decode loop has in common: arguments, ids and draws."""
 
-    Regions that have finished are dropped once half of the rows are idle; that copies the
-    cache, but at most once per halving.
-    """
-
-    def __init__(self, session: Session, config: TapConfig) -> None:
-        self.session, self.config = session, config
+    def __init__(self, config: TapConfig) -> None:
+        self.config = config
 
     def generate(
         self,
@@ -49,37 +46,71 @@ class Captioner:
             ids int64 ``[P, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
 
         Raises:
+            InputError: more regions than the graph takes.
             SessionError: the backend failed.
         """
-        limit = self.config.max_new_tokens
+        rows, limit = len(semantic_tokens), self.config.max_new_tokens
         count = limit if max_new_tokens is None else min(max_new_tokens, limit)
-        ids = np.full((len(semantic_tokens), limit + 1), self.config.pad_id, np.int64)
+        ids = np.full((rows, limit + 1), self.config.pad_id, np.int64)
         ids[:, 0] = BOS_ID
-        if len(semantic_tokens) == 0 or count == 0:
+        if rows == 0 or count == 0:
             return ids
-        rows = np.arange(len(semantic_tokens))  # the caption of each row of the batch
-        noise = draw_noise(self.config, count, len(rows), temperature, rng)
+        noise = draw_noise(self.config, count, rows, temperature, rng)
+        self._write(ids[:, : count + 1], semantic_tokens, noise)
+        return blank_after_eos(ids, self.config.pad_id)
+
+    @abc.abstractmethod
+    def _write(
+        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+    ) -> None:
+        """Write captions of P > 0 regions, until each has its EOS or ids are full.
+
+        Args:
+            ids: int64 ``[P, 1 + steps]``, filled from position 1 on; BOS stands at 0, and padding
+                elsewhere. What stands after EOS is blanked later.
+            semantic_tokens: float ``[P, C]``.
+            noise: float32 ``[steps, P, K]``, see ``draw_noise``.
+        """
+
+
+class Captioner(CaptionWriter):
+    """Writes captions with the step graph on host arrays.
+
+    Once half of the rows have finished, these are dropped; that copies the cache, but at most once
+    per halving.
+    """
+
+    def __init__(self, session: Session, config: TapConfig) -> None:
+        super().__init__(config)
+        self.session = session
+
+    def _write(
+        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+    ) -> None:
+        rows = np.arange(len(ids))  # the caption of each row of the batch
         steps = CaptionSteps(self.session, self.config, semantic_tokens)
-        steps.step(ids[:, 0])
-        for position in range(1, count + 1):
+        for position in range(1, ids.shape[1]):
             chances = None if noise is None else noise[position - 1, rows]
             ids[rows, position] = steps.step(ids[rows, position - 1], chances)
             finished = finished_rows(ids[rows])
             if finished.all():
                 break
             if 2 * finished.sum() >= len(rows):
-                steps, rows = steps.keep(~finished), rows[~finished]
-        return blank_after_eos(ids, self.config.pad_id)
+                steps.keep(~finished)
+                rows = rows[~finished]
 
 
 def finished_rows(ids: np.ndarray) -> np.ndarray:
-    """Which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
+    """Return which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
     finished: np.ndarray = (ids == EOS_ID).any(axis=1)
     return finished
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:
-    """Fill what follows the first EOS of each row with padding: rows that wait still decode."""
+    """Replace what follows the first EOS of each row by padding.
+
+    Rows that have finished are decoded on while others have not.
+    """
     after = np.cumsum(ids == EOS_ID, axis=1) - (ids == EOS_ID) > 0
     return np.where(after, pad_id, ids)
 
@@ -91,11 +122,11 @@ def draw_noise(
     temperature: float,
     rng: np.random.Generator | None,
 ) -> np.ndarray | None:
-    """Return what the draws of a batch of captions need, float32 ``[steps, rows, K]``.
+    """Return the noise that draws the tokens of a batch of captions, float32 ``[steps, rows, K]``.
 
     The largest of logit plus temperature times Gumbel noise is a draw from the softmax of the
-    logits at that temperature. All of it is made at once, so that no step waits for the host, and
-    a caption does not depend on which others have finished.
+    logits at that temperature. The noise of all steps is made at once: no step waits for the host,
+    and a caption does not depend on which others have finished.
 
     Returns:
         None at temperature 0, where nothing is drawn.

@@ -157,21 +157,14 @@ def _run(
     chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     with pipeline.lane() as lane:
         embeddings = lane.encode(sample.images[:1])
-        tokens = lane.new_tokens(count)
         parts = [
-            lane.decode_prompts(
-                embeddings,
-                sample.point_coords[chunk],
-                sample.point_labels[chunk],
-                tokens,
-                chunk.start,
-            )
+            lane.decode_prompts(embeddings, sample.point_coords[chunk], sample.point_labels[chunk])
             for chunk in chunks
         ]
-        rng = np.random.default_rng(0)  # for draws; none are made
+        rng = np.random.default_rng(0)  # nothing is drawn
         ids = [
-            lane.caption(tokens, chunk, max_new_tokens=None, temperature=0.0, rng=rng)
-            for chunk in chunks
+            lane.caption(part.semantic_tokens, max_new_tokens=None, temperature=0.0, rng=rng)
+            for part in parts
         ]
     decoded = {n: np.concatenate([getattr(part, n) for part in parts]) for n in PROMPT_OUTPUTS}
     return decoded, np.concatenate([part.mask_index for part in parts]), np.concatenate(ids)

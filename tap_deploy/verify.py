@@ -232,7 +232,6 @@ def _decode_text(
     Returns ids int64 ``[P, text_seq_len - 1]`` and logits float32 ``[P, steps, V]``.
     """
     steps = CaptionSteps(session, config, semantic_tokens)
-    steps.step(sample.caption_ids[:, 0])
     ids = sample.caption_ids.copy()
     logits = []
     for position in range(1, sample.logits.shape[1] + 1):

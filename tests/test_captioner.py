@@ -113,7 +113,7 @@ def test_no_regions():
     assert step.rows_per_step == []
 
 
-def test_sampling_uses_the_logits_and_the_generator():
+def test_draws_use_the_logits_and_the_generator():
     ids, _ = run([2], temperature=1.0, rng=np.random.default_rng(0))
     assert ids[0].tolist()[:4] == [BOS_ID, 10, 10, EOS_ID]  # 50 apart: a draw cannot miss
     hot = [

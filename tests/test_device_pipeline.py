@@ -162,7 +162,7 @@ def test_every_version_gives_what_onnxruntime_gives(
     assert not caplog.records
 
 
-def test_only_results_come_to_the_host(load, cuda, picture, points, expected, micro_config):
+def test_embeddings_and_cache_stay_on_the_gpu(load, cuda, picture, points, expected, micro_config):
     """The first call allocates and records; the second is counted, copy by copy."""
     with load(cuda) as predictor:
         predict(predictor, picture, points)
@@ -172,14 +172,13 @@ def test_only_results_come_to_the_host(load, cuda, picture, points, expected, mi
     rows, point_count = points.shape[:2]
     size = micro_config.image_size
     images, prompts = size * size * 3, rows * point_count * (2 * 4 + 4)
-    assert cuda.copied_bytes("h2d") == images + prompts
     low_res, tokens = micro_config.low_res_mask_size**2, micro_config.image_embed_dim
+    assert cuda.copied_bytes("h2d") == images + prompts + rows * tokens * 4
     index = 1  # as wide as a float
     floats = micro_config.num_mask_tokens + index + low_res + tokens + micro_config.sem_embed_dim
     id_rows = 2 * TOKENS * 256  # two calls of the captioner, a padded row per position
     assert cuda.copied_bytes("d2h") == rows * floats * 4 + id_rows
-    # Chosen tokens: into the room of the call, and from there to the captions.
-    assert cuda.copied_bytes("d2d") == 2 * rows * tokens * 4
+    assert cuda.copied_bytes("d2d") == 0
 
 
 @pytest.mark.parametrize("max_prompts", [MAX_PROMPTS, 2])
@@ -206,12 +205,20 @@ def test_candidates_are_those_of_onnxruntime(
     assert cuda.leaks() == {}
 
 
-def test_captions_wait_for_the_gpu_every_few_steps(load, cuda, picture, points):
-    for interval, looks in ((1, TOKENS), (3, 3), (100, 1)):
+def polls(cuda: FakeCuda, *, chunks: int = 1) -> int:
+    """How often a call has polled for EOS since the last count.
+
+    Apart from that it synchronises for the answers of each chunk of prompts, and at its end.
+    """
+    return cuda.synchronizations - chunks - 1
+
+
+def test_eos_is_polled_every_few_steps(load, cuda, picture, points):
+    for interval, expected in ((1, TOKENS), (3, 3), (100, 1)):
         with load(cuda, eos_interval_steps=interval) as predictor:
+            cuda.reset_counts()
             predict(predictor, picture, points[:2])
-            lane = predictor._pipeline.lanes[0]
-            assert lane.captioner.looks == looks
+            assert polls(cuda) == expected
 
 
 @pytest.mark.parametrize("interval", [1, 4])
@@ -222,11 +229,11 @@ def test_captions_end_at_eos(load, cuda, monkeypatch, predictor, picture, points
     wanted = predict(predictor, picture, points[:1], max_new_tokens=None)
     assert (wanted.caption_ids[0, 3:] == predictor.config.pad_id).all()
     with load(cuda, eos_interval_steps=interval) as device:
+        cuda.reset_counts()
         actual = predict(device, picture, points[:1], max_new_tokens=None)
         np.testing.assert_array_equal(actual.caption_ids, wanted.caption_ids)
-        captioner = device._pipeline.lanes[0].captioner
-        assert captioner.looks == {1: 2, 4: 1}[interval]
-        assert captioner.steps_enqueued == 1 + {1: 2, 4: 4}[interval]
+        assert polls(cuda) == {1: 2, 4: 1}[interval]
+        assert len(cuda.graphs) == 1 + {1: 2, 4: 4}[interval]  # steps that ran, and were recorded
         np.testing.assert_array_equal(
             predict(device, picture, points).caption_ids,
             predict(predictor, picture, points).caption_ids,
@@ -244,15 +251,16 @@ def test_a_whole_caption(load, cuda, predictor, picture, points):
 
 def test_steps_are_replayed(load, cuda, picture, points):
     with load(cuda) as predictor:
-        captioner = predictor._pipeline.lanes[0].captioner
+        steps = TOKENS + 1
         predict(predictor, picture, points[:3])
-        assert (captioner.steps_enqueued, captioner.steps_replayed) == (TOKENS + 1, 0)
+        assert (len(cuda.graphs), cuda.launches) == (steps, 0)
         predict(predictor, picture, points[1:4])
-        assert (captioner.steps_enqueued, captioner.steps_replayed) == (TOKENS + 1, TOKENS + 1)
+        assert (len(cuda.graphs), cuda.launches) == (steps, steps)
         predict(predictor, picture, points[:4])  # three rows were run as four
-        assert captioner.steps_enqueued == TOKENS + 1
+        assert (len(cuda.graphs), cuda.launches) == (steps, 2 * steps)
         predict(predictor, picture, points[:1])
-        assert captioner.steps_enqueued == 2 * (TOKENS + 1)
+        assert (len(cuda.graphs), cuda.launches) == (2 * steps, 2 * steps)
+        assert predictor._pipeline.steps_replayed == cuda.launches
 
 
 @pytest.mark.parametrize(
@@ -269,8 +277,7 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
                 assert_same(predict(predictor, picture, points), expected)
         assert len(caplog.records) == 1
         assert "CUDA graphs are off" in caplog.text
-        captioner = predictor._pipeline.lanes[0].captioner
-        assert captioner.steps_enqueued > 2 * TOKENS
+        assert cuda.launches == 2  # what was recorded before
     assert cuda.leaks() == {}
 
 
@@ -279,8 +286,7 @@ def test_a_recording_that_fails_once_costs_nothing(load, cuda, picture, points, 
         cuda.fail("end_capture", after=2)
         for _ in range(2):
             assert_same(predict(predictor, picture, points), expected)
-        captioner = predictor._pipeline.lanes[0].captioner
-        assert captioner.steps_replayed == captioner.steps_enqueued
+        assert cuda.launches == 2 * (TOKENS + 1)  # every step of both chunks
     assert not caplog.records
     assert cuda.leaks() == {}
 
@@ -299,7 +305,7 @@ def test_steps_that_stay_unrecorded_are_said_once(
             assert_same(predict(predictor, picture, points), expected)
         (record,) = caplog.records
         assert "cannot be recorded as a CUDA graph with 4 rows" in record.getMessage()
-        with pytest.raises(SessionError, match=r"none of \d+ caption steps was replayed"):
+        with pytest.raises(SessionError, match="no caption step was replayed"):
             predictor._pipeline.require_replay()
     assert cuda.launches == 0
 
@@ -402,7 +408,8 @@ def test_encoded_pictures_stay_on_the_gpu(load, cuda, picture, points, expected,
         assert len(cuda.device_blocks) == allocated + 1
         cuda.reset_counts()
         assert_same(predict(device, encoded, points), expected)
-        assert cuda.copied_bytes("h2d") == points[..., 0].size * 12
+        tokens = len(points) * predictor.config.image_embed_dim * 4
+        assert cuda.copied_bytes("h2d") == points[..., 0].size * 12 + tokens
         del second
         gc.collect()
         device.set_image(picture)
@@ -440,6 +447,15 @@ def test_too_many_points(load, cuda, picture):
         assert len(predictor.predict(picture, points=many[:, : MAX_POINTS - 1])) == 1
 
 
+def test_too_many_captions(load, cuda, micro_config):
+    tokens = np.zeros((MAX_PROMPTS + 1, micro_config.image_embed_dim), np.float32)
+    options = {"max_new_tokens": 1, "temperature": 0.0, "rng": np.random.default_rng(0)}
+    with load(cuda) as predictor, predictor._pipeline.lane() as lane:
+        with pytest.raises(InputError, match="text_decoder takes at most 4 prompts, got 5"):
+            lane.caption(tokens, **options)
+        assert len(lane.caption(tokens[1:], **options)) == MAX_PROMPTS
+
+
 def test_no_regions(load, cuda, picture):
     with load(cuda) as predictor:
         regions = predictor.predict(picture, points=[])
@@ -453,23 +469,22 @@ def test_draws_are_those_of_the_cpu(load, cuda, predictor, picture, points):
     wanted = predict(predictor, picture, points[:2], **options)
     with load(cuda) as device:
         for _ in range(2):
+            cuda.reset_counts()
             actual = predict(device, picture, points[:2], **options)
             np.testing.assert_array_equal(actual.caption_ids, wanted.caption_ids)
-        captioner = device._pipeline.lanes[0].captioner
-        assert captioner.looks == 2 * 2  # of seven steps each, four and three
-        assert captioner.steps_replayed == TOKENS + 1
+            assert polls(cuda) == 2  # of seven steps: after four and seven
+        assert cuda.launches == TOKENS + 1
 
 
 def test_a_warm_up_records_ahead_in_every_context(load, cuda, picture, points, expected):
     with load(cuda, contexts=2) as device:
         device.warm_up(len(points))  # in chunks of four and two
-        for lane in device._pipeline.lanes:
-            assert lane.captioner.steps_enqueued == 2 * (device.config.max_new_tokens + 1)
+        steps, lanes = device.config.max_new_tokens + 1, 2
+        assert len(cuda.graphs) == lanes * 2 * steps
         assert_same(predict(device, picture, points), expected)
         device.warm_up(1, draws=True)
         predict(device, picture, points[:1], temperature=1.0)
-        for lane in device._pipeline.lanes:
-            assert lane.captioner.steps_enqueued == 3 * (device.config.max_new_tokens + 1)
+        assert len(cuda.graphs) == lanes * 3 * steps
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage == "decode prompts":
@@ -516,12 +531,13 @@ def pictures_bytes(predictor: TapPredictor) -> int:
 
 
 def test_zero_copy(load, cuda, picture, points, expected, micro_config):
-    """Host and GPU share the memory of inputs and outputs: neither goes anywhere."""
+    """Host and GPU share the memory of what the first two graphs read and write."""
     with load(cuda, zero_copy=True) as predictor:
         for _ in range(2):
             cuda.reset_counts()
             assert_same(predict(predictor, picture, points), expected)
-        assert cuda.copied_bytes("h2d") == 0
+        tokens = len(points) * micro_config.image_embed_dim * 4
+        assert cuda.copied_bytes("h2d") == tokens  # every step reads them
         assert cuda.copied_bytes("d2h") == 2 * TOKENS * 256  # ids only
     assert cuda.leaks() == {}
 
@@ -805,10 +821,11 @@ def test_fp16_between_the_graphs_and_float32_outside(
         assert encoded.image_embeddings.dtype == np.float32
         cuda.reset_counts()
         assert_same(predict(predictor, encoded, points), expected)
-        tokens = 2 * len(points) * micro_config.image_embed_dim * 2
+        tokens = len(points) * micro_config.image_embed_dim * 2
+        assert cuda.copied_bytes("h2d") == points[..., 0].size * 12 + tokens
         # Four rows and two, each step run and recorded: K and V of two layers, two heads of 64.
         slots = 2 * (TOKENS + 1) * (4 + 2) * (2 * 2 * 2 * 64) * 2
-        assert cuda.copied_bytes("d2d") == tokens + slots
+        assert cuda.copied_bytes("d2d") == slots
     assert cuda.leaks() == {}
 
 

@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 
 from tap_deploy import graphs
 from tap_deploy.bundle import Bundle
+from tap_deploy.caption_steps import step_inputs
 from tap_deploy.errors import BundleError, InputError, VerificationError
 from tap_deploy.export import bundle_export
 from tap_deploy.export.folding import (
@@ -197,18 +198,8 @@ def test_the_answering_token_is_that_of_the_rule(dtype):
 def text_step(session, config, golden, position, cache):
     rows = np.arange(8)
     tokens = np.ascontiguousarray(golden["semantic_tokens"][rows, golden["mask_index"]])
-    ids = golden["text_tokens"][:, max(0, position - 1)].astype(np.int32)
-    return session.run(
-        {
-            graphs.SEMANTIC_TOKENS: tokens,
-            graphs.INPUT_IDS: ids,
-            graphs.POSITION: np.array([position], np.int32),
-            graphs.GUMBEL_NOISE: np.zeros((8, 1), np.float32),
-            **dict(
-                zip(graphs.past_names(config), cache.reshape(-1, *cache.shape[2:]), strict=True)
-            ),
-        }
-    )
+    ids = golden["text_tokens"][:, max(0, position - 1)]
+    return session.run(step_inputs(config, tokens, ids, position, cache))
 
 
 @pytest.mark.parametrize("slots", ["exact", "whole cache"])

@@ -11,6 +11,7 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 
 from tap_deploy import graphs
+from tap_deploy.caption_steps import step_inputs
 from tap_deploy.engines import evaluators
 from tap_deploy.engines.evaluators import rounding_evaluator
 from tap_deploy.engines.half_evaluator import TorchHalfSession
@@ -28,7 +29,7 @@ def feeds(bundle):
     """Golden inputs of the three graphs, in fp16; the text decoder stands in mid-caption."""
     sample = GoldenSample.load(bundle.golden_path())
     rng = np.random.default_rng(0)
-    cache = rng.standard_normal((4, 4, 2, 6, 64)).astype(np.float16)  # K and V of two layers
+    cache = rng.standard_normal((2, 2, 4, 2, 6, 64)).astype(np.float16)  # K and V of two layers
     return {
         graphs.IMAGE_ENCODER: {graphs.IMAGES: sample.images},
         graphs.PROMPT_DECODER: {
@@ -37,13 +38,13 @@ def feeds(bundle):
             graphs.POINT_LABELS: sample.point_labels,
             graphs.MASK_REQUEST: request_answers(4),
         },
-        graphs.TEXT_DECODER: {
-            graphs.SEMANTIC_TOKENS: sample.chosen_tokens.astype(np.float16),
-            graphs.INPUT_IDS: np.array([1, 7, 80, 499], np.int32),
-            graphs.POSITION: np.array([4], np.int32),  # two of the slots are masked
-            graphs.GUMBEL_NOISE: np.zeros((4, 1), np.float32),
-            **dict(zip(graphs.past_names(bundle.config), cache, strict=True)),
-        },
+        graphs.TEXT_DECODER: step_inputs(
+            bundle.config,
+            sample.chosen_tokens.astype(np.float16),
+            np.array([1, 7, 80, 499]),
+            4,  # two of the slots are masked
+            cache,
+        ),
     }
 
 

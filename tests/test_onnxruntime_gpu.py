@@ -72,9 +72,10 @@ def test_same_as_on_the_cpu_and_nothing_between_the_graphs(
         regions = device.predict(picture, **arguments)
         assert cuda.allocations == []
         size, point_bytes = device.config.image_size, points[..., 0].size * 12
-        assert cuda.copied_bytes("h2d") == size * size * 3 + point_bytes
+        token_bytes = len(points) * device.config.image_embed_dim * 4
+        assert cuda.copied_bytes("h2d") == size * size * 3 + point_bytes + token_bytes
         assert len({session.stream for session in module.sessions}) == 1
-        replayed = device._pipeline.lanes[0].captioner.steps_replayed
+        replayed = device._pipeline.steps_replayed
         assert (replayed > 0) == (provider in (None, "cuda"))
         recorded = [session.records for session in module.sessions]
         assert recorded == [False, False, provider in (None, "cuda")]
@@ -192,7 +193,7 @@ def test_older_releases_are_not_recorded(
         for _ in range(2):
             regions = device.predict(picture, **arguments)
             np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
-        assert device._pipeline.lanes[0].captioner.steps_replayed == 0
+        assert device._pipeline.steps_replayed == 0
     assert "CUDA graphs need onnxruntime 1.31, this is 1.30.2" in caplog.text
 
 
@@ -208,7 +209,7 @@ def test_what_cannot_be_recorded_is_run(
         for _ in range(2):
             regions = device.predict(picture, **arguments)
             np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
-        assert device._pipeline.lanes[0].captioner.steps_replayed == 0
+        assert device._pipeline.steps_replayed == 0
     assert [r.message.split(",")[0] for r in caplog.records] == ["CUDA graphs are off"]
     assert cuda.leaks() == {}
 
@@ -231,7 +232,7 @@ def test_inputs_that_the_cpu_reads_are_bound_for_each_run(
                 expected = predictor.predict(picture, **arguments)
                 np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
                 np.testing.assert_array_equal(regions.masks, expected.masks)
-        assert device._pipeline.lanes[0].captioner.steps_replayed == 0
+        assert device._pipeline.steps_replayed == 0
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

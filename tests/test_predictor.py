@@ -199,7 +199,7 @@ def test_vocabularies_are_swappable(micro_bundle, golden):
             predictor.vocabulary = narrow
 
 
-def test_sampling_is_repeatable(predictor, golden):
+def test_draws_are_repeatable(predictor, golden):
     def draw(seed):
         regions = predictor.predict(
             rgb(golden, 0), points=golden["points_px"][:4], temperature=1.0, seed=seed
@@ -207,6 +207,19 @@ def test_sampling_is_repeatable(predictor, golden):
         return regions.caption_ids.tolist()
 
     assert draw(3) == draw(3) != draw(4)
+
+
+def test_draws_do_not_depend_on_batches_of_prompts(predictor, golden, monkeypatch):
+    """Captions are written for all prompts at once, however few of these are decoded at once."""
+    options = {"points": golden["points_px"][:4], "temperature": 1.0, "seed": 3}
+    expected = predictor.predict(rgb(golden, 0), **options)
+    with predictor._pipeline.lane() as lane:
+        captioner, tokens = lane.captioner, expected.semantic_tokens
+        ids = captioner.generate(tokens, temperature=1.0, rng=np.random.default_rng(3))
+    np.testing.assert_array_equal(ids, expected.caption_ids)
+    monkeypatch.setattr("tap_deploy.answers.prompts_per_call", lambda *_: 3)
+    regions = predictor.predict(rgb(golden, 0), **options)
+    np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
 
 
 def test_max_new_tokens(predictor, golden):

@@ -19,6 +19,7 @@ from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import variant_for
 from tap_deploy.sessions import pipeline_from_bundle
+from tap_deploy.sessions.device_pipeline import DevicePipeline
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.timing import MIN_ITERATIONS, measure
@@ -131,10 +132,8 @@ def _timed(stage: Stage, context: Context, backend: str, cuda_graphs: bool) -> d
 
 def _recorded(pipeline: Pipeline) -> dict[str, Any]:
     """Return how many caption steps were replayed, where the pipeline counts them."""
-    lanes = getattr(pipeline, "lanes", ())
-    captioner = getattr(lanes[0], "captioner", None) if lanes else None
-    names = ("steps_replayed", "steps_enqueued", "looks")
-    return {name: getattr(captioner, name, None) for name in names}
+    replayed = pipeline.steps_replayed if isinstance(pipeline, DevicePipeline) else None
+    return {"steps_replayed": replayed}
 
 
 def _note_share(context: Context, notes: Notes, precision: str) -> None:

@@ -52,7 +52,7 @@ def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> N
         ("as on the CPU", bench.like_cpu),
         ("without CUDA graphs", lambda: bench.another_way(cuda_graphs=False)),
         ("zero copy", lambda: bench.another_way(zero_copy=True)),
-        ("a look every step", lambda: bench.another_way(eos_interval_steps=1)),
+        ("a poll every step", lambda: bench.another_way(eos_interval_steps=1)),
         ("two contexts", bench.two_contexts),
         ("close gives the memory back", bench.memory_left),
     ):

@@ -1,18 +1,18 @@
-"""The decode loop on a GPU: tokens and cache never leave it, steps are replayed as CUDA graphs.
+"""The decode loop on a GPU: ids and cache stay there, and steps are replayed as CUDA graphs.
 
 Every position has addresses of its own, which never change:
 
 - ``ids`` holds one row of token ids per position. The step at ``position`` reads row
   ``position - 1`` and writes row ``position``, so that a token reaches the next step without
-  the host. Row 0 is BOS for good.
+  the host. Row 0 always holds BOS.
 - ``cache`` holds all slots of keys and values. A step reads all of them (those from ``position``
-  on are masked); what it makes is copied into its slot behind it, row by row.
-- ``positions`` holds the numbers 0, 1, 2, … in memory that the GPU reads.
-- ``noise`` holds what draws need, for all positions: it is made and sent before the first step.
+  on are masked); its own keys and values are copied into their slot after it, row by row.
+- ``positions`` holds the numbers 0, 1, 2, … in device memory.
+- ``noise`` holds the noise of the draws at all positions: it is sent before the first step.
 
-So a step at a position is always the same work at the same place, for a number of rows: it is
-run once, recorded, and replayed from then on. The number of rows is rounded up to a power of
-two, which bounds what is recorded; rows too many decode noise that nobody reads.
+For a number of rows, the step at a position is therefore always the same work at the same
+addresses: it is run once, recorded, and replayed from then on. The number of rows is rounded up to
+a power of two, which bounds the number of recordings; nobody reads the surplus rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import logging
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.captioner import blank_after_eos, draw_noise, finished_rows
+from tap_deploy.captioner import CaptionWriter, finished_rows
 from tap_deploy.config import BOS_ID, TEXT_HEAD_DIM, TapConfig
 from tap_deploy.errors import SessionError
 from tap_deploy.sessions.buffers import Buffers
@@ -36,8 +36,11 @@ ID_BYTES = 4  # int32
 NOISE_BYTES = 4  # float32
 
 
-class DeviceCaptioner:
-    """Writes captions for up to ``limits["P"]`` regions at once; belongs to one lane."""
+class DeviceCaptioner(CaptionWriter):
+    """Writes captions for up to ``limits["P"]`` regions at once; belongs to one lane.
+
+    steps_replayed: how many steps were replayed as CUDA graphs.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,8 @@ class DeviceCaptioner:
         stream: int,
         scratch_address: int,
     ) -> None:
-        self._graph, self._config, self._options = graph, config, options
+        super().__init__(config)
+        self._graph, self._options = graph, options
         self._memory, self._buffers = buffers.memory, buffers
         self._stream, self._scratch = stream, scratch_address
         self._most = graph.limits["P"]
@@ -61,7 +65,7 @@ class DeviceCaptioner:
         self._recorded: dict[tuple[int, int, int], Recording] = {}
         self._refused: set[tuple[int, int, int]] = set()  # steps that ran and could not be recorded
         self._told = False
-        self.steps_replayed = self.steps_enqueued = self.looks = 0
+        self.steps_replayed = 0
         self._allocate()
 
     def _check_graph(self) -> None:
@@ -74,9 +78,9 @@ class DeviceCaptioner:
                 )
 
     def _check_alignment(self) -> None:
-        """Hold the addresses of keys and values against what TensorRT takes.
+        """Refuse keys and values whose addresses TensorRT does not take.
 
-        Heads of 64 channels make them fit in fp16 and fp32, whatever the model.
+        With heads of 64 channels, all addresses are aligned in fp16 and fp32.
         """
         size = self._past_bytes(1)
         if size % ALIGNMENT_BYTES:
@@ -87,26 +91,26 @@ class DeviceCaptioner:
             )
 
     def _allocate(self) -> None:
-        config, buffers, most = self._config, self._buffers, self._most
+        config, buffers, most = self.config, self._buffers, self._most
         self._row_bytes = aligned(ID_BYTES * most)  # of one position's ids
         self._ids = buffers.staged((self._slots + 1) * self._row_bytes)  # the last: prefill's
         self._positions = buffers.staged(self._slots * ALIGNMENT_BYTES)
         self._noise_bytes = aligned(NOISE_BYTES * most * self._candidates)  # of one position
         self._noise = buffers.staged(self._slots * self._noise_bytes)
         self._no_noise = buffers.device(NOISE_BYTES * most)
-        self._tokens = buffers.device(most * config.image_embed_dim * self._itemsize)
+        self._tokens = buffers.staged(most * config.image_embed_dim * self._itemsize)
         past_inputs = len(graphs.past_names(config))
         self._cache = buffers.device(past_inputs * self._past_bytes(most))
         self._slot = buffers.device(past_inputs * self._past_bytes(most) // self._slots)
         self._logits = buffers.device(most * config.vocab_size * self._itemsize)
         self._write_constants()
-        # onnxruntime loads its session for the first one: now, and not in somebody's first call.
+        # onnxruntime loads its session with the first executor: now, not in the first call.
         self._executor(self._batch(1), 1)
         self._record = self._options.cuda_graphs and self._graph.can_record
 
     def _past_bytes(self, rows: int) -> int:
         """Bytes of the keys (or values) of one layer, for some regions."""
-        return rows * self._config.text_heads * self._slots * self._head_bytes()
+        return rows * self.config.text_heads * self._slots * self._head_bytes()
 
     def _head_bytes(self) -> int:
         return TEXT_HEAD_DIM * self._itemsize
@@ -119,74 +123,46 @@ class DeviceCaptioner:
         numbers = np.zeros((self._slots, ALIGNMENT_BYTES // ID_BYTES), np.int32)
         numbers[:, 0] = np.arange(self._slots)
         self._positions.upload(numbers, self._stream)
-        token_bytes = self._most * self._config.image_embed_dim * self._itemsize
-        self._memory.clear(self._tokens, token_bytes, self._stream)
+        tokens = np.zeros((self._most, self.config.image_embed_dim), self._float)
+        self._tokens.upload(tokens, self._stream)
         self._memory.clear(self._no_noise, NOISE_BYTES * self._most, self._stream)
 
-    def generate(
-        self,
-        tokens_address: int,
-        rows: int,
-        *,
-        max_new_tokens: int | None,
-        temperature: float,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Write one caption per region.
-
-        Args:
-            tokens_address: where the semantic tokens ``[rows, C]`` lie.
-            rows: how many.
-            max_new_tokens: as in ``Captioner.generate``.
-            temperature: as there.
-            rng: random state for the draws.
-
-        Returns:
-            ids int64 ``[rows, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
-
-        Raises:
-            SessionError: the backend failed.
-        """
-        config, stream = self._config, self._stream
-        limit = config.max_new_tokens
-        count = limit if max_new_tokens is None else min(max_new_tokens, limit)
-        ids = np.full((rows, limit + 1), config.pad_id, np.int64)
-        ids[:, 0] = BOS_ID
-        if rows == 0 or count == 0:
-            return ids
+    def _write(
+        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+    ) -> None:
+        rows, last = len(ids), ids.shape[1] - 1
+        self._graph.check_sizes({"P": rows})
         batch = self._batch(rows)
-        token_bytes = rows * config.image_embed_dim * self._itemsize
-        self._memory.copy_on_device(self._tokens, tokens_address, token_bytes, stream)
+        self._tokens.upload(semantic_tokens.astype(self._float, copy=False), self._stream)
         self._clear_cache(batch)
-        candidates = self._send_noise(draw_noise(config, count, rows, temperature, rng))
+        candidates = self._send_noise(noise)
         self._step(batch, candidates, 0)
         seen = 0
-        for position in range(1, count + 1):
+        for position in range(1, last + 1):
             self._step(batch, candidates, position)
-            if position % self._options.eos_interval_steps == 0 or position == count:
-                ids[:, seen + 1 : position + 1] = self._look(seen + 1, position, rows)
+            if position % self._options.eos_interval_steps == 0 or position == last:
+                ids[:, seen + 1 : position + 1] = self._fetch_ids(seen + 1, position, rows)
                 seen = position
                 if finished_rows(ids).all():
                     break
-        return blank_after_eos(ids, config.pad_id)
 
     def record(self, rows: int, *, draws: bool) -> None:
-        """Run every position once for a number of regions, so that none waits for that later."""
+        """Run and record every position once for a number of regions."""
         batch, candidates = self._batch(rows), self._candidates if draws else 1
         self._clear_cache(batch)
-        for position in range(self._config.max_new_tokens + 1):
+        for position in range(self.config.max_new_tokens + 1):
             self._step(batch, candidates, position)
 
     def _clear_cache(self, batch: int) -> None:
-        """Masked slots count for nothing only while they are finite.
+        """Fill the cache with zeros: a masked slot has no effect only if it is finite.
 
-        What an earlier caption left there, or the driver, need not be.
+        Fresh memory, or what an earlier caption left, need not be.
         """
-        cache_bytes = len(graphs.past_names(self._config)) * self._past_bytes(batch)
+        cache_bytes = len(graphs.past_names(self.config)) * self._past_bytes(batch)
         self._memory.clear(self._cache, cache_bytes, self._stream)
 
     def _send_noise(self, noise: np.ndarray | None) -> int:
-        """Send the noise of all positions ahead; return how many candidates are drawn from."""
+        """Send the noise of all positions; return how many candidates a token is drawn from."""
         if noise is None:
             return 1
         steps, rows, candidates = (int(size) for size in noise.shape)
@@ -197,12 +173,12 @@ class DeviceCaptioner:
         return candidates
 
     def _batch(self, rows: int) -> int:
-        """Rows that are run: a power of two, or all that the graph takes."""
+        """Return how many rows are run: a power of two, or all that the graph takes."""
         rounded = max(1 << (rows - 1).bit_length(), self._graph.minima["P"])
         return min(rounded, self._most)
 
     def _step(self, batch: int, candidates: int, position: int) -> None:
-        """Run one position: replayed if it was recorded, else run and recorded."""
+        """Replay one position if it was recorded, else run and record it."""
         key = (batch, candidates, position)
         if key in self._recorded:
             self._recorded[key].launch()
@@ -211,7 +187,6 @@ class DeviceCaptioner:
         executor = self._bound(batch, candidates, position)
         executor.enqueue()
         self._fill_slot(batch, position)
-        self.steps_enqueued += 1
         if self._record:
             self._try_to_record(executor, key)
 
@@ -224,12 +199,12 @@ class DeviceCaptioner:
             self._slot,
             head_bytes,
             head_bytes,
-            len(graphs.past_names(self._config)) * batch * self._config.text_heads,
+            len(graphs.past_names(self.config)) * batch * self.config.text_heads,
             self._stream,
         )
 
     def _try_to_record(self, executor: DeviceExecutor, key: tuple[int, int, int]) -> None:
-        """Record the step that was just run; what is run again by that gives the same."""
+        """Record the step that has just run."""
         if not executor.can_record():
             # The first time, TensorRT-RTX may still compile for these shapes.
             self._note_refusal(key)
@@ -244,7 +219,7 @@ class DeviceCaptioner:
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
 
     def _note_refusal(self, key: tuple[int, int, int]) -> None:
-        """Say once that steps stay unrecorded; they are tried again all the same."""
+        """Warn once that steps stay unrecorded; recording them is still tried each time."""
         if key in self._refused and not self._told:
             self._told = True
             logger.warning(
@@ -256,7 +231,7 @@ class DeviceCaptioner:
         self._refused.add(key)
 
     def _executor(self, batch: int, candidates: int) -> DeviceExecutor:
-        """Return one per shape: a recorded graph is void once its context's shapes change."""
+        """Return that of a shape: a recording is void once the shapes of its context change."""
         if (batch, candidates) not in self._executors:
             executor = self._graph.executor(self._stream, self._scratch)
             self._executors[batch, candidates] = executor
@@ -269,10 +244,10 @@ class DeviceCaptioner:
         drawn = self._noise.address + position * self._noise_bytes
         past = {
             name: self._cache + i * self._past_bytes(batch)
-            for i, name in enumerate(graphs.past_names(self._config))
+            for i, name in enumerate(graphs.past_names(self.config))
         }
         addresses = past | {
-            graphs.SEMANTIC_TOKENS: self._tokens,
+            graphs.SEMANTIC_TOKENS: self._tokens.address,
             graphs.INPUT_IDS: self._ids_row(max(0, position - 1)),
             graphs.POSITION: self._positions.address + position * ALIGNMENT_BYTES,
             graphs.GUMBEL_NOISE: self._no_noise if candidates == 1 else drawn,
@@ -287,9 +262,8 @@ class DeviceCaptioner:
     def _ids_row(self, position: int) -> int:
         return self._ids.address + position * self._row_bytes
 
-    def _look(self, first: int, last: int, rows: int) -> np.ndarray:
-        """Bring the ids of some positions to the host, int32 ``[rows, positions]``; waits."""
-        self.looks += 1
+    def _fetch_ids(self, first: int, last: int, rows: int) -> np.ndarray:
+        """Synchronise with the GPU; return ids of some positions, int32 ``[rows, positions]``."""
         width = self._row_bytes // ID_BYTES
         whole = self._ids.view((self._slots + 1, width), "int32")
         fetched = whole[first : last + 1]
@@ -298,7 +272,7 @@ class DeviceCaptioner:
         return fetched[:, :rows].T
 
     def close(self) -> None:
-        """Give recorded graphs and executors back; buffers have another owner."""
+        """Free recordings and executors; the lane owns the buffers."""
         while self._recorded:
             with contextlib.suppress(SessionError):
                 self._recorded.popitem()[1].close()

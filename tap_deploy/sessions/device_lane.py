@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,30 +19,15 @@ from tap_deploy.sessions.device_embeddings import DeviceEmbeddings, EmbeddingSto
 from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph, size_bytes
 from tap_deploy.sessions.device_memory import DeviceMemory
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.pipeline import (
-    FOREIGN,
-    Candidates,
-    DecodedPrompts,
-    Embeddings,
-    Lane,
-    Tokens,
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DeviceTokens(Tokens):
-    """Rows of semantic tokens in device memory; they belong to the call that the lane serves."""
-
-    address: int
-    count: int
+from tap_deploy.sessions.pipeline import FOREIGN, Candidates, DecodedPrompts, Embeddings, Lane
 
 
 class DeviceLane(Lane):
-    """The graphs in one stream, so that what follows needs no waiting for what went before.
+    """The graphs in one stream: each finds what the one before has written, without a wait.
 
-    To the GPU go pictures, coordinates and labels. To the host come the answers of the prompt
-    decoder, one token per prompt, and caption ids. Image embeddings, tokens on their way to the
-    captions, and the cache stay where they are.
+    Pictures, coordinates, labels and the semantic tokens of captions go to the GPU. The answers of
+    the prompt decoder, one token per prompt, and caption ids come to the host. Image embeddings
+    and the KV cache stay on the GPU.
     """
 
     def __init__(
@@ -51,14 +35,13 @@ class DeviceLane(Lane):
         memory: DeviceMemory,
         device_graphs: Mapping[str, DeviceGraph],
         config: TapConfig,
-        options: DeviceOptions,
         store: EmbeddingStore,
     ) -> None:
-        """Hold nothing yet: it can be stopped and closed, however far ``allocate`` comes."""
+        """Allocate nothing: a lane can be stopped and closed, however far ``allocate`` came."""
         self._memory, self._config, self._store = memory, config, store
         self._encoder_graph = device_graphs[graphs.IMAGE_ENCODER]
         self._decoder_graph = device_graphs[graphs.PROMPT_DECODER]
-        self._buffers, self._token_buffers = Buffers(memory), Buffers(memory)
+        self._buffers = Buffers(memory)
         self._captioner: DeviceCaptioner | None = None
         self._executors: list[DeviceExecutor] = []
         self._landing = np.empty(0, np.uint8)  # pinned; what ``download`` fetches
@@ -94,9 +77,6 @@ class DeviceLane(Lane):
             scratch,
         )
         self._dtype = self._decoder_graph.spec.outputs[0].dtype
-        self._token_bytes = self._config.image_embed_dim * np.dtype(self._dtype).itemsize
-        self._token_room = 0
-        self._token_address = 0
         self.synchronize()
 
     def _staged(
@@ -134,34 +114,11 @@ class DeviceLane(Lane):
                 )
         return list(embeddings)
 
-    def new_tokens(self, count: int) -> Tokens:
-        """Return room for ``count`` tokens; memory grows when a call asks for more than ever."""
-        if count > self._token_room:
-            self.synchronize()
-            self._token_room = 0
-            self._token_buffers.close()
-            room = max(self._decoder_graph.limits["P"], 1 << (count - 1).bit_length())
-            self._token_address = self._token_buffers.device(room * self._token_bytes)
-            self._token_room = room
-        return DeviceTokens(self._token_address, count)
-
     def decode_prompts(
-        self,
-        embeddings: Embeddings,
-        coords: np.ndarray,
-        labels: np.ndarray,
-        tokens: Tokens,
-        start: int,
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> DecodedPrompts:
-        """Run the prompt decoder; waits once for the GPU, for the answers."""
-        assert isinstance(tokens, DeviceTokens)
+        """Run the prompt decoder; synchronises with the GPU once, for the answers."""
         sizes = self._enqueue_decoder(embeddings, coords, labels, masks=1)
-        self._memory.copy_on_device(
-            tokens.address + start * self._token_bytes,
-            self._outputs[graphs.SEMANTIC_TOKENS].address,
-            len(labels) * self._token_bytes,
-            self._stream,
-        )
         names = [spec.name for spec in self._decoder_graph.spec.outputs]
         return DecodedPrompts.from_outputs(self._fetch(names, sizes))
 
@@ -216,22 +173,16 @@ class DeviceLane(Lane):
 
     def caption(
         self,
-        tokens: Tokens,
-        rows: slice,
+        semantic_tokens: np.ndarray,
         *,
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Write captions with ``DeviceCaptioner``."""
-        assert isinstance(tokens, DeviceTokens) and self._captioner is not None
-        start, stop, _ = rows.indices(tokens.count)
+        assert self._captioner is not None
         return self._captioner.generate(
-            tokens.address + start * self._token_bytes,
-            stop - start,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            rng=rng,
+            semantic_tokens, max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:
@@ -254,10 +205,9 @@ class DeviceLane(Lane):
         self._memory.synchronize(self._stream)
 
     @property
-    def captioner(self) -> DeviceCaptioner:
-        """The decode loop, for its counters."""
-        assert self._captioner is not None
-        return self._captioner
+    def steps_replayed(self) -> int:
+        """How many caption steps were replayed as CUDA graphs."""
+        return 0 if self._captioner is None else self._captioner.steps_replayed
 
     def stop(self) -> None:
         """Wait for the stream, and let go of what uses the graphs; they are closed next."""
@@ -270,7 +220,6 @@ class DeviceLane(Lane):
 
     def close(self) -> None:
         """Free buffers and stream, once the graphs are closed."""
-        self._token_buffers.close()
         self._buffers.close()
 
 

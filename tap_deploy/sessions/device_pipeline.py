@@ -64,7 +64,7 @@ class DevicePipeline(Pipeline):
                     memory, size_bytes(embeddings, {}, itemsize), _downloader(weakref.ref(self))
                 )
                 for _ in range(options.contexts):
-                    lane = DeviceLane(memory, device_graphs, config, options, resources.store)
+                    lane = DeviceLane(memory, device_graphs, config, resources.store)
                     resources.lanes.append(lane)
                     lane.allocate(device_graphs, options)
         except BaseException:
@@ -117,13 +117,16 @@ class DevicePipeline(Pipeline):
         Raises:
             SessionError: not one step was replayed.
         """
-        if self._replays and not any(lane.captioner.steps_replayed for lane in self.lanes):
-            enqueued = sum(lane.captioner.steps_enqueued for lane in self.lanes)
+        if self._replays and not self.steps_replayed:
             raise SessionError(
-                f"none of {enqueued} caption steps was replayed as a CUDA graph; expected those of "
-                "the second run; the log says why; build engines of an older release again with: "
-                "tap-export build"
+                "no caption step was replayed as a CUDA graph; expected those of the second run; "
+                "the log says why; build engines of an older release again with: tap-export build"
             )
+
+    @property
+    def steps_replayed(self) -> int:
+        """How many caption steps were replayed as CUDA graphs, in all lanes."""
+        return sum(lane.steps_replayed for lane in self.lanes)
 
     def close(self) -> None:
         """Wait for the calls that run, then free everything."""

@@ -18,7 +18,7 @@ class DeviceOptions:
 
     contexts: calls that may run at once; each has a stream and buffers of its own. Further
         calls wait. onnxruntime also loads the weights once per context.
-    eos_interval_steps: caption steps between two looks at the tokens; a look waits for the GPU.
+    eos_interval_steps: caption steps between two polls for EOS; each synchronises with the GPU.
     cuda_graphs: record each caption step once and replay it, where the backend allows it.
     zero_copy: let the GPU read and write mapped host memory in place of copies. Made for boards
         whose CPU and GPU share DRAM; slow elsewhere.

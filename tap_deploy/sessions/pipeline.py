@@ -1,8 +1,8 @@
 """The three graphs as one path from a picture to captions, wherever they run.
 
 A predictor takes a lane, encodes, decodes prompts and writes captions in it, and gives it back.
-What goes from graph to graph is a handle: an array for ``HostPipeline``, device memory for
-``DevicePipeline``, which brings only results to the host.
+Image embeddings stay where they are made: in an array of ``HostPipeline``, in device memory of
+``DevicePipeline``. All else that a predictor sees is an array.
 """
 
 from __future__ import annotations
@@ -36,10 +36,6 @@ class Embeddings(abc.ABC):
         Raises:
             SessionError: the pipeline that made them is closed.
         """
-
-
-class Tokens:
-    """Chosen semantic tokens ``[P, C]`` of the regions of one call, wherever they lie."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,26 +94,15 @@ class Lane(abc.ABC):
         """
 
     @abc.abstractmethod
-    def new_tokens(self, count: int) -> Tokens:
-        """Return room for the tokens of ``count`` regions; one call of ``predict`` needs one."""
-
-    @abc.abstractmethod
     def decode_prompts(
-        self,
-        embeddings: Embeddings,
-        coords: np.ndarray,
-        labels: np.ndarray,
-        tokens: Tokens,
-        start: int,
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> DecodedPrompts:
-        """Run the prompt decoder and choose a token per prompt.
+        """Run the prompt decoder for the token that answers each prompt.
 
         Args:
             embeddings: what ``encode`` returned.
             coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
             labels: int32 ``[P, N]``.
-            tokens: receives the chosen tokens in its rows from ``start`` on.
-            start: see ``tokens``.
 
         Raises:
             InputError: more prompts or points than the graph takes, or foreign embeddings.
@@ -139,14 +124,13 @@ class Lane(abc.ABC):
     @abc.abstractmethod
     def caption(
         self,
-        tokens: Tokens,
-        rows: slice,
+        semantic_tokens: np.ndarray,
         *,
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Write captions for some rows of ``tokens``; see ``Captioner.generate``."""
+        """Write a caption for each of ``semantic_tokens``; see ``CaptionWriter.generate``."""
 
     @abc.abstractmethod
     def record_captions(self, rows: int, *, draws: bool) -> None:
@@ -206,13 +190,6 @@ class HostEmbeddings(Embeddings):
         return self.array.astype(np.float32, copy=False)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HostTokens(Tokens):
-    """Tokens in an array, in the dtype of the graph."""
-
-    array: np.ndarray
-
-
 class HostPipeline(Pipeline):
     """Graphs behind the session contract; they take calls from any number of threads."""
 
@@ -244,42 +221,28 @@ class HostLane(Lane):
         embeddings = outputs[graphs.IMAGE_EMBEDDINGS]
         return [HostEmbeddings(embeddings[index : index + 1]) for index in range(len(images))]
 
-    def new_tokens(self, count: int) -> Tokens:
-        """Allocate an array."""
-        spec = self._sessions[graphs.TEXT_DECODER].spec.inputs[0]
-        return HostTokens(np.empty((count, self.config.image_embed_dim), spec.dtype))
-
     def decode_prompts(
-        self,
-        embeddings: Embeddings,
-        coords: np.ndarray,
-        labels: np.ndarray,
-        tokens: Tokens,
-        start: int,
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> DecodedPrompts:
-        """Run the prompt decoder and choose a token per prompt."""
-        if not isinstance(embeddings, HostEmbeddings) or not isinstance(tokens, HostTokens):
-            raise InputError(FOREIGN)
+        """Run the prompt decoder for the token that answers each prompt."""
         request = request_answers(len(labels))
-        outputs = self._decode(embeddings.array, coords, labels, request)
-        tokens.array[start : start + len(labels)] = outputs[graphs.SEMANTIC_TOKENS][:, 0]
-        return DecodedPrompts.from_outputs(outputs)
+        return DecodedPrompts.from_outputs(self._decode(embeddings, coords, labels, request))
 
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
         """Run the prompt decoder once for all tokens."""
-        if not isinstance(embeddings, HostEmbeddings):
-            raise InputError(FOREIGN)
         request = request_candidates(len(labels), self.config.num_mask_tokens)
-        return Candidates.from_outputs(self._decode(embeddings.array, coords, labels, request))
+        return Candidates.from_outputs(self._decode(embeddings, coords, labels, request))
 
     def _decode(
-        self, embeddings: np.ndarray, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
     ) -> Mapping[str, np.ndarray]:
+        if not isinstance(embeddings, HostEmbeddings):
+            raise InputError(FOREIGN)
         return self._sessions[graphs.PROMPT_DECODER].run(
             {
-                graphs.IMAGE_EMBEDDINGS: embeddings,
+                graphs.IMAGE_EMBEDDINGS: embeddings.array,
                 graphs.POINT_COORDS: coords,
                 graphs.POINT_LABELS: labels,
                 graphs.MASK_REQUEST: request,
@@ -288,18 +251,15 @@ class HostLane(Lane):
 
     def caption(
         self,
-        tokens: Tokens,
-        rows: slice,
+        semantic_tokens: np.ndarray,
         *,
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Write captions with ``Captioner``."""
-        if not isinstance(tokens, HostTokens):
-            raise InputError(FOREIGN)
         return self.captioner.generate(
-            tokens.array[rows], max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
+            semantic_tokens, max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:
