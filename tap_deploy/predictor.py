@@ -152,10 +152,10 @@ class TapPredictor:
         self._vocabulary = vocabulary
 
     def warm_up(self, num_regions: int = 1, *, draws: bool = False) -> None:
-        """Do ahead what the first call would have to wait for, in every context.
+        """Make the first call as fast as later ones, in every context.
 
-        Every graph runs once on a blank picture: backends load kernels and take memory the first
-        time. On a GPU the steps of captions are recorded for this number of regions.
+        Every graph runs once on a blank picture, because backends load kernels and take memory
+        the first time. On a GPU, the steps of captions are recorded for this number of regions.
 
         Args:
             num_regions: of the calls that follow; call it once for each number that they have.
@@ -188,7 +188,7 @@ class TapPredictor:
             return EncodedImage(embeddings=lane.encode(images), frame=frame, path=path_of(image))
 
     def set_image(self, image: ImageSource | EncodedImage) -> None:
-        """Encode a picture and keep it: ``predict`` without an image then uses it."""
+        """Encode a picture and keep it for calls of ``predict`` without an image."""
         self._current = image if isinstance(image, EncodedImage) else self.encode(image)
 
     def predict(
@@ -263,7 +263,7 @@ class TapPredictor:
         with self._pipeline.lane() as lane:
             [request] = self._calls.encode(lane, [request])
             answer = self._calls.answer(lane, request, options, report)
-        report("draw masks", 0, len(prompts))
+        report("make masks", 0, len(prompts))
         return regions_from(answer, options, self.tokenizer)
 
     def predict_many(

@@ -1,4 +1,4 @@
-"""Image embeddings that stay on the GPU for as long as somebody holds them."""
+"""Image embeddings that stay on the GPU for as long as a program refers to them."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class DeviceEmbeddings(Embeddings, ProcessBound):
 
 
 class EmbeddingStore:
-    """Device memory for embeddings: what nobody holds any more is used again.
+    """Device memory for embeddings; memory that nothing refers to any more is used again.
 
-    So a program that encodes picture after picture allocates once, and one that keeps a hundred
-    encoded pictures pays for a hundred.
+    A program that encodes picture after picture allocates once; one that keeps a hundred encoded
+    pictures allocates a hundred times.
     """
 
     def __init__(
         self, memory: DeviceMemory, size_bytes: int, download: Callable[[int], np.ndarray]
     ) -> None:
         self._buffers, self.size_bytes = Buffers(memory), size_bytes
-        # A deque, as the garbage collector may give memory back in the middle of ``take``, in
-        # the same thread: its methods are atomic, where a lock would wait for itself.
+        # The garbage collector may give memory back in the middle of ``take``, in the same
+        # thread: a lock would wait for itself, but the methods of a deque are atomic.
         self._idle: collections.deque[int] = collections.deque()
         self.download = download
         self.closed = False
@@ -65,6 +65,6 @@ class EmbeddingStore:
         return embeddings
 
     def close(self) -> None:
-        """Free all of it, held or not."""
+        """Free all of it, even what is still referred to."""
         self.closed = True
         self._buffers.close()

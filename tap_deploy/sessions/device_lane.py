@@ -1,4 +1,4 @@
-"""One call's way through the graphs on a GPU: a stream, and buffers for the largest call."""
+"""A lane on a GPU: a stream, and buffers for the largest call."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class DeviceLane(Lane):
         }
 
     def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
-        """Run the image encoder into memory that the results own: each picture into its own."""
+        """Run the image encoder; each result owns the memory of its embeddings."""
         _check(self._encoder_graph.spec, 0, images)
         sizes = {"B": len(images)}
         self._encoder_graph.check_sizes(sizes)
@@ -125,7 +125,7 @@ class DeviceLane(Lane):
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
-        """Run the prompt decoder for all tokens, in the buffers that P answers have otherwise."""
+        """Run the prompt decoder for all tokens, in the buffers of the answers."""
         masks, room = self._config.num_mask_tokens, self._decoder_graph.limits["P"]
         if len(labels) * masks > max(room, masks):
             raise InputError(f"{len(labels)} prompts of {masks} masks; expected at most {room}")
@@ -160,7 +160,7 @@ class DeviceLane(Lane):
         return sizes
 
     def _fetch(self, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Wait for outputs of the prompt decoder, and copy them: the next call writes there."""
+        """Wait for outputs of the prompt decoder, and copy them: the next call overwrites them."""
         specs = [spec for spec in self._decoder_graph.spec.outputs if spec.name in names]
         fetched = {
             spec.name: self._outputs[spec.name].download(
@@ -210,7 +210,7 @@ class DeviceLane(Lane):
         return 0 if self._captioner is None else self._captioner.steps_replayed
 
     def stop(self) -> None:
-        """Wait for the stream, and let go of what uses the graphs; they are closed next."""
+        """Wait for the stream, and close all that uses the graphs, which are closed next."""
         with contextlib.suppress(Exception):
             self.synchronize()
         if self._captioner is not None:
@@ -224,7 +224,7 @@ class DeviceLane(Lane):
 
 
 def _check(spec: GraphSpec, index: int, array: np.ndarray) -> None:
-    """Hold an input against the spec, before it is copied as bytes."""
+    """Compare an input with the spec before it is copied as bytes."""
     expected = spec.inputs[index]
     fits = array.dtype == np.dtype(expected.dtype) and array.ndim == len(expected.shape)
     if not fits or any(

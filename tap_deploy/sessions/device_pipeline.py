@@ -29,8 +29,8 @@ LoadGraph = Callable[[GraphSpec], DeviceGraph]
 class DevicePipeline(Pipeline):
     """Graphs on a GPU; see ``DeviceLane`` for what moves and what stays.
 
-    Everything is allocated here. It is freed by ``close``, when the object is collected, and
-    when the program ends, whichever comes first.
+    The constructor allocates everything. It is freed by ``close``, when the object is collected,
+    or when the program ends, whichever comes first.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class DevicePipeline(Pipeline):
 
     @contextlib.contextmanager
     def lane(self) -> Iterator[Lane]:
-        """Take a lane; whatever happens in it, it is idle when it is given back."""
+        """Take a lane; it is idle when it is given back, also after an error."""
         with self._pool.taken() as lane, self._memory.activated():
             try:
                 yield lane
@@ -136,7 +136,7 @@ class DevicePipeline(Pipeline):
 
 
 class _Resources(ProcessBound):
-    """What a pipeline must free; it knows nothing of the pipeline, so that it can outlive it."""
+    """All that a pipeline must free; it does not refer to the pipeline, so it can outlive it."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory = memory
@@ -145,19 +145,19 @@ class _Resources(ProcessBound):
         self.store: EmbeddingStore | None = None
 
     def add_graph(self, graph: DeviceGraph) -> DeviceGraph:
-        """Remember a graph as soon as it is there."""
+        """Remember a loaded graph."""
         self._graphs.append(graph)
         return graph
 
     def close(self) -> None:
-        """Free what uses before what is used.
+        """Free users before what they use, in spite of failures.
 
-        Recorded runs, then contexts and engines, then the streams and buffers of the lanes, then
-        embeddings. What fails does not keep the rest.
+        Recordings come first, then contexts and engines, then the streams and buffers of the
+        lanes, then embeddings.
         """
-        if self.is_of_another_process:  # where it runs when the program ends
+        if self.is_of_another_process:  # a fork runs this when it ends
             return
-        # It may run when the program ends, or the GPU was lost: then there is nothing to free.
+        # When the program ends, or the GPU is lost, there may be nothing to free.
         with contextlib.suppress(SessionError), self._memory.activated():
             for free in (
                 *(lane.stop for lane in self.lanes),

@@ -40,7 +40,7 @@ class Embeddings(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DecodedPrompts:
-    """The chosen token of every prompt: what is left of the prompt decoder's outputs."""
+    """The outputs of the prompt decoder for the token that answers each prompt."""
 
     low_res_masks: np.ndarray  # float32 [P, S, S]
     iou_predictions: np.ndarray  # float32 [P]
@@ -50,7 +50,7 @@ class DecodedPrompts:
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> DecodedPrompts:
-        """Take what the graph gives where it was asked for one token per prompt."""
+        """Take the outputs of a call that asked for one token per prompt."""
         index = outputs[graphs.MASK_INDEX][:, 0].astype(np.int64)
         scores = outputs[graphs.IOU_PREDICTIONS][np.arange(len(index)), index]
         names = (graphs.LOW_RES_MASKS, graphs.SEMANTIC_TOKENS, graphs.SEMANTIC_EMBEDDINGS)
@@ -70,7 +70,7 @@ class Candidates:
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> Candidates:
-        """Take what the graph gives where it was asked for every token."""
+        """Take the outputs of a call that asked for every token."""
         return cls(
             low_res_masks=outputs[graphs.LOW_RES_MASKS].astype(np.float32, copy=False),
             iou_predictions=outputs[graphs.IOU_PREDICTIONS].astype(np.float32, copy=False),
@@ -78,7 +78,7 @@ class Candidates:
 
 
 class Lane(abc.ABC):
-    """One call's way through the graphs; what a pipeline gives to one call at a time, or shares."""
+    """The graphs as one call uses them; a pipeline lends it to one call at a time, or shares it."""
 
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
@@ -113,7 +113,9 @@ class Lane(abc.ABC):
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
-        """Run the prompt decoder for the masks of all M tokens of P prompts, see there.
+        """Run the prompt decoder for the masks of all M tokens of P prompts.
+
+        Arguments as in ``decode_prompts``.
 
         Raises:
             InputError: P x M is more than the prompts that the graph takes and than M, or as
@@ -134,7 +136,12 @@ class Lane(abc.ABC):
 
     @abc.abstractmethod
     def record_captions(self, rows: int, *, draws: bool) -> None:
-        """Do ahead what the first captions of ``rows`` regions would have to wait for."""
+        """Prepare captions of ``rows`` regions, so that the first ones take no longer than others.
+
+        Args:
+            rows: regions of a batch.
+            draws: whether tokens are drawn, at a temperature above 0.
+        """
 
 
 class Pipeline(ProcessBound, abc.ABC):
@@ -191,7 +198,7 @@ class HostEmbeddings(Embeddings):
 
 
 class HostPipeline(Pipeline):
-    """Graphs behind the session contract; they take calls from any number of threads."""
+    """Graphs behind the session contract; any number of threads may call it."""
 
     def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
         self._sessions = dict(sessions)
@@ -209,7 +216,7 @@ class HostPipeline(Pipeline):
 
 
 class HostLane(Lane):
-    """Arrays in, arrays out; for several threads at once, as sessions are."""
+    """Takes and returns arrays; several threads may share it, as they may share sessions."""
 
     def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
         self._sessions, self.config = sessions, config
