@@ -13,8 +13,6 @@ from tap_deploy.config import TapConfig
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.checkpoint import load_checkpoint
 
-NAME = "PyTorch eager fp32"
-
 
 class TorchBaseline:
     """The calls of the reference model, on the GPU if PyTorch has one and one is used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,6 @@ class ReferenceAnswers:
         config: sizes of the model.
         cases: pictures with prompts.
         vocabulary: concepts to choose names from.
-        on_region: called once for each region.
 
     Raises:
         InputError: there are no regions, or a picture or prompt cannot be used.
@@ -114,7 +113,6 @@ class ReferenceAnswers:
         cases: Iterable[Case],
         *,
         vocabulary: Vocabulary | None = None,
-        on_region: Callable[[], None] | None = None,
     ) -> None:
         self.sessions, self.config, self.vocabulary = dict(sessions), config, vocabulary
         predictor = TapPredictor(sessions, config)
@@ -124,24 +122,15 @@ class ReferenceAnswers:
             if len(case.prompts):
                 self.cases.append(case)
                 self._answers.append(self._answer(predictor, case))
-                _tell(on_region, len(case.prompts))
         if not self.cases:
             raise InputError("no regions to compare on; expected pictures with prompts")
 
-    @property
-    def num_regions(self) -> int:
-        """How many regions there are."""
-        return sum(len(case.prompts) for case in self.cases)
-
-    def agreement(
-        self, sessions: Sessions, on_region: Callable[[], None] | None = None
-    ) -> Agreement:
+    def agreement(self, sessions: Sessions) -> Agreement:
         """Ask a candidate for the same regions and compare.
 
         Args:
             sessions: the candidate: any mix, one session per graph. What comes before the first
                 session that is not the reference's own is not computed again.
-            on_region: called once for each region.
 
         Raises:
             SessionError: the backend failed.
@@ -151,7 +140,6 @@ class ReferenceAnswers:
         for case, answer in zip(self.cases, self._answers, strict=True):
             encoded, regions = self._ask(mixed, case, answer)
             self._compare(tally, answer, encoded, regions)
-            _tell(on_region, len(case.prompts))
         return tally.agreement(len(self.cases), self.vocabulary is not None)
 
     def _ask(self, sessions: Sessions, case: Case, answer: _Answer) -> tuple[EncodedImage, Regions]:
@@ -292,9 +280,3 @@ def _captions(session: Session, config: TapConfig, regions: Regions) -> np.ndarr
             for start in range(0, len(tokens), _CAPTIONS_PER_CALL)
         ]
     )
-
-
-def _tell(on_region: Callable[[], None] | None, count: int) -> None:
-    if on_region is not None:
-        for _ in range(count):
-            on_region()

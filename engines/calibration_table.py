@@ -75,29 +75,6 @@ class CalibrationTable:
                 f"({len(missing)} are missing); delete it, or pass --force to calibrate again"
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write this table alone to a JSON file; it is whole or not there.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        save_tables(path, {self.graph: self})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], graph: str) -> CalibrationTable:
-        """Read the table of one graph from a file.
-
-        Raises:
-            InputError: the file cannot be read, or holds no table of this graph.
-        """
-        tables = load_tables(path)
-        if graph not in tables:
-            raise InputError(
-                f"calibration cache {path} holds {', '.join(tables) or 'no graph'}; "
-                f"expected {graph}"
-            )
-        return tables[graph]
-
 
 def save_tables(path: str | os.PathLike[str], tables: Mapping[str, CalibrationTable]) -> None:
     """Write the tables of several graphs to a JSON file; it is whole or not there.

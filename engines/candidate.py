@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.calibration_table import CalibrationTable
-from tap_deploy.engines.qdq import QuantizationPlan, qdq_from_ranges
+from tap_deploy.engines.qdq import qdq_from_ranges
+from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.onnx_files import EXTERNAL_DATA_BYTES, load_graph
 from tap_deploy.precisions import FP32
 from tap_deploy.sessions import create_session

@@ -16,7 +16,6 @@ from tap_deploy.engines.calibration_table import CalibrationTable
 from tap_deploy.engines.qdq_writer import QdqWriter
 from tap_deploy.engines.quantization_plan import (
     QuantizationPlan,
-    default_nodes,
     makes_graph_output,
     nodes_by_name,
 )
@@ -24,8 +23,6 @@ from tap_deploy.engines.quantized_weights import LEVELS, REDUCED_LEVELS
 from tap_deploy.engines.separate_biases import separate_biases
 from tap_deploy.errors import InputError
 from tap_deploy.onnx_files import load_graph
-
-__all__ = ["QuantizationPlan", "default_nodes", "qdq_from_ranges"]
 
 MIN_OPSET = 19  # the first whose QuantizeLinear takes float16
 

@@ -80,16 +80,6 @@ class SpeedInputs:
         """Ask for the token that answers, int32 ``[16, 1]``."""
         return request_answers(len(self.point_labels))
 
-    @property
-    def descriptions(self) -> dict[str, str]:
-        """What is timed, by graph."""
-        return {
-            graphs.IMAGE_ENCODER: "one picture",
-            graphs.PROMPT_DECODER: f"{len(self.point_coords)} prompts",
-            graphs.TEXT_DECODER: f"one caption of {self.num_tokens} tokens",
-            WHOLE: f"one picture, {len(self.case.prompts)} regions, masks and captions",
-        }
-
 
 def measure_graphs(
     candidates: Mapping[str, Sessions],

@@ -21,6 +21,7 @@ from typing import Any
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.check_recorder import CheckRecorder
+from tap_deploy.comparison import Check
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.pipeline_check import Expected, check_pipeline
@@ -30,12 +31,7 @@ from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.device_pipeline import DevicePipeline
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.tolerances import tolerances_for
-from tap_deploy.verify import (
-    Check,
-    expected_of_pipeline,
-    samples_within_limits,
-    verify_sessions,
-)
+from tap_deploy.verify import expected_of_pipeline, samples_within_limits, verify_sessions
 
 logger = logging.getLogger(__name__)
 

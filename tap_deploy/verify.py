@@ -27,7 +27,7 @@ from tap_deploy.tolerances import (
     Tolerances,
 )
 
-__all__ = ["Check", "Report", "compare", "expected_of_pipeline", "verify_sessions"]
+__all__ = ["Check", "Report", "expected_of_pipeline", "verify_sessions"]
 
 END_TO_END = "end to end"
 

@@ -20,12 +20,13 @@ from tap_deploy.cli import doctor, packages, probe
 from tap_deploy.machine import host as machine_host
 from tap_deploy.machine.host import CommandResult, Host
 from tap_deploy.machine.memory import memory_of
+from tap_deploy.machine.state import machine_state
 
 SETUP_CFG = Path(__file__).parent.parent / "setup.cfg"
 
 
 def check_of(name: str, host: Host | None = None) -> doctor.Check:
-    (check,) = [check for check in doctor.diagnose(host) if check.name == name]
+    (check,) = [check for check in doctor.diagnose(machine_state(host)) if check.name == name]
     return check
 
 
@@ -251,7 +252,9 @@ def test_the_generation_of_the_gpu(tmp_path, sm, status):
 def test_how_the_cpu_multiplies_int8(tmp_path, cpuinfo, status, detail):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(f"model name\t: A CPU\n{cpuinfo}\n", "utf-8")
-    checks = {c.name: c for c in doctor.diagnose(Host(root=tmp_path, run=no_programs))}
+    checks = {
+        c.name: c for c in doctor.diagnose(machine_state(Host(root=tmp_path, run=no_programs)))
+    }
     assert ("cpu" in checks) == (status is not None)
     if status is not None:
         assert checks["cpu"].status == status
@@ -264,7 +267,7 @@ def test_little_room_is_a_warning_and_blocks_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**31, 2**30, 2**30))
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 2097152 kB\n", "utf-8")
-    checks = doctor.diagnose(Host(root=tmp_path, run=no_programs))
+    checks = doctor.diagnose(machine_state(Host(root=tmp_path, run=no_programs)))
     warnings = {check.name: check for check in checks if check.status == "warning"}
     assert set(warnings) == {"disk space", "memory"}
     assert warnings["disk space"].detail.startswith("1.0 GiB available; ")
@@ -325,8 +328,10 @@ def test_an_unknown_use_is_refused():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from tap_deploy.cli.doctor import diagnose; diagnose();"
+        "import sys; from tap_deploy.cli.doctor import doctor_command as doctor;"
+        "doctor(['--json'], standalone_mode=False); sys.stdout.write('modules: ');"
         "print({'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'sentencepiece'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.stdout, result.stderr) == ("set()\n", "")
+    assert result.stdout.endswith("\nmodules: set()\n")
+    assert result.stderr == ""

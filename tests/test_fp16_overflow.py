@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 import onnx_ir as ir
 
 from tap_deploy import graphs
+from tap_deploy.comparison import compare
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.half_evaluator import TorchHalfSession
 from tap_deploy.engines.islands import FP16_MAX, Reason
@@ -26,7 +27,6 @@ from tap_deploy.golden import GoldenSample
 from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import create_session
 from tap_deploy.tolerances import FP16_TOLERANCES
-from tap_deploy.verify import compare
 
 STREAM_SCALE = 300  # more makes the weights that read the stream subnormal in fp16
 SCORES_BEFORE_SOFTMAX = ("blocks.1.attn/MatMul", "blocks.2.attn/MatMul")

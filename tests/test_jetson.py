@@ -36,7 +36,7 @@ def board(name):
 
 
 def checks_of(root, *, only=None):
-    checks = {check.name: check for check in diagnose(host_of(root))}
+    checks = {check.name: check for check in diagnose(machine_state(host_of(root)))}
     return checks if only is None else checks[only]
 
 
@@ -176,7 +176,7 @@ def test_the_python_of_the_jetpack(monkeypatch, version):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_is_not_well_comes_with_a_command(name):
-    for check in diagnose(host_of(TREES / name)):
+    for check in diagnose(machine_state(host_of(TREES / name))):
         assert (check.remedy is None) == (check.status == "ok"), check
         assert check.detail
 

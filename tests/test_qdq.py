@@ -15,10 +15,12 @@ from conftest import is_residual
 
 from tap_deploy import graphs
 from tap_deploy.engines.calibration_table import CalibrationTable
-from tap_deploy.engines.qdq import QuantizationPlan, default_nodes, qdq_from_ranges
+from tap_deploy.engines.qdq import qdq_from_ranges
 from tap_deploy.engines.quantization_plan import (
     SENSITIVE,
+    QuantizationPlan,
     attention_nodes,
+    default_nodes,
     makes_graph_output,
     residual_nodes,
 )

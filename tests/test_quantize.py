@@ -163,8 +163,8 @@ def test_without_pictures_it_refuses(micro_bundle, tmp_path):
 
 def test_export_makes_int8_as_well(assets, micro_bundle, pictures, tmp_path, monkeypatch):
     """The export itself, which has tests of its own, is replaced by a copy."""
+    from tap_deploy.comparison import Report
     from tap_deploy.export import bundle_export
-    from tap_deploy.verify import Report
 
     def exported(model, output, **options):
         bundle = Bundle.open(shutil.copytree(micro_bundle.path, output))

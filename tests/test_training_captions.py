@@ -15,10 +15,8 @@ from tap_deploy.training.captions import (
     PLACES,
     RELATIONS,
     Box,
-    CaptionParts,
     neighbors,
     parts_from_boxes,
-    parts_from_caption,
     place_phrase,
     relation_phrase,
     size_word,
@@ -87,37 +85,13 @@ def test_one_neighbour_is_told_and_two_are_not():
     assert parts_from_boxes(0, [box_at(40, 128, 77)], names, SIDE) is None  # neither small nor not
 
 
-def test_every_phrase_can_be_taken_apart_and_is_short():
+def test_no_two_captions_read_the_same_and_all_are_short():
     phrases = list(every_phrase())
     assert len(set(phrases)) == len(phrases)
-    longest = 0
-    seen = set()
-    for phrase in itertools.islice(phrases, 0, None, 7):
-        parts = parts_from_caption(phrase)
-        assert parts.text() == phrase
-        seen |= {parts.size, parts.color, parts.name, parts.place, parts.relation}
-        longest = max(longest, len(phrase.split()))
-    assert seen >= {*OBJECT_NAMES, *COLOR_WORDS, *RELATIONS, *itertools.chain(*PLACES)}
-    assert longest <= 13
-
-
-def test_names_within_names_are_told_apart():
-    parts = parts_from_caption("a small red race car right of a cup of coffee")
-    assert parts == CaptionParts(
-        size="small", color="red", name="race car", relation="right of", neighbor="cup of coffee"
-    )
-    assert parts_from_caption("an orange tangerine on the left").color == "orange"
-
-
-@pytest.mark.parametrize(
-    "caption",
-    ["", "a", "an apple", "a apple on the left", "a cat on the left of", "a small on the left",
-     "a red small cat on the left", "a unicorn on the left", "a cat left of a",
-     "a cat above a cat "],
-)  # fmt: skip
-def test_other_sentences_are_refused(caption):
-    with pytest.raises(InputError, match="caption"):
-        parts_from_caption(caption)
+    assert max(len(phrase.split()) for phrase in phrases) <= 13
+    text = " | ".join(phrases)
+    for words in (*OBJECT_NAMES, *COLOR_WORDS, *RELATIONS, *itertools.chain(*PLACES)):
+        assert f" {words} " in f"{text} ", words
 
 
 def test_no_name_is_another_one_or_holds_it_with_a_color():

@@ -16,7 +16,7 @@ from PIL import Image
 from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.training import backgrounds, photographs
 from tap_deploy.training.backgrounds import SPLITS, TEXTURES, Backgrounds
-from tap_deploy.training.captions import PLACES, CaptionParts, parts_from_caption
+from tap_deploy.training.captions import PLACES, CaptionParts
 from tap_deploy.training.colors import COLOR_WORDS, color_shares
 from tap_deploy.training.contact_sheet import contact_sheet, main
 from tap_deploy.training.emoji import FONT_VARIABLE, emoji_font_path, load_glyphs
@@ -39,7 +39,7 @@ def scenes(generators: dict[str, SceneGenerator]) -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def objects(scenes: list[Scene]) -> list[tuple[Scene, SceneObject, CaptionParts]]:
-    return [(s, item, parts_from_caption(item.caption)) for s in scenes for item in s.objects]
+    return [(s, item, item.parts) for s in scenes for item in s.objects]
 
 
 @needs_font

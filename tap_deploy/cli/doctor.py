@@ -12,23 +12,16 @@ from tap_deploy.cli.board_checks import board_checks
 from tap_deploy.cli.checks import Check, missing_for
 from tap_deploy.cli.machine_checks import machine_checks
 from tap_deploy.cli.packages import USES
-from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import MachineState, machine_state, state_as_dict
 
 _STYLES = {"ok": "green", "missing": "red", "warning": "yellow"}
 
 
-def diagnose(host: Host | None = None) -> list[Check]:
-    """Look at Python, packages, GPU, disk, memory and, on a Jetson, the board.
+def diagnose(state: MachineState) -> list[Check]:
+    """Judge Python, packages, GPU, disk, memory and, on a Jetson, the board.
 
-    Args:
-        host: the machine whose files and programs are looked at; None for this one. Python and
-            its packages are always those of this process.
+    Python and its packages are always those of this process.
     """
-    return _checks(machine_state(host))
-
-
-def _checks(state: MachineState) -> list[Check]:
     return [*machine_checks(state), *board_checks(state)]
 
 
@@ -41,7 +34,7 @@ def _checks(state: MachineState) -> list[Check]:
 def doctor_command(context: click.Context, as_json: bool, use: str | None) -> None:
     """Show what is installed, what is missing, and the command that mends it."""
     state = machine_state()
-    checks = _checks(state)
+    checks = diagnose(state)
     missing = {name: missing_for(name, checks) for name in USES}
     if as_json:
         report = {

@@ -16,7 +16,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.files import atomic_file
 from tap_deploy.reference.model import TapModel
-from tap_deploy.reference.state import dtype_name, model_from_state_dict
+from tap_deploy.reference.state import model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
 from tap_deploy.reference.weight_names import find_weights
 from tap_deploy.unpickle import printable
@@ -41,7 +41,6 @@ class Checkpoint:
     ``state_dict`` holds CPU tensors by name; ``sha256`` and ``md5`` are hex digests of the
     file; ``known_as`` is the official file whose published MD5 begins like that, such as
     ``tap_vit_l_v1_1``; ``format`` is ``pickle``, ``torch`` or ``safetensors``;
-    ``storage_dtypes`` are the dtypes of the float entries in the file, in order of name;
     ``removed`` is what the names in the file have besides, such as ``model.module.``.
     """
 
@@ -50,7 +49,6 @@ class Checkpoint:
     md5: str
     known_as: str | None
     format: str
-    storage_dtypes: tuple[str, ...]
     removed: tuple[str, ...]
 
 
@@ -70,7 +68,6 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
     kind = detect_format(path)
     values, removed = find_weights(READERS[kind](path), printable(path))
     state = _tensors(values, printable(path))
-    floats = {dtype_name(tensor) for tensor in state.values() if tensor.is_floating_point()}
     sha256, md5 = _digests(path)
     return Checkpoint(
         state_dict=state,
@@ -78,7 +75,6 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
         md5=md5,
         known_as=KNOWN_MD5_PREFIXES.get(md5[:6]),
         format=kind,
-        storage_dtypes=tuple(sorted(floats)),
         removed=removed,
     )
 

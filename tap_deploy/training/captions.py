@@ -22,12 +22,7 @@ and answers None inside: scenes are made such that this never happens.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
-
-from tap_deploy.errors import InputError
-from tap_deploy.training.colors import COLOR_WORDS
-from tap_deploy.training.emoji_names import OBJECT_NAMES
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; x1 and y1 exclusive
 
@@ -54,7 +49,7 @@ class CaptionParts:
 
     Attributes:
         size: "small" or "large".
-        color: one of ``COLOR_WORDS``.
+        color: one of ``colors.COLOR_WORDS``.
         name: of the object.
         place: one of ``PLACES``, or "" if there is a relation.
         relation: one of ``RELATIONS``.
@@ -74,21 +69,6 @@ class CaptionParts:
         if self.relation:
             return f"{with_article(subject)} {self.relation} {with_article(self.neighbor)}"
         return f"{with_article(subject)} {self.place}"
-
-
-def parts_from_caption(caption: str) -> CaptionParts:
-    """Take a caption apart.
-
-    Raises:
-        InputError: it does not follow the grammar, or uses a name that is not in OBJECT_NAMES.
-    """
-    match = _PATTERN.fullmatch(caption)
-    if match is None:
-        raise InputError(f"caption {caption!r} does not follow the grammar of captions.py")
-    parts = CaptionParts(**{key: value or "" for key, value in match.groupdict().items()})
-    if parts.text() != caption:
-        raise InputError(f"caption {caption!r} has a wrong article; expected {parts.text()!r}")
-    return parts
 
 
 def size_word(box: Box, image_size: int) -> str | None:
@@ -176,16 +156,3 @@ def _gap(box: Box, other: Box) -> float:
 def with_article(phrase: str) -> str:
     """Return the phrase after "a" or "an", going by its first letter."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def _alternatives(phrases: Sequence[str]) -> str:
-    return "|".join(map(re.escape, phrases))
-
-
-_PATTERN = re.compile(
-    rf"an? (?:(?P<size>{SMALL}|{LARGE}) )?"
-    rf"(?:(?P<color>{_alternatives(COLOR_WORDS)}) )?"
-    rf"(?P<name>{_alternatives(OBJECT_NAMES)}) "
-    rf"(?:(?P<place>{_alternatives([place for row in PLACES for place in row])})"
-    rf"|(?P<relation>{_alternatives(RELATIONS)}) an? (?P<neighbor>{_alternatives(OBJECT_NAMES)}))"
-)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.config import DEMO, TapConfig
@@ -14,7 +13,6 @@ def export_demo(
     demo: DemoModel,
     output: str | os.PathLike[str],
     config: TapConfig | None = None,
-    on_stage: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Export the fp32 graphs, as ``tap-export export --model tap_demo`` does.
 
@@ -22,7 +20,6 @@ def export_demo(
         demo: the files.
         output: folder to make.
         config: of the weights; by default the variant ``tap_demo``.
-        on_stage: see ``export_bundle``.
 
     Raises:
         CheckpointError: a file is missing, or the weights do not fit.
@@ -43,5 +40,4 @@ def export_demo(
         checkpoint=checkpoint_record(weights.name, found),
         concepts=demo.concepts,
         tokenizer=demo.tokenizer,
-        on_stage=on_stage,
     ).bundle
