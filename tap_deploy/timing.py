@@ -61,8 +61,8 @@ def measure(
 ) -> dict[str, Latency]:
     """Time candidates in turns, so that a busy spell of the machine hits all of them.
 
-    Every candidate is called for at least ``warm_up_seconds`` (and once) beforehand, then until
-    each has ``min_iterations`` calls and ``min_seconds`` behind it.
+    Every candidate is called for at least ``warm_up_seconds`` beforehand, which do not count; then
+    until each has ``min_iterations`` calls and ``min_seconds`` behind it.
     """
     for call in candidates.values():
         spent = 0.0

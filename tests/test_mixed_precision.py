@@ -144,6 +144,29 @@ def test_a_block_that_proves_harmless_in_company_is_quantized_again(micro_config
     assert found.within_budget
 
 
+def test_if_one_of_two_may_be_quantized_again_it_is_the_less_harmful(micro_config):
+    alone = {f"blocks.{i}.mlp/MatMul": loss for i, loss in enumerate((0.05, 0.04, 0.03, 0))}
+    together = {f"blocks.{i}.mlp/MatMul": loss for i, loss in enumerate((0.006, 0.006, 0.02, 0))}
+
+    class InCompany(AdditiveAnswers):
+        """The first two do less harm beside others: the budget bears either, but not both."""
+
+        def agreement(self, sessions: Mapping[str, PartSession]) -> Agreement:
+            quantized = {node for session in sessions.values() for node in session.nodes}
+            losses = alone if len(quantized) == 1 else together
+            return agreement(mask_iou=1 - sum(losses[node] for node in quantized))
+
+    answers: Any = InCompany({})
+    found = MixSearch(
+        answers,
+        {IMAGE_ENCODER: list(alone)},
+        lambda graph, wanted: PartSession(micro_config, graph, wanted),
+        Budget(mask_iou=0.01),
+    ).run()
+    assert found.exclusions.to_dict() == {IMAGE_ENCODER: ["blocks.0.mlp", "blocks.2.mlp"]}
+    assert found.within_budget
+
+
 def test_a_budget_that_cannot_be_held_is_said_so(micro_config):
     class Hopeless(AdditiveAnswers):
         def agreement(self, sessions: Mapping[str, PartSession]) -> Agreement:

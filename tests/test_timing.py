@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tap_deploy.timing import Latency, measure
@@ -17,6 +19,21 @@ def test_candidates_take_turns():
     )
     assert calls == ["a", "b"] * 5
     assert {name: result.iterations for name, result in results.items()} == {"a": 5, "b": 5}
+
+
+def test_the_first_calls_warm_up_and_do_not_count(monkeypatch):
+    """A clock that moves by what the calls say they take: 1 s the first time, then 10 ms."""
+    now, calls = 0.0, []
+
+    def call():
+        nonlocal now
+        now += 0.01 if calls else 1.0
+        calls.append(now)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    found = measure({"a": call}, min_iterations=3, min_seconds=0, warm_up_seconds=1.025)["a"]
+    assert len(calls) == 4 + 3  # 1 s and 3 times 10 ms to warm up
+    assert (found.iterations, found.max_ms) == (3, pytest.approx(10))
 
 
 def test_summary():

@@ -1,0 +1,28 @@
+"""The bounds that outputs are held against."""
+
+from __future__ import annotations
+
+import pytest
+
+from tap_deploy import graphs
+from tap_deploy.tolerances import (
+    CAPTION_IDS,
+    DEVIATION_KEY,
+    FP16_TOLERANCES,
+    MASK_INDEX,
+    tolerances_for,
+)
+
+
+@pytest.mark.parametrize(
+    ("choice", "score"),
+    [(MASK_INDEX, graphs.IOU_PREDICTIONS), (CAPTION_IDS, graphs.LOGITS)],
+)
+def test_a_choice_of_int8_may_err_by_twice_its_scores(choice, score):
+    """Two candidates may each be off by the tolerance of their scores, in opposite directions."""
+    deviation = {name: {"max": 0.001, "mean": 0.001} for name in FP16_TOLERANCES}
+    deviation[score] = {"max": 0.1, "mean": 0.01}
+    bounds = tolerances_for("int8", {DEVIATION_KEY: deviation})
+    assert bounds[choice].max == pytest.approx(2 * bounds[score].max)
+    deviation[choice] = {"max": 0.5, "mean": 0.5}  # what was measured is allowed in any case
+    assert tolerances_for("int8", {DEVIATION_KEY: deviation})[choice].max > 2 * 0.5
