@@ -24,7 +24,6 @@ from tap_deploy.engines.speed import (
 )
 from tap_deploy.engines.verdict import (
     FLOAT,
-    INT8,
     MIN_CALIBRATION_PICTURES,
     Floors,
     GraphFacts,
@@ -35,8 +34,7 @@ from tap_deploy.engines.verdict import (
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.manifest import GraphRecord
-from tap_deploy.precisions import FP16, FP32, INT8_FP32, variant_for
-from tap_deploy.precisions import INT8 as INT8_FP16
+from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
 from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.timing import Latency
@@ -70,7 +68,7 @@ class VerdictOptions:
     @property
     def variant(self) -> str:
         """The variant of the graphs that this backend runs for INT8."""
-        return variant_for(INT8_FP16, on_cpu=self.backend in CPU_BACKENDS)
+        return variant_for(INT8, on_cpu=self.backend in CPU_BACKENDS)
 
     @property
     def float_variant(self) -> str:
@@ -158,7 +156,7 @@ class _Judge:
         self._bundle, self._options = bundle, options
         require_variants(bundle, options)
         self.reference = self._load(stack, REFERENCE_BACKEND, FP32)
-        self.candidates = self._load(stack, options.backend, INT8_FP16)
+        self.candidates = self._load(stack, options.backend, INT8)
         same = options.backend == REFERENCE_BACKEND and options.float_variant == FP32
         self._float = (
             self.reference if same else self._load(stack, options.backend, options.float_variant)

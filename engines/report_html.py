@@ -6,6 +6,9 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tap_deploy.engines.verdict import FLOAT
+from tap_deploy.precisions import INT8
+
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -117,7 +120,7 @@ def _cost_table(report: Mapping[str, Any]) -> str:
     timed = {n: graph["latency_ms"] for n, graph in report["graphs"].items()}
     timed["whole"] = report["whole"]["latency_ms"]
     names = list(dict.fromkeys(name for latency in timed.values() for name in latency))
-    titles = {"int8": "INT8", "float": report["float_variant"]}
+    titles = {INT8: "INT8", FLOAT: report["float_variant"]}
     head = ["cost", *(f"{titles.get(name, name)}, median ms (cv)" for name in names)]
     head += ["INT8 is faster by", "MB INT8", f"MB {report['float_variant']}"]
     head += ["products on integers"]

@@ -10,13 +10,14 @@ from typing import Any
 from tap_deploy.engines.agreement import Agreement
 from tap_deploy.engines.kernels import KernelCount, LayerCount
 from tap_deploy.errors import InputError
+from tap_deploy.precisions import INT8
 from tap_deploy.timing import Latency
 
 # One real picture can pass every other floor on pictures that look like it, by luck.
 MIN_CALIBRATION_PICTURES = 8
 NOT_KNOWN = "not known without a GPU"
-# Names of the candidates in the timings.
-INT8, FLOAT = "int8", "float"
+# Name of the candidate beside INT8 in the timings.
+FLOAT = "float"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition, record_precision
 from tap_deploy.cli import main
+from tap_deploy.cli.verdict import report_text
 from tap_deploy.cli.verdict_options import EAGER, eager_runtime
 from tap_deploy.engines.blocks import Exclusions
 from tap_deploy.engines.budget import Budget
@@ -170,6 +171,9 @@ def test_pytorch_is_timed_in_the_same_run(quantized, folder, assets, tmp_path):
         assert set(part["latency_ms"]) == expected
     page = (bundle.path / "reports/verdict-int8_fp32.html").read_text("utf-8")
     assert page.count(f"{EAGER}, median ms") == 1
+    lines = report_text(report)
+    for name in ("best mix", "fp32", EAGER):
+        assert lines.count(f"picture to captions, {name}: ") == 1
 
 
 def test_a_part_of_the_mix_is_replaced_alone(quantized, folder, tmp_path):

@@ -20,7 +20,6 @@ from tap_deploy.engines.kernels import KernelCount, count_kernels, layers_in_eng
 from tap_deploy.engines.report_html import html_from_report
 from tap_deploy.engines.verdict import (
     FLOAT,
-    INT8,
     NOT_KNOWN,
     Floors,
     GraphFacts,
@@ -29,6 +28,7 @@ from tap_deploy.engines.verdict import (
 )
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER
+from tap_deploy.precisions import INT8
 from tap_deploy.timing import Latency
 
 KERNELS = KernelCount(

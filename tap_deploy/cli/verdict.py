@@ -22,6 +22,7 @@ from tap_deploy.cli.options import (
 from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
 from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.precisions import INT8
 
 STAGES = 12  # of a judgement, see engines/judge.py
 
@@ -87,14 +88,17 @@ def verdict_command(
 
 def report_text(report: dict[str, Any]) -> str:
     """Return the report for a terminal."""
+    from tap_deploy.engines.verdict import FLOAT
+
     lines = [f"  {graph['sentence']}" for graph in report["graphs"].values()]
     agreement = report["whole"]["agreement"]
     lines.append(
         f"  {agreement['regions']} regions of {agreement['images']} pictures that calibration did "
         "not see"
     )
+    titles = {INT8: "best mix", FLOAT: report["float_variant"]}
     for name, latency in report["whole"]["latency_ms"].items():
-        title = "best mix" if name == "int8" else report["float_variant"]
+        title = titles.get(name, name)
         lines.append(f"  picture to captions, {title}: {latency['median_ms']:.3g} ms (median)")
     if budget := report.get("budget"):
         lines.append(f"  {budget['sentence']}")
