@@ -22,11 +22,11 @@ from tap_deploy.engines.judge import VerdictOptions, judge_bundle, require_varia
 from tap_deploy.engines.mixed_precision import Mix, MixSearch
 from tap_deploy.engines.quantization_plan import QuantizationPlan
 from tap_deploy.engines.quantize import (
-    add_int8,
     few_images_warning,
     find_ranges,
     pictures_calibrated_on,
     require_room,
+    write_int8,
 )
 from tap_deploy.engines.smoothed_bundle import smoothed_bundle
 from tap_deploy.engines.speed import OtherRuntime
@@ -125,7 +125,7 @@ def make_int8(
         "excluded": {} if exclusions is None else exclusions.to_dict(),
     }
     say("write int8 graphs")
-    add_int8(
+    write_int8(
         bundle,
         quantize,
         tables,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle_update import BundleAddition, bundle_addition
-from tap_deploy.engines.calibration import calibrate_bundle, default_plans, tensors_of_plans
+from tap_deploy.engines.calibration import (
+    OnProgress,
+    calibrate_bundle,
+    default_plans,
+    tensors_of_plans,
+)
 from tap_deploy.engines.calibration_images import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.engines.calibration_table import CalibrationTable, save_tables
@@ -36,8 +40,6 @@ from tap_deploy.precisions import (
 RANGES_FILE = "calibration/ranges.json"
 PICTURES_FILE = "calibration/pictures.json"
 MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,44 +118,6 @@ class QuantizeOptions:
         return CalibrationPrompts.from_file(self.prompts_file, seed=self.seed)
 
 
-def quantize_bundle(
-    bundle: Bundle,
-    options: QuantizeOptions,
-    *,
-    images: CalibrationImages | None = None,
-    plans: Mapping[str, QuantizationPlan] | None = None,
-    on_progress: OnProgress | None = None,
-    on_warning: Callable[[str], None] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Calibrate a bundle on real pictures and add its int8 graphs.
-
-    ``int8_fp32`` is made from the fp32 graphs, for a CPU; ``int8`` from the typed fp16 graphs,
-    for engines, if the bundle has those.
-
-    Args:
-        bundle: gets the graphs, the ranges, and a record of how they were made.
-        options: what to calibrate with.
-        images: what ``options.images()`` returned, if it was called before.
-        plans: graph -> nodes to quantize; the default plan where a graph is left out.
-        on_progress: called with pictures done and pictures in all.
-        on_warning: takes a text; ``warnings.warn`` if None.
-
-    Returns:
-        variant -> what ``Manifest.precisions`` says about it.
-
-    Raises:
-        InputError: int8 is there and ``force`` is off; or as ``calibrate_bundle``.
-        SessionError: a graph cannot be run.
-    """
-    require_room(bundle, force=options.force)
-    images = options.images() if images is None else images
-    if len(images) < FEW_IMAGES:
-        (on_warning or _warn)(few_images_warning(len(images)))
-    chosen = {**options.plans(bundle), **(plans or {})}
-    tables = find_ranges(bundle, options, images, chosen, on_progress=on_progress)
-    return add_int8(bundle, options, tables, chosen, images=images)
-
-
 def require_room(bundle: Bundle, *, force: bool) -> None:
     """Check that int8 may be added.
 
@@ -190,7 +154,7 @@ def find_ranges(
     )
 
 
-def add_int8(
+def write_int8(
     bundle: Bundle,
     options: QuantizeOptions,
     tables: Mapping[str, CalibrationTable],
@@ -310,7 +274,3 @@ def _record(
         },
         "graphs": {name: {"quantized_nodes": list(plan.nodes)} for name, plan in plans.items()},
     }
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)

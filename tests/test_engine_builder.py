@@ -18,8 +18,11 @@ from tap_deploy.engines.builder import engine_from_onnx
 from tap_deploy.engines.bundle_build import build_engines, planned_builds
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.gpu import Gpu
+from tap_deploy.engines.int8 import make_int8
+from tap_deploy.engines.int8_options import Int8Options
 from tap_deploy.engines.profiles import profile_as_json
-from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+from tap_deploy.engines.quantize import QuantizeOptions
+from tap_deploy.engines.smoothed_bundle import OFF
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.engines.timing_cache import attach_timing_cache, save_timing_cache
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
@@ -48,8 +51,8 @@ def converted(micro_bundle, photo, tmp_path_factory):
     folder = shutil.copytree(micro_bundle.path, tmp_path_factory.mktemp("converted") / "bundle")
     bundle = Bundle.open(folder, check_hashes=False)
     add_fp16(bundle)
-    options = QuantizeOptions(calibration_data=photo, method="max", threads=1)
-    quantize_bundle(bundle, options, on_warning=lambda text: None)
+    quantize = QuantizeOptions(calibration_data=photo, method="max", threads=1)
+    make_int8(bundle, Int8Options(quantize=quantize, smoothquant=OFF, verdict=None))
     return bundle
 
 

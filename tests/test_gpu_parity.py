@@ -26,7 +26,10 @@ from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.bundle_build import build_engines
 from tap_deploy.engines.fp16 import add_fp16
 from tap_deploy.engines.gpu import local_gpu
-from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+from tap_deploy.engines.int8 import make_int8
+from tap_deploy.engines.int8_options import Int8Options
+from tap_deploy.engines.quantize import QuantizeOptions
+from tap_deploy.engines.smoothed_bundle import OFF
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.errors import TapError
 from tap_deploy.golden import GoldenSample
@@ -83,8 +86,9 @@ def engine(request: Any, tmp_path_factory: Any) -> Any:
         add_fp16(Bundle.open(path))
         # One picture: what is asked is whether a GPU computes these graphs, not whether they are
         # good.
-        options = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
-        quantize_bundle(Bundle.open(path), options, on_warning=lambda text: None)
+        quantize = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
+        options = Int8Options(quantize=quantize, smoothquant=OFF, verdict=None)
+        make_int8(Bundle.open(path), options)
     if backend != "onnxruntime":
         _build(Bundle.open(path), backend)
     return path, {"backend": backend, "device": "cuda", "provider": provider}

@@ -26,7 +26,10 @@ def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
         output: the folder to make.
     """
     from tap_deploy.engines.fp16 import add_fp16
-    from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+    from tap_deploy.engines.int8 import make_int8
+    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.smoothed_bundle import OFF
     from tap_deploy.export.bundle_export import export_bundle
     from tap_deploy.reference.synthetic import synthetic_model
 
@@ -54,8 +57,12 @@ def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
         ).bundle
     add_fp16(bundle)
     # One picture: what is asked is whether a GPU computes these graphs, not whether they are good.
-    options = QuantizeOptions(calibration_data=data / "coffee.jpg", samples=1)
-    quantize_bundle(Bundle.open(output), options, on_warning=lambda text: None)
+    options = Int8Options(
+        quantize=QuantizeOptions(calibration_data=data / "coffee.jpg", samples=1),
+        smoothquant=OFF,
+        verdict=None,
+    )
+    make_int8(Bundle.open(output), options)
     return Bundle.open(output)
 
 

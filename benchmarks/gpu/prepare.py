@@ -56,7 +56,10 @@ def prepare(output: pathlib.Path, say: Say, model: str = VIT_B) -> dict[str, Any
 def make_model(model: str, output: pathlib.Path, say: Say) -> Bundle:
     """Export a published model with synthetic weights, add fp16 and int8, and drop the rest."""
     from tap_deploy.engines.fp16 import add_fp16
-    from tap_deploy.engines.quantize import QuantizeOptions, quantize_bundle
+    from tap_deploy.engines.int8 import make_int8
+    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.smoothed_bundle import OFF
     from tap_deploy.export.bundle_export import export_bundle
     from tap_deploy.reference.synthetic import synthetic_model
 
@@ -73,8 +76,12 @@ def make_model(model: str, output: pathlib.Path, say: Say) -> Bundle:
     say(f"{model}: fp16")
     add_fp16(Bundle.open(output))
     say(f"{model}: int8")
-    options = QuantizeOptions(calibration_data=DATA / "coffee.jpg", samples=1)
-    quantize_bundle(Bundle.open(output), options, on_warning=lambda text: None)
+    options = Int8Options(
+        quantize=QuantizeOptions(calibration_data=DATA / "coffee.jpg", samples=1),
+        smoothquant=OFF,
+        verdict=None,
+    )
+    make_int8(Bundle.open(output), options)
     _drop_what_latency_needs_not(output)
     return Bundle.open(output)
 
