@@ -10,14 +10,25 @@ import torch
 
 from benchmarks.stages import CAPTION, DECODE, ENCODE, Inputs, Stage
 from tap_deploy.config import TapConfig
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.checkpoint import load_checkpoint
 
 
 class TorchBaseline:
-    """The calls of the reference model, on the GPU if PyTorch has one and one is used."""
+    """The calls of the reference model, on the GPU if PyTorch has one and one is used.
 
-    def __init__(self, checkpoint: pathlib.Path, config: TapConfig, *, on_gpu: bool) -> None:
+    Args:
+        checkpoint: the weights.
+        config: sizes of the model.
+        on_gpu: whether the other side runs on a GPU.
+        threads: CPU threads, as the other side has; None for one per usable core.
+    """
+
+    def __init__(
+        self, checkpoint: pathlib.Path, config: TapConfig, *, on_gpu: bool, threads: int | None
+    ) -> None:
+        torch.set_num_threads(threads or usable_cores())
         self.device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
         model, _ = load_checkpoint(checkpoint, config)
         self.model: Any = model.to(self.device).eval()

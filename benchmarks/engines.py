@@ -176,7 +176,9 @@ def _with_baseline(
         return lambda stage: None
     from benchmarks.baseline import TorchBaseline
 
-    baseline = TorchBaseline(checkpoint, bundle.config, on_gpu=not settings.on_cpu)
+    baseline = TorchBaseline(
+        checkpoint, bundle.config, on_gpu=not settings.on_cpu, threads=settings.threads
+    )
     return lambda stage: baseline.with_baseline(stage, inputs)
 
 

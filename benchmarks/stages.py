@@ -28,14 +28,12 @@ class Stage:
         prompts: regions of a call; 1 for the encoder.
         tokens: steps of the text decoder after the prefix; 0 where none runs.
         call: does it once, and returns when it is done.
-        baseline: the same in PyTorch, where that is compared.
     """
 
     kind: str
     prompts: int
     tokens: int
     call: Callable[[], object]
-    baseline: Callable[[], object] | None = None
 
     @property
     def name(self) -> str:

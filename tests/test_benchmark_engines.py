@@ -125,10 +125,13 @@ def test_the_command(micro_bundle, tmp_path):
     assert len(json.loads(out.read_text("utf-8"))["stages"]) == 4
 
 
-def test_beside_pytorch(micro_bundle, assets):
-    pytest.importorskip("torch")
-    changed = settings(prompts=(1,), tokens=None)
+def test_beside_pytorch(micro_bundle, assets, monkeypatch):
+    torch = pytest.importorskip("torch")
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    changed = settings(prompts=(1,), tokens=None, threads=3)
     stages = run(micro_bundle, changed, assets["checkpoint"])["stages"]
+    assert threads == [3]  # both sides have as many
     for stage in stages:
         expected = stage["baseline"]["median_ms"] / stage["latency"]["median_ms"]
         assert stage["speed_up"] == pytest.approx(expected)
