@@ -74,16 +74,9 @@ def blobs(count: int, frame: Frame, rng: np.random.Generator) -> np.ndarray:
     return logits + rng.normal(0, 0.3, logits.shape).astype(np.float32)
 
 
-def dense_logits(logits: np.ndarray, frame: Frame) -> np.ndarray:
-    """Return logits float32 [H, W] at the size of the picture, by the rule: two whole resizes."""
-    rows, columns = _matrices(frame, len(logits))
-    wide: np.ndarray = (rows @ logits) @ columns.T
-    return wide
-
-
 def dense_masks(logits: np.ndarray, frame: Frame) -> Callable[[], np.ndarray]:
     """Return a call that makes masks bool [P, H, W] with matrices that are mostly zeros."""
-    rows, columns = _matrices(frame, logits.shape[1])
+    rows, columns = matrices(frame, logits.shape[1])
 
     def call() -> np.ndarray:
         masks = np.empty((len(logits), frame.height, frame.width), np.bool_)
@@ -96,7 +89,7 @@ def dense_masks(logits: np.ndarray, frame: Frame) -> Callable[[], np.ndarray]:
     return call
 
 
-def _matrices(frame: Frame, size: int) -> list[np.ndarray]:
+def matrices(frame: Frame, size: int) -> list[np.ndarray]:
     """Return [H, size] and [W, size]: both resizes and the crop along one axis each."""
     enlarge = _bilinear(np.eye(size), frame.image_size)
     axes = (frame.scaled_height, frame.height), (frame.scaled_width, frame.width)

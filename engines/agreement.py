@@ -19,7 +19,7 @@ from tap_deploy.engines.caption_agreement import (
     reference_margins,
 )
 from tap_deploy.errors import InputError
-from tap_deploy.image import ImageSource
+from tap_deploy.picture_source import ImageSource
 from tap_deploy.pictures import EncodedImage
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts

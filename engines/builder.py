@@ -28,7 +28,7 @@ from tap_deploy.engines.versions import (
 )
 from tap_deploy.errors import SessionError
 from tap_deploy.files import sha256_of_file
-from tap_deploy.plan_record import PlanRecord, plan_key
+from tap_deploy.plan_record import PlanRecord
 from tap_deploy.sessions.tensorrt_log import error_log
 from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 
@@ -145,11 +145,6 @@ def plan_parts(
             **user_allocation,
         },
     }
-
-
-def key_of(parts: dict[str, Any]) -> str:
-    """Return the key that a plan of these parts will have."""
-    return plan_key(**parts)
 
 
 def _builder(trt: Any, logger: Any) -> Any:

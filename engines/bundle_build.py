@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.engines.builder import engine_from_onnx, key_of, plan_parts
+from tap_deploy.engines.builder import engine_from_onnx, plan_parts
 from tap_deploy.engines.dram import available_memory, build_memory_bytes, check_memory
 from tap_deploy.engines.gpu import Gpu, local_gpu
 from tap_deploy.engines.profiles import Profile, optimization_profile
 from tap_deploy.engines.target import BuildTarget
 from tap_deploy.engines.versions import built_for
 from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
-from tap_deploy.plan_record import PlanRecord
+from tap_deploy.plan_record import PlanRecord, plan_key
 from tap_deploy.plans import ENGINES_FOLDER, cached_record, plan_path_name, save_plan
 from tap_deploy.sessions.tensorrt_versions import import_tensorrt
 
@@ -157,7 +157,7 @@ def _cached(
     records = {}
     for build in builds:
         parts = plan_parts(trt, build.onnx_path, target, build.profile, gpu)
-        record = cached_record(folder, build.graph, key_of(parts))
+        record = cached_record(folder, build.graph, plan_key(**parts))
         if record is not None:
             records[build.graph] = record
     return records

@@ -11,8 +11,9 @@ from tap_deploy.engines.agreement import Case, mask_ious
 from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
 from tap_deploy.errors import InputError
-from tap_deploy.image import ImageSource, load_image
+from tap_deploy.image import load_image
 from tap_deploy.masks import box_from_mask
+from tap_deploy.picture_source import ImageSource
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 
@@ -24,9 +25,7 @@ _AREA_SHARES = (0.002, 0.7)
 _SAME_REGION_IOU = 0.7
 
 
-def split_images(
-    images: CalibrationImages, held_out_share: float = HELD_OUT_SHARE
-) -> tuple[CalibrationImages, CalibrationImages]:
+def split_images(images: CalibrationImages) -> tuple[CalibrationImages, CalibrationImages]:
     """Part pictures into those to calibrate on and those to judge on, by their content.
 
     A file's SHA-256 decides, so a picture stays on its side when others come and go. At least
@@ -34,7 +33,6 @@ def split_images(
 
     Args:
         images: at least two.
-        held_out_share: about how many of them to judge on, 0..1, both excluded.
 
     Returns:
         pictures to calibrate on, pictures to judge on.
@@ -42,14 +40,12 @@ def split_images(
     Raises:
         InputError: there are not two.
     """
-    if not 0 < held_out_share < 1:
-        raise InputError(f"held-out share is {held_out_share}; expected more than 0, less than 1")
     if len(images) < 2:
         raise InputError(
             "one picture cannot be parted into some to calibrate on and some to judge on; give "
             "more, or others to judge on with --evaluation-data, or --no-verdict"
         )
-    held_out = {digest for digest in images.digests if _fraction(digest) < held_out_share}
+    held_out = {digest for digest in images.digests if _fraction(digest) < HELD_OUT_SHARE}
     held_out = held_out or {min(images.digests)}
     if len(held_out) == len(images):
         held_out.remove(max(images.digests))
@@ -82,7 +78,6 @@ def cases_from_images(
     images: CalibrationImages,
     *,
     prompts: CalibrationPrompts | None = None,
-    regions_per_image: int = REGIONS_PER_IMAGE,
 ) -> Iterator[Case]:
     """Yield pictures with prompts: the user's own, or regions that the reference proposes.
 
@@ -93,7 +88,6 @@ def cases_from_images(
         predictor: the reference.
         images: pictures.
         prompts: the user's own, for the pictures that they name.
-        regions_per_image: at most so many proposals.
 
     Raises:
         InputError: a picture cannot be read, or a prompt does not fit it.
@@ -104,7 +98,7 @@ def cases_from_images(
         if prompts is not None and path.name in prompts.own:
             parts = prompts.for_image(path, digest, width=width, height=height)
         else:
-            parts = [propose(predictor, rgb, regions_per_image)]
+            parts = [propose(predictor, rgb, REGIONS_PER_IMAGE)]
         source = _source(path, rgb)
         for part in parts:  # kinds are not mixed: their padding is part of what the model sees
             yield Case(image=source, prompts=part)

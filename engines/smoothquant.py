@@ -181,7 +181,6 @@ def choose_smoothings(
     channel_maxima: Mapping[str, np.ndarray],
     held_back_rows: Mapping[str, np.ndarray],
     *,
-    alpha: float = DEFAULT_ALPHA,
     always: bool = False,
 ) -> tuple[list[Smoothing], list[SmoothingChoice]]:
     """Find out where smoothing makes INT8 products more exact.
@@ -190,7 +189,6 @@ def choose_smoothings(
         model: an fp32 graph; it is not changed.
         channel_maxima: output of a norm -> float [C], measured on calibration data.
         held_back_rows: output of a norm -> float [R, C], from other pictures.
-        alpha: see ``smoothing_factors``.
         always: smooth all points, measured or not to be better.
 
     Returns:
@@ -201,7 +199,7 @@ def choose_smoothings(
         if point.tensor not in channel_maxima:
             continue
         maxima, rows = channel_maxima[point.tensor], held_back_rows[point.tensor]
-        factors, weights = smoothing_factors(point, maxima, alpha), point.weights()
+        factors, weights = smoothing_factors(point, maxima), point.weights()
         error = quantization_error(rows, weights, maxima, np.ones_like(factors))
         smoothed = quantization_error(rows, weights, maxima, factors)
         kept = always or smoothed < (1 - MIN_GAIN) * error

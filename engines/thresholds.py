@@ -12,7 +12,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS as METHODS
 
 LEVELS = 127  # int8 without -128: symmetric
-DEFAULT_PERCENTILE = 99.99
+PERCENTILE = 99.99
 
 # Thresholds that mse and entropy try go down from amax, this many octaves.
 SEARCH_OCTAVES = 10
@@ -24,31 +24,26 @@ EMPTY = 1e-9  # share that stands for none: a divergence from nothing would be i
 Floats = npt.NDArray[np.float64]
 
 
-def threshold(
-    histogram: MagnitudeHistogram, method: str, *, percentile: float = DEFAULT_PERCENTILE
-) -> float:
+def threshold(histogram: MagnitudeHistogram, method: str) -> float:
     """Return amax: magnitudes above it are clipped, the step of int8 is amax / 127.
 
-    ``max`` clips nothing. ``percentile`` keeps that share of all values. ``mse`` makes the mean
+    ``max`` clips nothing. ``percentile`` keeps 99.99 % of all values. ``mse`` makes the mean
     squared error of the int8 values smallest. ``entropy`` makes the information that is lost (KL
     divergence between the values and their int8 image) smallest.
 
     Args:
         histogram: of the tensor.
         method: one of ``METHODS``.
-        percentile: for that method, above 0 and at most 100.
 
     Raises:
-        InputError: no such method, or another percentile.
+        InputError: no such method.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
-    if not 0 < percentile <= 100:
-        raise InputError(f"percentile is {percentile}; expected above 0 and at most 100")
     if not histogram.counts.any():  # zeros only
         return 0.0
     if method == "percentile":
-        return percentile_threshold(histogram, percentile)
+        return percentile_threshold(histogram, PERCENTILE)
     return _CHOOSERS[method](histogram)
 
 

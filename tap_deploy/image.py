@@ -11,9 +11,7 @@ from PIL import Image
 from tap_deploy.config import Preprocessing
 from tap_deploy.errors import InputError
 from tap_deploy.picture_reading import rgb_from_array, rgb_picture
-from tap_deploy.picture_source import Bands, ImageSource, PictureFile, ReadOptions, unpacked
-
-__all__ = ["Frame", "ImageSource", "PictureFile", "frame_image", "load_image", "model_image"]
+from tap_deploy.picture_source import Bands, ImageSource, ReadOptions, unpacked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,15 +104,8 @@ def load_image(
     return np.array(rgb_picture(source, options), np.uint8, order="C")
 
 
-def frame_image(
-    image: ImageSource,
-    image_size: int,
-    *,
-    convert: bool = False,
-    bands: Bands | None = None,
-    max_pixels: int | None = None,
-) -> tuple[npt.NDArray[np.uint8], Frame]:
-    """Return ``model_image(load_image(image, …), image_size)``, quicker for large files.
+def frame_image(image: ImageSource, image_size: int) -> tuple[npt.NDArray[np.uint8], Frame]:
+    """Return ``model_image(load_image(image), image_size)``, quicker for large files.
 
     The picture is resized where Pillow decoded it: no array of its full size is made.
 
@@ -122,24 +113,18 @@ def frame_image(
         InputError: as the two.
         MissingDependencyError: as ``load_image``.
     """
-    options = ReadOptions(convert=convert, bands=bands, max_pixels=max_pixels)
-    source, options = unpacked(image, options)
+    source, options = unpacked(image, ReadOptions())
     if isinstance(source, np.ndarray):
         return model_image(rgb_from_array(source, options), image_size)
-    return _in_frame(rgb_picture(source, options), image_size, Preprocessing.pad_value)
+    return _in_frame(rgb_picture(source, options), image_size)
 
 
-def model_image(
-    rgb: npt.NDArray[np.uint8],
-    image_size: int,
-    pad_value: tuple[int, int, int] = Preprocessing.pad_value,
-) -> tuple[npt.NDArray[np.uint8], Frame]:
+def model_image(rgb: npt.NDArray[np.uint8], image_size: int) -> tuple[npt.NDArray[np.uint8], Frame]:
     """Scale and pad a picture for the image encoder.
 
     Args:
         rgb: ``uint8 [H, W, 3] RGB``, as ``load_image`` returns it.
         image_size: side of the model frame, in pixels.
-        pad_value: BGR colour of the padding, 0..255.
 
     Returns:
         ``uint8 [1, image_size, image_size, 3] BGR``, and the frame that maps back.
@@ -147,15 +132,13 @@ def model_image(
     Raises:
         InputError: the picture is too elongated for the frame.
     """
-    return _in_frame(Image.fromarray(rgb), image_size, pad_value)
+    return _in_frame(Image.fromarray(rgb), image_size)
 
 
-def _in_frame(
-    picture: Image.Image, image_size: int, pad_value: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.uint8], Frame]:
+def _in_frame(picture: Image.Image, image_size: int) -> tuple[npt.NDArray[np.uint8], Frame]:
     frame = Frame.for_image(picture.height, picture.width, image_size)
     size = (frame.scaled_width, frame.scaled_height)
-    padded = Image.new("RGB", (image_size, image_size), pad_value[::-1])
+    padded = Image.new("RGB", (image_size, image_size), Preprocessing.pad_value[::-1])
     padded.paste(picture.resize(size, Image.Resampling.BILINEAR))
     pixels = np.frombuffer(bytearray(padded.tobytes("raw", "BGR")), np.uint8)
     return pixels.reshape(1, image_size, image_size, 3), frame

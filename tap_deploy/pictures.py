@@ -13,9 +13,9 @@ from PIL import Image
 
 from tap_deploy.answers import Request
 from tap_deploy.errors import InputError
-from tap_deploy.image import Frame, ImageSource, PictureFile, frame_image
+from tap_deploy.image import Frame, frame_image
 from tap_deploy.memory import require_room_for_masks
-from tap_deploy.picture_source import name_of
+from tap_deploy.picture_source import ImageSource, PictureFile, name_of
 from tap_deploy.predict_options import PredictOptions
 from tap_deploy.prompts import Prompts
 from tap_deploy.sessions.pipeline import Embeddings

@@ -13,7 +13,8 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
-from tap_deploy.image import ImageSource, frame_image
+from tap_deploy.image import frame_image
+from tap_deploy.picture_source import ImageSource
 from tap_deploy.pictures import (
     EncodedImage,
     Picture,

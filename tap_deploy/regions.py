@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import supervision
     from PIL import Image
 
-    from tap_deploy.image import ImageSource
+    from tap_deploy.picture_source import ImageSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

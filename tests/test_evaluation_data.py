@@ -11,6 +11,7 @@ from PIL import Image
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
+from tap_deploy.engines import evaluation_data
 from tap_deploy.engines.agreement import mask_ious
 from tap_deploy.engines.calibration_images import CalibrationImages
 from tap_deploy.engines.calibration_prompts import CalibrationPrompts
@@ -38,12 +39,13 @@ def test_a_picture_stays_on_its_side():
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_there_is_one_on_either_side(count):
+def test_there_is_one_on_either_side(count, monkeypatch):
     calibration, evaluation = split_images(images(count))
     assert len(calibration) >= 1 and len(evaluation) >= 1
     # Even if the digests would have all of them on one side.
     for share in (1e-9, 1 - 1e-9):
-        calibration, evaluation = split_images(images(count), share)
+        monkeypatch.setattr(evaluation_data, "HELD_OUT_SHARE", share)
+        calibration, evaluation = split_images(images(count))
         assert len(calibration) >= 1 and len(evaluation) >= 1
 
 
@@ -96,7 +98,6 @@ def test_own_prompts_take_the_place_of_proposals(predictor, photo, tmp_path):
             predictor,
             CalibrationImages(paths=paths, digests=("a", "b")),
             prompts=prompts,
-            regions_per_image=2,
         )
     )
     assert [len(case.prompts) for case in found[:2]] == [1, 2]  # kinds are not mixed

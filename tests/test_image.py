@@ -250,9 +250,9 @@ def test_model_image_equals_the_golden_one() -> None:
 
 
 def test_the_padding_stands_at_the_bottom_and_the_right(rgb: np.ndarray) -> None:
-    image, frame = model_image(rgb, 64, pad_value=(1, 2, 3))
+    image, frame = model_image(rgb, 64)
     assert (frame.scaled_height, frame.scaled_width) == (43, 64)
-    assert (image[0, 43:] == (1, 2, 3)).all()
+    assert (image[0, 43:] == (103, 116, 123)).all()
     tall, _ = model_image(np.ascontiguousarray(rgb.transpose(1, 0, 2)), 64)
     assert (tall[0, :, 43:] == (103, 116, 123)).all()
 

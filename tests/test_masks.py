@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.masks import dense_logits
+from benchmarks.masks import matrices
 from tap_deploy.errors import InputError
 from tap_deploy.image import Frame
 from tap_deploy.masks import (
@@ -90,6 +90,13 @@ def speckled(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
 
 SHAPES = [(2, 2), (7, 64), (96, 97), (128, 300), (601, 40), (1, 5), (5, 1), (400, 333), (90, 700)]
 KINDS = ["noise", "oval", "ring", "full", "empty"]
+
+
+def dense_logits(logits: np.ndarray, frame: Frame) -> np.ndarray:
+    """Return logits float32 [H, W] at the size of the picture, by the rule: two whole resizes."""
+    rows, columns = matrices(frame, len(logits))
+    wide: np.ndarray = (rows @ logits) @ columns.T
+    return wide
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
     folder = RunFolder(path=tmp_path_factory.mktemp("training") / "run")
     texts = [item.caption for seed in range(100) for item in StandInScenes().scene(seed).objects]
     folder.begin(TINY, vocabulary(), train_tokenizer(texts, TINY.model.vocab_size))
-    folder.write_model(new_model(TINY.model, 0).eval())
+    save_checkpoint(new_model(TINY.model, 0).eval(), folder.model)
     reports = [(20, 0.5), (40, 0.25), (40, 0.5), (60, 1.0)]  # resumed once from step 20
     lines = [
         json.dumps({"step": step, "steps": 60, "seconds_per_step": seconds})

@@ -12,6 +12,7 @@ from tap_deploy.engines.thresholds import (
     LEVELS,
     METHODS,
     clipping_error,
+    percentile_threshold,
     squared_error,
     threshold,
 )
@@ -58,12 +59,12 @@ def test_a_uniform_distribution_is_not_clipped(scale):
 def test_percentile_of_an_exponential_distribution():
     histogram = histogram_of(-np.log(1 - QUANTILES))
     assert threshold(histogram, "percentile") == pytest.approx(-np.log(1e-4), rel=3e-3)
-    assert threshold(histogram, "percentile", percentile=50) == pytest.approx(np.log(2), rel=1e-3)
+    assert percentile_threshold(histogram, 50) == pytest.approx(np.log(2), rel=1e-3)
 
 
 def test_percentile_counts_zeros():
     values = np.concatenate([np.zeros(90), np.linspace(1, 2, 10)])
-    assert threshold(histogram_of(values), "percentile", percentile=95) == pytest.approx(1.5, 0.1)
+    assert percentile_threshold(histogram_of(values), 95) == pytest.approx(1.5, 0.1)
 
 
 def test_mse_of_a_laplace_distribution():
@@ -152,8 +153,6 @@ def test_a_single_magnitude_is_kept(method):
     assert threshold(histogram_of(np.full(1000, 3.0)), method) == pytest.approx(3.0, rel=0.01)
 
 
-def test_unknown_method_and_percentile():
+def test_unknown_method():
     with pytest.raises(InputError, match="unknown method 'best'"):
         threshold(histogram_of([1.0]), "best")
-    with pytest.raises(InputError, match="percentile is 0"):
-        threshold(histogram_of([1.0]), "percentile", percentile=0)

@@ -32,9 +32,9 @@ def run_vit_b(context: Context, notes: Notes) -> None:
         restore_bundle(context.prepared / VIT_B, target)
     else:
         _require_export(VIT_B)
-        from benchmarks.gpu.prepare import make_model
+        from benchmarks.gpu.prepare import make_vit_b
 
-        make_model(VIT_B, target, lambda text: print(text, flush=True))
+        make_vit_b(target, lambda text: print(text, flush=True))
     _describe(Bundle.open(target), notes)
 
 

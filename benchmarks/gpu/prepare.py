@@ -25,36 +25,37 @@ DATA = pathlib.Path(__file__).resolve().parents[2] / "tests" / "data"
 Say = Callable[[str], None]
 
 
-def prepare(output: pathlib.Path, say: Say, model: str = VIT_B) -> dict[str, Any]:
+def prepare(output: pathlib.Path, say: Say) -> dict[str, Any]:
     """Make everything that ``scripts/test-gpu --bundle`` takes; return what is said about it.
+
+    The graphs of the published size go without weights.
 
     Args:
         output: the folder to make; what an earlier call left there is replaced.
         say: called before each stage.
-        model: one of ``config.VARIANTS``; its graphs go without weights.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for name in (MICRO, model):
+    for name in (MICRO, VIT_B):
         shutil.rmtree(output / name, ignore_errors=True)
     say(f"{MICRO}: export, fp16, int8")
     make_micro(DATA, output / MICRO)
     with tempfile.TemporaryDirectory(dir=output) as work:
-        bundle = make_model(model, pathlib.Path(work, model), say)
-        say(f"{model}: take the weights out")
+        bundle = make_vit_b(pathlib.Path(work, VIT_B), say)
+        say(f"{VIT_B}: take the weights out")
         recipes = Recipes(bundle.config)
-        sizes = strip_bundle(bundle.path, output / model, recipes)
+        sizes = strip_bundle(bundle.path, output / VIT_B, recipes)
     found = {
         "tap_deploy": __version__,
-        "model": model,
+        "model": VIT_B,
         "weights_bytes": sizes,
-        "size_bytes": {name: folder_bytes(output / name) for name in (MICRO, model)},
+        "size_bytes": {name: folder_bytes(output / name) for name in (MICRO, VIT_B)},
     }
     write_json(output / PREPARED_FILE, found)
     return found
 
 
-def make_model(model: str, output: pathlib.Path, say: Say) -> Bundle:
-    """Export a published model with synthetic weights, add fp16 and int8, and drop the rest."""
+def make_vit_b(output: pathlib.Path, say: Say) -> Bundle:
+    """Export the published size with synthetic weights, add fp16 and int8, and drop the rest."""
     from tap_deploy.engines.fp16 import add_fp16
     from tap_deploy.engines.int8 import make_int8
     from tap_deploy.engines.int8_options import Int8Options
@@ -71,11 +72,11 @@ def make_model(model: str, output: pathlib.Path, say: Say) -> Bundle:
         known_as=None,
         synthetic=True,
     )
-    say(f"{model}: export")
-    export_bundle(synthetic_model(VARIANTS[model], SEED), output, name=model, checkpoint=record)
-    say(f"{model}: fp16")
+    say(f"{VIT_B}: export")
+    export_bundle(synthetic_model(VARIANTS[VIT_B], SEED), output, name=VIT_B, checkpoint=record)
+    say(f"{VIT_B}: fp16")
     add_fp16(Bundle.open(output))
-    say(f"{model}: int8")
+    say(f"{VIT_B}: int8")
     options = Int8Options(
         quantize=QuantizeOptions(calibration_data=DATA / "coffee.jpg", samples=1),
         smoothquant=OFF,

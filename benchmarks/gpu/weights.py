@@ -24,7 +24,6 @@ SEED = 0
 MIN_BYTES, MIN_RANDOM_BYTES = 1 << 10, 1 << 16
 DTYPES = ("float32", "float16", "int8")
 Array = np.ndarray[Any, Any]
-Make = Callable[["Recipe"], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ from tap_deploy.cli.run_pictures import (
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file, check_file_output
-from tap_deploy.image import ImageSource, PictureFile, load_image
+from tap_deploy.image import load_image
+from tap_deploy.picture_source import ImageSource, PictureFile
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -79,12 +81,12 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Module):
-    """A stack of Linear layers with ReLU between them, on one kind of output token."""
+    """Three Linear layers with ReLU between them, on one kind of output token."""
 
-    def __init__(self, dim: int, hidden_dim: int, out_dim: int, depth: int = 3) -> None:
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()
-        dims = [dim, *[hidden_dim] * (depth - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(depth))
+        dims = (dim, hidden_dim, hidden_dim, out_dim)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(dims))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., dim]`` to ``[..., out_dim]``."""

@@ -47,7 +47,7 @@ class Session(ProcessBound, abc.ABC):
         """
         self.require_own_process()
         into = {} if into is None else into
-        self._check_names("input", inputs, [spec.name for spec in self.spec.inputs])
+        self._check_names(inputs)
         sizes: dict[str, int] = {}
         for spec in self.spec.inputs:
             self._check_tensor("input", spec, inputs[spec.name], sizes)
@@ -95,9 +95,10 @@ class Session(ProcessBound, abc.ABC):
                 outputs[spec.name] = np.empty(resolve_shape(spec, sizes), spec.dtype)
         return outputs
 
-    def _check_names(self, kind: str, given: Tensors, expected: list[str]) -> None:
-        if set(given) != set(expected):
-            raise self._error(f"{kind}s are {sorted(given)}; expected {sorted(expected)}")
+    def _check_names(self, inputs: Tensors) -> None:
+        expected = {spec.name for spec in self.spec.inputs}
+        if set(inputs) != expected:
+            raise self._error(f"inputs are {sorted(inputs)}; expected {sorted(expected)}")
 
     def _check_tensor(
         self, kind: str, spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]

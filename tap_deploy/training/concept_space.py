@@ -9,7 +9,6 @@ came out lies beside this file, so that neither training nor use needs the encod
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,8 @@ LOGIT_SCALE = 20.0
 SPACE_FILE = Path(__file__).with_name("concept_space.npz")
 
 
-def concept_vocabulary(names: Sequence[str] = OBJECT_NAMES) -> Vocabulary:
-    """Return the vocabulary of some names of objects.
-
-    Args:
-        names: any of ``OBJECT_NAMES``, in the order that is wanted.
+def concept_vocabulary() -> Vocabulary:
+    """Return the vocabulary of ``OBJECT_NAMES``.
 
     Returns:
         weights float32 [128, K]: columns of length 1 times ``LOGIT_SCALE``.
@@ -43,14 +39,14 @@ def concept_vocabulary(names: Sequence[str] = OBJECT_NAMES) -> Vocabulary:
     """
     known = _known_vocabulary()
     columns = {name: column for column, name in enumerate(known.names)}
-    missing = [name for name in names if name not in columns]
+    missing = [name for name in OBJECT_NAMES if name not in columns]
     if missing:
         raise InputError(
             f"{len(missing)} names have no concept vector, {missing[0]!r} for one; expected some "
             f"of the {len(columns)} in {SPACE_FILE.name}: scripts/make_concepts.py makes others"
         )
-    weights = known.weights[:, [columns[name] for name in names]]
-    return Vocabulary(weights=np.ascontiguousarray(weights), names=tuple(names))
+    weights = known.weights[:, [columns[name] for name in OBJECT_NAMES]]
+    return Vocabulary(weights=np.ascontiguousarray(weights), names=OBJECT_NAMES)
 
 
 def sentence_from_name(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _DIRECTIONS = 16  # of a stroke that are tried
+_STROKE_POINTS = 8
 _STROKE_SHARE = 0.8  # of the way to the edge of an object that a stroke goes
 
 
@@ -35,7 +36,7 @@ def inner_point(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def inner_stroke(mask: npt.NDArray[np.bool_], count: int = 8) -> list[tuple[float, float]]:
+def inner_stroke(mask: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
     """Return a stroke over a mask as pixels x and y, as a person would cross out the object.
 
     It is straight, runs through ``inner_point`` in the direction in which the mask goes on
@@ -43,7 +44,6 @@ def inner_stroke(mask: npt.NDArray[np.bool_], count: int = 8) -> list[tuple[floa
 
     Args:
         mask: bool [H, W], not empty.
-        count: points of the stroke.
     """
     x, y = inner_point(mask)
     best = (0, 0, 0.0, 0.0)  # length there and back, then the direction
@@ -54,7 +54,7 @@ def inner_stroke(mask: npt.NDArray[np.bool_], count: int = 8) -> list[tuple[floa
         if ahead + behind > best[0] + best[1]:
             best = (ahead, behind, dx, dy)
     ahead, behind, dx, dy = best
-    steps = np.linspace(-_STROKE_SHARE * behind, _STROKE_SHARE * ahead, count)
+    steps = np.linspace(-_STROKE_SHARE * behind, _STROKE_SHARE * ahead, _STROKE_POINTS)
     return [(float(round(x + step * dx)), float(round(y + step * dy))) for step in steps]
 
 

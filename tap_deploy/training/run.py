@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.reference.checkpoint import save_checkpoint
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.batches import BatchMaker, batches_from
 from tap_deploy.training.caption_tokenizer import CaptionEncoder
@@ -72,7 +73,7 @@ def train(
     progress = Progress(folder.progress, config.steps)
 
     def report() -> None:
-        folder.write_model(trainer.averaged_model)
+        save_checkpoint(trainer.averaged_model, folder.model)
         say(progress.report(trainer.step, _scores(trainer, folder, held_out, options)))
 
     if trainer.step == config.steps and not folder.is_finished():

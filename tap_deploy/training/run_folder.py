@@ -11,7 +11,6 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.files import atomic_file, sha256_of_file
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
-from tap_deploy.reference.model import TapModel
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.progress import training_summary
 
@@ -167,10 +166,6 @@ class RunFolder:
         """
         config = dataclasses.replace(self.read_config(), steps=steps)
         _write_json(self.config, config.to_dict())
-
-    def write_model(self, model: TapModel) -> None:
-        """Write the weights of a model."""
-        save_checkpoint(model, self.model)
 
 
 def _origin(weights: Path) -> dict[str, Any]:

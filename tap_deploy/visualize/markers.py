@@ -29,7 +29,7 @@ def draw_boxes(picture: Image.Image, prompts: Prompts, line_width: int) -> None:
         corners = np.minimum(prompts.coords[index, :2], (picture.width - 1, picture.height - 1))
         x0, y0, x1, y1 = corners.ravel().tolist()
         box = (x0, y0, x1, y1)
-        draw.rectangle(_grown(box, 1), outline=SHADOW, width=line_width + 2)
+        draw.rectangle(_grown(box), outline=SHADOW, width=line_width + 2)
         draw.rectangle(box, outline=color_of(index), width=line_width)
 
 
@@ -73,5 +73,5 @@ def _disc(radius: int, *, is_foreground: bool) -> Image.Image:
     return disc.resize((side // _SMOOTH,) * 2, Image.Resampling.BOX)
 
 
-def _grown(box: Box, by: float) -> Box:
-    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
+def _grown(box: Box) -> Box:
+    return (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
