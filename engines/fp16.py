@@ -13,9 +13,14 @@ import onnx_ir as ir
 from tap_deploy.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.engines.activation_ranges import RangeSession
-from tap_deploy.engines.evaluators import rounding_evaluator
-from tap_deploy.engines.half_weights import weight_report
-from tap_deploy.engines.islands import OVERFLOW_LIMIT, SCORE_LIMIT, Island, choose_islands
+from tap_deploy.engines.half_rounding import load_rounding
+from tap_deploy.engines.islands import (
+    OVERFLOW_LIMIT,
+    SCORE_LIMIT,
+    Island,
+    choose_islands,
+    weight_report,
+)
 from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.sample_inputs import (
     SampleInputs,
@@ -26,17 +31,14 @@ from tap_deploy.engines.sample_inputs import (
 )
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.golden import GoldenSample
-from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
+from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.manifest import GraphRecord
 from tap_deploy.onnx_files import load_graph, save_graph
 from tap_deploy.precisions import FP16, FP32
-from tap_deploy.sessions import create_session
-from tap_deploy.verify import Check, Report, verify_sessions
+from tap_deploy.verify import Report, verify_sessions
 
 MaxAbs = Mapping[str, float]
 OnStage = Callable[[str], None]
-
-BACKEND = "onnxruntime"  # what evaluates where nothing that rounds is installed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,6 @@ def add_fp16(
     force: bool = False,
     threads: int | None = None,
     on_stage: OnStage | None = None,
-    on_check: Callable[[Check], None] | None = None,
 ) -> Fp16Graphs:
     """Make typed fp16 graphs from the fp32 graphs of a bundle, and add them to it.
 
@@ -78,7 +79,6 @@ def add_fp16(
         force: replace fp16 graphs that are there.
         threads: CPU threads of onnxruntime; None for one per core.
         on_stage: called with a short text before each of ``num_stages`` stages.
-        on_check: called with every comparison.
 
     Raises:
         InputError: fp16 is there and ``force`` is off, or a picture cannot be read.
@@ -106,7 +106,7 @@ def add_fp16(
             graphs[name] = save_graph(model, spec, addition.folder, file)
             details[name]["casts"] = graphs[name].op_types.get("Cast", 0)
         say("compare with the reference")
-        report = _verify(bundle, addition.folder, graphs, threads, on_check)
+        report = _verify(bundle, addition.folder, graphs, threads)
         report.require("the fp16 graphs differ from the reference, they were not added")
         record = _record(samples, details, report)
         addition.graphs[FP16] = graphs
@@ -183,27 +183,20 @@ def _verify(
     folder: pathlib.Path,
     graphs: Mapping[str, GraphRecord],
     threads: int | None,
-    on_check: Callable[[Check], None] | None,
 ) -> Report:
-    specs: dict[str, GraphSpec] = bundle.graph_specs(FP16)
-    paths = {name: folder / record.file for name, record in graphs.items()}
     with contextlib.ExitStack() as stack:
-        evaluator = rounding_evaluator(paths, specs)
-        sessions = {} if evaluator is None else dict(evaluator.sessions)
-        for session in sessions.values():
-            stack.enter_context(session)
-        for name in paths.keys() - sessions.keys():
-            session = create_session(BACKEND, paths[name], specs[name], threads=threads)
-            sessions[name] = stack.enter_context(session)
+        sessions = {
+            name: stack.enter_context(
+                load_rounding(folder / graphs[name].file, spec, threads=threads)
+            )
+            for name, spec in bundle.graph_specs(FP16).items()
+        }
         return verify_sessions(
             sessions,
             bundle.config,
             [GoldenSample.load(bundle.golden_path())],
-            backend=BACKEND if evaluator is None else "cpu",
+            backend="onnxruntime",
             precision=FP16,
-            evaluator=BACKEND if evaluator is None else evaluator.name,
-            is_witness=evaluator is not None,
-            on_check=on_check,
         )
 
 

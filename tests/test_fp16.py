@@ -16,8 +16,8 @@ from tap_deploy import TapPredictor, graphs
 from tap_deploy.bundle import Bundle
 from tap_deploy.engines.activation_ranges import RangeSession
 from tap_deploy.engines.fp16 import add_fp16, measure
-from tap_deploy.engines.half_weights import weight_report
-from tap_deploy.engines.islands import OVERFLOW_LIMIT, Reason, choose_islands
+from tap_deploy.engines.half_rounding import load_rounding
+from tap_deploy.engines.islands import OVERFLOW_LIMIT, Reason, choose_islands, weight_report
 from tap_deploy.engines.precision import half_from_single
 from tap_deploy.engines.sample_inputs import (
     find_samples,
@@ -94,8 +94,8 @@ def test_inputs_and_outputs_are_as_the_spec_says(fp16_bundle):
 
 def test_islands_are_recorded(fp16_bundle):
     record = Bundle.open(fp16_bundle.path).manifest.precisions["fp16"]
-    assert record["verification"]["proven"] is True
-    assert record["verification"]["evaluator"] == "torch-half"
+    assert record["verification"]["passed"] is True
+    assert record["verification"]["backend"] == "onnxruntime"
     assert [sample["name"] for sample in record["samples"]] == ["golden", "coffee.jpg"]
     reasons = {
         name: {island["reason"] for island in islands_of(fp16_bundle, name)}
@@ -307,15 +307,12 @@ def test_values_that_are_all_subnormal_are_islands():
 @pytest.mark.parametrize("islands", [(), ("first",), ("relu", "third"), ("second", "third")])
 def test_any_islands_give_a_typed_graph(tmp_path, islands):
     """A strict type check passes, and the outputs have the names and dtypes of the spec."""
-    pytest.importorskip("torch")
-    from tap_deploy.engines.half_evaluator import TorchHalfSession
-
     weights = small_weights()
     model = small_model(weights)
     half_from_single(model, SPEC16, islands)
     save_graph(model, SPEC16, tmp_path, "small.onnx")
     x = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float16)
-    outputs = TorchHalfSession(tmp_path / "small.onnx", SPEC16).run({"x": x})
+    outputs = load_rounding(tmp_path / "small.onnx", SPEC16).run({"x": x})
     assert {name: array.dtype.name for name, array in outputs.items()} == {
         "y": "float16",
         "z": "float32",
@@ -361,7 +358,6 @@ def test_sessions_are_closed_when_a_sample_or_a_check_fails(micro_bundle, tmp_pa
         measure(micro_bundle, [golden_inputs(micro_bundle)], threads=1)
     assert sorted(closed) == sorted(graphs.GRAPH_NAMES)
     closed.clear()
-    monkeypatch.setattr("tap_deploy.engines.fp16.rounding_evaluator", lambda paths, specs: None)
     monkeypatch.setattr("tap_deploy.engines.fp16.verify_sessions", fail)
     monkeypatch.setattr("tap_deploy.sessions.onnxruntime.OnnxRuntimeSession.close", noted)
     monkeypatch.setattr("tap_deploy.engines.fp16.measure", lambda bundle, *args, **options: maxima)

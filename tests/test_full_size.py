@@ -171,10 +171,9 @@ def vit_b_fp16(vit_b, photo):
 
 
 def test_vit_b_in_fp16_is_like_the_reference(vit_b_fp16):
-    """Every output, by an evaluator that rounds to fp16 after every node."""
+    """Every output, with every value rounded to fp16."""
     bundle, result, peak = vit_b_fp16
-    assert result["verification"]["proven"]
-    assert result["verification"]["evaluator"] == "torch-half"
+    assert result["verification"]["passed"]
     for name in graphs.GRAPH_NAMES:
         sizes = [bundle.manifest.graphs[v][name].weights_bytes for v in ("fp32", "fp16")]
         assert sizes[1] < 0.55 * sizes[0]

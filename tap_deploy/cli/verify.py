@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import click
 
@@ -24,9 +22,9 @@ from tap_deploy.cli.options import (
     threads_option,
 )
 from tap_deploy.cli.progress import stage_bar
-from tap_deploy.errors import MissingDependencyError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.graphs import IMAGE_ENCODER
+from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16, variant_for
 from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
@@ -34,13 +32,7 @@ from tap_deploy.sessions.options import CPU, Device
 from tap_deploy.tolerances import tolerances_for
 from tap_deploy.verify import Report, verify_sessions
 
-if TYPE_CHECKING:
-    from tap_deploy.engines.evaluators import Evaluator
-
 CHECKS_PER_SAMPLE = 9
-
-AUTO, BACKEND = "auto", "backend"
-TORCH_HALF, ONNX_REFERENCE = "torch-half", "onnx-reference"  # as in tap_deploy.engines.evaluators
 
 
 @click.command("verify")
@@ -56,14 +48,6 @@ TORCH_HALF, ONNX_REFERENCE = "torch-half", "onnx-reference"  # as in tap_deploy.
     type=FILE,
     help="Compare with PyTorch on these weights, on more samples than the bundle holds.",
 )
-@click.option(
-    "--evaluator",
-    default=AUTO,
-    show_default=True,
-    type=click.Choice([AUTO, TORCH_HALF, ONNX_REFERENCE, BACKEND]),
-    help="What runs the graphs. auto: the backend, but for fp16 on a CPU something that rounds "
-    "to fp16 after every node.",
-)
 @json_option
 def verify_command(
     bundle: str,
@@ -74,14 +58,13 @@ def verify_command(
     threads: int | None,
     allow_failed: bool,
     checkpoint: pathlib.Path | None,
-    evaluator: str,
     as_json: bool,
 ) -> None:
     """Run BUNDLE on its golden samples, stage by stage; exit with 1 if an output is off.
 
-    Needs no torch, unless --checkpoint is given. fp16 on a CPU needs torch, or onnx for a small
-    model: onnxruntime's CPU provider hides overflow. Without either, passing comparisons prove
-    nothing, and the exit code is 2, unless --evaluator backend asked for them.
+    Needs no torch, unless --checkpoint is given. onnxruntime computes fp16 in fp32 on a CPU, which
+    would hide overflow: each value is then rounded to fp16, as a GPU does it. That needs
+    "tap-deploy[quantize]".
     """
     opened = Bundle.open(bundle)
     samples = _samples(opened, checkpoint)
@@ -93,18 +76,12 @@ def verify_command(
             precision,
             threads,
             stage,
-            evaluator,
             device=device,
             provider=provider,
             allow_failed=allow_failed,
         )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     report.require(f"bundle {bundle} differs from the reference; do not use it")
-    if not report.is_witness and evaluator == AUTO:
-        raise MissingDependencyError(
-            f"{precision} is not proven: {backend} on a CPU hides overflow, and nothing that "
-            'rounds to fp16 is installed; install it with: pip install "tap-deploy[export]"'
-        )
 
 
 def verify_bundle(
@@ -114,7 +91,6 @@ def verify_bundle(
     precision: str,
     threads: int | None = None,
     on_check: object = None,
-    evaluator: str = AUTO,
     *,
     device: str | None = None,
     provider: str | None = None,
@@ -122,21 +98,17 @@ def verify_bundle(
 ) -> Report:
     """Load the graphs of a bundle and compare them with samples.
 
-    Graphs that compute in fp16 are run by something that rounds as they say: onnxruntime's CPU
-    provider does not.
+    On a CPU, every value that an fp16 graph has in fp16 is rounded to it: onnxruntime by itself
+    computes in fp32 there, see ``tap_deploy.engines.half_rounding``.
     """
-    chosen = None
     is_engine = backend in ENGINE_BACKENDS
     on_cpu = device is None or Device.from_name(device).kind == CPU
-    hides_overflow = not is_engine and on_cpu and precision == FP16
     variant = variant_for(precision, on_cpu=on_cpu and not is_engine)
     bundle.graph_path(IMAGE_ENCODER, variant)  # that there is no such graph is to be said first
     tolerances = tolerances_for(precision, bundle.manifest.precisions.get(variant, {}))
-    if evaluator in (TORCH_HALF, ONNX_REFERENCE) or (evaluator == AUTO and hides_overflow):
-        chosen = _rounding_evaluator(bundle, precision, None if evaluator == AUTO else evaluator)
     with contextlib.ExitStack() as stack:
-        if chosen is not None:
-            sessions: Mapping[str, Session] = chosen.sessions
+        if on_cpu and not is_engine and provider is None and precision == FP16:
+            sessions = _rounding_sessions(bundle, threads)
         else:
             sessions = sessions_from_bundle(
                 bundle,
@@ -153,22 +125,21 @@ def verify_bundle(
             sessions,
             bundle.config,
             samples,
-            backend=backend if chosen is None else "cpu",
+            backend=backend,
             precision=precision,
             tolerances=tolerances,
-            evaluator=backend if chosen is None else chosen.name,
-            is_witness=chosen is not None or not hides_overflow,
             on_check=lambda check: on_check(check.tensor) if callable(on_check) else None,
         )
 
 
-def _rounding_evaluator(bundle: Bundle, precision: str, name: str | None) -> Evaluator | None:
-    from tap_deploy.engines.evaluators import rounding_evaluator
+def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session]:
+    require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
+    from tap_deploy.engines.half_rounding import load_rounding
 
-    variant = variant_for(precision, on_cpu=False)
-    specs = bundle.graph_specs(variant)
-    paths = {graph: bundle.graph_path(graph, variant) for graph in specs}
-    return rounding_evaluator(paths, specs, name)
+    return {
+        name: load_rounding(bundle.graph_path(name, FP16), spec, threads=threads)
+        for name, spec in bundle.graph_specs(FP16).items()
+    }
 
 
 def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[GoldenSample]:
