@@ -34,7 +34,8 @@ def load_rounding(
     Raises:
         BundleError: the graph has weights in a file that is not its own.
         InputError: ``threads`` is out of range.
-        SessionError: a node mixes fp16 and fp32, or onnxruntime does not load the graph.
+        SessionError: a node mixes fp16 and fp32, the dtype of a value is not in the file, or
+            onnxruntime does not load the graph.
         MissingDependencyError: onnxruntime is not installed.
     """
     model = load_graph(path)
@@ -56,10 +57,13 @@ def round_to_half(model: ir.Model) -> None:
     weights, outputs of a graph and what control flow hands on remain fp16.
 
     Raises:
-        ValueError: a node mixes fp16 and fp32; strongly typed builders refuse that.
+        ValueError: a node mixes fp16 and fp32, which strongly typed builders refuse, or the
+            dtype of a value is not in the file.
     """
     for node in [node for node in model.graph.all_nodes() if _computes_in_half(node)]:
         for value in node.outputs:
+            if value.dtype is None and value.uses():  # it would not be rounded, and nobody told
+                raise ValueError(f"output {value.name} of node {node.name} has no dtype")
             if value.dtype == HALF:
                 _store_in_half(value)
     for graph in model.graphs():

@@ -266,22 +266,32 @@ def test_scales_of_quantized_values_may_be_fp16(tmp_path):
     np.testing.assert_array_equal(session.run({"x": x})["y"], back * back)
 
 
-def test_mixed_dtypes_are_refused(tmp_path):
-    """A strongly typed builder refuses them; a Cast to fp32 would hide them."""
-    path = tmp_path / "g.onnx"
-    onnx.save(
-        onnx.parser.parse_model(
-            """<ir_version: 10, opset_import: ["" : 20]>
-            g (float16[4] x, float[4] w) => (float16[4] y) { [product] y = Mul(x, w) }"""
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # A strongly typed builder refuses it; a Cast to fp32 would hide it.
+        (
+            "(float16[4] x, float[4] w) => (float16[4] y) { [product] y = Mul(x, w) }",
+            "node product mixes float16 and float32",
         ),
-        path,
-    )
+        # It would pass through unrounded.
+        (
+            "(float16[4] x, float16[4] w) => (float16[4] y) { [product] p = Mul(x, w) y = Neg(p) }",
+            "output p of node product has no dtype",
+        ),
+    ],
+)
+def test_untyped_graphs_are_refused(tmp_path, text, message):
+    path = tmp_path / "g.onnx"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
+    onnx.save(model, path)
+    second = "float32" if "float[4] w" in text else "float16"
     spec = GraphSpec(
         "g",
-        inputs=(TensorSpec("x", "float16", (4,)), TensorSpec("w", "float32", (4,))),
+        inputs=(TensorSpec("x", "float16", (4,)), TensorSpec("w", second, (4,))),
         outputs=(TensorSpec("y", "float16", (4,)),),
     )
-    with pytest.raises(SessionError, match=r"graph g: node product mixes float16 and float32"):
+    with pytest.raises(SessionError, match=f"graph g: {message}"):
         load_rounding(path, spec)
 
 
