@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import pathlib
 import re
 import shutil
@@ -14,27 +14,27 @@ import pytest
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.config import TapConfig
+from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.optional_modules import turn_telemetry_off
 from tap_deploy.predictor import TapPredictor
+from tests import micro_files
+from tests.kept_files import copy_kept
 from tests.require_gpu import pytest_configure  # noqa: F401
 
 turn_telemetry_off()  # tests import onnxruntime themselves
-
-DATA = pathlib.Path(__file__).parent / "data"
-MICRO_SEED = 0
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, np.ndarray]:
     """What the public implementation answers; tests/data/README.md lists the keys."""
-    with np.load(DATA / "tap_micro_outputs.npz") as arrays:
+    with np.load(micro_files.GOLDEN) as arrays:
         return dict(arrays)
 
 
 @pytest.fixture(scope="session")
 def micro_config() -> TapConfig:
-    return TapConfig.from_dict(json.loads((DATA / "tap_micro.json").read_text("utf-8"))["config"])
+    return micro_files.micro_config()
 
 
 @pytest.fixture(scope="session")
@@ -42,61 +42,35 @@ def micro_model(micro_config: TapConfig) -> Any:
     pytest.importorskip("torch")
     from tap_deploy.reference.synthetic import synthetic_model
 
-    return synthetic_model(micro_config, MICRO_SEED)
+    return synthetic_model(micro_config, micro_files.SEED)
 
 
 @pytest.fixture(scope="session")
-def assets(
-    tmp_path_factory: pytest.TempPathFactory, golden: dict[str, np.ndarray]
-) -> dict[str, pathlib.Path]:
+def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     """Checkpoint, golden concepts and a tokenizer for the micro model, as files."""
-    from benchmarks.gpu.micro import trained_tokenizer
-    from tap_deploy.concepts import Vocabulary
-    from tap_deploy.reference.checkpoint import save_checkpoint
-    from tap_deploy.reference.synthetic import synthetic_state_dict
-
-    folder = tmp_path_factory.mktemp("assets")
-    spec = json.loads((DATA / "tap_micro.json").read_text("utf-8"))
-    (folder / "tap_micro.json").write_text(json.dumps(spec["config"]), "utf-8")
-    config = TapConfig.from_dict(spec["config"])
-    save_checkpoint(synthetic_state_dict(config, MICRO_SEED), folder / "tap_micro.pkl")
-    Vocabulary(
-        weights=golden["concept_weights"], names=tuple(golden["concept_vocabulary"].tolist())
-    ).save(folder / "concepts.npz")
-    (folder / "tokenizer.model").write_bytes(trained_tokenizer(config.vocab_size))
-    return {
-        "config": folder / "tap_micro.json",
-        "checkpoint": folder / "tap_micro.pkl",
-        "concepts": folder / "concepts.npz",
-        "tokenizer": folder / "tokenizer.model",
-    }
+    return micro_files.write_assets(tmp_path_factory.mktemp("assets"))
 
 
 @pytest.fixture(scope="session")
 def micro_bundle(
-    tmp_path_factory: pytest.TempPathFactory, micro_model: Any, assets: dict[str, pathlib.Path]
-) -> Bundle:
-    """A bundle of the micro model, exported once; copy it before changing anything."""
-    pytest.importorskip("onnx")
-    from tap_deploy.export.bundle_export import export_bundle
-    from tap_deploy.files import sha256_of_file
-    from tap_deploy.manifest import CheckpointRecord
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bundle]:
+    """A bundle of the micro model, from pytest's cache; copy it before changing anything."""
+    for name in ("torch", "onnx"):
+        if importlib.util.find_spec(name) is None:  # an import would take seconds
+            pytest.skip(f"the bundle is made with {name}")
+    folder = tmp_path_factory.mktemp("bundles")
+    cache = getattr(pytestconfig, "cache", None)  # there is none with -p no:cacheprovider
+    kept = folder if cache is None else cache.mkdir("micro_bundle")
+    copy_kept(kept, micro_files.make_bundle, folder / "tap_micro")
+    bundle = Bundle.open(folder / "tap_micro")
+    before = digests(bundle.path)
+    yield bundle
+    assert digests(bundle.path) == before, "a test has changed the micro bundle, not a copy of it"
 
-    record = CheckpointRecord(
-        file="tap_micro.pkl",
-        sha256=sha256_of_file(assets["checkpoint"]),
-        md5="0" * 32,
-        known_as=None,
-        synthetic=False,
-    )
-    return export_bundle(
-        micro_model,
-        tmp_path_factory.mktemp("bundles") / "tap_micro",
-        name="tap_micro",
-        checkpoint=record,
-        concepts=assets["concepts"],
-        tokenizer=assets["tokenizer"],
-    ).bundle
+
+def digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+    return {path: sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +100,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("pictures")
-    with Image.open(DATA / "coffee.jpg") as photo:
+    with Image.open(micro_files.DATA / "coffee.jpg") as photo:
         photo.crop((0, 0, 320, 200)).save(folder / "a.png")
         photo.crop((250, 150, 600, 400)).save(folder / "b.png")
     return folder
@@ -177,4 +151,4 @@ def rtx_plan(micro_config: TapConfig) -> Any:
 
 @pytest.fixture(scope="session")
 def photo() -> pathlib.Path:
-    return DATA / "coffee.jpg"
+    return micro_files.DATA / "coffee.jpg"

@@ -20,8 +20,6 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor
 
-pytest.importorskip("torch")  # makes the bundle
-
 POINT = ("--point", "285,160")
 BOX = ("--box", "172,17,412,308")
 

@@ -13,8 +13,6 @@ from PIL import Image
 
 from tap_deploy.cli import main
 
-pytest.importorskip("torch")  # makes the bundle
-
 POINT = ("--point", "90,60", "--max-new-tokens", "3")
 
 
