@@ -19,6 +19,7 @@ from tap_deploy.graphs import GraphSpec
 from tap_deploy.optional_modules import turn_telemetry_off
 from tap_deploy.predictor import TapPredictor
 from tests import micro_files
+from tests.fake_cuda import FakeCuda, install_cuda_python
 from tests.kept_files import copy_kept
 from tests.require_gpu import pytest_configure  # noqa: F401
 
@@ -71,6 +72,12 @@ def micro_bundle(
 
 def digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:
     return {path: sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bundle(micro_bundle: Bundle, tmp_path: pathlib.Path) -> Bundle:
+    """A copy of the micro bundle that a test may change."""
+    return Bundle.open(shutil.copytree(micro_bundle.path, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +154,14 @@ def rtx_plan(micro_config: TapConfig) -> Any:
         return engine_from_onnx(path, target, profile=profile).plan
 
     return build
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A fake GPU behind cuda-python."""
+    fake = FakeCuda()
+    install_cuda_python(monkeypatch, fake)
+    return fake
 
 
 @pytest.fixture(scope="session")

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
-from click.testing import CliRunner
 
 pytest.importorskip("onnx")
 from strict_tensorrt import Strict, strict_module
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli import main
 from tap_deploy.engines import dram
 from tap_deploy.engines import gpu as gpu_module
 from tap_deploy.engines.gpu import Gpu
 from tap_deploy.plans import load_plan, plan_digests, record_selftest
+from tests.commands import invoke, refused
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
 
@@ -34,11 +31,6 @@ class BlindRuntime(Strict):
 
 
 @pytest.fixture
-def bundle(micro_bundle, tmp_path):
-    return shutil.copytree(micro_bundle.path, tmp_path / "bundle")
-
-
-@pytest.fixture
 def orin(monkeypatch):
     """TensorRT 10.3 on an Orin with 8 GB, half of it free."""
     monkeypatch.setitem(sys.modules, "tensorrt", strict_module("10.3", Runtime=BlindRuntime))
@@ -47,16 +39,7 @@ def orin(monkeypatch):
 
 
 def build(bundle, *args):
-    command = ["build", bundle, "--precision", "fp32", *args]
-    return CliRunner().invoke(main, [str(word) for word in command])
-
-
-def refused(result, message):
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-    assert result.stdout == ""
+    return invoke("build", bundle.path, "--precision", "fp32", *args)
 
 
 def test_build_inspect_and_load(orin, bundle):
@@ -68,9 +51,8 @@ def test_build_inspect_and_load(orin, bundle):
     again = build(bundle, "--max-prompts", 8)
     assert again.stdout.count(": kept, ") == 3
     assert "past_key_values.0.key  min 1x2x1x64 opt 8x2x40x64 max 8x2x40x64" in again.stdout
-    opened = Bundle.open(bundle)  # the manifest does not list engines; they have sidecars
     loaded = load_plan(
-        opened,
+        bundle,  # the manifest does not list engines; they have sidecars
         backend="tensorrt",
         backend_version="10.3.0.1",
         compute_capability="8.7",
@@ -78,20 +60,20 @@ def test_build_inspect_and_load(orin, bundle):
         graph=graphs.TEXT_DECODER,
     )
     assert loaded.record.options == ("--max-prompts", "8")
-    text = CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    text = invoke("inspect", bundle.path).stdout
     line = "engines/tensorrt-10.3.0.1-sm87-fp32/text_decoder.plan (SM 8.7, "
     assert line in text
     assert "not self-tested" in text
     folder = loaded.path.parent
     record_selftest(folder, {"passed": False}, tested=plan_digests(folder))
-    inspected = json.loads(CliRunner().invoke(main, ["inspect", str(bundle), "--json"]).stdout)
+    inspected = json.loads(invoke("inspect", bundle.path, "--json").stdout)
     assert len(inspected["engines"]) == 3
     assert {e["selftest_passed"] for e in inspected["engines"]} == {False}
-    assert "SELF-TEST FAILED" in CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+    assert "SELF-TEST FAILED" in invoke("inspect", bundle.path).stdout
 
 
 def test_inspect_says_nothing_of_engines_that_are_not_there(micro_bundle):
-    assert "engines" not in CliRunner().invoke(main, ["inspect", str(micro_bundle.path)]).stdout
+    assert "engines" not in invoke("inspect", micro_bundle.path).stdout
 
 
 def test_a_dry_run_shows_and_builds_nothing(orin, bundle):
@@ -103,7 +85,7 @@ def test_a_dry_run_shows_and_builds_nothing(orin, bundle):
     values = json.loads(build(bundle, "--dry-run", "--json").stdout)
     assert values["available_memory_bytes"] == 4 << 30
     assert [b["graph"] for b in values["builds"]] == list(graphs.GRAPH_NAMES)
-    assert not (bundle / "engines").exists()
+    assert not (bundle.path / "engines").exists()
 
 
 def test_a_dry_run_needs_neither_backend_nor_gpu(bundle, monkeypatch):
@@ -119,12 +101,12 @@ def test_emit(bundle, tool):
     assert text.count(".plan") == text.count(f"{tool} ") == 3
     commands = json.loads(build(bundle, "--emit", tool, "--json").stdout)
     assert list(commands) == list(graphs.GRAPH_NAMES)
-    assert not (bundle / "engines").exists()
+    assert not (bundle.path / "engines").exists()
 
 
 def test_memory_that_will_not_do(orin, bundle):
     refused(build(bundle, "--workspace", "4GiB"), "expected to take 4.5 GiB of memory")
-    assert not (bundle / "engines").exists()
+    assert not (bundle.path / "engines").exists()
     assert build(bundle, "--workspace", "4GiB", "--force-memory").exit_code == 0
 
 
@@ -154,9 +136,9 @@ def test_notes_go_to_stderr(orin, bundle, tmp_path):
 )
 def test_refusals(orin, bundle, args, message):
     refused(build(bundle, *args), message)
-    assert not (bundle / "engines").exists()
+    assert not (bundle.path / "engines").exists()
 
 
 def test_a_bundle_that_cannot_be_written(orin, bundle):
-    (bundle / "engines").write_text("a file is in the way")
+    (bundle.path / "engines").write_text("a file is in the way")
     refused(build(bundle), "cannot write ")

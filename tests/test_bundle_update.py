@@ -15,12 +15,6 @@ from tap_deploy.files import atomic_folder, sha256_of_file
 from tap_deploy.precisions import variant_for
 
 
-@pytest.fixture
-def bundle(micro_bundle, tmp_path):
-    shutil.copytree(micro_bundle.path, tmp_path / "bundle")
-    return Bundle.open(tmp_path / "bundle")
-
-
 def add_fp16(bundle, content=b"weights"):
     with bundle_addition(bundle) as addition:
         records = {}

@@ -12,27 +12,13 @@ import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from tap_deploy import __version__
-from tap_deploy.cli import COMMANDS, main
+from tap_deploy.cli import COMMANDS
+from tests.commands import invoke, refused
 
 PROMPTS = ["--point", "285,160", "--box", "172,17,412,308"]
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def refused(result, message, code=2):
-    """The command failed with one line that holds ``message``, and printed no result."""
-    assert result.exit_code == code, result.output
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("note:")]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert result.stdout == ""
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,14 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
 from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
-from tap_deploy.cli import main
 from tap_deploy.export import samples
 from tap_deploy.files import sha256_of_file
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def refused(result, message, code=2):
-    assert result.exit_code == code, result.output
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+from tests.commands import invoke, refused
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from tap_deploy.bundle import Bundle
-from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor
+from tests.commands import invoke
 
 POINT = ("--point", "285,160")
 BOX = ("--box", "172,17,412,308")
@@ -29,8 +28,7 @@ def run(micro_bundle, photo):
     """Regions of the photo, from ``run`` with some options."""
 
     def run_with(*options, prompts=POINT):
-        args = ["run", micro_bundle.path, photo, *prompts, "--json", *options]
-        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        result = invoke("run", micro_bundle.path, photo, *prompts, "--json", *options)
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)["regions"]
 
@@ -160,8 +158,7 @@ def test_without_threads_there_is_one_per_usable_core(run, thread_counts):
 
 
 def test_verify_passes_threads_on(micro_bundle, thread_counts):
-    args = ["verify", str(micro_bundle.path), "--threads", "1"]
-    assert CliRunner().invoke(main, args).exit_code == 0
+    assert invoke("verify", micro_bundle.path, "--threads", 1).exit_code == 0
     assert thread_counts == [1] * 3
 
 
@@ -184,11 +181,11 @@ def test_convert(micro_bundle, photo, tmp_path):
     grey = tmp_path / "grey.png"
     with Image.open(photo) as picture:
         picture.convert("L").save(grey)
-    args = ["run", str(micro_bundle.path), str(grey), *POINT]
-    refused = CliRunner().invoke(main, args)
+    args = ["run", micro_bundle.path, grey, *POINT]
+    refused = invoke(*args)
     assert refused.exit_code == 2
     assert "(--convert)" in refused.stderr
-    assert CliRunner().invoke(main, [*args, "--convert"]).exit_code == 0
+    assert invoke(*args, "--convert").exit_code == 0
 
 
 def tap_export(*args, stderr):

@@ -27,7 +27,6 @@ from benchmarks.stages import Inputs
 from tap_deploy import TapPredictor
 from tap_deploy.golden import GoldenSample
 from tests import fake_onnxruntime
-from tests.fake_cuda import FakeCuda, install_cuda_python
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 # A command line like that of the project, on other steps.
@@ -293,11 +292,9 @@ def notes(context):
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    fake = FakeCuda()
-    install_cuda_python(monkeypatch, fake)
-    fake_onnxruntime.install(monkeypatch, fake)
-    return fake
+def cuda(monkeypatch, cuda):
+    fake_onnxruntime.install(monkeypatch, cuda)
+    return cuda
 
 
 def test_context_survives_the_way_to_another_process(context):

@@ -25,7 +25,6 @@ from tap_deploy.masks import request_answers
 from tap_deploy.sessions import DeviceOptions, runtime_cache, sessions_from_bundle
 from tap_deploy.sessions.providers import PROVIDERS, TENSORRT, Provider
 from tests import fake_onnxruntime
-from tests.fake_cuda import FakeCuda, install_cuda_python
 
 TOKENS = 5
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -37,13 +36,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Non
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
-    install_cuda_python(monkeypatch, fake)
-    return fake
 
 
 def load(bundle: Any, **options: Any) -> TapPredictor:

@@ -13,7 +13,6 @@ from tap_deploy.sessions import DeviceOptions, pipeline_from_bundle, sessions_fr
 from tap_deploy.tolerances import FP16_TOLERANCES
 from tap_deploy.verify import expected_of_pipeline
 from tests import fake_onnxruntime
-from tests.fake_cuda import FakeCuda, install_cuda_python
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +99,9 @@ def test_masks_that_are_off(bundle, sample, expected):
     ],
 )
 def test_inputs_that_are_read_once(
-    bundle, sample, expected, monkeypatch, tmp_path, stale, tensor, run
+    bundle, sample, expected, monkeypatch, cuda, tmp_path, stale, tensor, run
 ):
     """What was copied in the first run is right until another picture or prompt comes."""
-    cuda = FakeCuda()
-    install_cuda_python(monkeypatch, cuda)
     names = () if stale is None else (stale,)
     fake_onnxruntime.install(monkeypatch, cuda, stale=names)
     options = DeviceOptions(cache_folder=tmp_path)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from tap_deploy import TapPredictor, graphs
 from tap_deploy.bundle import Bundle, file_records
 from tap_deploy.bundle_update import bundle_addition, record_precision
-from tap_deploy.cli import main
 from tap_deploy.errors import BundleError, SessionError, VerificationError
 from tap_deploy.golden import GoldenSample
 from tap_deploy.manifest import MANIFEST_NAME
@@ -26,15 +23,10 @@ from tap_deploy.selftest import SelftestSubject, run_selftest
 from tap_deploy.selftest_marks import check_mark, mark_name, mark_variant
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tests.commands import invoke
 from tests.fake_cuda import block_cuda
 
 SAMPLE_OUTPUTS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
-
-
-@pytest.fixture
-def bundle(micro_bundle, tmp_path):
-    shutil.copytree(micro_bundle.path, tmp_path / "bundle")
-    return Bundle.open(tmp_path / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -327,12 +319,8 @@ def test_engines_keep_their_verdict_beside_their_plans(bundle, sample):
     assert load().plan == b"plan"
 
 
-def invoke(*args):
-    return CliRunner().invoke(main, ["selftest", *map(str, args)])
-
-
 def test_the_command(bundle):
-    result = invoke(bundle.path, "--json")
+    result = invoke("selftest", bundle.path, "--json")
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["passed"] is True
@@ -345,17 +333,17 @@ def test_the_command(bundle):
 
 def test_the_command_on_a_model_that_is_off(bundle, sample):
     spoil_golden(bundle, sample)
-    result = invoke(bundle.path)
+    result = invoke("selftest", bundle.path)
     assert result.exit_code == 1
     assert result.stdout.startswith("FAIL image_encoder   image_embeddings")
     assert "FAILED: 27 comparisons" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr
-    run = CliRunner().invoke(main, ["run", str(bundle.path), "photo.jpg", "--point", "1,1"])
+    run = invoke("run", bundle.path, "photo.jpg", "--point", "1,1")
     assert run.exit_code == 2
 
 
 def test_the_command_needs_a_backend_that_is_there(bundle):
-    result = invoke(bundle.path, "--backend", "abacus")
+    result = invoke("selftest", bundle.path, "--backend", "abacus")
     assert result.exit_code == 2
     assert "unknown backend 'abacus'" in result.stderr
     assert Bundle.open(bundle.path).manifest.precisions == {}
@@ -375,7 +363,7 @@ def spoil_golden(bundle, sample):
 def test_the_command_on_a_gpu_needs_what_a_predictor_needs(bundle, monkeypatch):
     """Sessions of onnxruntime need no CUDA package, the pipeline does: nothing is marked for it."""
     block_cuda(monkeypatch)
-    result = invoke(bundle.path, "--device", "cuda")
+    result = invoke("selftest", bundle.path, "--device", "cuda")
     assert result.exit_code == 2
     assert "needs cuda-python or pycuda" in result.stderr
     assert Bundle.open(bundle.path).manifest.precisions == {}
@@ -397,8 +385,8 @@ def test_a_bundle_that_cannot_be_written_is_tested_and_not_marked(
 def test_what_cannot_be_kept_is_refused_before_the_work(bundle, pictures, monkeypatch, command):
     monkeypatch.setattr(os, "access", lambda path, mode: path != bundle.path)
     options = {"verdict": "--evaluation-data", "convert": "--samples"}
-    args = [command, str(bundle.path), options.get(command, "--calibration-data"), str(pictures)]
+    args = [bundle.path, options.get(command, "--calibration-data"), pictures]
     args += ["--precision", "fp16"] if command == "convert" else []
-    result = CliRunner().invoke(main, args)
+    result = invoke(command, *args)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: cannot write bundle {bundle.path}, which keeps")

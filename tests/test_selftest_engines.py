@@ -25,7 +25,7 @@ from tap_deploy.sessions.cuda_python import CudaPythonMemory
 from tap_deploy.sessions.device_captioner import DeviceCaptioner
 from tap_deploy.sessions.tensorrt import TensorRtEngine, TensorRtExecutor
 from tap_deploy.sessions.tensorrt_log import error_log
-from tests.fake_cuda import FakeCuda, install_cuda_python
+from tests.fake_cuda import FakeCuda
 from tests.strict_tensorrt_runtime import runtime_module
 from tests.test_benchmark_engines import settings
 
@@ -49,9 +49,7 @@ def engine_bundle(micro_bundle, tmp_path_factory):
 
 
 @pytest.fixture
-def bundle(engine_bundle, tmp_path, monkeypatch):
-    cuda = FakeCuda()
-    install_cuda_python(monkeypatch, cuda)
+def bundle(engine_bundle, tmp_path, monkeypatch, cuda):
     install(monkeypatch, cuda)
     return Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "bundle"))
 
