@@ -12,10 +12,15 @@ def invoke(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
-def refused(result: Result, message: str, code: int = 2) -> None:
-    """The command failed with one line that holds ``message``, and printed no result."""
+def failed(result: Result, message: str, code: int) -> None:
+    """The command ended with an exit code and with one line that holds ``message``."""
     assert result.exit_code == code, result.output
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def refused(result: Result, message: str) -> None:
+    """The command failed on its input, and printed no result."""
+    failed(result, message, code=2)
     assert result.stdout == ""

@@ -16,7 +16,7 @@ from tap_deploy.bundle import Bundle
 from tap_deploy.bundle_update import bundle_addition
 from tap_deploy.export import samples
 from tap_deploy.files import sha256_of_file
-from tests.commands import invoke, refused
+from tests.commands import failed, invoke, refused
 
 
 @pytest.fixture(scope="module")
@@ -128,4 +128,4 @@ def test_verify_fails_with_1_on_another_graph(converted, tmp_path):
             ir.save(model, target)
         addition.graphs["fp16"] = bundle.manifest.graphs["fp16"]
     result = invoke("verify", bundle.path, "--precision", "fp16")
-    refused(result, "first: prompt_decoder low_res_masks", code=1)
+    failed(result, "first: prompt_decoder low_res_masks", code=1)
