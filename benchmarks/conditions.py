@@ -11,11 +11,11 @@ import sys
 from typing import Any
 
 from tap_deploy import __version__
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.plans import all_records
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
-from tap_deploy.plans import all_records
 from tap_deploy.sessions import ENGINE_BACKENDS
 
 PACKAGES = (

@@ -15,15 +15,15 @@ import click
 
 from benchmarks.conditions import MemoryMark, conditions, peak_memory
 from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli.exits import CleanExits
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.console.exits import CleanExits
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import PRECISIONS, variant_for
 from tap_deploy.sessions import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.storage.files import atomic_file
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
 
 FILE = click.Path(path_type=pathlib.Path)

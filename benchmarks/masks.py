@@ -18,12 +18,12 @@ from typing import Any
 import click
 import numpy as np
 
-from tap_deploy.cli.exits import CleanExits
-from tap_deploy.files import atomic_file
+from tap_deploy.console.exits import CleanExits
 from tap_deploy.image import Frame
 from tap_deploy.machine.cpu import cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import masks_from_logits, rle_from_mask, rles_from_logits
+from tap_deploy.storage.files import atomic_file
 from tap_deploy.timing import MIN_ITERATIONS, Latency, measure
 
 DENSE, MASKS, RLES, THREADED = "dense", "masks", "rle", "masks, all threads"

@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks.stages import CAPTION, DECODE, ENCODE
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.engines.device_profiles import device_profile
-from tap_deploy.engines.estimate import quantized_nodes
-from tap_deploy.engines.roofline import stage_estimate
-from tap_deploy.engines.work import graph_works
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.engines.estimate.devices import device_profile
+from tap_deploy.engines.estimate.estimate import quantized_nodes
+from tap_deploy.engines.estimate.roofline import stage_estimate
+from tap_deploy.engines.estimate.work import graph_works
 
 GRAPHS = {
     ENCODE: graphs.IMAGE_ENCODER,

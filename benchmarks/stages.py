@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.config import TapConfig
 from tap_deploy.image import Frame
 from tap_deploy.masks import masks_from_logits
-from tap_deploy.sessions.device_lane import DeviceLane
+from tap_deploy.sessions.gpu.lane import DeviceLane
 from tap_deploy.sessions.pipeline import DecodedPrompts, Lane, Pipeline
 
 END_TO_END, ENCODE, DECODE, CAPTION = "end to end", "encode", "decode", "caption"

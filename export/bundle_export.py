@@ -14,13 +14,20 @@ from collections.abc import Callable
 
 import tap_deploy
 from tap_deploy import graphs
-from tap_deploy.bundle import (
+from tap_deploy.bundle.bundle import (
     CONCEPTS_FILE,
     GOLDEN_FILE,
     ONNX_FOLDER,
     TOKENIZER_FILE,
     Bundle,
     file_records,
+)
+from tap_deploy.bundle.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    CheckpointRecord,
+    GraphRecord,
+    Manifest,
 )
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import Preprocessing
@@ -30,20 +37,13 @@ from tap_deploy.export.image_encoder import ImageEncoderGraph
 from tap_deploy.export.prompt_decoder import PromptDecoderGraph
 from tap_deploy.export.samples import SAMPLE_SIZES, golden_samples
 from tap_deploy.export.text_decoder import TextDecoderGraph
-from tap_deploy.files import atomic_folder
-from tap_deploy.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    CheckpointRecord,
-    GraphRecord,
-    Manifest,
-)
 from tap_deploy.precisions import FP32
 from tap_deploy.reference.checkpoint import Checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions import create_session
+from tap_deploy.storage.files import atomic_folder
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.verify import Report, verify_sessions
+from tap_deploy.verify.graph_check import Report, verify_sessions
 
 WRAPPERS = {
     graphs.IMAGE_ENCODER: ImageEncoderGraph,

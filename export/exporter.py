@@ -14,10 +14,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.export.cleanup import clean_up
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.manifest import GraphRecord
-from tap_deploy.onnx_files import save_graph
 
 OPSET = 20  # the newest that TensorRT 10.3 takes; Gelu is one op from here on
 IR_VERSION = 10

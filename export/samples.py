@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.config import PointLabel, TapConfig
-from tap_deploy.golden import GoldenSample
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.model import TapModel
 

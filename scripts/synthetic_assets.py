@@ -13,14 +13,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-from tap_deploy.cli.exits import CleanExits
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
+from tap_deploy.console.exits import CleanExits
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file
 from tap_deploy.reference.checkpoint import save_checkpoint
 from tap_deploy.reference.synthetic import synthetic_state_dict
-from tap_deploy.training.caption_tokenizer import train_tokenizer
+from tap_deploy.storage.files import atomic_file
+from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 LOGIT_SCALE = 100.0  # the published concept weights carry CLIP's

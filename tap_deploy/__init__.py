@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tap_deploy.bundle import Bundle
+    from tap_deploy.bundle.bundle import Bundle
     from tap_deploy.concepts import Vocabulary
     from tap_deploy.config import TapConfig
     from tap_deploy.errors import TapError, VerificationError
-    from tap_deploy.picture_source import PictureFile
-    from tap_deploy.pictures import EncodedImage
+    from tap_deploy.pictures.source import PictureFile
+    from tap_deploy.prediction.inputs import EncodedImage
     from tap_deploy.predictor import TapPredictor
     from tap_deploy.prompts import Prompts
     from tap_deploy.regions import Regions
@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "bundle",
-    "EncodedImage": "pictures",
-    "PictureFile": "picture_source",
+    "Bundle": "bundle.bundle",
+    "EncodedImage": "prediction.inputs",
+    "PictureFile": "pictures.source",
     "Prompts": "prompts",
     "Regions": "regions",
     "TapConfig": "config",

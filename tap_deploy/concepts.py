@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.archives import arrays_from_npz
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file
+from tap_deploy.storage.archives import arrays_from_npz
+from tap_deploy.storage.files import atomic_file
 
 _LAYOUT = "weights float [E, K] and K names of text"
 
@@ -168,7 +168,7 @@ def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
 
 
 def _arrays_from_pickle(path: Path) -> tuple[Any, Any]:
-    from tap_deploy.unpickle import load_pickle  # only for the official files
+    from tap_deploy.storage.unpickle import load_pickle  # only for the official files
 
     content: Any = load_pickle(path)
     if isinstance(content, (list, tuple)) and len(content) == 2:

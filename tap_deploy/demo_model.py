@@ -68,6 +68,6 @@ class DemoModel:
                 raise CheckpointError(
                     f"{DEMO} is not whole: {path} is missing; install this package anew, or "
                     "train a model and put it there: python -m tap_deploy.training -o RUN, then "
-                    "python -m tap_deploy.training.ship RUN"
+                    "python -m tap_deploy.training.ship.ship RUN"
                 )
         return self

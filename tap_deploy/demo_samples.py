@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tap_deploy.config import PointLabel
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file
 from tap_deploy.masks import mask_from_rle, rle_from_mask
 from tap_deploy.prompts import Prompts
+from tap_deploy.storage.files import atomic_file
 
 SAMPLES_FILE = "samples.json"
 POINT, BOX, SKETCH = PROMPT_KINDS = ("point", "box", "sketch")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from tap_deploy.config import Preprocessing
 from tap_deploy.errors import InputError
-from tap_deploy.picture_reading import rgb_from_array, rgb_picture
-from tap_deploy.picture_source import Bands, ImageSource, ReadOptions, unpacked
+from tap_deploy.pictures.reading import rgb_from_array, rgb_picture
+from tap_deploy.pictures.source import Bands, ImageSource, ReadOptions, unpacked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def load_image(
             with options of its own, as a ``PictureFile``.
         convert: turn into 8-bit RGB what is something else, instead of refusing it: greyscale,
             palette, CMYK and YCbCr pictures; transparent ones, laid on white; and those of more
-            than 8 bits per channel, scaled as ``tap_deploy.picture_scaling.scaled`` says, with a
+            than 8 bits per channel, scaled as ``tap_deploy.pictures.scaling.scaled`` says, with a
             note to the logger ``tap_deploy``. Pixels that hold no data become white.
         bands: which bands are red, green and blue, counted from 1. They are required where a
             file has more bands than it explains.

@@ -7,7 +7,7 @@ from tap_deploy.errors import InputError
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 PRECISIONS = (FP32, FP16, INT8)
 
-# How the range of a tensor can be chosen; see tap_deploy.engines.thresholds.
+# How the range of a tensor can be chosen; see tap_deploy.engines.calibration.thresholds.
 CALIBRATION_METHODS = ("max", "entropy", "percentile", "mse")
 # By measurement: see docs/int8.md.
 DEFAULT_CALIBRATION_METHOD = "mse"

@@ -8,14 +8,21 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tap_deploy.answers import Answer, GraphCalls, OnProgress, Request, no_progress, regions_from
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import frame_image
-from tap_deploy.picture_source import ImageSource
-from tap_deploy.pictures import (
+from tap_deploy.pictures.source import ImageSource
+from tap_deploy.prediction.answers import (
+    Answer,
+    GraphCalls,
+    OnProgress,
+    Request,
+    no_progress,
+    regions_from,
+)
+from tap_deploy.prediction.inputs import (
     EncodedImage,
     Picture,
     blank_request,
@@ -26,9 +33,9 @@ from tap_deploy.pictures import (
     request_from,
     require_many,
 )
-from tap_deploy.predict_options import Masks, PredictOptions, check_vocabulary, require_int
+from tap_deploy.prediction.options import Masks, PredictOptions, check_vocabulary, require_int
+from tap_deploy.prediction.read_ahead import ReadAhead
 from tap_deploy.prompts import Prompts
-from tap_deploy.read_ahead import ReadAhead
 from tap_deploy.regions import Regions
 from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.coco import coco_annotations, coco_results
 from tap_deploy.config import PointLabel
-from tap_deploy.detections import detections
 from tap_deploy.errors import InputError
-from tap_deploy.json_values import DECIMALS, json_number
+from tap_deploy.formats.coco import coco_annotations, coco_results
+from tap_deploy.formats.detections import detections
+from tap_deploy.formats.json_values import DECIMALS, json_number
+from tap_deploy.formats.polygons import coco_polygons, feature_collection
 from tap_deploy.masks import Rle, area_from_rle, box_from_rle, mask_from_rle, rle_from_mask
-from tap_deploy.polygons import coco_polygons, feature_collection
 from tap_deploy.prompts import Prompts
 
 if TYPE_CHECKING:
     import supervision
     from PIL import Image
 
-    from tap_deploy.picture_source import ImageSource
+    from tap_deploy.pictures.source import ImageSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,9 +161,9 @@ class Regions:
         """Return COCO annotations: ``bbox``, ``area``, ``score`` and a compressed RLE.
 
         ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
-        concept) are there if they were computed. ``tap_deploy.coco.coco_dataset`` makes a file
-        of the annotations of many pictures, ``to_coco_results`` what is evaluated against one. An
-        empty mask has an area of 0 and the box [0, 0, 0, 0].
+        concept) are there if they were computed. ``tap_deploy.formats.coco.coco_dataset`` makes a
+        file of the annotations of many pictures, ``to_coco_results`` what is evaluated against
+        one. An empty mask has an area of 0 and the box [0, 0, 0, 0].
 
         Args:
             image_id: of the picture, for all annotations.

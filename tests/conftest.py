@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.config import TapConfig
-from tap_deploy.files import sha256_of_file
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.optional_modules import turn_telemetry_off
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.storage.files import sha256_of_file
 from tests import micro_files
 from tests.fake_cuda import FakeCuda, install_cuda_python
 from tests.kept_files import copy_kept
@@ -86,7 +86,7 @@ def fp16_bundle(
 ) -> Bundle:
     """The micro bundle with fp16 graphs, measured on the golden sample and a photograph."""
     pytest.importorskip("onnx_ir")
-    from tap_deploy.engines.fp16 import add_fp16
+    from tap_deploy.engines.fp16.convert import add_fp16
 
     folder = tmp_path_factory.mktemp("bundles") / "tap_micro_fp16"
     shutil.copytree(micro_bundle.path, folder)
@@ -118,9 +118,9 @@ def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
     """Graph name -> ``CalibrationTable`` of everything that could be quantized, method max."""
     import onnx_ir as ir
 
-    from tap_deploy.engines.calibration import calibrate_bundle, default_plans
-    from tap_deploy.engines.calibration_images import CalibrationImages
-    from tap_deploy.engines.quantization_plan import attention_nodes, tensors_to_calibrate
+    from tap_deploy.engines.calibration.chain import calibrate_bundle, default_plans
+    from tap_deploy.engines.calibration.pictures import CalibrationImages
+    from tap_deploy.engines.qdq.chosen_nodes import attention_nodes, tensors_to_calibrate
 
     tensors = {}
     for name, plan in default_plans(micro_bundle).items():
@@ -143,9 +143,9 @@ def is_residual(node: Any) -> bool:
 def rtx_plan(micro_config: TapConfig) -> Any:
     """Compile an ONNX file of the micro model with NVIDIA's builder; it needs no GPU for that."""
     pytest.importorskip("tensorrt_rtx")
-    from tap_deploy.engines.builder import engine_from_onnx
-    from tap_deploy.engines.profiles import optimization_profile
-    from tap_deploy.engines.target import BuildTarget
+    from tap_deploy.engines.build.builder import engine_from_onnx
+    from tap_deploy.engines.build.profiles import optimization_profile
+    from tap_deploy.engines.build.target import BuildTarget
 
     target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
 

@@ -757,4 +757,4 @@ def install_driver(monkeypatch: Any, cuda: FakeCuda, stack: Callable[[], Any] | 
             **{n: DriverFunction(returning_codes(n, f)) for n, f in functions.items()}
         )
 
-    monkeypatch.setattr("tap_deploy.sessions.driver_graphs.load_driver", load)
+    monkeypatch.setattr("tap_deploy.sessions.gpu.driver_graphs.load_driver", load)

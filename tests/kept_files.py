@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 
-from tap_deploy.files import sha256_of_file
+from tap_deploy.storage.files import sha256_of_file
 
 ENTRY = "entry"
 CONTENT = "content"

@@ -8,10 +8,10 @@ import tempfile
 
 import numpy as np
 
+from tap_deploy.bundle.manifest import CheckpointRecord
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.files import sha256_of_file
-from tap_deploy.manifest import CheckpointRecord
+from tap_deploy.storage.files import sha256_of_file
 
 DATA = pathlib.Path(__file__).parent / "data"
 CONFIG = DATA / "tap_micro.json"

@@ -10,7 +10,7 @@ from tap_deploy.errors import InputError
 
 
 def font_is_missing() -> bool:
-    from tap_deploy.training.emoji import emoji_font_path
+    from tap_deploy.training.scenes.emoji import emoji_font_path
 
     try:
         emoji_font_path()

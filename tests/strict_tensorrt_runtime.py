@@ -55,7 +55,7 @@ class Runtime(Strict):
             return self._refuse(f"made by {header.backend} {header.fake}")
         import onnxruntime
 
-        from tap_deploy.sessions.onnxruntime import EXACT_INT8
+        from tap_deploy.sessions.ort.session import EXACT_INT8
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3

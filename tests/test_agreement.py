@@ -10,10 +10,9 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.captioner import Captioner
-from tap_deploy.engines.agreement import Case, ReferenceAnswers, mask_ious
-from tap_deploy.engines.caption_agreement import (
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers, mask_ious
+from tap_deploy.engines.verdict.captions import (
     CaptionAgreement,
     Divergence,
     first_divergences,
@@ -23,6 +22,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.contract import Session, Tensors
+from tap_deploy.sessions.host_captioner import Captioner
 
 PAD = 499
 

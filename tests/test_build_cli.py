@@ -11,10 +11,10 @@ pytest.importorskip("onnx")
 from strict_tensorrt import Strict, strict_module
 
 from tap_deploy import graphs
-from tap_deploy.engines import dram
-from tap_deploy.engines import gpu as gpu_module
-from tap_deploy.engines.gpu import Gpu
-from tap_deploy.plans import load_plan, plan_digests, record_selftest
+from tap_deploy.bundle.plans import load_plan, plan_digests, record_selftest
+from tap_deploy.engines.estimate import memory as dram
+from tap_deploy.machine import gpu as gpu_module
+from tap_deploy.machine.gpu import Gpu
 from tests.commands import invoke, refused
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.config import Preprocessing
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.files import atomic_file, atomic_folder, sha256_of_file
+from tap_deploy.storage.files import atomic_file, atomic_folder, sha256_of_file
 
 ENCODER = "onnx/fp32/image_encoder.onnx"
 
@@ -259,8 +259,8 @@ def test_a_failed_move_brings_the_old_one_back(target, monkeypatch, error):
             raise error
         rename(source, destination)
 
-    monkeypatch.setattr("tap_deploy.files._exchange", lambda a, b: False)
-    monkeypatch.setattr("tap_deploy.files.os.rename", failing_rename)
+    monkeypatch.setattr("tap_deploy.storage.files._exchange", lambda a, b: False)
+    monkeypatch.setattr("tap_deploy.storage.files.os.rename", failing_rename)
     with pytest.raises((InputError, KeyboardInterrupt)):
         replaced(target, "new")
     assert len(moves) == 3
@@ -271,7 +271,7 @@ def test_a_failed_move_brings_the_old_one_back(target, monkeypatch, error):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_force_replaces_when_complete(target, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr("tap_deploy.files._exchange", lambda a, b: False)
+        monkeypatch.setattr("tap_deploy.storage.files._exchange", lambda a, b: False)
     replaced(target, "new")
     assert content(target) == "new"
     assert only(target)

@@ -16,12 +16,12 @@ from click.testing import CliRunner
 pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.cli import main
-from tap_deploy.engines.kernels import kernels_in_onnxruntime
+from tap_deploy.engines.verdict.kernels import kernels_in_onnxruntime
 from tap_deploy.errors import BundleError, InputError, SessionError
-from tap_deploy.onnx_files import load_graph
 from tap_deploy.sessions import create_session
 
 OUTSIDE = "../weights.bin"
@@ -30,15 +30,15 @@ OUTSIDE = "../weights.bin"
 @pytest.fixture(scope="module")
 def beside(micro_model, tmp_path_factory):
     """A bundle in fp32 and fp16 with all weights beside its graphs."""
-    from tap_deploy.engines.fp16 import add_fp16
+    from tap_deploy.bundle.manifest import CheckpointRecord
+    from tap_deploy.engines.fp16.convert import add_fp16
     from tap_deploy.export.bundle_export import export_bundle
-    from tap_deploy.manifest import CheckpointRecord
 
     digests = {"sha256": "0" * 64, "md5": "0" * 32}
     record = CheckpointRecord(file="made", **digests, known_as=None, synthetic=True)
     path = tmp_path_factory.mktemp("beside") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tap_deploy.onnx_files.EXTERNAL_DATA_BYTES", 0)
+        patch.setattr("tap_deploy.bundle.graph_files.EXTERNAL_DATA_BYTES", 0)
         bundle = export_bundle(micro_model, path, name="tap_micro", checkpoint=record).bundle
         add_fp16(bundle, threads=1)
     assert len(list(bundle.path.rglob("*.onnx.data"))) == 6

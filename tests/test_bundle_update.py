@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition, record_precision
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import bundle_addition, record_precision
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.files import atomic_folder, sha256_of_file
 from tap_deploy.precisions import variant_for
+from tap_deploy.storage.files import atomic_folder, sha256_of_file
 
 
 def add_fp16(bundle, content=b"weights"):
@@ -155,7 +155,7 @@ def test_a_reader_that_is_overtaken_reads_again(bundle, other, monkeypatch):
             add_variant(other, "fp16", b"new")
         return digest(path)
 
-    monkeypatch.setattr("tap_deploy.bundle.sha256_of_file", overtaken)
+    monkeypatch.setattr("tap_deploy.bundle.bundle.sha256_of_file", overtaken)
     opened = Bundle.open(bundle.path)
     assert opened.manifest == other.manifest
     assert opened.graph_path("image_encoder", "fp16").read_bytes() == b"new"

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
-from tap_deploy.engines.calibration_images import CalibrationImages
-from tap_deploy.engines.calibration_prompts import CalibrationPrompts
-from tap_deploy.engines.calibration_table import CalibrationTable, load_tables, save_tables
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.table import CalibrationTable, load_tables, save_tables
 from tap_deploy.errors import InputError
-from tap_deploy.picture_folders import find_pictures
+from tap_deploy.pictures.folders import find_pictures
 
 TABLE = CalibrationTable(
     graph="image_encoder",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tap_deploy import graphs
-from tap_deploy.captioner import Captioner, blank_after_eos, draw_noise
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.host_captioner import Captioner, blank_after_eos, draw_noise
 
 CONFIG = TapConfig(
     image_size=64,

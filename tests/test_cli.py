@@ -360,8 +360,8 @@ def test_the_way_to_end_is_put_back():
 def test_a_terminated_command_cleans_up(tmp_path):
     code = """
 import sys, time, click
-from tap_deploy.cli.exits import CleanExits
-from tap_deploy.files import atomic_folder
+from tap_deploy.console.exits import CleanExits
+from tap_deploy.storage.files import atomic_folder
 
 @click.command(cls=CleanExits)
 def work():

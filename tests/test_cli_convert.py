@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.export import samples
-from tap_deploy.files import sha256_of_file
+from tap_deploy.storage.files import sha256_of_file
 from tests.commands import failed, invoke, refused
 
 
@@ -93,7 +93,7 @@ def test_verify_rounds_fp16_on_a_cpu(converted, monkeypatch):
     assert (report["passed"], report["backend"]) == (True, "onnxruntime")
     assert report["precision"] == "fp16"
     with monkeypatch.context() as patch:
-        patch.setattr("tap_deploy.engines.half_rounding.round_to_half", lambda model: None)
+        patch.setattr("tap_deploy.engines.fp16.rounding.round_to_half", lambda model: None)
         hidden = json.loads(invoke("verify", converted[0], "--precision", "fp16", "--json").stdout)
     rows = zip(report["checks"], hidden["checks"], strict=True)
     larger = [row["mean_abs"] > other["mean_abs"] for row, other in rows if row["mean_abs"]]

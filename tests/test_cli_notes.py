@@ -14,7 +14,7 @@ pytest.importorskip("onnx_ir")
 from PIL import Image
 
 from tap_deploy.cli import main
-from tap_deploy.cli.exits import CleanExits
+from tap_deploy.console.exits import CleanExits
 
 logger = logging.getLogger("tap_deploy.somewhere")
 

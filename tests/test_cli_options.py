@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor

@@ -17,8 +17,8 @@ coco_mask = pytest.importorskip("pycocotools.mask")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tap_deploy.coco import coco_dataset
 from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.formats.coco import coco_dataset
 from tap_deploy.regions import Regions
 from tests.made_regions import HEIGHT, WIDTH, made_up, with_masks, with_rles
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tap_deploy.cli import extras
+from tap_deploy.console import extras
 from tap_deploy.errors import InputError
 from tap_deploy.machine.cpu import usable_cores, usable_cpus
 from tap_deploy.machine.host import Host

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tap_deploy import picture_scaling
 from tap_deploy.errors import InputError, MissingDependencyError, TapError
 from tap_deploy.image import load_image
+from tap_deploy.pictures import scaling as picture_scaling
 from tests.pictures import HEIGHT, WIDTH, deep_png, message_of, png_chunk
 
 rasterio = pytest.importorskip("rasterio")

@@ -123,7 +123,7 @@ def test_samples_need_no_torch():
     import sys
 
     code = (
-        "import sys, tap_deploy.cli.samples, tap_deploy.training.metrics\n"
+        "import sys, tap_deploy.cli.samples, tap_deploy.training.scores.metrics\n"
         "print(*{'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
     )
     result = subprocess.run(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tap_deploy.errors import MissingDependencyError, SessionError
-from tap_deploy.sessions.buffers import Buffers
-from tap_deploy.sessions.device_memory import open_device_memory
+from tap_deploy.sessions.gpu.buffers import Buffers
+from tap_deploy.sessions.gpu.memory import open_device_memory
 from tests.fake_cuda import (
     CudaError,
     FakeCuda,

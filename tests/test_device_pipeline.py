@@ -18,23 +18,24 @@ import numpy as np
 import pytest
 
 from tap_deploy import TapPredictor
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.cli.verify import verify_bundle
-from tap_deploy.engines.bundle_build import build_engines
-from tap_deploy.engines.gpu import Gpu
-from tap_deploy.engines.islands import choose_islands
-from tap_deploy.engines.precision import half_from_single
-from tap_deploy.engines.target import BuildTarget
+from tap_deploy.engines.build.bundle_build import build_engines
+from tap_deploy.engines.build.target import BuildTarget
+from tap_deploy.engines.fp16.islands import choose_islands
+from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import BundleError, InputError, MissingDependencyError, SessionError
-from tap_deploy.golden import GoldenSample
+from tap_deploy.machine.gpu import Gpu
 from tap_deploy.masks import request_answers
-from tap_deploy.onnx_files import save_graph
-from tap_deploy.sessions import runtime_cache, sessions_from_bundle
-from tap_deploy.sessions import tensorrt as tensorrt_sessions
-from tap_deploy.sessions.device_captioner import DeviceCaptioner
+from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.tensorrt import TensorRtEngine
+from tap_deploy.sessions.trt import engine as tensorrt_sessions
+from tap_deploy.sessions.trt import runtime_cache
+from tap_deploy.sessions.trt.engine import TensorRtEngine
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
 from tests.strict_tensorrt_runtime import live_objects, runtime_module
@@ -225,7 +226,7 @@ def test_eos_is_polled_every_few_steps(load, cuda, picture, points):
 def test_captions_end_at_eos(load, cuda, monkeypatch, predictor, picture, points, interval):
     """The captions of the micro model hold no EOS, so tokens that they do hold play it."""
     ids = predict(predictor, picture, points).caption_ids
-    monkeypatch.setattr("tap_deploy.captioner.EOS_ID", int(ids[0, 2]))
+    monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", int(ids[0, 2]))
     wanted = predict(predictor, picture, points[:1], max_new_tokens=None)
     assert (wanted.caption_ids[0, 3:] == predictor.config.pad_id).all()
     with load(cuda, eos_interval_steps=interval) as device:
@@ -770,7 +771,7 @@ def test_an_engine_for_another_gpu(load, cuda):
 
 
 def test_engines_that_failed_their_selftest(load, cuda, engine_bundle, monkeypatch):
-    from tap_deploy.plans import plan_digests, record_selftest
+    from tap_deploy.bundle.plans import plan_digests, record_selftest
 
     (folder,) = engine_bundle.path.glob("engines/tensorrt-10.3*-fp32")
     record_selftest(folder, {"passed": False}, tested=plan_digests(folder))

@@ -13,8 +13,8 @@ import pytest
 from benchmarks.engines import main as benchmark
 from tap_deploy.cli import COMMANDS
 from tap_deploy.config import TapConfig
-from tap_deploy.engines.device_profiles import DEVICE_PROFILES, GIBIBYTE, device_profile
-from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device
+from tap_deploy.engines.estimate.devices import DEVICE_PROFILES, GIBIBYTE, device_profile
+from tap_deploy.engines.estimate.estimate import EstimateOptions, estimate_for_device
 from tap_deploy.machine.jetson import COMPONENTS
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "jetson.md").read_text("utf-8")

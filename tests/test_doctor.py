@@ -16,7 +16,7 @@ import click.testing
 import numpy as np
 import pytest
 
-from tap_deploy.cli import doctor, packages, probe
+from tap_deploy.cli.doctor import doctor, packages, probe
 from tap_deploy.machine import host as machine_host
 from tap_deploy.machine.host import CommandResult, Host
 from tap_deploy.machine.memory import memory_of
@@ -328,7 +328,7 @@ def test_an_unknown_use_is_refused():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from tap_deploy.cli.doctor import doctor_command as doctor;"
+        "import sys; from tap_deploy.cli.doctor.doctor import doctor_command as doctor;"
         "doctor(['--json'], standalone_mode=False); sys.stdout.write('modules: ');"
         "print({'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'sentencepiece'} & set(sys.modules))"
     )

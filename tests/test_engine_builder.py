@@ -13,20 +13,20 @@ import onnx
 from strict_tensorrt import VERSIONS, Builder, Strict, read_plan, strict_module
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.engines.builder import engine_from_onnx
-from tap_deploy.engines.bundle_build import build_engines, planned_builds
-from tap_deploy.engines.fp16 import add_fp16
-from tap_deploy.engines.gpu import Gpu
-from tap_deploy.engines.int8 import make_int8
-from tap_deploy.engines.int8_options import Int8Options
-from tap_deploy.engines.profiles import profile_as_json
-from tap_deploy.engines.quantize import QuantizeOptions
-from tap_deploy.engines.smoothed_bundle import OFF
-from tap_deploy.engines.target import BuildTarget
-from tap_deploy.engines.timing_cache import attach_timing_cache, save_timing_cache
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.engines.build.builder import engine_from_onnx
+from tap_deploy.engines.build.bundle_build import build_engines, planned_builds
+from tap_deploy.engines.build.profiles import profile_as_json
+from tap_deploy.engines.build.target import BuildTarget
+from tap_deploy.engines.build.timing_cache import attach_timing_cache, save_timing_cache
+from tap_deploy.engines.fp16.convert import add_fp16
+from tap_deploy.engines.int8.add import QuantizeOptions
+from tap_deploy.engines.int8.make import make_int8
+from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
-from tap_deploy.sessions.tensorrt_log import error_log
+from tap_deploy.machine.gpu import Gpu
+from tap_deploy.sessions.trt.log import error_log
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", driver="540.4.0 (CUDA 12.6)", integrated=True)
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -209,7 +209,7 @@ def test_an_interrupt_ends_the_build_and_leaves_nothing(trt103, bundle, error):
 
 
 def test_nested_phases_make_one_share(trt103):
-    from tap_deploy.engines.build_log import progress_monitor
+    from tap_deploy.engines.build.progress import progress_monitor
 
     shares = []
     monitor = progress_monitor(trt103, lambda share, phase: shares.append(round(share, 3)))

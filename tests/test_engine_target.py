@@ -16,19 +16,19 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.config import VARIANTS
-from tap_deploy.engines import gpu as gpu_module
-from tap_deploy.engines.bundle_build import planned_builds
-from tap_deploy.engines.dram import available_memory, build_memory_bytes, check_memory
-from tap_deploy.engines.emit import tool_command
-from tap_deploy.engines.gpu import gpu_from_driver, local_gpu
-from tap_deploy.engines.inspection import precisions_from_json
-from tap_deploy.engines.profiles import optimization_profile
-from tap_deploy.engines.target import (
+from tap_deploy.engines.build.bundle_build import planned_builds
+from tap_deploy.engines.build.emit import tool_command
+from tap_deploy.engines.build.inspection import precisions_from_json
+from tap_deploy.engines.build.profiles import optimization_profile
+from tap_deploy.engines.build.target import (
     BuildTarget,
     bytes_from_text,
     compute_capabilities_from_text,
 )
+from tap_deploy.engines.estimate.memory import available_memory, build_memory_bytes, check_memory
 from tap_deploy.errors import InputError
+from tap_deploy.machine import gpu as gpu_module
+from tap_deploy.machine.gpu import gpu_from_driver, local_gpu
 from tap_deploy.machine.host import Host
 
 GIB = 1 << 30

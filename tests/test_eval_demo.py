@@ -29,7 +29,7 @@ def run(monkeypatch):
         made.append((split, image_size))
         return StandInScenes()
 
-    monkeypatch.setattr("tap_deploy.training.scenes.SceneGenerator", scenes)
+    monkeypatch.setattr("tap_deploy.training.scenes.scenes.SceneGenerator", scenes)
 
     def invoke(*args):
         result = CliRunner().invoke(main, ["eval-demo", *args], standalone_mode=False)
@@ -95,7 +95,9 @@ def test_precisions_stand_side_by_side_and_can_be_required(run, micro_bundle, mo
 
 
 def test_a_missed_target_is_exit_code_1_and_the_table_is_there(micro_bundle, monkeypatch):
-    monkeypatch.setattr("tap_deploy.training.scenes.SceneGenerator", lambda *_: StandInScenes())
+    monkeypatch.setattr(
+        "tap_deploy.training.scenes.scenes.SceneGenerator", lambda *_: StandInScenes()
+    )
     subjects_by_precision(monkeypatch, [])
     args = ["eval-demo", str(micro_bundle.path), "--regions", "2", "--precision", "int8"]
     assert CliRunner().invoke(main, args).exit_code == 0
@@ -127,7 +129,7 @@ def test_without_a_bundle_the_shipped_model_is_scored(
         exported.append(given)
         return micro_bundle
 
-    monkeypatch.setattr("tap_deploy.training.demo_bundle.export_demo", export_demo)
+    monkeypatch.setattr("tap_deploy.export.demo.export_demo", export_demo)
     scores = json.loads(run("--regions", "1", "--json"))
     assert list(scores) == ["PyTorch", "onnxruntime fp32"] and exported == [demo]
 
@@ -144,8 +146,8 @@ def test_what_cannot_be_evaluated_is_said(run, micro_bundle, assets, tmp_path):
 def test_nothing_heavy_is_imported_for_it():
     """A bundle is evaluated without torch."""
     code = (
-        "import sys, tap_deploy.cli.eval_demo, tap_deploy.training.evaluation\n"
-        "import tap_deploy.training.scenes\n"
+        "import sys, tap_deploy.cli.eval_demo, tap_deploy.training.scores.evaluation\n"
+        "import tap_deploy.training.scenes.scenes\n"
         "print(*{'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
     )
     result = subprocess.run(

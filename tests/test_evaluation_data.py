@@ -11,11 +11,11 @@ from PIL import Image
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
-from tap_deploy.engines import evaluation_data
-from tap_deploy.engines.agreement import mask_ious
-from tap_deploy.engines.calibration_images import CalibrationImages
-from tap_deploy.engines.calibration_prompts import CalibrationPrompts
-from tap_deploy.engines.evaluation_data import cases_from_images, propose, split_images, without
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.verdict import regions as evaluation_data
+from tap_deploy.engines.verdict.agreement import mask_ious
+from tap_deploy.engines.verdict.regions import cases_from_images, propose, split_images, without
 from tap_deploy.errors import InputError
 
 
@@ -77,7 +77,7 @@ def test_proposals_are_distinct_regions(predictor, photo):
 
 
 def test_the_same_mask_is_proposed_once(predictor):
-    from tap_deploy.engines.evaluation_data import _distinct
+    from tap_deploy.engines.verdict.regions import _distinct
 
     masks = np.zeros((4, 20, 20), bool)
     masks[0, :10, :10] = masks[1, :10, :9] = True  # all but the same

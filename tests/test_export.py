@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.caption_steps import step_inputs
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import CheckpointRecord
 from tap_deploy.errors import BundleError, InputError, VerificationError
 from tap_deploy.export import bundle_export
 from tap_deploy.export.folding import (
@@ -25,11 +25,11 @@ from tap_deploy.export.folding import (
 )
 from tap_deploy.export.prompt_decoder import AnsweringToken
 from tap_deploy.export.text_decoder import rotation_table
-from tap_deploy.manifest import CheckpointRecord
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
 from tap_deploy.sessions import create_session
-from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
+from tap_deploy.sessions.caption_steps import step_inputs
+from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
 TOLERANCE = 1e-4
@@ -350,7 +350,7 @@ def test_concepts_and_tokenizer_must_fit_the_model(micro_model, tmp_path, assets
 def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     micro_model, micro_config, tmp_path, monkeypatch
 ):
-    from tap_deploy import onnx_files
+    from tap_deploy.bundle import graph_files as onnx_files
     from tap_deploy.export import exporter
 
     monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_BYTES", 1000)
@@ -369,7 +369,7 @@ def test_a_graph_that_has_become_small_does_not_refer_to_the_file_of_the_large_o
     """As the int8 form of a graph whose fp32 weights lie beside it."""
     import onnx_ir as ir
 
-    from tap_deploy.onnx_files import save_graph
+    from tap_deploy.bundle.graph_files import save_graph
 
     large = tmp_path / "large" / "text_decoder.onnx"
     large.parent.mkdir()

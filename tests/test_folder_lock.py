@@ -12,17 +12,17 @@ import tempfile
 
 import pytest
 
-from tap_deploy import folder_lock
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_folder
-from tap_deploy.folder_lock import locked_folder
+from tap_deploy.storage import folder_lock
+from tap_deploy.storage.files import atomic_folder
+from tap_deploy.storage.folder_lock import locked_folder
 
 fcntl = pytest.importorskip("fcntl")
 
 # Takes the lock, says so, and does what the line says that it is sent then.
 HOLDER = """
 import os, pathlib, sys
-from tap_deploy.folder_lock import locked_folder
+from tap_deploy.storage.folder_lock import locked_folder
 with locked_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     exec(sys.stdin.readline())
@@ -107,7 +107,7 @@ def test_threads_and_bodies_that_raise(tmp_path, impatient):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_folder_is_not_replaced_while_it_is_changed(tmp_path, impatient, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr("tap_deploy.files._exchange", lambda a, b: False)
+        monkeypatch.setattr("tap_deploy.storage.files._exchange", lambda a, b: False)
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "marker").touch()

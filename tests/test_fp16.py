@@ -13,22 +13,22 @@ pytest.importorskip("onnx_ir")
 import onnx_ir as ir
 
 from tap_deploy import TapPredictor, graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.engines.activation_ranges import RangeSession
-from tap_deploy.engines.fp16 import add_fp16, measure
-from tap_deploy.engines.half_rounding import load_rounding
-from tap_deploy.engines.islands import OVERFLOW_LIMIT, Reason, choose_islands, weight_report
-from tap_deploy.engines.precision import half_from_single
-from tap_deploy.engines.sample_inputs import (
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.engines.calibration.maxima import RangeSession
+from tap_deploy.engines.fp16.convert import add_fp16, measure
+from tap_deploy.engines.fp16.islands import OVERFLOW_LIMIT, Reason, choose_islands, weight_report
+from tap_deploy.engines.fp16.rounding import load_rounding
+from tap_deploy.engines.fp16.samples import (
     find_samples,
     golden_inputs,
     picture_inputs,
     read_samples,
     run_sample,
 )
+from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.onnx_files import save_graph
 from tap_deploy.sessions import create_session
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -170,7 +170,7 @@ def test_outputs_that_fp16_cannot_hold_are_refused(micro_bundle, monkeypatch, tm
     bundle = Bundle.open(tmp_path / "bundle")
     before = bundle.manifest
     monkeypatch.setattr(
-        "tap_deploy.engines.fp16.measure",
+        "tap_deploy.engines.fp16.convert.measure",
         lambda *_, **__: {n: {"logits": 4e4} for n in graphs.GRAPH_NAMES},
     )
     with pytest.raises(VerificationError, match=r"output logits reaches 4e\+04.*use fp32"):
@@ -354,13 +354,15 @@ def test_sessions_are_closed_when_a_sample_or_a_check_fails(micro_bundle, tmp_pa
 
     monkeypatch.setattr(RangeSession, "close", noted)
     with monkeypatch.context() as patch, pytest.raises(VerificationError):
-        patch.setattr("tap_deploy.engines.fp16.run_sample", fail)
+        patch.setattr("tap_deploy.engines.fp16.convert.run_sample", fail)
         measure(micro_bundle, [golden_inputs(micro_bundle)], threads=1)
     assert sorted(closed) == sorted(graphs.GRAPH_NAMES)
     closed.clear()
-    monkeypatch.setattr("tap_deploy.engines.fp16.verify_sessions", fail)
-    monkeypatch.setattr("tap_deploy.sessions.onnxruntime.OnnxRuntimeSession.close", noted)
-    monkeypatch.setattr("tap_deploy.engines.fp16.measure", lambda bundle, *args, **options: maxima)
+    monkeypatch.setattr("tap_deploy.engines.fp16.convert.verify_sessions", fail)
+    monkeypatch.setattr("tap_deploy.sessions.ort.session.OnnxRuntimeSession.close", noted)
+    monkeypatch.setattr(
+        "tap_deploy.engines.fp16.convert.measure", lambda bundle, *args, **options: maxima
+    )
     maxima = {name: {} for name in graphs.GRAPH_NAMES}
     bundle = Bundle.open(shutil.copytree(micro_bundle.path, tmp_path / "bundle"))
     with pytest.raises(VerificationError):

@@ -18,15 +18,15 @@ torch = pytest.importorskip("torch")
 import onnx_ir as ir
 
 from tap_deploy import graphs
-from tap_deploy.comparison import compare
-from tap_deploy.engines.fp16 import add_fp16
-from tap_deploy.engines.half_rounding import load_rounding
-from tap_deploy.engines.islands import FP16_MAX, Reason
-from tap_deploy.engines.precision import half_from_single
-from tap_deploy.golden import GoldenSample
-from tap_deploy.onnx_files import save_graph
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.engines.fp16.convert import add_fp16
+from tap_deploy.engines.fp16.islands import FP16_MAX, Reason
+from tap_deploy.engines.fp16.rounding import load_rounding
+from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.sessions import create_session
-from tap_deploy.tolerances import FP16_TOLERANCES
+from tap_deploy.verify.comparison import compare
+from tap_deploy.verify.tolerances import FP16_TOLERANCES
 
 STREAM_SCALE = 300  # more makes the weights that read the stream subnormal in fp16
 SCORES_BEFORE_SOFTMAX = ("blocks.1.attn/MatMul", "blocks.2.attn/MatMul")
@@ -56,9 +56,9 @@ def overflowing(model):
 
 @pytest.fixture(scope="module")
 def bundle(micro_config, tmp_path_factory):
+    from tap_deploy.bundle.manifest import CheckpointRecord
     from tap_deploy.export import samples
     from tap_deploy.export.bundle_export import export_bundle
-    from tap_deploy.manifest import CheckpointRecord
     from tap_deploy.reference.synthetic import synthetic_model
 
     record = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)

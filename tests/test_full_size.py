@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 
 from tap_deploy import Prompts, TapPredictor, Vocabulary, graphs
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.prompt_options import load_sketch
 from tap_deploy.config import VARIANTS
-from tap_deploy.engines.work import graph_works
+from tap_deploy.engines.estimate.work import graph_works
 from tap_deploy.image import load_image, model_image
 from tap_deploy.masks import masks_from_logits, select_mask_token
 

@@ -19,14 +19,14 @@ import pytest
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
 from tap_deploy.errors import SessionError
-from tap_deploy.sessions.buffers import Buffers
 from tap_deploy.sessions.contract import resolve_shape
-from tap_deploy.sessions.cuda_python import CudaPythonMemory
-from tap_deploy.sessions.device_captioner import DeviceCaptioner
-from tap_deploy.sessions.device_graph import DeviceExecutor, DeviceGraph
-from tap_deploy.sessions.device_memory import ALIGNMENT_BYTES, DeviceMemory
+from tap_deploy.sessions.gpu.buffers import Buffers
+from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
+from tap_deploy.sessions.gpu.cuda_python import CudaPythonMemory
+from tap_deploy.sessions.gpu.graph import DeviceExecutor, DeviceGraph
+from tap_deploy.sessions.gpu.memory import ALIGNMENT_BYTES, DeviceMemory
+from tap_deploy.sessions.gpu.pycuda import PycudaMemory
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.pycuda import PycudaMemory
 from tests.fake_cuda import FakeCuda, install_cuda_python, install_pycuda
 
 # CuPy 14 renames ExternalStream.

@@ -20,27 +20,27 @@ import pytest
 from click.testing import CliRunner
 
 from tap_deploy import TapPredictor
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.cli import main
 from tap_deploy.cli.verify import verify_bundle
-from tap_deploy.engines.bundle_build import build_engines
-from tap_deploy.engines.fp16 import add_fp16
-from tap_deploy.engines.gpu import local_gpu
-from tap_deploy.engines.int8 import make_int8
-from tap_deploy.engines.int8_options import Int8Options
-from tap_deploy.engines.quantize import QuantizeOptions
-from tap_deploy.engines.smoothed_bundle import OFF
-from tap_deploy.engines.target import BuildTarget
+from tap_deploy.engines.build.bundle_build import build_engines
+from tap_deploy.engines.build.target import BuildTarget
+from tap_deploy.engines.fp16.convert import add_fp16
+from tap_deploy.engines.int8.add import QuantizeOptions
+from tap_deploy.engines.int8.make import make_int8
+from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 from tap_deploy.errors import TapError
-from tap_deploy.golden import GoldenSample
-from tap_deploy.sessions.device_memory import open_device_memory
+from tap_deploy.machine.gpu import local_gpu
+from tap_deploy.sessions.gpu.memory import open_device_memory
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.provider_libraries import (
+from tap_deploy.sessions.ort.provider_libraries import (
     library_error,
     plugin_device,
     preload_libraries,
 )
-from tap_deploy.sessions.providers import PLUGIN, PROVIDERS
+from tap_deploy.sessions.ort.providers import PLUGIN, PROVIDERS
 
 pytestmark = pytest.mark.gpu
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.runner import FAILED, NO_TIME, PASSED, SKIPPED, StepResult
 from benchmarks.gpu.steps import STEPS, select
 from benchmarks.stages import Inputs
 from tap_deploy import TapPredictor
-from tap_deploy.golden import GoldenSample
+from tap_deploy.bundle.golden import GoldenSample
 from tests import fake_onnxruntime
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent

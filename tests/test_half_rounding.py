@@ -15,12 +15,12 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from tap_deploy import graphs
-from tap_deploy.engines.half_rounding import load_rounding
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.engines.fp16.rounding import load_rounding
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.golden import GoldenSample
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import onnxruntime as backend
+from tap_deploy.sessions.ort import session as backend
 
 HALF_UNIT = 2.0**-11
 ON, OFF = "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
-from tap_deploy.engines.histogram import CHUNK_VALUES, MagnitudeHistogram
+from tap_deploy.engines.calibration.histogram import CHUNK_VALUES, MagnitudeHistogram
 
 
 def histogram_of(*parts):

@@ -57,9 +57,10 @@ def test_menu():
         "import tap_deploy",
         "import tap_deploy.cli",
         "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
-        "import tap_deploy.cli.export, tap_deploy.cli.doctor, tap_deploy.cli.build",
+        "import tap_deploy.cli.export, tap_deploy.cli.doctor.doctor, tap_deploy.cli.build",
         "import tap_deploy.cli.quantize, tap_deploy.cli.verdict",
-        "import tap_deploy.plans, tap_deploy.engines.bundle_build, tap_deploy.engines.emit",
+        "import tap_deploy.bundle.plans, tap_deploy.engines.build.bundle_build",
+        "import tap_deploy.engines.build.emit",
         "import tap_deploy.engines",
     ],
 )
@@ -81,7 +82,7 @@ def test_export_and_engines_do_not_know_each_other():
     pytest.importorskip("torch")
     exported = modules_after("import tap_deploy.export.bundle_export")
     assert not {name for name in exported if name.startswith("tap_deploy.engines")}
-    engines = modules_after("import tap_deploy.engines.bundle_build")
+    engines = modules_after("import tap_deploy.engines.build.bundle_build")
     assert not {name for name in engines if name.startswith(("tap_deploy.export", "torch"))}
 
 

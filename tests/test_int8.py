@@ -20,27 +20,27 @@ from PIL import Image
 
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition, record_precision
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import bundle_addition, record_precision
 from tap_deploy.cli import main
 from tap_deploy.cli.verdict import report_text
 from tap_deploy.cli.verdict_options import EAGER, eager_runtime
-from tap_deploy.engines.blocks import Exclusions
-from tap_deploy.engines.budget import Budget
-from tap_deploy.engines.calibration import default_plans
-from tap_deploy.engines.calibration_prompts import CalibrationPrompts
-from tap_deploy.engines.calibration_table import load_tables
-from tap_deploy.engines.candidate import CandidateSessions
-from tap_deploy.engines.evaluation_data import split_images
-from tap_deploy.engines.fp16 import add_fp16
-from tap_deploy.engines.int8 import judge_on_images, make_int8
-from tap_deploy.engines.int8_options import Int8Options, evaluation_images
-from tap_deploy.engines.judge import VerdictOptions
-from tap_deploy.engines.quantization_plan import QuantizationPlan
-from tap_deploy.engines.quantize import RANGES_FILE, QuantizeOptions, pictures_calibrated_on
-from tap_deploy.engines.speed import SpeedOptions
-from tap_deploy.engines.verdict import Floors
-from tap_deploy.engines.verdict_record import EXCLUSIONS_FILE, record_verdict
+from tap_deploy.engines.calibration.chain import default_plans
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.table import load_tables
+from tap_deploy.engines.fp16.convert import add_fp16
+from tap_deploy.engines.int8.add import RANGES_FILE, QuantizeOptions, pictures_calibrated_on
+from tap_deploy.engines.int8.blocks import Exclusions
+from tap_deploy.engines.int8.budget import Budget
+from tap_deploy.engines.int8.candidates import CandidateSessions
+from tap_deploy.engines.int8.make import judge_on_images, make_int8
+from tap_deploy.engines.int8.options import Int8Options, evaluation_images
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.verdict.judge import VerdictOptions
+from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
+from tap_deploy.engines.verdict.regions import split_images
+from tap_deploy.engines.verdict.speed import SpeedOptions
+from tap_deploy.engines.verdict.verdict import Floors
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
@@ -244,7 +244,7 @@ def test_quantizing_again_takes_the_old_reports_away(quantized, folder, tmp_path
 
 
 def test_a_slip_in_the_exclusions_costs_no_calibration(folder, micro_bundle, monkeypatch):
-    monkeypatch.setattr("tap_deploy.engines.int8.find_ranges", None)
+    monkeypatch.setattr("tap_deploy.engines.int8.make.find_ranges", None)
     slip = Exclusions(entries={IMAGE_ENCODER: ("block.0",)})
     with pytest.raises(InputError, match=r"'block\.0' stands for no quantizable node"):
         make_int8(micro_bundle, options(folder, exclusions=slip, verdict=None))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tap_deploy.cli.doctor import diagnose
+from tap_deploy.cli.doctor.doctor import diagnose
 from tap_deploy.machine.host import CommandResult, Host
 from tap_deploy.machine.jetson import JETPACKS, Clock
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict

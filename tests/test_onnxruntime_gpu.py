@@ -22,8 +22,9 @@ from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import DeviceOptions, runtime_cache, sessions_from_bundle
-from tap_deploy.sessions.providers import PROVIDERS, TENSORRT, Provider
+from tap_deploy.sessions import DeviceOptions, sessions_from_bundle
+from tap_deploy.sessions.ort.providers import PROVIDERS, TENSORRT, Provider
+from tap_deploy.sessions.trt import runtime_cache
 from tests import fake_onnxruntime
 
 TOKENS = 5
@@ -293,7 +294,7 @@ def test_the_real_plugin():
         pytest.skip(f"{PLUGIN} is not installed")
     program = (
         "import onnxruntime\n"
-        "from tap_deploy.sessions.provider_libraries import plugin_device\n"
+        "from tap_deploy.sessions.ort.provider_libraries import plugin_device\n"
         "from tap_deploy.errors import SessionError\n"
         "try: print(plugin_device(onnxruntime, 0).ep_name)\n"
         "except SessionError as exc: print(exc)\n"

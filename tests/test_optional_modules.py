@@ -198,7 +198,7 @@ def test_a_missing_library_of_a_cuda_binding_is_named(site):
         "raise ImportError('libdoor.so: gone')\n"
     )
     code = (
-        "from tap_deploy.sessions.device_memory import open_device_memory\n"
+        "from tap_deploy.sessions.gpu.memory import open_device_memory\n"
         "try: open_device_memory()\n"
         "except Exception as exc: print(exc)\n"
     )

@@ -80,7 +80,7 @@ def test_nothing_generic_lands_in_site_packages(wheel):
 
 def test_types_data_and_licences_are_in_the_wheel(wheel):
     names = wheel.namelist()
-    assert {"tap_deploy/py.typed", "tap_deploy/training/concept_space.npz"} <= set(names)
+    assert {"tap_deploy/py.typed", "tap_deploy/training/words/concept_space.npz"} <= set(names)
     demo = [path for path in (PROJECT / "tap_deploy/demo").rglob("*") if path.is_file()]
     assert {path.relative_to(PROJECT).as_posix() for path in demo} <= set(names)
     assert metadata_file(wheel, "licenses/LICENSE") == (PROJECT / "LICENSE").read_text("utf-8")

@@ -22,10 +22,10 @@ from PIL import Image, ImageOps, PngImagePlugin, WebPImagePlugin
 from tap_deploy import PictureFile
 from tap_deploy.errors import InputError
 from tap_deploy.image import frame_image, load_image
-from tap_deploy.picture_layout import layout_of
-from tap_deploy.picture_opening import open_picture
-from tap_deploy.picture_source import ReadOptions, name_of
-from tap_deploy.png_chunks import without_texts
+from tap_deploy.pictures.layout import layout_of
+from tap_deploy.pictures.opening import open_picture
+from tap_deploy.pictures.png_chunks import without_texts
+from tap_deploy.pictures.source import ReadOptions, name_of
 from tests.pictures import message_of, png_chunk, png_of, random_rgb
 
 ORIENTATION = 0x0112

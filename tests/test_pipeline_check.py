@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.check_recorder import CheckRecorder
-from tap_deploy.golden import GoldenSample
-from tap_deploy.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.sessions import DeviceOptions, pipeline_from_bundle, sessions_from_bundle
-from tap_deploy.tolerances import FP16_TOLERANCES
-from tap_deploy.verify import expected_of_pipeline
+from tap_deploy.verify.graph_check import expected_of_pipeline
+from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
+from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.tolerances import FP16_TOLERANCES
 from tests import fake_onnxruntime
 
 

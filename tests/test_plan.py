@@ -13,11 +13,15 @@ from click.testing import CliRunner
 
 from tap_deploy.cli import main
 from tap_deploy.config import VARIANTS
-from tap_deploy.engines.device_profiles import DEVICE_PROFILES, GIBIBYTE, device_profile
-from tap_deploy.engines.dram import build_estimate, engine_bytes, run_estimate
-from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device, quantized_nodes
-from tap_deploy.engines.roofline import FACTORS, moved_bytes, stage_estimate, weight_bytes
-from tap_deploy.engines.work import GraphWork, Kernel, graph_works
+from tap_deploy.engines.estimate.devices import DEVICE_PROFILES, GIBIBYTE, device_profile
+from tap_deploy.engines.estimate.estimate import (
+    EstimateOptions,
+    estimate_for_device,
+    quantized_nodes,
+)
+from tap_deploy.engines.estimate.memory import build_estimate, engine_bytes, run_estimate
+from tap_deploy.engines.estimate.roofline import FACTORS, moved_bytes, stage_estimate, weight_bytes
+from tap_deploy.engines.estimate.work import GraphWork, Kernel, graph_works
 from tap_deploy.errors import InputError
 
 DEVICE = dataclasses.replace(

@@ -9,11 +9,9 @@ import shutil
 import pytest
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import bundle_addition
-from tap_deploy.errors import BundleError
-from tap_deploy.plan_record import PlanRecord
-from tap_deploy.plans import (
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.bundle.plans import (
     all_records,
     cached_record,
     load_plan,
@@ -23,6 +21,8 @@ from tap_deploy.plans import (
     save_plan,
     selftest_passed,
 )
+from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.errors import BundleError
 
 PLAN = b"ftrt, and then some"
 ORIN = {"backend": "tensorrt", "backend_version": "10.3.0", "compute_capability": "8.7"}

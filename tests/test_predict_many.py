@@ -11,7 +11,7 @@ from PIL import Image
 
 from tap_deploy import PictureFile, Prompts, TapPredictor, graphs
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.read_ahead import ReadAhead
+from tap_deploy.prediction.read_ahead import ReadAhead
 from tap_deploy.sessions.fake import FakeSession
 
 POINTS = [[[9, 9, 1]], [[30, 20, 1]]]

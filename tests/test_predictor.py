@@ -121,7 +121,7 @@ def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
 
 def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
     """Three captions a call: each region gets its own, and the chunks are really made."""
-    monkeypatch.setattr("tap_deploy.answers.captions_per_call", lambda *sizes: 3)
+    monkeypatch.setattr("tap_deploy.prediction.answers.captions_per_call", lambda *sizes: 3)
     calls = []
     with TapPredictor.from_bundle(micro_bundle.path) as predictor:
         regions = predictor.predict(
@@ -143,7 +143,7 @@ def test_captions_end_like_those_of_the_reference(
     """The golden captions hold no EOS, so a token that they do hold plays it."""
     torch = pytest.importorskip("torch")
     eos = int(golden["text_tokens"][ending_row, 4])
-    monkeypatch.setattr("tap_deploy.captioner.EOS_ID", eos)
+    monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", eos)
     monkeypatch.setattr("tap_deploy.reference.text_decoder.EOS_ID", eos)
     tokens = np.ascontiguousarray(golden["semantic_tokens"][np.arange(8), golden["mask_index"]])
     with torch.inference_mode():
@@ -217,7 +217,7 @@ def test_draws_do_not_depend_on_batches_of_prompts(predictor, golden, monkeypatc
         captioner, tokens = lane.captioner, expected.semantic_tokens
         ids = captioner.generate(tokens, temperature=1.0, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(ids, expected.caption_ids)
-    monkeypatch.setattr("tap_deploy.answers.prompts_per_call", lambda *_: 3)
+    monkeypatch.setattr("tap_deploy.prediction.answers.prompts_per_call", lambda *_: 3)
     regions = predictor.predict(rgb(golden, 0), **options)
     np.testing.assert_array_equal(regions.caption_ids, expected.caption_ids)
 
@@ -408,7 +408,7 @@ def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
 @pytest.mark.parametrize("call", ["predict", "predict_many"])
 def test_masks_that_fill_the_memory_are_refused_before_the_work(fake_predictor, monkeypatch, call):
     """A thousand boxes on twelve megapixels: 12 GB of masks, on a machine with 8 GB free."""
-    from tap_deploy import memory as memory_bounds
+    from tap_deploy import chunks as memory_bounds
     from tap_deploy.machine.memory import Memory
 
     memory = Memory(total_bytes=16 << 30, available_bytes=8 << 30, swap_bytes=0, zram_bytes=0)

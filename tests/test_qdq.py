@@ -14,9 +14,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from conftest import is_residual
 
 from tap_deploy import graphs
-from tap_deploy.engines.calibration_table import CalibrationTable
-from tap_deploy.engines.qdq import qdq_from_ranges
-from tap_deploy.engines.quantization_plan import (
+from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.engines.calibration.table import CalibrationTable
+from tap_deploy.engines.qdq.chosen_nodes import (
     SENSITIVE,
     QuantizationPlan,
     attention_nodes,
@@ -24,10 +24,10 @@ from tap_deploy.engines.quantization_plan import (
     makes_graph_output,
     residual_nodes,
 )
-from tap_deploy.engines.quantized_weights import quantized_weight, scales_from_amax
+from tap_deploy.engines.qdq.graph import qdq_from_ranges
+from tap_deploy.engines.qdq.quantized_weights import quantized_weight, scales_from_amax
 from tap_deploy.errors import InputError
-from tap_deploy.onnx_files import save_graph
-from tap_deploy.sessions.onnxruntime import EXACT_INT8
+from tap_deploy.sessions.ort.session import EXACT_INT8
 
 INT8_KERNELS = {"MatMulIntegerToFloat", "QGemm", "QLinearConv"}
 

@@ -14,21 +14,22 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.cli import main
-from tap_deploy.comparison import compare
-from tap_deploy.engines import int8, quantize
-from tap_deploy.engines.calibration_table import load_tables
-from tap_deploy.engines.int8 import make_int8
-from tap_deploy.engines.int8_options import Int8Options
-from tap_deploy.engines.quantize import QuantizeOptions, few_images_warning
-from tap_deploy.engines.smoothed_bundle import OFF
+from tap_deploy.engines.calibration.table import load_tables
+from tap_deploy.engines.int8 import add as quantize
+from tap_deploy.engines.int8 import make as int8
+from tap_deploy.engines.int8.add import QuantizeOptions, few_images_warning
+from tap_deploy.engines.int8.make import make_int8
+from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 from tap_deploy.errors import BundleError, InputError, SessionError
-from tap_deploy.golden import GoldenSample
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions import create_session
-from tap_deploy.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for
-from tap_deploy.verify import verify_sessions
+from tap_deploy.verify.comparison import compare
+from tap_deploy.verify.graph_check import verify_sessions
+from tap_deploy.verify.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for
 
 
 def run(*arguments):
@@ -44,7 +45,7 @@ def copy_of(bundle, folder):
 @pytest.fixture(scope="module")
 def quantized(micro_bundle, pictures, tmp_path_factory):
     """A bundle with fp16 and both int8 variants, made by the command; and what it printed."""
-    from tap_deploy.engines.fp16 import add_fp16
+    from tap_deploy.engines.fp16.convert import add_fp16
 
     bundle = copy_of(micro_bundle, tmp_path_factory.mktemp("quantized"))
     add_fp16(bundle, threads=1)
@@ -163,8 +164,8 @@ def test_without_pictures_it_refuses(micro_bundle, tmp_path):
 
 def test_export_makes_int8_as_well(assets, micro_bundle, pictures, tmp_path, monkeypatch):
     """The export itself, which has tests of its own, is replaced by a copy."""
-    from tap_deploy.comparison import Report
     from tap_deploy.export import bundle_export
+    from tap_deploy.verify.comparison import Report
 
     def exported(model, output, **options):
         bundle = Bundle.open(shutil.copytree(micro_bundle.path, output))

@@ -27,8 +27,8 @@ import tap_deploy.cli.export, tap_deploy.cli.run
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file, atomic_folder, check_folder_output
-from tap_deploy.folder_lock import locked_folder
+from tap_deploy.storage.files import atomic_file, atomic_folder, check_folder_output
+from tap_deploy.storage.folder_lock import locked_folder
 import numpy as np
 {imports}
 

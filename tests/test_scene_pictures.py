@@ -13,11 +13,11 @@ pytest.importorskip("onnx_ir")
 from click.testing import CliRunner
 from training_standin import SIZE, StandInScenes
 
-from tap_deploy.engines.calibration_images import CalibrationImages
-from tap_deploy.engines.calibration_prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.errors import InputError
-from tap_deploy.training import scene_pictures
-from tap_deploy.training.scene_pictures import PROMPTS_FILE, main, write_pictures
+from tap_deploy.training.scenes import scene_pictures
+from tap_deploy.training.scenes.scene_pictures import PROMPTS_FILE, main, write_pictures
 
 
 def test_pictures_and_prompts_come_back(tmp_path):

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from tap_deploy import TapPredictor, graphs
-from tap_deploy.bundle import Bundle, file_records
-from tap_deploy.bundle_update import bundle_addition, record_precision
+from tap_deploy.bundle.bundle import Bundle, file_records
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.manifest import MANIFEST_NAME
+from tap_deploy.bundle.marks import check_mark, mark_name, mark_variant
+from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.bundle.plans import load_plan, save_plan, selftest_passed
+from tap_deploy.bundle.update import bundle_addition, record_precision
 from tap_deploy.errors import BundleError, SessionError, VerificationError
-from tap_deploy.golden import GoldenSample
-from tap_deploy.manifest import MANIFEST_NAME
-from tap_deploy.plan_record import PlanRecord
-from tap_deploy.plans import load_plan, save_plan, selftest_passed
-from tap_deploy.selftest import SelftestSubject, run_selftest
-from tap_deploy.selftest_marks import check_mark, mark_name, mark_variant
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 from tests.commands import invoke
 from tests.fake_cuda import block_cuda
 
@@ -224,9 +224,9 @@ def copy_graphs(bundle):
 # A self-test that stops half-way, says so, and goes on when it is told to.
 PAUSED = """
 import sys
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import BundleError
-from tap_deploy.selftest import SelftestSubject, run_selftest
+from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 from tap_deploy.sessions import sessions_from_bundle
 bundle = Bundle.open(sys.argv[1])
 subject = SelftestSubject(bundle=bundle, backend="onnxruntime", precision="fp32", variant="fp32",
@@ -374,7 +374,7 @@ def test_a_bundle_that_cannot_be_written_is_tested_and_not_marked(
     bundle, sample, wrong, monkeypatch, caplog
 ):
     before = (bundle.path / "manifest.json").read_bytes()
-    monkeypatch.setattr("tap_deploy.selftest.os.access", lambda path, mode: False)
+    monkeypatch.setattr("tap_deploy.verify.selftest.os.access", lambda path, mode: False)
     result = run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample, wrong))
     assert result.passed is (not wrong)
     assert (bundle.path / "manifest.json").read_bytes() == before

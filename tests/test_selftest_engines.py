@@ -13,18 +13,18 @@ from click.testing import CliRunner
 
 from benchmarks.engines import run
 from tap_deploy import TapPredictor
-from tap_deploy.bundle import Bundle, file_records
+from tap_deploy.bundle.bundle import Bundle, file_records
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.manifest import MANIFEST_NAME
 from tap_deploy.cli import main
-from tap_deploy.engines.bundle_build import build_engines
-from tap_deploy.engines.gpu import Gpu
-from tap_deploy.engines.target import BuildTarget
+from tap_deploy.engines.build.bundle_build import build_engines
+from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.errors import BundleError, SessionError
-from tap_deploy.golden import GoldenSample
-from tap_deploy.manifest import MANIFEST_NAME
-from tap_deploy.sessions.cuda_python import CudaPythonMemory
-from tap_deploy.sessions.device_captioner import DeviceCaptioner
-from tap_deploy.sessions.tensorrt import TensorRtEngine, TensorRtExecutor
-from tap_deploy.sessions.tensorrt_log import error_log
+from tap_deploy.machine.gpu import Gpu
+from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
+from tap_deploy.sessions.gpu.cuda_python import CudaPythonMemory
+from tap_deploy.sessions.trt.engine import TensorRtEngine, TensorRtExecutor
+from tap_deploy.sessions.trt.log import error_log
 from tests.fake_cuda import FakeCuda
 from tests.strict_tensorrt_runtime import runtime_module
 from tests.test_benchmark_engines import settings

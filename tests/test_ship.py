@@ -21,18 +21,18 @@ from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.demo_samples import load_samples
 from tap_deploy.errors import CheckpointError, InputError, VerificationError
-from tap_deploy.files import sha256_of_file
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from tap_deploy.training import ship as shipping
-from tap_deploy.training.caption_tokenizer import train_tokenizer
-from tap_deploy.training.evaluation import PromptScores, Scores
-from tap_deploy.training.initialize import new_model
-from tap_deploy.training.model_card import CardFacts, model_card
-from tap_deploy.training.progress import training_summary
-from tap_deploy.training.run_folder import RunFolder
-from tap_deploy.training.ship import ShipOptions, ship
-from tap_deploy.training.shipped_weights import shipped_state
-from tap_deploy.training.targets import TARGETS, missed_targets, require_targets
+from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.training.run.initialize import new_model
+from tap_deploy.training.run.progress import training_summary
+from tap_deploy.training.run.run_folder import RunFolder
+from tap_deploy.training.scores.evaluation import PromptScores, Scores
+from tap_deploy.training.scores.targets import TARGETS, missed_targets, require_targets
+from tap_deploy.training.ship import ship as shipping
+from tap_deploy.training.ship.model_card import CardFacts, model_card
+from tap_deploy.training.ship.ship import ShipOptions, ship
+from tap_deploy.training.ship.shipped_weights import shipped_state
+from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
 GOOD = PromptScores(
     mask_iou=0.9,
@@ -155,7 +155,9 @@ def test_a_wrong_export_does_not_look_like_a_missed_target(run, monkeypatch):
 
     monkeypatch.setattr(shipping, "ship", ship)
     monkeypatch.setitem(VARIANTS, DEMO, TINY.model)
-    monkeypatch.setattr("tap_deploy.training.scenes.SceneGenerator", lambda *_: StandInScenes(1))
+    monkeypatch.setattr(
+        "tap_deploy.training.scenes.scenes.SceneGenerator", lambda *_: StandInScenes(1)
+    )
     result = CliRunner().invoke(shipping.ship_command, [str(run.path)])
     assert result.exit_code == 2 and "nothing was made: the graphs differ" in result.stderr
 
@@ -231,7 +233,7 @@ def test_missing_weights_are_said(incomplete, command):
     result = CliRunner().invoke(main, command, standalone_mode=False)
     assert isinstance(result.exception, CheckpointError)
     assert str(incomplete.weights) in str(result.exception)
-    assert "python -m tap_deploy.training.ship RUN" in str(result.exception)
+    assert "python -m tap_deploy.training.ship.ship RUN" in str(result.exception)
 
 
 def test_export_finds_all_files_of_the_demo_model(monkeypatch, tmp_path):

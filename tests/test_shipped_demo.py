@@ -26,10 +26,10 @@ from tap_deploy.demo_model import MAX_WEIGHTS_BYTES, DemoModel
 from tap_deploy.demo_samples import PROMPT_KINDS, load_samples
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.training.concept_space import concept_vocabulary
-from tap_deploy.training.evaluation import PromptScores, Scores
-from tap_deploy.training.metrics import first_name
-from tap_deploy.training.targets import TARGETS, missed_targets
+from tap_deploy.training.scores.evaluation import PromptScores, Scores
+from tap_deploy.training.scores.metrics import first_name
+from tap_deploy.training.scores.targets import TARGETS, missed_targets
+from tap_deploy.training.words.concept_space import concept_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_the_samples_ask_in_every_way_about_things_that_have_names():
 @needs_font
 @needs_photographs
 def test_the_samples_are_what_the_generator_makes():
-    from tap_deploy.training.sample_scenes import SAMPLE_SEEDS
-    from tap_deploy.training.scenes import SceneGenerator
+    from tap_deploy.training.scenes.scenes import SceneGenerator
+    from tap_deploy.training.ship.sample_scenes import SAMPLE_SEEDS
 
     samples = load_samples()
     assert tuple(sample.seed for sample in samples) == SAMPLE_SEEDS

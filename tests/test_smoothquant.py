@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
-from tap_deploy.bundle import Bundle
-from tap_deploy.engines.calibration_images import CalibrationImages
-from tap_deploy.engines.channel_ranges import measure_channels
-from tap_deploy.engines.smoothquant import (
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.smoothing.channels import measure_channels
+from tap_deploy.engines.smoothing.smoothquant import (
     MIN_GAIN,
     Smoothing,
     choose_smoothings,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tap_deploy import memory
+from tap_deploy import chunks as memory
 from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.machine.memory import Memory
 from tests.made_regions import HEIGHT, WIDTH, empty, made_up, with_masks, with_rles

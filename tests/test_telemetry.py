@@ -18,9 +18,12 @@ PREDICT = (
     "    predictor.predict(sys.argv[2], points=[[[9, 9, 1]]])\n"
 )
 DOCTOR = "from tap_deploy.cli import main; main(['doctor', '--json'])"
-COUNT = "import sys; from tap_deploy.engines.kernels import *; kernels_in_onnxruntime(sys.argv[3])"
+COUNT = (
+    "import sys; from tap_deploy.engines.verdict.kernels import *; "
+    "kernels_in_onnxruntime(sys.argv[3])"
+)
 
-EXTRAS = "from tap_deploy.cli.extras import require_quantize_extra as check; check()"
+EXTRAS = "from tap_deploy.console.extras import require_quantize_extra as check; check()"
 
 
 def imported_names(node):
@@ -77,7 +80,7 @@ def test_it_is_off_before_others_import_onnxruntime(tmp_path, package):
 
 def test_what_the_user_chose_stays(tmp_path):
     code = (
-        "import os; from tap_deploy.sessions.onnxruntime import import_onnxruntime\n"
+        "import os; from tap_deploy.sessions.ort.session import import_onnxruntime\n"
         "import_onnxruntime(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     assert run(tmp_path, code, ORT_DISABLE_TELEMETRY="0") == "0\n"

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("onnx_ir")
 
-from tap_deploy.engines.histogram import MagnitudeHistogram
-from tap_deploy.engines.thresholds import (
+from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
+from tap_deploy.engines.calibration.thresholds import (
     LEVELS,
     METHODS,
     clipping_error,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tap_deploy import graphs
-from tap_deploy.tolerances import (
+from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
     DEVIATION_KEY,
     FP16_TOLERANCES,

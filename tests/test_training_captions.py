@@ -10,8 +10,7 @@ import pytest
 
 from tap_deploy.errors import InputError
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.training.caption_tokenizer import CaptionEncoder, every_phrase, train_tokenizer
-from tap_deploy.training.captions import (
+from tap_deploy.training.scenes.captions import (
     PLACES,
     RELATIONS,
     Box,
@@ -21,8 +20,13 @@ from tap_deploy.training.captions import (
     relation_phrase,
     size_word,
 )
-from tap_deploy.training.colors import COLOR_WORDS, color_shares
-from tap_deploy.training.emoji_names import OBJECT_NAMES
+from tap_deploy.training.scenes.colors import COLOR_WORDS, color_shares
+from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
+from tap_deploy.training.words.caption_tokenizer import (
+    CaptionEncoder,
+    every_phrase,
+    train_tokenizer,
+)
 
 SIDE = 256
 

@@ -17,7 +17,7 @@ from training_standin import TINY, StandInScenes, vocabulary
 
 from tap_deploy.errors import InputError
 from tap_deploy.training import __main__ as cli
-from tap_deploy.training.caption_tokenizer import train_tokenizer
+from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
 
 @pytest.fixture

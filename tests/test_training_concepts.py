@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tap_deploy.errors import InputError
-from tap_deploy.training import concept_space
-from tap_deploy.training.concept_space import (
+from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
+from tap_deploy.training.words import concept_space
+from tap_deploy.training.words.concept_space import (
     CONCEPT_SIZE,
     LOGIT_SCALE,
     SENTENCE_SIZE,
@@ -16,7 +17,6 @@ from tap_deploy.training.concept_space import (
     sentence_from_name,
     weights_from_sentences,
 )
-from tap_deploy.training.emoji_names import OBJECT_NAMES
 
 
 def test_there_is_a_vector_for_every_name_of_the_scenes():

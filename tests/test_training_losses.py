@@ -11,12 +11,16 @@ torch = pytest.importorskip("torch")
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
-from tap_deploy.training.caption_classes import CLASS_COUNTS, caption_classes
-from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import NOTHING, DenseHead, cell_owners, coverage, outline_maps
-from tap_deploy.training.emoji_names import OBJECT_NAMES
-from tap_deploy.training.losses import (
+from tap_deploy.training.objective.caption_classes import CLASS_COUNTS, caption_classes
+from tap_deploy.training.objective.heads import (
+    NOTHING,
+    DenseHead,
+    cell_owners,
+    coverage,
+    outline_maps,
+)
+from tap_deploy.training.objective.losses import (
     ConceptSpace,
     answering_tokens,
     caption_loss,
@@ -24,7 +28,9 @@ from tap_deploy.training.losses import (
     mask_ious,
     mask_losses,
 )
-from tap_deploy.training.neighbor_head import NeighborHead
+from tap_deploy.training.objective.neighbor_head import NeighborHead
+from tap_deploy.training.scenes.captions import CaptionParts
+from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 
 FIRST_CLASSES = [sum(CLASS_COUNTS[:i]) for i in range(len(CLASS_COUNTS))]
 

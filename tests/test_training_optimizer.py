@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from tap_deploy.config import DEMO, VARIANTS
-from tap_deploy.training.initialize import new_model
-from tap_deploy.training.muon import Muon, orthogonalized
-from tap_deploy.training.optimizer import Optimizer, inner_matrices
+from tap_deploy.training.run.initialize import new_model
+from tap_deploy.training.run.muon import Muon, orthogonalized
+from tap_deploy.training.run.optimizer import Optimizer, inner_matrices
 
 
 class Small(nn.Module):

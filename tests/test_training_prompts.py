@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tap_deploy.config import PointLabel
-from tap_deploy.training.prompt_sampling import extra_points, first_prompts, noisy_box
+from tap_deploy.training.objective.prompt_sampling import extra_points, first_prompts, noisy_box
 
 IMAGE_SIZE, SIZE = 64, 16
 CELL = IMAGE_SIZE // SIZE

@@ -17,20 +17,20 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
+from tap_deploy.reference.predictor import ReferenceSubject
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.training.batches import BatchMaker, batches_from
-from tap_deploy.training.caption_classes import caption_classes
-from tap_deploy.training.caption_tokenizer import CaptionEncoder, train_tokenizer
-from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.dense_head import NOTHING
-from tap_deploy.training.initialize import new_model
-from tap_deploy.training.objective import Objective
-from tap_deploy.training.reference_subject import ReferenceSubject
-from tap_deploy.training.run import RunOptions, train
-from tap_deploy.training.run_folder import RunFolder
-from tap_deploy.training.trainer import Trainer
-from tap_deploy.training.weight_average import WeightAverage
+from tap_deploy.training.objective.batches import BatchMaker, batches_from
+from tap_deploy.training.objective.caption_classes import caption_classes
+from tap_deploy.training.objective.heads import NOTHING
+from tap_deploy.training.objective.objective import Objective
+from tap_deploy.training.run.initialize import new_model
+from tap_deploy.training.run.run import RunOptions, train
+from tap_deploy.training.run.run_folder import RunFolder
+from tap_deploy.training.run.trainer import Trainer
+from tap_deploy.training.run.weight_average import WeightAverage
+from tap_deploy.training.scenes.captions import CaptionParts
+from tap_deploy.training.words.caption_tokenizer import CaptionEncoder, train_tokenizer
 
 CPU = torch.device("cpu")
 QUIET = RunOptions(workers=0, report_every=10, held_out_regions=4)

@@ -14,15 +14,15 @@ from needs import needs_font, needs_photographs
 from PIL import Image
 
 from tap_deploy.errors import InputError, MissingDependencyError
-from tap_deploy.training import backgrounds, photographs
-from tap_deploy.training.backgrounds import SPLITS, TEXTURES, Backgrounds
-from tap_deploy.training.captions import PLACES, CaptionParts
-from tap_deploy.training.colors import COLOR_WORDS, color_shares
-from tap_deploy.training.contact_sheet import contact_sheet, main
-from tap_deploy.training.emoji import FONT_VARIABLE, emoji_font_path, load_glyphs
-from tap_deploy.training.emoji_names import CHARACTERS, OBJECT_NAMES
-from tap_deploy.training.photographs import PHOTOGRAPHS, load_photographs
-from tap_deploy.training.scenes import Scene, SceneGenerator, SceneObject
+from tap_deploy.training.scenes import backgrounds, photographs
+from tap_deploy.training.scenes.backgrounds import SPLITS, TEXTURES, Backgrounds
+from tap_deploy.training.scenes.captions import PLACES, CaptionParts
+from tap_deploy.training.scenes.colors import COLOR_WORDS, color_shares
+from tap_deploy.training.scenes.contact_sheet import contact_sheet, main
+from tap_deploy.training.scenes.emoji import FONT_VARIABLE, emoji_font_path, load_glyphs
+from tap_deploy.training.scenes.emoji_names import CHARACTERS, OBJECT_NAMES
+from tap_deploy.training.scenes.photographs import PHOTOGRAPHS, load_photographs
+from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
 
 SEEDS = range(60)
 

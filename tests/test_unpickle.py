@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tap_deploy.errors import CheckpointError, TapError, UnsafeCheckpointError
-from tap_deploy.pickled_values import Constructors, Symbol
-from tap_deploy.unpickle import MAX_INSTRUCTIONS, load_pickle
+from tap_deploy.storage.pickled_values import Constructors, Symbol
+from tap_deploy.storage.unpickle import MAX_INSTRUCTIONS, load_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

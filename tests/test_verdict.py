@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
-from tap_deploy.engines import kernels
-from tap_deploy.engines.agreement import Agreement
-from tap_deploy.engines.budget import Budget, held_sentence
-from tap_deploy.engines.caption_agreement import CaptionAgreement
-from tap_deploy.engines.kernels import KernelCount, count_kernels, layers_in_engine
-from tap_deploy.engines.report_html import html_from_report
-from tap_deploy.engines.verdict import (
+from tap_deploy.engines.int8.budget import Budget, held_sentence
+from tap_deploy.engines.verdict import kernels
+from tap_deploy.engines.verdict.agreement import Agreement
+from tap_deploy.engines.verdict.captions import CaptionAgreement
+from tap_deploy.engines.verdict.kernels import KernelCount, count_kernels, layers_in_engine
+from tap_deploy.engines.verdict.report_html import html_from_report
+from tap_deploy.engines.verdict.verdict import (
     FLOAT,
     NOT_KNOWN,
     Floors,

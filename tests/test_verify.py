@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tap_deploy import graphs
-from tap_deploy.comparison import Report, compare
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.errors import BundleError, VerificationError
-from tap_deploy.golden import GoldenSample
 from tap_deploy.sessions import create_session
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.verify import verify_sessions
+from tap_deploy.verify.comparison import Report, compare
+from tap_deploy.verify.graph_check import verify_sessions
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.config import VARIANTS, TapConfig
-from tap_deploy.engines.work import graph_works
+from tap_deploy.engines.estimate.work import graph_works
 
 P, N, T = 3, 5, 7
 SIZES = {"B": 1, "P": P, "N": N, "M": 1, "T": T, "K": 1}
@@ -199,7 +199,7 @@ def test_int8_covers_the_products_with_stored_weights(works):
 @pytest.mark.parametrize("attention", [False, True])
 def test_int8_covers_what_is_quantized(micro_bundle, micro_config, counted, attention):
     ir = pytest.importorskip("onnx_ir")
-    from tap_deploy.engines.quantization_plan import QuantizationPlan
+    from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
 
     nodes = {}
     for name in graphs.GRAPH_NAMES:

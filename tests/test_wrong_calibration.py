@@ -22,12 +22,12 @@ pytest.importorskip("onnx_ir")
 pytest.importorskip("skimage")
 from needs import needs_font
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.demo_model import DemoModel
-from tap_deploy.engines.builder import engine_from_onnx
-from tap_deploy.engines.profiles import optimization_profile
-from tap_deploy.engines.target import BuildTarget
+from tap_deploy.engines.build.builder import engine_from_onnx
+from tap_deploy.engines.build.profiles import optimization_profile
+from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.errors import TapError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.predictor import TapPredictor
@@ -47,8 +47,8 @@ TENSORS = ("image_embeddings", "low_res_masks", "semantic_tokens", "semantic_emb
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Pictures to calibrate on, three ways, and pictures to judge on."""
-    from tap_deploy.training.scene_pictures import write_pictures
-    from tap_deploy.training.scenes import SceneGenerator
+    from tap_deploy.training.scenes.scene_pictures import write_pictures
+    from tap_deploy.training.scenes.scenes import SceneGenerator
 
     folder = tmp_path_factory.mktemp("calibration")
     for name, split, count in (("real", "validation", 100), ("judge", "test", 160)):

@@ -7,9 +7,9 @@ import numpy as np
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.regions import Regions
-from tap_deploy.training.captions import CaptionParts
 from tap_deploy.training.config import TrainingConfig
-from tap_deploy.training.scenes import Scene, SceneObject
+from tap_deploy.training.scenes.captions import CaptionParts
+from tap_deploy.training.scenes.scenes import Scene, SceneObject
 
 SIZE = 64
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}

@@ -7,7 +7,7 @@ import shutil
 from benchmarks.gpu.context import MICRO, VIT_B, Context, Notes, Skipped
 from benchmarks.gpu.machine import missing
 from benchmarks.gpu.steps import EXPORT
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 
 
 def run_micro(context: Context, notes: Notes) -> None:

@@ -7,7 +7,7 @@ import time
 
 from benchmarks.gpu import latency
 from benchmarks.gpu.context import MICRO, Context, Notes
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli import main
 from tap_deploy.precisions import PRECISIONS
 

@@ -14,12 +14,12 @@ from benchmarks.gpu.context import VIT_B, Context, Notes, StepFailed
 from benchmarks.gpu.provider import require_provider
 from benchmarks.stages import CAPTION, ENCODE, END_TO_END, Inputs, Stage, stages
 from tap_deploy import TapPredictor
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import variant_for
 from tap_deploy.sessions import pipeline_from_bundle
-from tap_deploy.sessions.device_pipeline import DevicePipeline
+from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.timing import MIN_ITERATIONS, measure

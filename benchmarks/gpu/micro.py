@@ -9,11 +9,11 @@ import tempfile
 
 import numpy as np
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import CheckpointRecord
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.files import sha256_of_file
-from tap_deploy.manifest import CheckpointRecord
+from tap_deploy.storage.files import sha256_of_file
 
 SEED = 0
 
@@ -25,11 +25,11 @@ def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
         data: ``tests/data`` of the checkout.
         output: the folder to make.
     """
-    from tap_deploy.engines.fp16 import add_fp16
-    from tap_deploy.engines.int8 import make_int8
-    from tap_deploy.engines.int8_options import Int8Options
-    from tap_deploy.engines.quantize import QuantizeOptions
-    from tap_deploy.engines.smoothed_bundle import OFF
+    from tap_deploy.engines.fp16.convert import add_fp16
+    from tap_deploy.engines.int8.add import QuantizeOptions
+    from tap_deploy.engines.int8.make import make_int8
+    from tap_deploy.engines.int8.options import Int8Options
+    from tap_deploy.engines.smoothing.smoothed_bundle import OFF
     from tap_deploy.export.bundle_export import export_bundle
     from tap_deploy.reference.synthetic import synthetic_model
 

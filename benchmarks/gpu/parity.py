@@ -16,13 +16,13 @@ from PIL import Image
 from benchmarks.gpu.context import MICRO, Context, Notes, Skipped, StepFailed
 from benchmarks.gpu.provider import require_provider
 from tap_deploy import Regions, TapPredictor
-from tap_deploy.bundle import Bundle
-from tap_deploy.golden import GoldenSample
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.precisions import FP16, FP32, variant_for
 from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.tolerances import TOLERANCES, Tolerances, tolerances_for
-from tap_deploy.verify import verify_sessions
+from tap_deploy.verify.graph_check import verify_sessions
+from tap_deploy.verify.tolerances import TOLERANCES, Tolerances, tolerances_for
 
 BACKEND = "onnxruntime"
 BOXES = [[10, 20, 200, 250], [172, 17, 412, 308], [0, 0, 599, 399], [285, 160, 300, 180]] * 3

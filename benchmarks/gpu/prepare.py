@@ -15,9 +15,9 @@ from benchmarks.gpu.micro import SEED, make_micro
 from benchmarks.gpu.strip import strip_bundle, update_manifest
 from benchmarks.gpu.weights import Recipes
 from tap_deploy import __version__
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.config import VARIANTS
-from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.precisions import INT8_FP32
 
 PREPARED_FILE = "prepared.json"
@@ -56,11 +56,11 @@ def prepare(output: pathlib.Path, say: Say) -> dict[str, Any]:
 
 def make_vit_b(output: pathlib.Path, say: Say) -> Bundle:
     """Export the published size with synthetic weights, add fp16 and int8, and drop the rest."""
-    from tap_deploy.engines.fp16 import add_fp16
-    from tap_deploy.engines.int8 import make_int8
-    from tap_deploy.engines.int8_options import Int8Options
-    from tap_deploy.engines.quantize import QuantizeOptions
-    from tap_deploy.engines.smoothed_bundle import OFF
+    from tap_deploy.engines.fp16.convert import add_fp16
+    from tap_deploy.engines.int8.add import QuantizeOptions
+    from tap_deploy.engines.int8.make import make_int8
+    from tap_deploy.engines.int8.options import Int8Options
+    from tap_deploy.engines.smoothing.smoothed_bundle import OFF
     from tap_deploy.export.bundle_export import export_bundle
     from tap_deploy.reference.synthetic import synthetic_model
 

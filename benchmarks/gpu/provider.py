@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.gpu.context import Context, Notes, Skipped, StepFailed
-from tap_deploy.sessions.onnxruntime import import_onnxruntime
+from tap_deploy.sessions.ort.session import import_onnxruntime
 
 PROVIDER = "CUDAExecutionProvider"
 SIDE = 64

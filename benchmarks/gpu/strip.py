@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.weights import Recipe, Recipes, made
-from tap_deploy.bundle import file_records
-from tap_deploy.manifest import MANIFEST_NAME
+from tap_deploy.bundle.bundle import file_records
+from tap_deploy.bundle.manifest import MANIFEST_NAME
 
 CUTS_FILE = "weights.json"
 CHUNK_BYTES = 1 << 24

@@ -14,7 +14,7 @@ from benchmarks.gpu.context import Context, Notes, one_line
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
 from tap_deploy.optional_modules import load_module
-from tap_deploy.sessions.onnxruntime import import_onnxruntime
+from tap_deploy.sessions.ort.session import import_onnxruntime
 
 PACKAGES = re.compile(
     r"(numpy|torch|triton|cupy.*|cuda-.*|pycuda|onnx.*|tensorrt.*|nvidia-.*|pillow|sentencepiece"

@@ -7,7 +7,7 @@ import importlib
 import click
 
 from tap_deploy import __version__
-from tap_deploy.cli.exits import CleanExits
+from tap_deploy.console.exits import CleanExits
 
 # Command -> module and attribute; loaded when the command is used.
 COMMANDS = {
@@ -23,7 +23,7 @@ COMMANDS = {
     "samples": ("tap_deploy.cli.samples", "samples_command"),
     "plan": ("tap_deploy.cli.estimate", "plan_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
-    "doctor": ("tap_deploy.cli.doctor", "doctor_command"),
+    "doctor": ("tap_deploy.cli.doctor.doctor", "doctor_command"),
     "completion": ("tap_deploy.cli.completion", "completion_command"),
 }
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.options import NamedPath, bundle_argument, force_option, json_option
-from tap_deploy.cli.progress import share_bar
+from tap_deploy.console.progress import share_bar
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.bundle_build import BuiltPlan, PlannedBuild
-    from tap_deploy.engines.target import BuildTarget
+    from tap_deploy.engines.build.bundle_build import BuiltPlan, PlannedBuild
+    from tap_deploy.engines.build.target import BuildTarget
 
 MEGABYTE, GIB = 1e6, 1 << 30
 
@@ -105,7 +105,7 @@ def build_command(
 
 
 def _target(settings: dict[str, Any]) -> BuildTarget:
-    from tap_deploy.engines.target import (
+    from tap_deploy.engines.build.target import (
         BuildTarget,
         bytes_from_text,
         compute_capabilities_from_text,
@@ -123,10 +123,10 @@ def _target(settings: dict[str, Any]) -> BuildTarget:
 
 
 def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_json: bool) -> str:
-    from tap_deploy.engines.bundle_build import planned_builds
-    from tap_deploy.engines.dram import available_memory
-    from tap_deploy.engines.emit import tool_command
-    from tap_deploy.engines.gpu import local_gpu
+    from tap_deploy.engines.build.bundle_build import planned_builds
+    from tap_deploy.engines.build.emit import tool_command
+    from tap_deploy.engines.estimate.memory import available_memory
+    from tap_deploy.machine.gpu import local_gpu
 
     gpu = local_gpu()
     builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
@@ -142,9 +142,9 @@ def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_
 
 
 def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool) -> list[BuiltPlan]:
-    from tap_deploy.engines.bundle_build import build_engines
-    from tap_deploy.engines.dram import available_memory
-    from tap_deploy.engines.gpu import local_gpu
+    from tap_deploy.engines.build.bundle_build import build_engines
+    from tap_deploy.engines.estimate.memory import available_memory
+    from tap_deploy.machine.gpu import local_gpu
 
     with share_bar("build") as show:
 
@@ -205,7 +205,7 @@ def _planned_text(build: PlannedBuild) -> str:
 
 
 def _planned_json(build: PlannedBuild) -> dict[str, Any]:
-    from tap_deploy.engines.profiles import profile_as_json
+    from tap_deploy.engines.build.profiles import profile_as_json
 
     return {
         "graph": build.graph,

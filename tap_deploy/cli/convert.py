@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import require_writable
-from tap_deploy.cli.extras import require_quantize_extra
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import require_writable
 from tap_deploy.cli.options import (
     bundle_argument,
     force_option,
@@ -20,12 +19,13 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import FP16, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.fp16 import Fp16Graphs
+    from tap_deploy.engines.fp16.convert import Fp16Graphs
 
 
 @click.command("convert")
@@ -80,9 +80,9 @@ def convert_bundle(
     threads: int | None = None,
     force: bool = False,
 ) -> Fp16Graphs:
-    """Add fp16 to a bundle, with a progress bar; see ``tap_deploy.engines.fp16.add_fp16``."""
+    """Add fp16 to a bundle, with a progress bar; see ``engines.fp16.convert.add_fp16``."""
     require_quantize_extra()
-    from tap_deploy.engines.fp16 import add_fp16, num_stages
+    from tap_deploy.engines.fp16.convert import add_fp16, num_stages
 
     with stage_bar("convert to fp16", num_stages(samples)) as stage:
         return add_fp16(

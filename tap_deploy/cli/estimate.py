@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.options import NamedPath, json_option
 from tap_deploy.config import VARIANTS, TapConfig, config_from_file
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import FP16, FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.dram import MemoryEstimate
-    from tap_deploy.engines.estimate import DeviceEstimate
-    from tap_deploy.engines.roofline import StageEstimate
+    from tap_deploy.engines.estimate.estimate import DeviceEstimate
+    from tap_deploy.engines.estimate.memory import MemoryEstimate
+    from tap_deploy.engines.estimate.roofline import StageEstimate
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
@@ -70,9 +70,9 @@ def plan_command(
     Nothing is exported, built or run; the figures behind the estimate are shown with it. INT8 is
     taken to cover every layer with stored weights; of a BUNDLE that has INT8, what it covers there.
     """
-    from tap_deploy.engines.device_profiles import device_profile
-    from tap_deploy.engines.estimate import EstimateOptions, estimate_for_device
-    from tap_deploy.engines.target import bytes_from_text
+    from tap_deploy.engines.build.target import bytes_from_text
+    from tap_deploy.engines.estimate.devices import device_profile
+    from tap_deploy.engines.estimate.estimate import EstimateOptions, estimate_for_device
 
     profile = device_profile(device)
     options = EstimateOptions(
@@ -93,7 +93,7 @@ def _model_of(
     bundle: str | None, model: str | None
 ) -> tuple[str, TapConfig, Mapping[str, Collection[str]] | None]:
     """Return name, sizes, and the nodes that a bundle has in INT8."""
-    from tap_deploy.engines.estimate import quantized_nodes
+    from tap_deploy.engines.estimate.estimate import quantized_nodes
 
     if bundle is not None and model is None:
         manifest = Bundle.open(bundle).manifest
@@ -113,7 +113,7 @@ def _model_of(
 
 def describe(estimate: DeviceEstimate) -> str:
     """Return an estimate for people to read."""
-    from tap_deploy.engines.roofline import FACTORS
+    from tap_deploy.engines.estimate.roofline import FACTORS
 
     device, precision = estimate.device, estimate.options.precision
     shared = "shared by CPU and GPU" if device.memory_is_shared else "on the card"

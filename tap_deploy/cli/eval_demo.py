@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli.extras import require_export_extra
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.options import FILE, NamedPath, backend_option, json_option, threads_option
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.config import DEMO, config_from_file
+from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.files import sha256_of_file
 from tap_deploy.precisions import FP32, PRECISIONS
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.storage.files import sha256_of_file
 
 if TYPE_CHECKING:
-    from tap_deploy.training.evaluation import Scores, Subject
+    from tap_deploy.training.scores.evaluation import Scores, Subject
 
 SPLIT = "test"  # nothing was trained or chosen on it
 
@@ -110,14 +110,14 @@ def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
 @contextlib.contextmanager
 def _exported_demo() -> Iterator[str]:
     """Yield a bundle of the shipped model, in a folder that goes away again."""
-    from tap_deploy.training.demo_bundle import export_demo
+    from tap_deploy.export.demo import export_demo
 
     with tempfile.TemporaryDirectory() as folder:
         yield str(export_demo(DemoModel(), pathlib.Path(folder, DEMO)).path)
 
 
 def _require(scores: dict[str, Scores]) -> None:
-    from tap_deploy.training.targets import require_targets
+    from tap_deploy.training.scores.targets import require_targets
 
     require_targets(scores)
 
@@ -132,8 +132,8 @@ def evaluate_subjects(
         image_size: side of the scenes in pixels.
         regions: objects to ask for.
     """
-    from tap_deploy.training.evaluation import evaluate
-    from tap_deploy.training.scenes import SceneGenerator
+    from tap_deploy.training.scenes.scenes import SceneGenerator
+    from tap_deploy.training.scores.evaluation import evaluate
 
     scenes, scores = SceneGenerator(SPLIT, image_size), {}
     with stage_bar("evaluate", regions * len(subjects)) as stage:
@@ -151,7 +151,7 @@ def bundle_subject(
     Raises:
         BundleError: the bundle is incomplete or changed, or lacks the precision.
     """
-    from tap_deploy.training.evaluation import BundleSubject
+    from tap_deploy.training.scores.evaluation import BundleSubject
 
     with TapPredictor.from_bundle(
         bundle, backend, precision, threads, check_hashes=False
@@ -171,7 +171,7 @@ def reference_subject(
     """
     require_export_extra()
     from tap_deploy.reference.checkpoint import load_checkpoint
-    from tap_deploy.training.reference_subject import ReferenceSubject
+    from tap_deploy.reference.predictor import ReferenceSubject
 
     sizes = bundle.config if config is None else config_from_file(config)
     vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
@@ -189,6 +189,6 @@ def _as_json(scores: dict[str, Scores]) -> str:
 
 
 def _as_text(scores: dict[str, Scores]) -> str:
-    from tap_deploy.training.evaluation import comparison
+    from tap_deploy.training.scores.evaluation import comparison
 
     return comparison(scores)

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tap_deploy.bundle.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
-from tap_deploy.cli.extras import require_export_extra
 from tap_deploy.cli.options import FILE, force_option, json_option, samples_option, strict_option
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
 from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
+from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
-from tap_deploy.files import check_folder_output
-from tap_deploy.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.precisions import FP32, INT8, PRECISIONS
+from tap_deploy.storage.files import check_folder_output
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.int8.options import Int8Options
     from tap_deploy.export.bundle_export import ExportedBundle
     from tap_deploy.reference.model import TapModel
 
@@ -155,9 +155,9 @@ def _int8_options(
 ) -> Int8Options:
     """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
     require_export_extra()
-    from tap_deploy.engines.int8_options import Int8Options
-    from tap_deploy.engines.judge import VerdictOptions
-    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.int8.add import QuantizeOptions
+    from tap_deploy.engines.int8.options import Int8Options
+    from tap_deploy.engines.verdict.judge import VerdictOptions
 
     return Int8Options(
         quantize=QuantizeOptions(calibration_data=calibration_data, strict=strict),

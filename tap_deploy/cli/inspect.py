@@ -6,9 +6,9 @@ import json
 
 import click
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.plans import all_records, selftest_passed
 from tap_deploy.cli.options import bundle_argument, json_option
-from tap_deploy.plans import all_records, selftest_passed
 
 MEGABYTE = 1e6
 

@@ -10,7 +10,7 @@ import click
 
 from tap_deploy.precisions import PRECISIONS
 from tap_deploy.sessions import BACKENDS
-from tap_deploy.sessions.providers import PROVIDERS
+from tap_deploy.sessions.ort.providers import PROVIDERS
 
 
 class NamedPath(click.Path):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
-from tap_deploy.picture_source import Bands
+from tap_deploy.pictures.source import Bands
 
 Stroke = npt.NDArray[np.float64]  # [n, 2] XY
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import require_writable
-from tap_deploy.cli.extras import require_quantize_extra
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import require_writable
 from tap_deploy.cli.options import (
     FILE,
     bundle_argument,
@@ -19,14 +18,15 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict import report_text, require_passed
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.int8_options import Int8Options
+    from tap_deploy.engines.int8.options import Int8Options
 
 CPU = "onnxruntime"
 STAGES = 15  # besides pictures: writing, judging
@@ -124,10 +124,10 @@ def quantize_command(
         raise InputError(
             "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
         )
-    from tap_deploy.engines.blocks import Exclusions
-    from tap_deploy.engines.budget import Budget
-    from tap_deploy.engines.int8_options import Int8Options
-    from tap_deploy.engines.quantize import QuantizeOptions
+    from tap_deploy.engines.int8.add import QuantizeOptions
+    from tap_deploy.engines.int8.blocks import Exclusions
+    from tap_deploy.engines.int8.budget import Budget
+    from tap_deploy.engines.int8.options import Int8Options
 
     options = Int8Options(
         quantize=QuantizeOptions(
@@ -162,7 +162,7 @@ def quantize_command(
 def add_int8(
     bundle: Bundle, options: Int8Options, *, checkpoint: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.int8``.
+    """Quantize a bundle with a progress bar; see ``tap_deploy.engines.int8.make``.
 
     Args:
         bundle: gets the graphs.
@@ -173,9 +173,9 @@ def add_int8(
         what was added, JSON types: bundle, calibration, graphs by variant and name, and the
         report of the verdict, empty without one.
     """
-    from tap_deploy.engines.channel_ranges import MAX_IMAGES
-    from tap_deploy.engines.int8 import make_int8
-    from tap_deploy.engines.smoothed_bundle import OFF
+    from tap_deploy.engines.int8.make import make_int8
+    from tap_deploy.engines.smoothing.channels import MAX_IMAGES
+    from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 
     images = options.images()
     count = len(images[0])

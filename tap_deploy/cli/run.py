@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli.exits import EXIT_BAD_INPUT
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.options import (
     FILE,
     allow_failed_option,
@@ -29,7 +28,6 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.prompt_options import load_sketch, parse_bands, parse_box, parse_point
 from tap_deploy.cli.run_pictures import (
     BoxFile,
@@ -39,13 +37,15 @@ from tap_deploy.cli.run_pictures import (
     run_pictures,
 )
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.console.exits import EXIT_BAD_INPUT
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file, check_file_output
 from tap_deploy.image import load_image
-from tap_deploy.picture_source import ImageSource, PictureFile
+from tap_deploy.pictures.source import ImageSource, PictureFile
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
+from tap_deploy.storage.files import atomic_file, check_file_output
 from tap_deploy.visualize.enlarge import MAX_SCALE as MAX_OVERLAY_SCALE
 from tap_deploy.visualize.fonts import font_from_path
 

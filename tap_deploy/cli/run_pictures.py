@@ -15,14 +15,14 @@ from typing import Any
 import click
 from PIL import Image
 
-from tap_deploy.cli.progress import clear_line, share_bar
+from tap_deploy.console.progress import clear_line, share_bar
 from tap_deploy.errors import InputError, TapError
-from tap_deploy.files import atomic_file, check_file_output, translated_writes
-from tap_deploy.picture_folders import find_pictures
-from tap_deploy.picture_source import ImageSource, PictureFile
+from tap_deploy.pictures.folders import find_pictures
+from tap_deploy.pictures.source import ImageSource, PictureFile
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
+from tap_deploy.storage.files import atomic_file, check_file_output, translated_writes
 
 STDIN = "-"
 

@@ -18,12 +18,12 @@ from tap_deploy.cli.options import (
     precision_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_samples import Sample, load_samples
 from tap_deploy.errors import InputError
-from tap_deploy.files import atomic_file, translated_writes
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
+from tap_deploy.storage.files import atomic_file, translated_writes
 
 _SCALE = 4  # of the overlays: 1024 pixels from 256
 
@@ -92,7 +92,7 @@ def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
     Raises:
         InputError: the bundle gives no names or captions.
     """
-    from tap_deploy.training.metrics import mask_iou
+    from tap_deploy.training.scores.metrics import mask_iou
 
     if regions.masks is None or regions.concepts is None or regions.captions is None:
         raise InputError("the bundle has no concepts or no tokenizer; export tap_demo with both")

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.marks import mark_name
+from tap_deploy.bundle.plans import plan_folder
 from tap_deploy.cli.options import (
     backend_option,
     bundle_argument,
@@ -17,19 +19,17 @@ from tap_deploy.cli.options import (
     provider_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.machine.state import machine_state
-from tap_deploy.pipeline_check import CHECKS_PER_RUN, RUNS
-from tap_deploy.plans import plan_folder
 from tap_deploy.precisions import variant_for
-from tap_deploy.selftest import SelftestSubject, run_selftest
-from tap_deploy.selftest_marks import mark_name
 from tap_deploy.sessions import ENGINE_BACKENDS, pipeline_from_bundle, sessions_from_bundle
-from tap_deploy.sessions.device_memory import open_device_memory
-from tap_deploy.sessions.onnxruntime import import_onnxruntime
+from tap_deploy.sessions.gpu.memory import open_device_memory
 from tap_deploy.sessions.options import CPU, CUDA, Device
-from tap_deploy.sessions.tensorrt_versions import import_tensorrt
+from tap_deploy.sessions.ort.session import import_onnxruntime
+from tap_deploy.sessions.trt.versions import import_tensorrt
+from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS
+from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 
 CHECKS = CHECKS_PER_SAMPLE + len(RUNS) * CHECKS_PER_RUN
 

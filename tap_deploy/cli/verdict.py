@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.bundle_update import require_writable
-from tap_deploy.cli.extras import require_quantize_extra
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import require_writable
 from tap_deploy.cli.options import (
     FILE,
     backend_option,
@@ -19,12 +18,13 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
 from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.precisions import INT8
 
-STAGES = 12  # of a judgement, see engines/judge.py
+STAGES = 12  # of a judgement, see engines/verdict/judge.py
 
 
 @click.command("verdict")
@@ -57,11 +57,11 @@ def verdict_command(
         raise InputError(
             "nothing to judge on; pass pictures that calibration did not see: --evaluation-data DIR"
         )
-    from tap_deploy.engines.calibration_prompts import CalibrationPrompts
-    from tap_deploy.engines.int8 import judge_on_images
-    from tap_deploy.engines.int8_options import evaluation_images
-    from tap_deploy.engines.judge import require_variants
-    from tap_deploy.engines.quantize import pictures_calibrated_on
+    from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+    from tap_deploy.engines.int8.add import pictures_calibrated_on
+    from tap_deploy.engines.int8.make import judge_on_images
+    from tap_deploy.engines.int8.options import evaluation_images
+    from tap_deploy.engines.verdict.judge import require_variants
 
     opened = Bundle.open(bundle)
     require_writable(opened)
@@ -88,7 +88,7 @@ def verdict_command(
 
 def report_text(report: dict[str, Any]) -> str:
     """Return the report for a terminal."""
-    from tap_deploy.engines.verdict import FLOAT
+    from tap_deploy.engines.verdict.verdict import FLOAT
 
     lines = [f"  {graph['sentence']}" for graph in report["graphs"].values()]
     agreement = report["whole"]["agreement"]

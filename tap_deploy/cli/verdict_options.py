@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli.extras import require_export_extra
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.options import FILE
+from tap_deploy.console.extras import require_export_extra
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.judge import VerdictOptions
-    from tap_deploy.engines.speed import OtherRuntime, SpeedInputs
+    from tap_deploy.engines.verdict.judge import VerdictOptions
+    from tap_deploy.engines.verdict.speed import OtherRuntime, SpeedInputs
 
 SHARE = click.FloatRange(0, 1)
 EAGER = "PyTorch eager fp32"
@@ -102,9 +102,9 @@ def options_from(
     speed: bool,
 ) -> VerdictOptions:
     """Return the options of a verdict."""
-    from tap_deploy.engines.judge import VerdictOptions
-    from tap_deploy.engines.speed import SpeedOptions
-    from tap_deploy.engines.verdict import Floors
+    from tap_deploy.engines.verdict.judge import VerdictOptions
+    from tap_deploy.engines.verdict.speed import SpeedOptions
+    from tap_deploy.engines.verdict.verdict import Floors
 
     floors = Floors(mask_iou=min_miou, concept_top1=min_top1, captions_identical=min_captions)
     return VerdictOptions(
@@ -131,11 +131,11 @@ def eager_runtime(
     require_export_extra()
     import torch
 
-    from tap_deploy.engines.speed import WHOLE
+    from tap_deploy.engines.verdict.speed import WHOLE
     from tap_deploy.image import load_image
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.eager import eager_calls
-    from tap_deploy.training.reference_subject import ReferenceSubject
+    from tap_deploy.reference.predictor import ReferenceSubject
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -8,8 +8,8 @@ import pathlib
 
 import click
 
-from tap_deploy.bundle import Bundle
-from tap_deploy.cli.extras import require_export_extra
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.cli.options import (
     FILE,
     allow_failed_option,
@@ -21,16 +21,16 @@ from tap_deploy.cli.options import (
     provider_option,
     threads_option,
 )
-from tap_deploy.cli.progress import stage_bar
-from tap_deploy.golden import GoldenSample
+from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.progress import stage_bar
 from tap_deploy.graphs import IMAGE_ENCODER
 from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16, variant_for
 from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.options import CPU, Device
-from tap_deploy.tolerances import tolerances_for
-from tap_deploy.verify import Report, verify_sessions
+from tap_deploy.verify.graph_check import Report, verify_sessions
+from tap_deploy.verify.tolerances import tolerances_for
 
 CHECKS_PER_SAMPLE = 9
 
@@ -99,7 +99,7 @@ def verify_bundle(
     """Load the graphs of a bundle and compare them with samples.
 
     On a CPU, every value that an fp16 graph has in fp16 is rounded to it: onnxruntime by itself
-    computes in fp32 there, see ``tap_deploy.engines.half_rounding``.
+    computes in fp32 there, see ``tap_deploy.engines.fp16.rounding``.
     """
     is_engine = backend in ENGINE_BACKENDS
     on_cpu = device is None or Device.from_name(device).kind == CPU
@@ -134,7 +134,7 @@ def verify_bundle(
 
 def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session]:
     require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
-    from tap_deploy.engines.half_rounding import load_rounding
+    from tap_deploy.engines.fp16.rounding import load_rounding
 
     return {
         name: load_rounding(bundle.graph_path(name, FP16), spec, threads=threads)

@@ -14,12 +14,12 @@ import torch
 
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import CheckpointError, InputError
-from tap_deploy.files import atomic_file
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
 from tap_deploy.reference.weight_names import find_weights
-from tap_deploy.unpickle import printable
+from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.unpickle import printable
 
 PathLike = str | os.PathLike[str]
 

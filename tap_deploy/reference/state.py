@@ -10,7 +10,7 @@ from tap_deploy.config import VARIANTS, Preprocessing, TapConfig
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.reference.image_encoder import relative_index
 from tap_deploy.reference.model import TapModel
-from tap_deploy.unpickle import printable
+from tap_deploy.storage.unpickle import printable
 
 StateDict = dict[str, torch.Tensor]
 

@@ -22,7 +22,7 @@ from tap_deploy.errors import (
     UnsafeCheckpointError,
     first_line,
 )
-from tap_deploy.unpickle import load_pickle, printable, refusal
+from tap_deploy.storage.unpickle import load_pickle, printable, refusal
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # Protocol 2 and an integer of ten bytes: how torch before 1.6 begins a file.

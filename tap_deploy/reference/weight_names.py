@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tap_deploy.errors import CheckpointError
-from tap_deploy.unpickle import printable
+from tap_deploy.storage.unpickle import printable
 
 # An entry of every TAP model, at its root, and of hardly any other model.
 _ROOT_ENTRY = "pixel_rsig"

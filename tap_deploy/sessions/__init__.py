@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.marks import check_mark, mark_name
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.precisions import variant_for
-from tap_deploy.selftest_marks import check_mark, mark_name
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import CPU, CUDA, Device, DeviceOptions
@@ -40,7 +40,7 @@ def create_session(
     _check_backend(backend)
     if backend in ENGINE_BACKENDS:
         raise SessionError(f"backend {backend!r} runs no ONNX file; use sessions_from_bundle")
-    from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
+    from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, spec, threads=threads)
 

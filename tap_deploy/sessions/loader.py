@@ -7,16 +7,16 @@ import functools
 import pathlib
 
 from tap_deploy import graphs
-from tap_deploy.bundle import Bundle
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.device_graph import DeviceGraph
-from tap_deploy.sessions.device_memory import DeviceMemory, open_device_memory
+from tap_deploy.sessions.gpu.graph import DeviceGraph
+from tap_deploy.sessions.gpu.memory import DeviceMemory, open_device_memory
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.sessions.ort.providers import CUDA as CUDA_PROVIDER
+from tap_deploy.sessions.ort.providers import Provider
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.sessions.providers import CUDA as CUDA_PROVIDER
-from tap_deploy.sessions.providers import Provider
-from tap_deploy.sessions.runtime_cache import RuntimeCacheFile, default_cache_folder
+from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile, default_cache_folder
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -47,7 +47,7 @@ class Loader:
 
     def pipeline(self, options: DeviceOptions) -> Pipeline:
         """Load the graphs on a GPU, with everything between them left there."""
-        from tap_deploy.sessions.device_pipeline import DevicePipeline
+        from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 
         if self.backend == ONNXRUNTIME:
             self._provider(options).forbid_tf32()
@@ -61,7 +61,7 @@ class Loader:
         )
 
     def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
-        from tap_deploy.sessions.onnxruntime import OnnxRuntimeSession
+        from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
         if self.backend == ONNXRUNTIME:
             path = self.bundle.graph_path(spec.name, self.variant)
@@ -69,7 +69,7 @@ class Loader:
             if provider is not None:
                 provider.forbid_tf32()
             return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
-        from tap_deploy.sessions.device_session import DeviceSession
+        from tap_deploy.sessions.gpu.session import DeviceSession
 
         memory = open_device_memory(self.device.index)
         load = functools.partial(self._graph, memory, options, spec)
@@ -81,7 +81,7 @@ class Loader:
         return self._engine(memory, options, spec)
 
     def _onnxruntime_graph(self, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
-        from tap_deploy.sessions.onnxruntime_graph import OnnxRuntimeGraph
+        from tap_deploy.sessions.ort.graph import OnnxRuntimeGraph
 
         provider = self._provider(options)
         path = self.bundle.graph_path(spec.name, self.variant)
@@ -111,9 +111,9 @@ class Loader:
         return default_cache_folder() if options.cache_folder is None else options.cache_folder
 
     def _engine(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
-        from tap_deploy.plans import load_plan
-        from tap_deploy.sessions.tensorrt import TensorRtEngine
-        from tap_deploy.sessions.tensorrt_versions import TENSORRT_RTX, import_tensorrt
+        from tap_deploy.bundle.plans import load_plan
+        from tap_deploy.sessions.trt.engine import TensorRtEngine
+        from tap_deploy.sessions.trt.versions import TENSORRT_RTX, import_tensorrt
 
         trt = import_tensorrt(self.backend)
         loaded = load_plan(

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.captioner import Captioner
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.masks import request_answers, request_candidates
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.sessions.lane_pool import LanePool
 from tap_deploy.sessions.processes import ProcessBound
 

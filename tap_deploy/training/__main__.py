@@ -12,16 +12,16 @@ from typing import Any
 import click
 import torch
 
-from tap_deploy.cli.exits import CleanExits
+from tap_deploy.console.exits import CleanExits
 from tap_deploy.errors import InputError, first_line
 from tap_deploy.machine.cpu import usable_cores
-from tap_deploy.training.caption_tokenizer import train_tokenizer
-from tap_deploy.training.concept_space import concept_vocabulary
 from tap_deploy.training.config import DTYPES, TrainingConfig
-from tap_deploy.training.run import RunOptions, train
-from tap_deploy.training.run_folder import RunFolder
-from tap_deploy.training.scenes import SceneGenerator
-from tap_deploy.training.trainer import steps_done
+from tap_deploy.training.run.run import RunOptions, train
+from tap_deploy.training.run.run_folder import RunFolder
+from tap_deploy.training.run.trainer import steps_done
+from tap_deploy.training.scenes.scenes import SceneGenerator
+from tap_deploy.training.words.caption_tokenizer import train_tokenizer
+from tap_deploy.training.words.concept_space import concept_vocabulary
 
 _CHANGEABLE = (
     "steps",

@@ -14,7 +14,7 @@ from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image
 from tap_deploy.masks import box_from_mask
-from tap_deploy.picture_source import ImageSource
+from tap_deploy.pictures.source import ImageSource
 from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
 from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_picture, enlarged_regions
 from tap_deploy.visualize.fonts import font_from_path

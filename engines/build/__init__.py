@@ -1,0 +1,1 @@
+"""Engine plans from ONNX graphs."""

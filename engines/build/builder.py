@@ -1,0 +1,227 @@
+"""ONNX to plan: one code path for TensorRT 10.3 … 11.x and TensorRT-RTX.
+
+What differs between them stands in ``versions``. Networks are strongly typed, so that every
+precision is the one that the ONNX graph spells; no builder flag changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import time
+from typing import Any
+
+from tap_deploy.engines.build.progress import OnProgress, progress_monitor
+from tap_deploy.machine.gpu import Gpu
+from tap_deploy.engines.build.inspection import layer_precisions
+from tap_deploy.engines.build.profiles import Profile, profile_as_json
+from tap_deploy.engines.build.target import BuildTarget
+from tap_deploy.engines.build.timing_cache import attach_timing_cache, save_timing_cache
+from tap_deploy.engines.build.versions import (
+    built_for,
+    configure,
+    create_network,
+    has_progress_monitor,
+    has_user_allocation,
+)
+from tap_deploy.errors import SessionError
+from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.sessions.trt.log import error_log
+from tap_deploy.sessions.trt.versions import import_tensorrt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """A serialized engine, raw bytes, and what is known of it.
+
+    ``notes`` are remarks for the user, such as a timing cache that was of no use.
+    """
+
+    plan: bytes
+    record: PlanRecord
+    notes: tuple[str, ...]
+
+
+def engine_from_onnx(
+    onnx_path: str | os.PathLike[str],
+    target: BuildTarget,
+    *,
+    profile: Profile,
+    gpu: Gpu | None = None,
+    on_progress: OnProgress | None = None,
+) -> EnginePlan:
+    """Compile a graph.
+
+    Args:
+        onnx_path: the ONNX file; its stem is the name of the graph. Weights may lie beside it.
+        target: backend, sizes and settings.
+        profile: shapes of every input; see ``profiles``.
+        gpu: the GPU of this machine, from ``local_gpu``; None: there is none. TensorRT builds on
+            it; TensorRT-RTX needs none.
+        on_progress: called with the finished share and the phase, while it builds.
+
+    Raises:
+        MissingDependencyError: the backend is not installed.
+        SessionError: there is no GPU and it takes one; or the parser or the builder refuses the
+            graph: the message has its reason.
+        InputError: this version of the backend has not what the target asks for.
+    """
+    trt = import_tensorrt(target.backend)
+    path = pathlib.Path(onnx_path)
+    parts = plan_parts(trt, path, target, profile, gpu)
+    start = time.perf_counter()
+    logger = error_log(trt)
+    logger.take()  # what was logged before is not about this build
+    plan, notes = _compiled(trt, logger, path, target, profile, on_progress)
+    seconds = time.perf_counter() - start
+    record = PlanRecord(
+        **parts,
+        minimum_compute_capability=built_for(target, gpu)[1],
+        version_compatible=target.version_compatible,
+        gpu=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        options=tuple(target.options()),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        size_bytes=len(plan),
+        build_seconds=round(seconds, 3),
+        layer_precisions=_precisions(trt, logger, plan, parts["compute_capabilities"], gpu),
+    )
+    return EnginePlan(plan=plan, record=record, notes=notes)
+
+
+def _compiled(
+    trt: Any,
+    logger: Any,
+    path: pathlib.Path,
+    target: BuildTarget,
+    profile: Profile,
+    on_progress: OnProgress | None,
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the plan and notes.
+
+    Builder, parser and network end here: the inspector needs the engine next, and a small board
+    has no room for both.
+    """
+    builder = _builder(trt, logger)
+    network = create_network(trt, builder)
+    _parse(trt, network, logger, path)
+    _check_inputs(network, profile, path)
+    config = builder.create_builder_config()
+    configure(trt, config, target)
+    config.add_optimization_profile(_native_profile(builder, profile))
+    notes = _attach_cache(config, target)
+    plan = _build(trt, builder, network, config, logger, path, on_progress)
+    if target.timing_cache is not None:
+        save_timing_cache(config, target.timing_cache)
+    return plan, notes
+
+
+def plan_parts(
+    trt: Any, onnx_path: pathlib.Path, target: BuildTarget, profile: Profile, gpu: Gpu | None
+) -> dict[str, Any]:
+    """Return all that goes into a plan, as fields of ``PlanRecord``: known before it is built."""
+    data = onnx_path.with_name(f"{onnx_path.name}.data")
+    user_allocation = {"user_allocation": True} if has_user_allocation(trt) else {}
+    return {
+        "graph": onnx_path.stem,
+        "backend": target.backend,
+        "backend_version": str(trt.__version__),
+        "compute_capabilities": built_for(target, gpu)[0],
+        "variant": target.variant,
+        "onnx_sha256": sha256_of_file(onnx_path),
+        "onnx_data_sha256": sha256_of_file(data) if data.is_file() else None,
+        "profiles": profile_as_json(profile),
+        "flags": {
+            "strongly_typed": True,
+            "tf32": target.tf32,
+            "workspace_bytes": target.workspace_bytes,
+            "builder_optimization_level": target.opt_level,
+            "version_compatible": target.version_compatible,
+            "hardware_compatible": target.hardware_compatible,
+            "profiling_verbosity": "detailed",
+            **user_allocation,
+        },
+    }
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as exc:  # the binding got a null pointer: no driver, or one that is too old
+        reason = logger.take() or str(exc)
+        raise SessionError(
+            f"{trt.__name__} {trt.__version__} does not start here: {reason}; "
+            "see: tap-export doctor --for tensorrt"
+        ) from exc
+
+
+def _parse(trt: Any, network: Any, logger: Any, path: pathlib.Path) -> None:
+    parser = trt.OnnxParser(network, logger)
+    # A file that is no protobuf at all parses "well", to a network of nothing.
+    if not parser.parse_from_file(os.fspath(path)) or not network.num_outputs:
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        reason = "; ".join(reasons) or "it is not an ONNX model"
+        raise SessionError(
+            f"{trt.__name__} {trt.__version__} cannot parse {path}: {reason}; "
+            "export the bundle again"
+        )
+
+
+def _check_inputs(network: Any, profile: Profile, path: pathlib.Path) -> None:
+    found = {network.get_input(i).name for i in range(network.num_inputs)}
+    if found != set(profile):
+        raise SessionError(
+            f"{path} has the inputs {', '.join(sorted(found))}; "
+            f"expected {', '.join(sorted(profile))}; export the bundle again"
+        )
+
+
+def _native_profile(builder: Any, profile: Profile) -> Any:
+    native = builder.create_optimization_profile()
+    for name, shapes in profile.items():
+        native.set_shape(name, shapes.min, shapes.opt, shapes.max)
+    return native
+
+
+def _attach_cache(config: Any, target: BuildTarget) -> tuple[str, ...]:
+    if target.timing_cache is None:
+        return ()
+    problem = attach_timing_cache(config, target.timing_cache)
+    return (f"{problem}; it is replaced",) if problem else ()
+
+
+def _build(
+    trt: Any,
+    builder: Any,
+    network: Any,
+    config: Any,
+    logger: Any,
+    path: pathlib.Path,
+    on_progress: OnProgress | None,
+) -> bytes:
+    monitor = None
+    if on_progress is not None and has_progress_monitor(trt, config):
+        monitor = config.progress_monitor = progress_monitor(trt, on_progress)
+    plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.error is not None:
+        raise monitor.error
+    if plan is None:
+        reason = logger.take() or "no reason given"
+        raise SessionError(
+            f"{trt.__name__} {trt.__version__} cannot build {path}: {reason}; "
+            "if a layer found no room, raise --workspace or lower --max-prompts; if the machine "
+            "ran out of memory, lower both"
+        )
+    return bytes(plan)
+
+
+def _precisions(
+    trt: Any, logger: Any, plan: bytes, capabilities: tuple[str, ...], gpu: Gpu | None
+) -> dict[str, int] | None:
+    """Ask the inspector, where this GPU can run the plan; otherwise it is not known."""
+    if gpu is None or gpu.compute_capability not in capabilities:
+        return None
+    return layer_precisions(trt, logger, plan)

@@ -1,0 +1,163 @@
+"""Builds the engines of a bundle: what is there already is kept, the rest is built and stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.engines.build.builder import engine_from_onnx, plan_parts
+from tap_deploy.engines.estimate.memory import available_memory, build_memory_bytes, check_memory
+from tap_deploy.machine.gpu import Gpu, local_gpu
+from tap_deploy.engines.build.profiles import Profile, optimization_profile
+from tap_deploy.engines.build.target import BuildTarget
+from tap_deploy.engines.build.versions import built_for
+from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
+from tap_deploy.bundle.plan_record import PlanRecord, plan_key
+from tap_deploy.bundle.plans import ENGINES_FOLDER, cached_record, plan_path_name, save_plan
+from tap_deploy.sessions.trt.versions import import_tensorrt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedBuild:
+    """One graph that shall be compiled, and what that takes."""
+
+    graph: str
+    spec: GraphSpec
+    onnx_path: pathlib.Path
+    profile: Profile
+    weights_bytes: int
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """One graph that was compiled, now or before (``cached``)."""
+
+    graph: str
+    path: pathlib.Path
+    record: PlanRecord
+    cached: bool
+    notes: tuple[str, ...]
+
+
+def planned_builds(
+    bundle: Bundle, target: BuildTarget, *, integrated: bool = False
+) -> list[PlannedBuild]:
+    """Return what a build of a bundle does, graph by graph; needs no backend and no GPU.
+
+    Args:
+        bundle: has the graphs.
+        target: what for.
+        integrated: CPU and GPU share the memory, as on Jetson.
+
+    Raises:
+        BundleError: the bundle has not this precision.
+    """
+    specs, builds = bundle.graph_specs(target.variant), []
+    workspace = target.workspace_bytes if integrated else 0
+    for graph in GRAPH_NAMES:
+        path = bundle.graph_path(graph, target.variant)
+        weights = bundle.manifest.graphs[target.variant][graph].weights_bytes
+        builds.append(
+            PlannedBuild(
+                graph=graph,
+                spec=specs[graph],
+                onnx_path=path,
+                profile=optimization_profile(specs[graph], target, bundle.config),
+                weights_bytes=weights,
+                memory_bytes=build_memory_bytes(weights, workspace_bytes=workspace),
+            )
+        )
+    return builds
+
+
+def build_engines(
+    bundle: Bundle,
+    target: BuildTarget,
+    *,
+    force: bool = False,
+    force_memory: bool = False,
+    on_progress: Callable[[str, float, str], None] | None = None,
+    find_gpu: Callable[[], Gpu | None] = local_gpu,
+    available_bytes: Callable[[], int | None] = available_memory,
+) -> Iterator[BuiltPlan]:
+    """Build the engines of a bundle, one after the other, and yield each when it is stored.
+
+    Args:
+        bundle: gets them, below ``engines/``.
+        target: what for.
+        force: build also what is there already with the same key.
+        force_memory: build even if memory is not expected to do.
+        on_progress: called with graph, finished share of it, and phase.
+        find_gpu: looks for the GPU of this machine.
+        available_bytes: asks for free memory and swap.
+
+    Raises:
+        InputError: memory will not do, or see ``engine_from_onnx``.
+        BundleError: the bundle has not this precision.
+        SessionError, MissingDependencyError: see ``engine_from_onnx``.
+    """
+    trt, gpu = import_tensorrt(target.backend), find_gpu()
+    builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
+    folder = _folder(bundle, target, trt, gpu)
+    cached = {} if force else _cached(builds, folder, trt, target, gpu)
+    needed = [build.memory_bytes for build in builds if build.graph not in cached]
+    if needed and not force_memory:
+        check_memory(max(needed), available_bytes(), target.precision)
+    for build in builds:
+        if build.graph in cached:
+            yield BuiltPlan(
+                graph=build.graph,
+                path=folder / f"{build.graph}.plan",
+                record=cached[build.graph],
+                cached=True,
+                notes=(),
+            )
+        else:
+            yield _build_one(bundle, build, target, gpu, on_progress)
+
+
+def _build_one(
+    bundle: Bundle,
+    build: PlannedBuild,
+    target: BuildTarget,
+    gpu: Gpu | None,
+    on_progress: Callable[[str, float, str], None] | None,
+) -> BuiltPlan:
+    def report(share: float, phase: str) -> None:
+        if on_progress is not None:
+            on_progress(build.graph, share, phase)
+
+    report(0.0, "parse")
+    built = engine_from_onnx(
+        build.onnx_path, target, profile=build.profile, gpu=gpu, on_progress=report
+    )
+    path = save_plan(bundle, built.plan, built.record)
+    report(1.0, "stored")
+    return BuiltPlan(
+        graph=build.graph, path=path, record=built.record, cached=False, notes=built.notes
+    )
+
+
+def _folder(bundle: Bundle, target: BuildTarget, trt: Any, gpu: Gpu | None) -> pathlib.Path:
+    capabilities, lowest = built_for(target, gpu)
+    name = plan_path_name(
+        target.backend, str(trt.__version__), capabilities, lowest, target.variant
+    )
+    return bundle.path / ENGINES_FOLDER / name
+
+
+def _cached(
+    builds: list[PlannedBuild], folder: pathlib.Path, trt: Any, target: BuildTarget, gpu: Gpu | None
+) -> dict[str, PlanRecord]:
+    """Return the records of plans that are there, whole, and made of just the same parts."""
+    records = {}
+    for build in builds:
+        parts = plan_parts(trt, build.onnx_path, target, build.profile, gpu)
+        record = cached_record(folder, build.graph, plan_key(**parts))
+        if record is not None:
+            records[build.graph] = record
+    return records

@@ -1,0 +1,1 @@
+"""Calibration: the range of every tensor on real pictures."""

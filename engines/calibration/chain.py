@@ -1,0 +1,230 @@
+"""Calibration: what range each activation of the three graphs has, on real pictures.
+
+The graphs are calibrated in a chain, because each one sees what the one before it makes: pictures
+go through the encoder, its embeddings and prompts through the prompt decoder, its tokens and the
+words that are generated from them through the text decoder. The chain is the predictor itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
+from tap_deploy.engines.calibration.looking_session import CollectingSession
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.state import CalibrationState, identity
+from tap_deploy.engines.calibration.table import CalibrationTable, load_tables, save_tables
+from tap_deploy.engines.calibration.thresholds import threshold
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, tensors_to_calibrate
+from tap_deploy.errors import InputError, SessionError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.image import load_image
+from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
+from tap_deploy.predictor import TapPredictor
+from tap_deploy.storage.files import check_file_output, sha256_of_file
+
+STATE_SUFFIX = ".state.npz"
+# Of the prompt decoder's own tensors, per call; the tapped ones come on top.
+MEMORY_LIMIT_BYTES = 512 << 20
+
+OnProgress = Callable[[int, int], None]
+Tensors = Mapping[str, set[str]]  # graph -> names
+
+
+def calibrate_bundle(
+    bundle: Bundle,
+    images: CalibrationImages,
+    *,
+    method: str = DEFAULT_CALIBRATION_METHOD,
+    samples: int = 500,
+    prompts: CalibrationPrompts | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    tensors: Tensors | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, CalibrationTable]:
+    """Find the ranges of the activations of all graphs of a bundle.
+
+    One pass over the pictures, with a histogram per tensor: memory does not grow with their
+    number. With a cache, the histograms are kept beside it now and then, and a calibration that
+    was interrupted goes on where it was.
+
+    Args:
+        bundle: its fp32 graphs are run.
+        images: real pictures.
+        method: how a threshold is chosen, one of ``precisions.CALIBRATION_METHODS``.
+        samples: at most so many of the pictures, from the first on.
+        prompts: where prompts come from; drawn over the pictures if None.
+        cache: JSON file that keeps the tables; used if it is there and fits.
+        tensors: graph -> names of tensors in place of those that the default plan needs; graphs
+            that it leaves out are run, but not calibrated.
+        force: replace a cache that is stale.
+        threads: CPU threads; None for one per core.
+        on_progress: called with pictures done and pictures in all.
+
+    Returns:
+        graph name -> table.
+
+    Raises:
+        InputError: an argument cannot be used, a picture cannot be read, the cache is stale, or
+            a tensor has NaN or infinity.
+        SessionError: a graph cannot be run.
+    """
+    if method not in CALIBRATION_METHODS:
+        raise InputError(
+            f"unknown method {method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
+        )
+    prompts = CalibrationPrompts() if prompts is None else prompts
+    images = images.first(samples)
+    wanted = tensors_of_plans(bundle, default_plans(bundle)) if tensors is None else tensors
+    paths = {name: bundle.graph_path(name, FP32) for name in GRAPH_NAMES}
+    digests = {name: _digest(path) for name, path in paths.items()}
+    fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
+    cache = None if cache is None else pathlib.Path(cache)
+    if cache is not None:
+        check_file_output(cache, force=True)  # better now than after an hour
+    if cache is not None and cache.exists():
+        tables = load_tables(cache)  # what is no cache is not replaced, whatever force says
+        try:
+            return _fitting(cache, tables, wanted, method, digests, fingerprint)
+        except InputError:
+            if not force:
+                raise
+    state = CalibrationState(
+        path=None if cache is None else cache.with_name(cache.name + STATE_SUFFIX),
+        identity=identity(
+            digests=digests, data=fingerprint, tensors={g: sorted(t) for g, t in wanted.items()}
+        ),
+    )
+    histograms = collect(bundle, images, prompts, wanted, state, threads, on_progress)
+    tables = {
+        graph: CalibrationTable(
+            graph=graph,
+            method=method,
+            ranges={name: _amax(graph, name, h, method) for name, h in found.items()},
+            onnx_sha256=digests[graph],
+            data_fingerprint=fingerprint,
+            num_samples=len(images),
+        )
+        for graph, found in histograms.items()
+    }
+    if cache is not None:
+        save_tables(cache, tables)
+    state.remove()
+    return tables
+
+
+def default_plans(
+    bundle: Bundle, *, attention: bool = False, residuals: bool = False
+) -> dict[str, QuantizationPlan]:
+    """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
+    return {
+        name: QuantizationPlan.default(
+            load_graph(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
+        )
+        for name in GRAPH_NAMES
+    }
+
+
+def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
+    """Return the tensors that need a range for some plans, by graph.
+
+    Raises:
+        InputError: a plan names a node that is not there or cannot be quantized.
+    """
+    return {
+        name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)
+        for name, plan in plans.items()
+    }
+
+
+def collect(
+    bundle: Bundle,
+    images: CalibrationImages,
+    prompts: CalibrationPrompts,
+    tensors: Tensors,
+    state: CalibrationState,
+    threads: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, dict[str, MagnitudeHistogram]]:
+    """Run the chain over all pictures; return graph -> tensor -> histogram."""
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, spec in bundle.graph_specs(FP32).items():
+            sessions[name] = CollectingSession(
+                bundle.graph_path(name, FP32), spec, tensors.get(name, set()), threads=threads
+            )
+            stack.enter_context(sessions[name])
+        histograms = {name: sessions[name].histograms for name in sessions if name in tensors}
+        done = state.restore(histograms)
+        predictor = TapPredictor(sessions, bundle.config, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+        for index in range(done, len(images)):
+            if on_progress is not None:
+                on_progress(index, len(images))
+            _look_at(predictor, images.paths[index], images.digests[index], prompts)
+            state.save(histograms, index + 1)
+    if on_progress is not None:
+        on_progress(len(images), len(images))
+    return histograms
+
+
+def _look_at(
+    predictor: TapPredictor, path: pathlib.Path, digest: str, prompts: CalibrationPrompts
+) -> None:
+    """Encode a picture, prompt it and write captions."""
+    rgb = load_image(path, convert=True)
+    parts = prompts.for_image(path, digest, width=rgb.shape[1], height=rgb.shape[0])
+    encoded = predictor.encode(rgb)
+    for part in parts:
+        predictor.predict(encoded, prompts=part, masks=False)
+
+
+def _amax(graph: str, name: str, histogram: MagnitudeHistogram, method: str) -> float:
+    if histogram.bad_values:
+        raise InputError(
+            f"calibration of {graph}: {name} holds NaN or infinity ({histogram.bad_values} "
+            "values); the weights are broken, export them again"
+        )
+    if histogram.total == 0:
+        raise SessionError(f"calibration of {graph}: nothing reached {name}; pass more pictures")
+    return threshold(histogram, method)
+
+
+def _fitting(
+    cache: pathlib.Path,
+    tables: Mapping[str, CalibrationTable],
+    tensors: Tensors,
+    method: str,
+    digests: Mapping[str, str],
+    fingerprint: str,
+) -> dict[str, CalibrationTable]:
+    for graph, names in tensors.items():
+        if graph not in tables:
+            raise InputError(
+                f"calibration cache {cache} is stale: it has no {graph}; delete it, or pass "
+                "--force to calibrate again"
+            )
+        tables[graph].require(
+            method=method,
+            onnx_sha256=digests[graph],
+            data_fingerprint=fingerprint,
+            tensors=names,
+        )
+    return {graph: tables[graph] for graph in tensors}
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Digest of a graph and, where it has any, of the weights beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    if not beside.exists():
+        return sha256_of_file(path)
+    both = sha256_of_file(path) + sha256_of_file(beside)
+    return hashlib.sha256(both.encode()).hexdigest()

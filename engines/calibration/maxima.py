@@ -1,0 +1,116 @@
+"""How large do the values of a graph get? Every float tensor, measured while samples run."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+import onnx_ir as ir
+
+from tap_deploy.bundle.graph_files import EXTERNAL_DATA_BYTES, load_graph
+from tap_deploy.errors import SessionError, VerificationError, first_line
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.sessions.contract import Session, Tensors
+from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
+
+
+class RangeSession(Session):
+    """An fp32 graph on onnxruntime that remembers the largest magnitude of every float tensor.
+
+    The graph gets a reduction behind every tensor, so that one number leaves it in place of the
+    tensor; nodes run in the order of the file, which keeps no tensor longer than the model needs
+    it. The memory is that of a plain run.
+
+    Attributes:
+        max_abs: tensor name -> largest magnitude over all runs so far; graph inputs included.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], spec: GraphSpec, *, threads: int | None = None
+    ) -> None:
+        super().__init__(spec)
+        self.max_abs: dict[str, float] = {}
+        model = load_graph(path)
+        self._measured = add_reductions(model)
+        with tempfile.TemporaryDirectory(prefix="tap-ranges-") as folder:
+            file = pathlib.Path(folder) / "measured.onnx"
+            is_large = os.path.getsize(path) > EXTERNAL_DATA_BYTES or _has_external_data(model)
+            ir.save(model, file, external_data=f"{file.name}.data" if is_large else None)
+            self._session = _load(file, threads, spec.name)
+
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        names = [*outputs, *self._measured.values()]
+        try:
+            values = self._session.run(names, dict(inputs))  # type: ignore[attr-defined]
+        # onnxruntime raises a class of its own per status code, with no common base.
+        except Exception as exc:
+            raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
+        found = dict(zip(names, values, strict=True))
+        for name, array in outputs.items():
+            if not np.isfinite(found[name]).all():
+                raise VerificationError(
+                    f"graph {self.spec.name}: output {name} of the fp32 graph is not finite on a "
+                    "sample; no lower precision can mend that, check the checkpoint"
+                )
+            np.copyto(array, found[name])
+        for tensor, reduction in self._measured.items():
+            self._remember(tensor, float(found[reduction]))
+        for name, array in inputs.items():
+            if array.dtype == np.float32:
+                self._remember(name, float(np.abs(array).max()))
+
+    def _remember(self, tensor: str, max_abs: float) -> None:
+        self.max_abs[tensor] = max(max_abs, self.max_abs.get(tensor, 0.0))
+
+    def close(self) -> None:
+        """Drop the session; what was measured stays."""
+        self._session = None
+
+
+def add_reductions(model: ir.Model) -> dict[str, str]:
+    """Give a graph one more output per float32 tensor: its largest magnitude, a scalar.
+
+    Each reduction stands right behind the node that it watches.
+
+    Returns:
+        name of the tensor -> name of the output that measures it.
+    """
+    graph, measured = model.graph, {}
+    for node in list(graph):
+        for value in node.outputs:
+            if value.dtype != ir.DataType.FLOAT or not value.name:
+                continue
+            magnitude = ir.node("Abs", [value])
+            largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
+            output = largest.outputs[0]
+            output.name = f"{value.name}/max_abs"
+            output.dtype, output.shape = ir.DataType.FLOAT, ir.Shape([])
+            graph.insert_after(node, [magnitude, largest])
+            graph.outputs.append(output)
+            measured[value.name] = output.name
+    return measured
+
+
+def _has_external_data(model: ir.Model) -> bool:
+    return any(
+        isinstance(value.const_value, ir.ExternalTensor)
+        for value in model.graph.initializers.values()
+    )
+
+
+def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:
+    onnxruntime = import_onnxruntime()
+    options = session_options(onnxruntime, threads)
+    # By default nodes run in the reverse of a walk back from the outputs, which would hold every
+    # tensor until the reductions come at the end.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(file), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as exc:
+        raise SessionError(
+            f"graph {graph}: onnxruntime cannot load it for measuring: {first_line(exc)}"
+        ) from exc

@@ -1,0 +1,135 @@
+"""The pictures that calibration looks at."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Collection
+
+import numpy as np
+
+from tap_deploy.errors import InputError
+from tap_deploy.image import load_image
+from tap_deploy.pictures.folders import find_pictures, read_each
+from tap_deploy.storage.files import sha256_of_file
+
+LIST_SUFFIXES = (".txt", ".json")
+FEW_IMAGES = 100  # below, ranges are guesses; NVIDIA advises 500 and more for a ViT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationImages:
+    """Pictures in the order in which they are looked at, no two the same.
+
+    Attributes:
+        paths: files that Pillow reads.
+        digests: SHA-256 of each.
+
+    Raises:
+        InputError: there is none.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    digests: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError("no calibration pictures; expected at least one, better 500")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all pictures and their order."""
+        return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
+
+    def first(self, count: int) -> CalibrationImages:
+        """Return the first ``count`` pictures; fewer if there are fewer."""
+        return CalibrationImages(paths=self.paths[:count], digests=self.digests[:count])
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        samples: int = 500,
+        seed: int = 0,
+        exclude: Collection[str] = (),
+        strict: bool = False,
+    ) -> CalibrationImages:
+        """Find pictures, and look into each once.
+
+        Of several, those that cannot be read are skipped, with a warning to the logger
+        ``tap_deploy``; a picture that is asked for by its own name has to be one.
+
+        Args:
+            path: a folder, see ``find_pictures``; a picture; a text file with a path on each
+                line (empty lines and lines that start with ``#`` are skipped); or a JSON list of
+                paths. Paths in a list are relative to its folder.
+            samples: at most so many, drawn at random; they keep their order.
+            seed: of the draw.
+            exclude: SHA-256 of pictures that are passed over.
+            strict: let no picture be skipped.
+
+        Raises:
+            InputError: there is no picture, all are excluded, none can be read (or one, if
+                ``strict``), or ``samples`` is below 1.
+        """
+        if samples < 1:
+            raise InputError(f"samples is {samples}; expected at least 1")
+        found = _find(pathlib.Path(path))
+        order = np.arange(len(found))
+        if len(found) > samples:
+            order = np.random.default_rng(seed).permutation(len(found))
+        places: dict[str, int] = {}
+        for place, digest in read_each(
+            order.tolist(), lambda place: (place, _digest(found[place])), strict=strict
+        ):
+            if digest not in exclude:
+                places[digest] = min(place, places.get(digest, place))
+            if len(places) == samples:
+                break
+        if found and not places:
+            raise InputError(
+                f"all {len(found)} pictures of {path} were calibrated on; pass others to judge on"
+            )
+        kept = sorted(places, key=lambda digest: places[digest])
+        return cls(paths=tuple(found[places[digest]] for digest in kept), digests=tuple(kept))
+
+
+def _digest(path: pathlib.Path) -> str:
+    load_image(path, convert=True)  # better now than after an hour
+    return sha256_of_file(path)
+
+
+def _find(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_dir():
+        return find_pictures(path)
+    if not path.is_file():
+        raise InputError(
+            f"calibration data {path} is not there; expected a folder of pictures, a picture, or "
+            "a list of paths (.txt, .json)"
+        )
+    return _listed(path) if path.suffix.lower() in LIST_SUFFIXES else [path]
+
+
+def _listed(path: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        text = path.read_text("utf-8-sig")
+        entries = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InputError(f"list of pictures {path} cannot be read: {exc}") from exc
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise InputError(f"list of pictures {path} holds no list; expected paths")
+    if not entries:
+        raise InputError(f"list of pictures {path} is empty; expected paths")
+    return [path.parent / entry for entry in entries]
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]

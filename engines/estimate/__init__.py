@@ -1,0 +1,1 @@
+"""Capacity before a build: work, memory and time on a device."""

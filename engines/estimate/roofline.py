@@ -1,0 +1,167 @@
+"""From work and stated peaks to milliseconds: the roofline, and a range to expect.
+
+An estimate, and called one wherever it is shown. The roofline is what the device could do at its
+stated peaks. The range says what good and usual implementations reach of them; every factor is
+listed in ``FACTORS`` with where it is from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tap_deploy.engines.estimate.devices import DeviceProfile
+from tap_deploy.engines.estimate.work import GraphWork
+from tap_deploy.precisions import FP16, FP32, INT8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factor:
+    """A number that an estimate rests on, and its source."""
+
+    value: float
+    unit: str
+    source: str
+
+
+_BERT = (
+    "TensorRT demoBERT on A100, transformers of this width and token count: 54 to 62 % of the FP16 "
+    "peak, 40 to 57 % of the INT8 peak"
+)
+FACTORS = {
+    "best_share_of_peak_fp16": Factor(value=0.56, unit="of the dense peak", source=_BERT),
+    "best_share_of_peak_int8": Factor(value=0.50, unit="of the dense peak", source=_BERT),
+    "usual_share_of_peak": Factor(
+        value=0.25,
+        unit="of the dense FP16 peak, INT8 included",
+        source="community exports of SAM reach 15 to 40 % of the FP16 peak; INT8 is often no "
+        "faster than FP16 on vision transformers whose attention does not fuse",
+    ),
+    "best_share_of_bandwidth": Factor(
+        value=0.85, unit="of the stated bandwidth", source="assumed: large copies reach 80 to 90 %"
+    ),
+    "usual_share_of_bandwidth": Factor(
+        value=0.6, unit="of the stated bandwidth", source="assumed: many small tensors"
+    ),
+    "kernel_us": Factor(
+        value=3.2,
+        unit="µs a kernel, replayed from a CUDA graph",
+        source="88 kernels of a text step take about 0.28 ms on an H100",
+    ),
+    "eager_kernel_us": Factor(
+        value=12.0,
+        unit="µs a kernel, launched one by one",
+        source="assumed: a CPU core of a Jetson needs longer than one of a server",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageEstimate:
+    """Time of one stage: one or more calls of a graph.
+
+    Attributes:
+        stage: what it does.
+        graph: which graph runs.
+        calls: how often.
+        gflop: work of all calls, 1e9 operations.
+        megabytes: weights and activations that all calls move, 1e6 bytes.
+        compute_ms: at the stated peak of arithmetic.
+        memory_ms: at the stated bandwidth.
+        launch_ms: of the kernels, replayed from CUDA graphs.
+        roofline_ms: the larger one of arithmetic and memory; nothing is faster.
+        expected_low_ms: what the best published implementations would take.
+        expected_high_ms: what a usual one would take.
+    """
+
+    stage: str
+    graph: str
+    calls: int
+    gflop: float
+    megabytes: float
+    compute_ms: float
+    memory_ms: float
+    launch_ms: float
+    roofline_ms: float
+    expected_low_ms: float
+    expected_high_ms: float
+
+    @property
+    def limited_by(self) -> str:
+        """What takes longest at the stated peaks."""
+        limits = {
+            "arithmetic": self.compute_ms,
+            "bandwidth": self.memory_ms,
+            "launches": self.launch_ms,
+        }
+        return max(limits, key=lambda name: limits[name])
+
+
+def stage_estimate(
+    stage: str, work: GraphWork, device: DeviceProfile, precision: str, *, calls: int = 1
+) -> StageEstimate:
+    """Estimate the time of ``calls`` calls of a graph on a device, in one of ``PRECISIONS``."""
+    flops, moved = _flops_by_precision(work, precision), moved_bytes(work, precision)
+    compute = 1e3 * calls * sum(n / device.peak_flops(kind) for kind, n in flops.items())
+    best_compute = (
+        1e3
+        * calls
+        * sum(n / device.peak_flops(kind) / _best_share(kind) for kind, n in flops.items())
+    )
+    wide = FP32 if precision == FP32 else FP16
+    usual_compute = 1e3 * calls * work.flops / device.peak_flops(wide)
+    memory = 1e3 * calls * moved / (1e9 * device.gigabytes_per_second)
+    launch = 1e-3 * calls * len(work.kernels) * _factor("kernel_us")
+    eager_launch = 1e-3 * calls * len(work.kernels) * _factor("eager_kernel_us")
+    return StageEstimate(
+        stage=stage,
+        graph=work.graph,
+        calls=calls,
+        gflop=1e-9 * calls * work.flops,
+        megabytes=1e-6 * calls * moved,
+        compute_ms=compute,
+        memory_ms=memory,
+        launch_ms=launch,
+        roofline_ms=max(compute, memory),
+        expected_low_ms=max(best_compute, memory / _factor("best_share_of_bandwidth"), launch),
+        expected_high_ms=max(
+            usual_compute / _factor("usual_share_of_peak")
+            + memory / _factor("usual_share_of_bandwidth"),
+            eager_launch,
+        ),
+    )
+
+
+def weight_bytes(work: GraphWork, precision: str) -> int:
+    """Return the size of the weights of an engine, which also a fused one has to keep."""
+    return _bytes_of_weights(work.weight_elements, work.int8_weight_elements, precision)
+
+
+def moved_bytes(work: GraphWork, precision: str) -> int:
+    """Return what one call reads and writes: weights, and activations between fused kernels."""
+    weights = _bytes_of_weights(work.read_weight_elements, work.int8_weight_elements, precision)
+    return weights + activation_bytes(work.moved_elements, precision)
+
+
+def activation_bytes(elements: int, precision: str) -> int:
+    """Return the size of activations; between INT8 products they are FP16."""
+    return elements * (4 if precision == FP32 else 2)
+
+
+def _bytes_of_weights(elements: int, in_int8: int, precision: str) -> int:
+    wide = elements * (4 if precision == FP32 else 2)
+    return wide - in_int8 if precision == INT8 else wide
+
+
+def _flops_by_precision(work: GraphWork, precision: str) -> dict[str, int]:
+    """Split the work into what runs in INT8 and what runs wider."""
+    if precision != INT8:
+        return {precision: work.flops}
+    return {INT8: work.int8_flops, FP16: work.flops - work.int8_flops}
+
+
+def _best_share(kind: str) -> float:
+    return _factor("best_share_of_peak_int8" if kind == INT8 else "best_share_of_peak_fp16")
+
+
+def _factor(name: str) -> float:
+    return FACTORS[name].value

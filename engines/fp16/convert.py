@@ -1,0 +1,215 @@
+"""Adding fp16 to a bundle: measure, choose islands, convert, verify, write."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.graph_files import load_graph, save_graph
+from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.engines.calibration.maxima import RangeSession
+from tap_deploy.engines.fp16.islands import (
+    OVERFLOW_LIMIT,
+    SCORE_LIMIT,
+    Island,
+    choose_islands,
+    weight_report,
+)
+from tap_deploy.engines.fp16.rounding import load_rounding
+from tap_deploy.engines.fp16.samples import (
+    SampleInputs,
+    find_samples,
+    golden_inputs,
+    read_samples,
+    run_sample,
+)
+from tap_deploy.engines.fp16.typed import half_from_single
+from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import FP16, FP32
+from tap_deploy.verify.graph_check import Report, verify_sessions
+
+MaxAbs = Mapping[str, float]
+OnStage = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fp16Graphs:
+    """What was added to a bundle.
+
+    Attributes:
+        islands: graph name -> its fp32 nodes.
+        report: the comparison with the golden samples.
+        record: what the manifest says, ``Manifest.precisions["fp16"]``.
+    """
+
+    islands: Mapping[str, Mapping[str, Island]]
+    report: Report
+    record: dict[str, Any]
+
+
+def num_stages(pictures: Sequence[pathlib.Path]) -> int:
+    """Return how often ``on_stage`` is called at most for pictures and folders of them."""
+    return 1 + sum(map(len, find_samples(pictures))) + len(GRAPH_NAMES) + 1
+
+
+def add_fp16(
+    bundle: Bundle,
+    *,
+    pictures: Sequence[pathlib.Path] = (),
+    strict: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    on_stage: OnStage | None = None,
+) -> Fp16Graphs:
+    """Make typed fp16 graphs from the fp32 graphs of a bundle, and add them to it.
+
+    Args:
+        bundle: gets the graphs and a record of how they were made.
+        pictures: files and folders to measure activations on, beside the golden samples.
+        strict: let no picture of a folder be skipped.
+        force: replace fp16 graphs that are there.
+        threads: CPU threads of onnxruntime; None for one per core.
+        on_stage: called with a short text before each of ``num_stages`` stages.
+
+    Raises:
+        InputError: fp16 is there and ``force`` is off, or a picture cannot be read.
+        BundleError: the bundle lacks golden samples or fp32 graphs, or another process changed its
+            fp32 or fp16 graphs meanwhile.
+        VerificationError: fp16 graphs cannot hold an output, or differ too much from the
+            reference; the bundle is as it was.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    say = on_stage if on_stage is not None else lambda text: None
+    if FP16 in bundle.manifest.graphs and not force:
+        raise InputError(f"bundle {bundle.path} has fp16 graphs; pass --force to replace them")
+    samples = [golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
+    max_abs = measure(bundle, samples, threads=threads, on_stage=say)
+    _check_outputs(bundle, max_abs)
+    with bundle_addition(bundle, based_on=(FP32,)) as addition:
+        graphs, islands, details = {}, {}, {}
+        for name, spec in bundle.graph_specs(FP16).items():
+            say(f"convert {name}")
+            model = load_graph(bundle.graph_path(name, FP32))
+            islands[name] = choose_islands(model, max_abs[name])
+            details[name] = _details(model, islands[name], max_abs[name])
+            half_from_single(model, spec, islands[name])
+            file = f"{ONNX_FOLDER}/{FP16}/{name}.onnx"
+            graphs[name] = save_graph(model, spec, addition.folder, file)
+            details[name]["casts"] = graphs[name].op_types.get("Cast", 0)
+        say("compare with the reference")
+        report = _verify(bundle, addition.folder, graphs, threads)
+        report.require("the fp16 graphs differ from the reference, they were not added")
+        record = _record(samples, details, report)
+        addition.graphs[FP16] = graphs
+        addition.precisions[FP16] = record
+    return Fp16Graphs(islands=islands, report=report, record=record)
+
+
+def measure(
+    bundle: Bundle,
+    samples: Sequence[SampleInputs],
+    *,
+    threads: int | None = None,
+    on_stage: OnStage | None = None,
+) -> dict[str, MaxAbs]:
+    """Return the largest magnitude of every float tensor of the fp32 graphs, on samples.
+
+    Args:
+        bundle: with fp32 graphs.
+        samples: are run one after the other, from the picture to the caption.
+        threads: CPU threads; None for one per core.
+        on_stage: called before each sample.
+
+    Returns:
+        graph name -> tensor name -> largest magnitude.
+
+    Raises:
+        VerificationError: an fp32 output is not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name, spec in bundle.graph_specs(FP32).items():
+            sessions[name] = RangeSession(bundle.graph_path(name, FP32), spec, threads=threads)
+            stack.enter_context(sessions[name])
+        for sample in samples:
+            if on_stage is not None:
+                on_stage(f"measure {sample.name}")
+            run_sample(sessions, bundle.config, sample)
+    return {name: session.max_abs for name, session in sessions.items()}
+
+
+def _check_outputs(bundle: Bundle, max_abs: Mapping[str, MaxAbs]) -> None:
+    """What passes from graph to graph is fp16 by contract: no island can hold it."""
+    for name, spec in bundle.graph_specs(FP16).items():
+        for tensor in spec.outputs:
+            largest = max_abs[name].get(tensor.name, 0.0)
+            if largest > OVERFLOW_LIMIT:
+                raise VerificationError(
+                    f"{name} output {tensor.name} reaches {largest:.3g} on a sample; fp16 graphs "
+                    f"hold at most {OVERFLOW_LIMIT:.0f} with a margin of 2; use fp32 for this model"
+                )
+
+
+def _details(model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs) -> dict[str, Any]:
+    """What the manifest says about one graph; ``model`` is still fp32."""
+    outside = {
+        str(value.name): max_abs.get(str(value.name), 0.0)
+        for node in model.graph
+        if node.name not in islands
+        for value in node.outputs
+    }
+    largest = max(outside, key=lambda name: outside[name], default="")
+    return {
+        "islands": [
+            dataclasses.asdict(island) | {"reason": island.reason.value}
+            for island in islands.values()
+        ],
+        "largest_fp16_activation": {"tensor": largest, "max_abs": outside.get(largest, 0.0)},
+        "weights": dataclasses.asdict(weight_report(model, islands)),
+    }
+
+
+def _verify(
+    bundle: Bundle,
+    folder: pathlib.Path,
+    graphs: Mapping[str, GraphRecord],
+    threads: int | None,
+) -> Report:
+    with contextlib.ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(
+                load_rounding(folder / graphs[name].file, spec, threads=threads)
+            )
+            for name, spec in bundle.graph_specs(FP16).items()
+        }
+        return verify_sessions(
+            sessions,
+            bundle.config,
+            [GoldenSample.load(bundle.golden_path())],
+            backend="onnxruntime",
+            precision=FP16,
+        )
+
+
+def _record(
+    samples: Sequence[SampleInputs], graphs: Mapping[str, Any], report: Report
+) -> dict[str, Any]:
+    return {
+        "made_from": FP32,
+        "overflow_limit": OVERFLOW_LIMIT,
+        "score_limit": SCORE_LIMIT,
+        "samples": [
+            {"name": sample.name, "prompts": len(sample.point_labels)} for sample in samples
+        ],
+        "graphs": dict(graphs),
+        "verification": report.to_dict(),
+    }

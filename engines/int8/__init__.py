@@ -1,0 +1,1 @@
+"""int8 graphs for a bundle: which blocks, which method, which mix."""

@@ -1,0 +1,276 @@
+"""Adding int8 to a bundle: calibrate, write Q/DQ, record how it was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
+from tap_deploy.bundle.graph_files import load_graph, save_graph
+from tap_deploy.bundle.update import BundleAddition, bundle_addition
+from tap_deploy.engines.calibration.chain import (
+    OnProgress,
+    calibrate_bundle,
+    default_plans,
+    tensors_of_plans,
+)
+from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.table import CalibrationTable, save_tables
+from tap_deploy.engines.int8.deviation import record_deviation
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.qdq.graph import qdq_from_ranges
+from tap_deploy.engines.smoothing.smoothquant import Smoothing, fold
+from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, VERDICT_PREFIX
+from tap_deploy.errors import InputError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import (
+    CALIBRATION_METHODS,
+    DEFAULT_CALIBRATION_METHOD,
+    FP16,
+    FP32,
+    INT8,
+    INT8_FP32,
+    VARIANT_DTYPES,
+)
+
+RANGES_FILE = "calibration/ranges.json"
+PICTURES_FILE = "calibration/pictures.json"
+MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """How a bundle shall be quantized.
+
+    Attributes:
+        calibration_data: folder of pictures, a picture, or a list of paths.
+        prompts_file: JSON with prompts, see ``CalibrationPrompts.from_file``; drawn if None.
+        method: how ranges are chosen.
+        samples: pictures to look at, at most.
+        cache: file that keeps the ranges, and beside it an unfinished calibration.
+        force: replace int8 graphs that are there, and a cache that is stale.
+        seed: of drawn pictures and prompts.
+        attention: quantize the products of attention, too.
+        residuals: quantize the sums of residual branches, too.
+        reduce_range: weights of 7 bits, for CPUs without VNNI; see ``qdq_from_ranges``.
+        threads: CPU threads; None for one per core.
+        strict: stop at a picture that cannot be read, instead of skipping it.
+
+    Raises:
+        InputError: there are no calibration data, no such method, or a number is too small.
+    """
+
+    calibration_data: pathlib.Path | None
+    prompts_file: pathlib.Path | None = None
+    method: str = DEFAULT_CALIBRATION_METHOD
+    samples: int = 500
+    cache: pathlib.Path | None = None
+    force: bool = False
+    seed: int = 0
+    attention: bool = False
+    residuals: bool = False
+    reduce_range: bool = False
+    threads: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibration_data is None:
+            raise InputError(
+                "int8 needs real pictures to calibrate with, of the kind that the model will see; "
+                "pass them with --calibration-data DIR (500 are better than 100)"
+            )
+        if self.method not in CALIBRATION_METHODS:
+            raise InputError(
+                f"unknown method {self.method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
+            )
+        if self.samples < 1 or self.seed < 0:
+            raise InputError(
+                f"samples is {self.samples} and seed {self.seed}; expected at least 1 and 0"
+            )
+
+    def images(self) -> CalibrationImages:
+        """Find the pictures.
+
+        Raises:
+            InputError: there is none, or one cannot be read that is not to be skipped.
+        """
+        path = pathlib.Path(str(self.calibration_data))
+        return CalibrationImages.from_path(
+            path, samples=self.samples, seed=self.seed, strict=self.strict
+        )
+
+    def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
+        """Return what is to be quantized in every graph of a bundle."""
+        return default_plans(bundle, attention=self.attention, residuals=self.residuals)
+
+    def prompts(self) -> CalibrationPrompts:
+        """Read the prompts, or say how to draw them.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        if self.prompts_file is None:
+            return CalibrationPrompts(seed=self.seed)
+        return CalibrationPrompts.from_file(self.prompts_file, seed=self.seed)
+
+
+def require_room(bundle: Bundle, *, force: bool) -> None:
+    """Check that int8 may be added.
+
+    Raises:
+        InputError: it is there, and ``force`` is off.
+    """
+    present = [variant for variant in _variants(bundle) if variant in bundle.manifest.graphs]
+    if present and not force:
+        raise InputError(
+            f"bundle {bundle.path} has {' and '.join(present)}; pass --force to replace them"
+        )
+
+
+def find_ranges(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    images: CalibrationImages,
+    plans: Mapping[str, QuantizationPlan],
+    *,
+    on_progress: OnProgress | None = None,
+) -> dict[str, CalibrationTable]:
+    """Calibrate what the plans read; see ``calibrate_bundle``."""
+    return calibrate_bundle(
+        bundle,
+        images,
+        method=options.method,
+        samples=options.samples,
+        prompts=options.prompts(),
+        cache=options.cache,
+        tensors=tensors_of_plans(bundle, plans),
+        force=options.force,
+        threads=options.threads,
+        on_progress=on_progress,
+    )
+
+
+def write_int8(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+    *,
+    images: CalibrationImages,
+    smoothings: Mapping[str, Sequence[Smoothing]] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the int8 graphs of a bundle, with ranges that are known, and measure them.
+
+    Args:
+        bundle: gets the graphs.
+        options: for the record.
+        tables: graph -> ranges, of the graphs as smoothed.
+        plans: graph -> nodes to quantize.
+        images: what was calibrated on; a verdict must not be passed on these.
+        smoothings: graph -> what to fold into its weights beforehand.
+        notes: what else the record shall say.
+
+    Returns:
+        variant -> what ``Manifest.precisions`` says about it.
+
+    Raises:
+        InputError: a node cannot be quantized, or the bundle cannot be written.
+        BundleError: another process changed the graphs that these are made from, or the int8 ones.
+        SessionError: onnxruntime cannot run the graphs that were made.
+    """
+    variants = _variants(bundle)
+    sources = {FP32, *(MADE_FROM[variant] for variant in variants)}
+    with bundle_addition(bundle, based_on=sources) as addition:
+        addition.dropped = (VERDICT_PREFIX, EXCLUSIONS_FILE)
+        ranges = addition.folder / RANGES_FILE
+        ranges.parent.mkdir(parents=True)
+        save_tables(ranges, tables)
+        pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
+        (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
+        for variant in variants:
+            _add_variant(bundle, addition, variant, options, tables, plans, smoothings or {})
+            record = _record(variant, options, tables, plans)
+            addition.precisions[variant] = record | dict(notes or {})
+    record_deviation(bundle, threads=options.threads)
+    return {variant: bundle.manifest.precisions[variant] for variant in variants}
+
+
+def pictures_calibrated_on(bundle: Bundle) -> set[str]:
+    """Return the SHA-256 of every picture that the int8 graphs of a bundle were calibrated on.
+
+    Raises:
+        InputError: the file that says so cannot be read.
+    """
+    if PICTURES_FILE not in bundle.manifest.files:
+        return set()
+    path = bundle.path / PICTURES_FILE
+    try:
+        return set(json.loads(path.read_text("utf-8"))["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InputError(f"{path} cannot be read: {exc}; quantize the bundle again") from exc
+
+
+def _variants(bundle: Bundle) -> list[str]:
+    return [v for v, source in MADE_FROM.items() if source in bundle.manifest.graphs]
+
+
+def few_images_warning(count: int) -> str:
+    """Return what to say about a calibration on few pictures."""
+    return (
+        f"{count} calibration picture{'s' if count != 1 else ''}, no two the same; ranges from "
+        f"fewer than {FEW_IMAGES} are guesses, use 500 or more"
+    )
+
+
+def _add_variant(
+    bundle: Bundle,
+    addition: BundleAddition,
+    variant: str,
+    options: QuantizeOptions,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+    smoothings: Mapping[str, Sequence[Smoothing]],
+) -> None:
+    specs = bundle.graph_specs(variant)
+    addition.graphs[variant] = {}
+    for name in GRAPH_NAMES:
+        source = load_graph(bundle.graph_path(name, MADE_FROM[variant]))
+        for smoothing in smoothings.get(name, ()):
+            fold(source, smoothing)
+        model = qdq_from_ranges(
+            source,
+            tables[name],
+            plans[name],
+            float_dtype=VARIANT_DTYPES[variant],
+            for_cpu=variant == INT8_FP32,
+            reduce_range=options.reduce_range,
+        )
+        file = f"{ONNX_FOLDER}/{variant}/{name}.onnx"
+        addition.graphs[variant][name] = save_graph(model, specs[name], addition.folder, file)
+
+
+def _record(
+    variant: str,
+    options: QuantizeOptions,
+    tables: Mapping[str, CalibrationTable],
+    plans: Mapping[str, QuantizationPlan],
+) -> dict[str, Any]:
+    table = next(iter(tables.values()))
+    return {
+        "made_from": MADE_FROM[variant],
+        "reduce_range": options.reduce_range,
+        "calibration": {
+            "method": table.method,
+            "num_samples": table.num_samples,
+            "data_fingerprint": table.data_fingerprint,
+            "own_prompts": options.prompts_file is not None,
+            "seed": options.seed,
+            "ranges": RANGES_FILE,
+        },
+        "graphs": {name: {"quantized_nodes": list(plan.nodes)} for name, plan in plans.items()},
+    }

@@ -1,0 +1,95 @@
+"""The accuracy budget: how much agreement with the reference INT8 may cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tap_deploy.engines.verdict.agreement import Agreement
+from tap_deploy.errors import InputError
+
+_KEYS = {"miou": "mask_iou", "top1": "concept_top1", "tokens": "caption_tokens"}
+_EXAMPLE = "miou=0.005,top1=0.01,tokens=0.02"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Allowed losses of agreement, 0..1 each; None where any loss is.
+
+    Attributes:
+        mask_iou: 1 minus the mean IoU of the masks of reference and candidate.
+        concept_top1: share of regions that may get another name.
+        caption_tokens: share of caption tokens that may stand behind a first divergence.
+
+    Raises:
+        InputError: a value out of range, or nothing is limited.
+    """
+
+    mask_iou: float | None = None
+    concept_top1: float | None = None
+    caption_tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        values = dataclasses.asdict(self)
+        for name, value in values.items():
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"budget: {name} is {value}; expected 0 to 1")
+        if all(value is None for value in values.values()):
+            raise InputError(f"budget limits nothing; expected something like {_EXAMPLE}")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget such as ``miou=0.005,top1=0.01,tokens=0.02``.
+
+        Raises:
+            InputError: an unknown or repeated key, or no number.
+        """
+        values: dict[str, float] = {}
+        for item in text.split(","):
+            key, _, number = item.strip().partition("=")
+            try:
+                field, value = _KEYS[key], float(number)
+            except (KeyError, ValueError) as exc:
+                raise InputError(
+                    f"budget: cannot read {item.strip()!r}; expected something like {_EXAMPLE}"
+                ) from exc
+            if field in values:
+                raise InputError(f"budget: {key} is given twice; expected it once")
+            values[field] = value
+        return cls(**values)
+
+    def use(self, agreement: Agreement) -> float:
+        """Return which multiple of the budget is used up: the largest of loss / allowance.
+
+        At most 1 is within the budget. A loss where none is allowed is infinitely much.
+        """
+        losses = {
+            "mask_iou": 1 - agreement.mask_iou,
+            "concept_top1": 1 - (1 if agreement.concept_top1 is None else agreement.concept_top1),
+            "caption_tokens": 1 - agreement.captions.tokens_equal,
+        }
+        return max(
+            _ratio(losses[name], allowed)
+            for name, allowed in dataclasses.asdict(self).items()
+            if allowed is not None
+        )
+
+
+def held_sentence(budget: Budget, agreement: Agreement) -> str:
+    """Say whether a budget is held on pictures that the search for a mix did not see."""
+    use = budget.use(agreement)
+    seen = f"{agreement.regions} regions that calibration did not see"
+    if use <= 1:
+        return f"budget: held on {seen}, {use:.0%} of it used"
+    return (
+        f"budget: NOT held on {seen}, {use:.2f} times what was allowed; search on more pictures, "
+        "or exclude more (--exclusions)"
+    )
+
+
+def _ratio(loss: float, allowed: float) -> float:
+    if math.isnan(loss):
+        return math.inf
+    if allowed == 0:
+        return math.inf if loss > 0 else 0.0
+    return loss / allowed

@@ -1,0 +1,66 @@
+"""Sessions of partly quantized graphs, for trials that are thrown away again."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import EXTERNAL_DATA_BYTES, load_graph
+from tap_deploy.engines.calibration.table import CalibrationTable
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.qdq.graph import qdq_from_ranges
+from tap_deploy.precisions import FP32
+from tap_deploy.sessions import create_session
+from tap_deploy.sessions.contract import Session
+
+
+class CandidateSessions:
+    """Quantizes the given nodes of a graph over fp32, and loads it in onnxruntime.
+
+    Args:
+        bundle: its fp32 graphs are quantized.
+        tables: ranges of each graph.
+        reduce_range: see ``qdq_from_ranges``.
+        threads: CPU threads of a call; None for one per core.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tables: Mapping[str, CalibrationTable],
+        *,
+        reduce_range: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self._bundle, self._tables = bundle, tables
+        self._reduce_range, self._threads = reduce_range, threads
+        self._models: dict[str, ir.Model] = {}
+
+    def __call__(self, graph: str, nodes: Sequence[str]) -> Session:
+        """Return a session of a graph in which just these nodes are quantized.
+
+        Raises:
+            InputError: a node cannot be quantized.
+            SessionError: onnxruntime refuses the graph.
+        """
+        if graph not in self._models:
+            self._models[graph] = load_graph(self._bundle.graph_path(graph, FP32))
+        plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
+        model = qdq_from_ranges(
+            self._models[graph],
+            self._tables[graph],
+            plan,
+            for_cpu=True,
+            reduce_range=self._reduce_range,
+        )
+        spec = self._bundle.graph_specs(FP32)[graph]
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / f"{graph}.onnx"
+            record = self._bundle.manifest.graphs[FP32][graph]
+            large = record.external_data or record.weights_bytes > EXTERNAL_DATA_BYTES
+            ir.save(model, path, external_data=f"{graph}.data" if large else None)
+            return create_session("onnxruntime", path, spec, threads=self._threads)

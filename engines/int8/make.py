@@ -1,0 +1,289 @@
+"""The whole way to INT8: hold pictures back, smooth, calibrate, mix precisions, write, judge."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.int8.add import (
+    few_images_warning,
+    find_ranges,
+    pictures_calibrated_on,
+    require_room,
+    write_int8,
+)
+from tap_deploy.engines.int8.blocks import Exclusions
+from tap_deploy.engines.int8.budget import Budget, held_sentence
+from tap_deploy.engines.int8.candidates import CandidateSessions
+from tap_deploy.engines.int8.mix import Mix, MixSearch
+from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.smoothing.smoothed_bundle import smoothed_bundle
+from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
+from tap_deploy.engines.verdict.judge import VerdictOptions, judge_bundle, require_variants
+from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
+from tap_deploy.engines.verdict.regions import cases_from_images, without
+from tap_deploy.engines.verdict.speed import OtherRuntime
+from tap_deploy.engines.verdict.verdict import Verdict
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import FP32, INT8, INT8_FP32
+from tap_deploy.predictor import TapPredictor
+from tap_deploy.sessions import sessions_from_bundle
+
+# Regions of calibration pictures that the search for a mix is steered by.
+SEARCH_REGIONS = 200
+
+OnStage = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Result:
+    """What was done.
+
+    Attributes:
+        verdict: the decision; None if none was asked for.
+        report: what is in the bundle's report; empty without a verdict.
+        mix: outcome of the search; None without a budget.
+    """
+
+    verdict: Verdict | None
+    report: dict[str, Any]
+    mix: Mix | None
+
+
+def make_int8(
+    bundle: Bundle,
+    options: Int8Options,
+    *,
+    images: tuple[CalibrationImages, CalibrationImages | None] | None = None,
+    others: Mapping[str, OtherRuntime] | None = None,
+    on_stage: OnStage | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> Int8Result:
+    """Quantize a bundle and judge the outcome; the bundle is marked if it fails.
+
+    Args:
+        bundle: gets int8 graphs, ranges, report and exclusions.
+        options: how.
+        images: what ``options.images()`` returned, if it was called before.
+        others: other runtimes to be timed in the same run, e.g. PyTorch eager.
+        on_stage: called before each stage with its name.
+        on_warning: takes a text.
+
+    Raises:
+        InputError: int8 is there and may not be replaced, or data or options cannot be used.
+        SessionError: a graph cannot be run.
+    """
+    say = on_stage if on_stage is not None else _say_nothing
+    require_room(bundle, force=options.quantize.force)
+    calibration, evaluation = options.images() if images is None else images
+    if len(calibration) < FEW_IMAGES and on_warning is not None:
+        on_warning(few_images_warning(len(calibration)))
+    quantize, plans = options.quantize, options.quantize.plans(bundle)
+    _excluded(plans, options.exclusions)  # a slip of the pen must not cost a calibration
+    with smoothed_bundle(
+        bundle,
+        calibration,
+        options.smoothquant,
+        prompts=quantize.prompts(),
+        threads=quantize.threads,
+        on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
+    ) as smoothed:
+        tables = find_ranges(
+            smoothed.bundle,
+            quantize,
+            calibration,
+            plans,
+            on_progress=lambda done, total: say(f"picture {min(done + 1, total)} of {total}"),
+        )
+        mix = None
+        if options.budget is not None:
+            candidates = CandidateSessions(
+                smoothed.bundle,
+                tables,
+                reduce_range=quantize.reduce_range,
+                threads=quantize.threads,
+            )
+            mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
+    if mix is not None and not mix.within_budget and on_warning is not None:
+        on_warning("the budget cannot be held, whatever stays float; see the report")
+    exclusions = options.exclusions if mix is None else mix.exclusions
+    smoothing_choices = {
+        name: [choice.to_dict() for choice in choices]
+        for name, choices in smoothed.choices.items()
+        if choices
+    }
+    notes = {
+        "smoothquant": smoothing_choices,
+        "excluded": {} if exclusions is None else exclusions.to_dict(),
+    }
+    say("write int8 graphs")
+    write_int8(
+        bundle,
+        quantize,
+        tables,
+        _excluded(plans, exclusions),
+        images=calibration,
+        smoothings=smoothed.smoothings,
+        notes=notes,
+    )
+    if exclusions is not None:
+        _save_exclusions(bundle, exclusions, mix, options.budget)
+    if options.verdict is None or evaluation is None:
+        return Int8Result(verdict=None, report={}, mix=mix)
+    details = {
+        "mixed_precision": _mix_details(exclusions, mix),
+        "smoothquant": smoothing_choices,
+    }
+    verdict, report = judge_on_images(
+        bundle,
+        evaluation,
+        options.verdict,
+        prompts=options.quantize.prompts(),
+        others=others,
+        notes=details,
+        held_back=options.evaluation_data is None,
+        budget=options.budget,
+        on_stage=say,
+    )
+    return Int8Result(verdict=verdict, report=report, mix=mix)
+
+
+def judge_on_images(
+    bundle: Bundle,
+    images: CalibrationImages,
+    options: VerdictOptions,
+    *,
+    prompts: CalibrationPrompts | None = None,
+    others: Mapping[str, OtherRuntime] | None = None,
+    notes: Mapping[str, Any] | None = None,
+    held_back: bool = False,
+    budget: Budget | None = None,
+    on_stage: OnStage | None = None,
+) -> tuple[Verdict, dict[str, Any]]:
+    """Judge the INT8 of a bundle on pictures, and record the verdict in it.
+
+    Pictures that the bundle was calibrated on are left out. With a budget, the report says whether
+    the best mix holds it here, too.
+
+    Returns:
+        the verdict, and the report.
+
+    Raises:
+        BundleError: the bundle lacks a variant.
+        InputError: a picture cannot be read, all were calibrated on, or the bundle cannot be
+            written.
+        SessionError: a graph cannot be run.
+    """
+    require_variants(bundle, options)
+    calibrated_on = pictures_calibrated_on(bundle)
+    images = without(images, calibrated_on)
+    (on_stage or _say_nothing)("propose regions")
+    cases = list(_cases(bundle, images, prompts, options.threads))
+    verdict = judge_bundle(
+        bundle,
+        cases,
+        options,
+        calibrated_on=len(calibrated_on),
+        others=others,
+        on_stage=on_stage,
+    )
+    data = {
+        "pictures to judge on": len(images),
+        "where they come from": "held back from the calibration data, by the SHA-256 of the files"
+        if held_back
+        else "evaluation data",
+        "regions": "prompts of the user's where given; else proposed by the fp32 graphs on a grid "
+        "of points, prompted by box and by point in turns",
+        "fingerprint": images.fingerprint,
+    }
+    more = dict(notes or {})
+    if budget is not None:
+        more["budget"] = {
+            "allowed": dataclasses.asdict(budget),
+            "use": budget.use(verdict.mix),
+            "sentence": held_sentence(budget, verdict.mix),
+        }
+    return verdict, record_verdict(bundle, verdict, notes={"data": data, **more})
+
+
+def _search(
+    bundle: Bundle,
+    options: Int8Options,
+    budget: Budget,
+    plans: Mapping[str, QuantizationPlan],
+    images: CalibrationImages,
+    candidates: CandidateSessions,
+    say: OnStage,
+) -> Mix:
+    """Look for what has to stay float, on calibration pictures: the others shall judge."""
+    threads = options.quantize.threads
+    say("propose regions to search a mix on")
+    cases = _until(_cases(bundle, images, options.quantize.prompts(), threads), SEARCH_REGIONS)
+    with contextlib.ExitStack() as stack:
+        reference = sessions_from_bundle(bundle, "onnxruntime", FP32, threads=threads)
+        for session in reference.values():
+            stack.callback(session.close)
+        answers = ReferenceAnswers(reference, bundle.config, cases, vocabulary=bundle.vocabulary())
+        nodes = {name: plan.nodes for name, plan in plans.items()}
+        return MixSearch(answers, nodes, candidates, budget, on_trial=say).run()
+
+
+def _cases(
+    bundle: Bundle,
+    images: CalibrationImages,
+    prompts: CalibrationPrompts | None,
+    threads: int | None,
+) -> Iterator[Case]:
+    sessions = sessions_from_bundle(bundle, "onnxruntime", FP32, threads=threads)
+    with TapPredictor(sessions, bundle.config) as predictor:
+        yield from cases_from_images(predictor, images, prompts=prompts)
+
+
+def _until(cases: Iterator[Case], num_regions: int) -> Iterator[Case]:
+    """Yield cases until there are so many regions."""
+    found = 0
+    for case in cases:
+        yield case
+        found += len(case.prompts)
+        if found >= num_regions:
+            return
+
+
+def _excluded(
+    plans: Mapping[str, QuantizationPlan], exclusions: Exclusions | None
+) -> dict[str, QuantizationPlan]:
+    chosen = Exclusions() if exclusions is None else exclusions
+    return {
+        name: dataclasses.replace(plans[name], nodes=chosen.keep(name, plans[name].nodes))
+        for name in GRAPH_NAMES
+    }
+
+
+def _mix_details(exclusions: Exclusions | None, mix: Mix | None) -> dict[str, Any]:
+    if mix is not None:
+        return mix.to_dict()
+    return {} if exclusions is None else {"exclude": exclusions.to_dict()}
+
+
+def _save_exclusions(
+    bundle: Bundle, exclusions: Exclusions, mix: Mix | None, budget: Budget | None
+) -> None:
+    """Keep the list in the bundle, to be edited and passed to ``--exclusions``."""
+    details = _mix_details(exclusions, mix)
+    details["budget"] = None if budget is None else dataclasses.asdict(budget)
+    with bundle_addition(bundle, based_on=(INT8, INT8_FP32)) as addition:
+        path = addition.folder / EXCLUSIONS_FILE
+        path.parent.mkdir()
+        path.write_text(json.dumps(details, indent=2) + "\n", "utf-8")
+
+
+def _say_nothing(stage: str) -> None:
+    """Take the place of a progress callback."""

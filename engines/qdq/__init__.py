@@ -1,0 +1,1 @@
+"""Q/DQ: quantize and dequantize nodes from calibrated ranges."""

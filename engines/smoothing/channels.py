@@ -1,0 +1,135 @@
+"""What SmoothQuant asks of calibration data: the range of every channel, and rows to check on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.engines.calibration.looking_session import CollectingSession
+from tap_deploy.engines.calibration.pictures import CalibrationImages
+from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.smoothing.smoothquant import smoothing_points
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.image import load_image
+from tap_deploy.precisions import FP32
+from tap_deploy.predictor import TapPredictor
+
+HELD_BACK = 5  # every fifth picture gives rows, the others ranges
+MAX_IMAGES = 80
+_ROWS_PER_CALL = 16
+_MAX_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelRanges:
+    """Measurements of one graph.
+
+    Attributes:
+        maxima: output of a LayerNormalization -> float32 [C], largest magnitude of each channel.
+        rows: the same -> float32 [R, C], from pictures that the maxima do not know.
+    """
+
+    maxima: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
+
+
+class ChannelSession(CollectingSession):
+    """Keeps channel maxima, or rows, in place of histograms; memory does not grow with calls."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.keep_rows = False
+        self.maxima: dict[str, np.ndarray] = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
+
+    @property
+    def ranges(self) -> ChannelRanges:
+        """What was found of the tensors of which there are both maxima and rows."""
+        known = self.maxima.keys() & self._rows.keys()
+        return ChannelRanges(
+            maxima={name: self.maxima[name] for name in sorted(known)},
+            rows={name: np.concatenate(self._rows[name]) for name in sorted(known)},
+        )
+
+    def _count(self, name: str, values: np.ndarray) -> None:
+        rows = values.reshape(-1, values.shape[-1])
+        if not self.keep_rows:
+            found = np.abs(rows).max(axis=0)
+            self.maxima[name] = np.maximum(self.maxima.get(name, found), found)
+            return
+        kept = self._rows.setdefault(name, [])
+        if sum(map(len, kept)) < _MAX_ROWS:
+            places = np.linspace(0, len(rows) - 1, min(_ROWS_PER_CALL, len(rows))).astype(int)
+            kept.append(rows[places].copy())
+
+
+def measure_channels(
+    bundle: Bundle,
+    images: CalibrationImages,
+    *,
+    prompts: CalibrationPrompts | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, ChannelRanges]:
+    """Run the chain over calibration pictures and look at what SmoothQuant could change.
+
+    Args:
+        bundle: its fp32 graphs are run.
+        images: calibration pictures, of which at most 80 are used; with fewer than two nothing
+            can be held back, and nothing is measured.
+        prompts: where prompts come from; drawn over the pictures if None.
+        threads: CPU threads; None for one per core.
+        on_progress: called before each picture with pictures done and pictures in all.
+
+    Returns:
+        graph name -> measurements.
+
+    Raises:
+        InputError: a picture cannot be read.
+        SessionError: a graph cannot be run.
+    """
+    prompts = CalibrationPrompts() if prompts is None else prompts
+    count = min(len(images), MAX_IMAGES)
+    held_back = set(range(HELD_BACK - 1, count, HELD_BACK)) or {count - 1}
+    done = itertools.count()
+    with contextlib.ExitStack() as stack:
+        sessions = {}
+        for name in GRAPH_NAMES:
+            sessions[name] = _session(bundle, name, threads)
+            stack.enter_context(sessions[name])
+        predictor = TapPredictor(sessions, bundle.config)
+        for keep_rows in (False, True):
+            for session in sessions.values():
+                session.keep_rows = keep_rows
+            for index in (i for i in range(count) if (i in held_back) == keep_rows):
+                if on_progress is not None:
+                    on_progress(next(done), count)
+                _look_at(predictor, images, index, prompts)
+    return {name: session.ranges for name, session in sessions.items()}
+
+
+def _session(bundle: Bundle, name: str, threads: int | None) -> ChannelSession:
+    path = bundle.graph_path(name, FP32)
+    tensors = {point.tensor for point in smoothing_points(load_graph(path))}
+    return ChannelSession(path, bundle.graph_specs(FP32)[name], tensors, threads=threads)
+
+
+def _look_at(
+    predictor: TapPredictor,
+    images: CalibrationImages,
+    index: int,
+    prompts: CalibrationPrompts,
+) -> None:
+    path, digest = images.paths[index], images.digests[index]
+    rgb = load_image(path, convert=True)
+    height, width = rgb.shape[:2]
+    encoded = predictor.encode(rgb)
+    for part in prompts.for_image(path, digest, width=width, height=height):
+        predictor.predict(encoded, prompts=part, masks=False)

@@ -1,0 +1,264 @@
+"""Judging the INT8 of a bundle: measure, and decide."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.engines.verdict.agreement import Agreement, Case, ReferenceAnswers
+from tap_deploy.engines.verdict.kernels import (
+    KernelCount,
+    LayerCount,
+    kernels_in_onnxruntime,
+    layers_in_engine,
+)
+from tap_deploy.engines.verdict.speed import (
+    WHOLE,
+    OtherRuntime,
+    SpeedInputs,
+    SpeedOptions,
+    measure_graphs,
+    measure_whole,
+)
+from tap_deploy.engines.verdict.verdict import (
+    FLOAT,
+    MIN_CALIBRATION_PICTURES,
+    Floors,
+    GraphFacts,
+    GraphVerdict,
+    Verdict,
+    graph_verdict,
+)
+from tap_deploy.errors import BundleError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
+from tap_deploy.sessions import create_session, sessions_from_bundle
+from tap_deploy.sessions.contract import Session
+from tap_deploy.timing import Latency
+
+CPU_BACKENDS = ("onnxruntime",)
+REFERENCE_BACKEND = "onnxruntime"
+
+OnStage = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerdictOptions:
+    """How to judge.
+
+    Attributes:
+        backend: what runs the INT8 graphs, and the float ones that they are timed against.
+        floors: the least agreement with the fp32 graphs.
+        speed: how long to measure; None to judge by the answers alone.
+        min_speedup: INT8 must be so many times faster than float to be used.
+        min_calibration_pictures: INT8 that was calibrated on fewer fails.
+        threads: CPU threads of a call; None for one per core.
+    """
+
+    backend: str = "onnxruntime"
+    floors: Floors = dataclasses.field(default_factory=Floors)
+    speed: SpeedOptions | None = dataclasses.field(default_factory=SpeedOptions)
+    min_speedup: float = 1.05
+    min_calibration_pictures: int = MIN_CALIBRATION_PICTURES
+    threads: int | None = None
+
+    @property
+    def variant(self) -> str:
+        """The variant of the graphs that this backend runs for INT8."""
+        return variant_for(INT8, on_cpu=self.backend in CPU_BACKENDS)
+
+    @property
+    def float_variant(self) -> str:
+        """What a user of this backend would run instead."""
+        return FP32 if self.variant == INT8_FP32 else FP16
+
+
+def judge_bundle(
+    bundle: Bundle,
+    cases: Iterable[Case],
+    options: VerdictOptions,
+    *,
+    calibrated_on: int | None = None,
+    others: Mapping[str, OtherRuntime] | None = None,
+    on_stage: OnStage | None = None,
+) -> Verdict:
+    """Measure the INT8 graphs of a bundle against its fp32 graphs, and decide.
+
+    Args:
+        bundle: with fp32 and INT8 graphs.
+        cases: pictures that calibration did not see, with prompts.
+        options: how to judge.
+        calibrated_on: how many pictures calibration saw; None if that is not known.
+        others: other runtimes to be timed in the same run, e.g. PyTorch eager.
+        on_stage: called before each stage with its name.
+
+    Raises:
+        BundleError: the bundle lacks a variant.
+        InputError: there are no regions.
+        SessionError: a graph cannot be loaded or run.
+    """
+    say = on_stage if on_stage is not None else _say_nothing
+    with contextlib.ExitStack() as stack:
+        judge = _Judge(bundle, options, stack)
+        say("answers of fp32")
+        answers = ReferenceAnswers(
+            judge.reference, bundle.config, cases, vocabulary=bundle.vocabulary()
+        )
+        alone: dict[str, Agreement] = {}
+        for graph in GRAPH_NAMES:
+            say(f"answers with the {graph} in INT8")
+            alone[graph] = answers.agreement({graph: judge.candidates[graph]})
+        say("answers with everything in INT8")
+        everything = answers.agreement(judge.candidates)
+        latency = judge.time_graphs(answers.cases[0], others, say)
+        graphs = judge.decide(alone, latency)
+        mix = {name: s for name, s in judge.candidates.items() if graphs[name].use_int8}
+        say("answers of the best mix")
+        agreement = everything if len(mix) == len(GRAPH_NAMES) else answers.agreement(mix)
+        return Verdict(
+            variant=options.variant,
+            float_variant=options.float_variant,
+            backend=options.backend,
+            floors=options.floors,
+            graphs=graphs,
+            everything_int8=everything,
+            mix=agreement,
+            whole_latency=judge.time_whole(answers.cases[0], mix, others, say),
+            calibrated_on=calibrated_on,
+            min_calibration_pictures=options.min_calibration_pictures,
+        )
+
+
+def require_variants(bundle: Bundle, options: VerdictOptions) -> None:
+    """Check that a bundle has all graphs that a judgement runs.
+
+    Raises:
+        BundleError: it lacks a variant.
+    """
+    needed = (FP32, options.variant, options.float_variant)
+    missing = [variant for variant in needed if variant not in bundle.manifest.graphs]
+    if missing:
+        raise BundleError(
+            f"bundle {bundle.path} has no {missing[0]}, which the verdict needs; it has "
+            f"{', '.join(bundle.manifest.graphs)}; make it with: tap-export quantize"
+        )
+
+
+class _Judge:
+    """The sessions of one judgement, and what is measured with them."""
+
+    def __init__(
+        self, bundle: Bundle, options: VerdictOptions, stack: contextlib.ExitStack
+    ) -> None:
+        self._bundle, self._options = bundle, options
+        require_variants(bundle, options)
+        self.reference = self._load(stack, REFERENCE_BACKEND, FP32)
+        self.candidates = self._load(stack, options.backend, INT8)
+        same = options.backend == REFERENCE_BACKEND and options.float_variant == FP32
+        self._float = (
+            self.reference if same else self._load(stack, options.backend, options.float_variant)
+        )
+
+    def _load(
+        self, stack: contextlib.ExitStack, backend: str, precision: str
+    ) -> dict[str, Session]:
+        threads = self._options.threads
+        # What is marked as failed must be judged again, too: hence file by file, or as allowed.
+        if backend in CPU_BACKENDS:
+            variant = variant_for(precision, on_cpu=True)
+            return {
+                name: stack.enter_context(
+                    create_session(
+                        backend, self._bundle.graph_path(name, variant), spec, threads=threads
+                    )
+                )
+                for name, spec in self._bundle.graph_specs(variant).items()
+            }
+        sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
+        for session in sessions.values():
+            stack.enter_context(session)
+        return sessions
+
+    def time_graphs(
+        self, case: Case, others: Mapping[str, OtherRuntime] | None, say: OnStage
+    ) -> dict[str, dict[str, Latency]]:
+        if self._options.speed is None:
+            return {}
+        return measure_graphs(
+            {INT8: self.candidates, FLOAT: self._float},
+            self._bundle.config,
+            self._inputs(case),
+            self._options.speed,
+            others=others,
+            on_stage=lambda graph: say(f"speed of the {graph}"),
+        )
+
+    def time_whole(
+        self,
+        case: Case,
+        mix: Mapping[str, Session],
+        others: Mapping[str, OtherRuntime] | None,
+        say: OnStage,
+    ) -> dict[str, Latency]:
+        if self._options.speed is None:
+            return {}
+        say(f"speed of the {WHOLE}")
+        return measure_whole(
+            {INT8: self._float | dict(mix), FLOAT: self._float},
+            self._bundle.config,
+            self._inputs(case),
+            self._options.speed,
+            others=others,
+        )
+
+    def _inputs(self, case: Case) -> SpeedInputs:
+        return SpeedInputs.from_case(self.reference, self._bundle.config, case)
+
+    def decide(
+        self,
+        alone: Mapping[str, Agreement],
+        latency: Mapping[str, Mapping[str, Latency]],
+    ) -> dict[str, GraphVerdict]:
+        options = self._options
+        return {
+            graph: graph_verdict(
+                self._facts(graph, alone[graph], latency.get(graph, {})),
+                options.floors,
+                float_name=options.float_variant.upper(),
+                min_speedup=options.min_speedup,
+            )
+            for graph in GRAPH_NAMES
+        }
+
+    def _facts(
+        self, graph: str, agreement: Agreement, latency: Mapping[str, Latency]
+    ) -> GraphFacts:
+        manifest, options = self._bundle.manifest, self._options
+        quantized = manifest.graphs[options.variant][graph]
+        plain = manifest.graphs[options.float_variant][graph]
+        return GraphFacts(
+            graph=graph,
+            agreement=agreement,
+            kernels=self._kernels(graph),
+            int8_bytes=_bytes_of(self._bundle, quantized),
+            float_bytes=_bytes_of(self._bundle, plain),
+            latency=latency,
+            kept_before=quantized.file == plain.file,
+        )
+
+    def _kernels(self, graph: str) -> KernelCount | LayerCount | None:
+        backend, variant = self._options.backend, self._options.variant
+        if backend not in CPU_BACKENDS:
+            return layers_in_engine(self._bundle, backend, variant, graph)
+        return kernels_in_onnxruntime(self._bundle.graph_path(graph, variant))
+
+
+def _bytes_of(bundle: Bundle, record: GraphRecord) -> int:
+    return sum(bundle.manifest.files[file].size_bytes for file in record.files)
+
+
+def _say_nothing(stage: str) -> None:
+    """Take the place of a progress callback."""

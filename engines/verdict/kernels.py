@@ -1,0 +1,154 @@
+"""Which kernels really run: read from onnxruntime's optimised graph, or the engine inspector."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+import tempfile
+
+import onnx
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.plans import all_records
+from tap_deploy.errors import SessionError, first_line
+from tap_deploy.sessions.ort.session import (
+    EXACT_INT8,
+    import_onnxruntime,
+    linked_weights,
+    session_options,
+)
+
+# What onnxruntime's fusions turn a product of quantized values into.
+_INTEGER_PRODUCTS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+_FLOAT_PRODUCTS = {
+    "Attention",
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "FusedGemm",
+    "FusedMatMul",
+    "Gemm",
+    "MatMul",
+    "MultiHeadAttention",
+    "NhwcFusedConv",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KernelCount:
+    """Products of a graph as they are executed.
+
+    Attributes:
+        integer: with integer kernels.
+        float_weights: with float kernels and constant weights.
+        float_activations: with float kernels, of two activations, as in attention.
+        quantize: QuantizeLinear nodes that are left.
+        dequantize: DequantizeLinear nodes that are left; one in front of a float product means
+            that it was quantized on paper only.
+        op_types: operator -> number of nodes of the optimised graph.
+    """
+
+    integer: int
+    float_weights: int
+    float_activations: int
+    quantize: int
+    dequantize: int
+    op_types: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        total = self.integer + self.float_weights + self.float_activations
+        return f"{self.integer} of {total} products run on integers"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCount:
+    """Layers of an engine, as its inspector tells.
+
+    Attributes:
+        precisions: what a layer computes in -> number of layers, as ``precisions_from_json``
+            counts them.
+    """
+
+    precisions: dict[str, int]
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        total = sum(self.precisions.values())
+        return (
+            f"{self.precisions.get('int8', 0)} of {total} layers multiply int8 (engine inspector)"
+        )
+
+
+def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> LayerCount | None:
+    """Return what is known of the layers of a built engine; None if no GPU has looked at it."""
+    wanted = (backend, variant, graph)
+    for _, record in all_records(bundle):
+        if (record.backend, record.variant, record.graph) != wanted:
+            continue
+        if record.layer_precisions is not None:
+            return LayerCount(precisions=dict(record.layer_precisions))
+    return None
+
+
+def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
+    """Let onnxruntime optimise a graph for this CPU, and count what it would run.
+
+    Raises:
+        SessionError: onnxruntime cannot load the graph.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = pathlib.Path(folder) / "optimised.onnx"
+        onnxruntime = import_onnxruntime()
+        options = session_options(onnxruntime)
+        options.add_session_config_entry(*EXACT_INT8)
+        options.optimized_model_filepath = os.fspath(optimised)
+        # Weights beside the graph: it may exceed what a protobuf can hold, and is read without.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        try:
+            with linked_weights(options, path):
+                onnxruntime.InferenceSession(
+                    os.fspath(path), options, providers=["CPUExecutionProvider"]
+                )
+        except Exception as exc:  # a class of its own per status code, with no common base
+            raise SessionError(f"onnxruntime cannot load {path}: {first_line(exc)}") from exc
+        return count_kernels(onnx.load(optimised, load_external_data=False))
+
+
+def count_kernels(model: onnx.ModelProto) -> KernelCount:
+    """Count the products of an optimised graph."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    dequantized = {  # a constant, with or without a DequantizeLinear behind it
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    ops = collections.Counter(node.op_type for node in model.graph.node)
+    weighted = sum(
+        node.op_type in _FLOAT_PRODUCTS and bool({*node.input[:2]} & (constants | dequantized))
+        for node in model.graph.node
+    )
+    return KernelCount(
+        integer=sum(ops[name] for name in _INTEGER_PRODUCTS),
+        float_weights=weighted,
+        float_activations=sum(ops[name] for name in _FLOAT_PRODUCTS) - weighted,
+        quantize=ops["QuantizeLinear"],
+        dequantize=ops["DequantizeLinear"],
+        op_types=dict(sorted(ops.items())),
+    )

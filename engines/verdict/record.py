@@ -1,0 +1,152 @@
+"""The verdict in the bundle: the report, the mark, and the best mix in place of all INT8."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.engines.verdict.report_html import html_from_report
+from tap_deploy.engines.verdict.verdict import Verdict
+from tap_deploy.errors import BundleError
+from tap_deploy.machine.cpu import cpu_int8, cpu_name, usable_cpus
+from tap_deploy.machine.host import Host
+from tap_deploy.optional_modules import version_of
+from tap_deploy.precisions import FP32, INT8, INT8_FP32
+
+REPORTS_FOLDER = "reports"
+VERDICT_PREFIX = f"{REPORTS_FOLDER}/verdict-"
+EXCLUSIONS_FILE = f"{REPORTS_FOLDER}/exclusions.json"
+
+
+def record_verdict(
+    bundle: Bundle, verdict: Verdict, *, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the report into the bundle, make INT8 the best mix, and mark what failed.
+
+    The mark goes to both INT8 variants, whose Q/DQ nodes are the same; but a passed verdict does
+    not lift the failure of a variant that was judged itself, on another backend. A failed one
+    leaves the graphs as they are. A passed one puts the float graph in the place of each INT8
+    graph that does not pay, in the variant that was judged only.
+
+    Args:
+        bundle: the one that was judged.
+        verdict: the decision.
+        notes: what else the report shall say: data, mixed precision, SmoothQuant.
+
+    Returns:
+        the report, plain JSON types.
+
+    Raises:
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: another process changed the graphs, or found that they fail, meanwhile; nothing
+            is written.
+    """
+    report = report_from_verdict(bundle, verdict, notes or {})
+    name = f"{VERDICT_PREFIX}{verdict.variant}"
+    graphs, known = bundle.manifest.graphs, bundle.manifest.precisions
+    judged_with = {FP32, verdict.variant, verdict.float_variant}
+    with bundle_addition(bundle, based_on=judged_with) as addition:
+        folder = addition.folder / REPORTS_FOLDER
+        folder.mkdir()
+        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+        (addition.folder / f"{name}.json").write_text(text + "\n", "utf-8")
+        (addition.folder / f"{name}.html").write_text(html_from_report(report), "utf-8")
+        mark = {
+            "passed": verdict.passed,
+            "sentence": verdict.sentence,
+            "backend": verdict.backend,
+            "judged": verdict.variant,
+            "report": f"{name}.json",
+        }
+        new: dict[str, dict[str, Any]] = {
+            variant: {"verdict": mark} for variant in (INT8, INT8_FP32) if variant in graphs
+        }
+        if verdict.passed and not all(graph.use_int8 for graph in verdict.graphs.values()):
+            new[verdict.variant]["mix"] = verdict.variants
+            addition.graphs[verdict.variant] = {
+                graph: graphs[variant][graph] for graph, variant in verdict.variants.items()
+            }
+        for variant, values in new.items():
+            earlier = known.get(variant, {}).get("verdict")
+            addition.precisions[variant] = functools.partial(_marked, variant, values, earlier)
+    return report
+
+
+def _marked(
+    variant: str, values: Mapping[str, Any], earlier: Any, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is known of a variant with the mark of a verdict, unless a failure has to stay.
+
+    Args:
+        variant: of the graphs that get the mark.
+        values: the mark, and what else is new.
+        earlier: the mark that was there before the graphs were judged.
+        known: what is known of the variant now.
+
+    Raises:
+        BundleError: it passed, but failed another verdict meanwhile.
+    """
+    mark, found = values["verdict"], known.get("verdict") or {}
+    if mark["passed"] and found and not found.get("passed"):
+        if variant != mark["judged"] and found.get("judged") == variant:
+            return dict(known)
+        if found != earlier:
+            raise BundleError(
+                f"{variant} passed this verdict, but failed another one meanwhile, on "
+                f"{found.get('backend')}; nothing was written, judge it again"
+            )
+    return {**known, **values}
+
+
+def report_from_verdict(
+    bundle: Bundle, verdict: Verdict, notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that the report says, plain JSON types."""
+    known = dict(bundle.manifest.precisions.get(verdict.variant, {}))
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "model": bundle.manifest.model,
+        "weights": dataclasses.asdict(bundle.manifest.checkpoint),
+        "made": {n: v for n, v in known.items() if n not in ("verdict", "mix")},
+        **verdict.to_dict(),
+        **notes,
+        "conditions": conditions(),
+    }
+    return {key: _finite(value) for key, value in report.items()}
+
+
+def conditions() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    host = Host()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(host),
+        "cpu_int8": cpu_int8(host),
+        "cpu_cores": usable_cpus(),
+        "python": platform.python_version(),
+        **dict(_versions("onnxruntime", "onnx", "numpy", "torch")),
+    }
+
+
+def _versions(*packages: str) -> Iterator[tuple[str, str]]:
+    for package in packages:
+        version = version_of(package)
+        if version is not None:
+            yield package, version
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON cannot write, by null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,152 @@
+"""A bundle: one folder with everything that a device needs to run a model."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import BundleError
+from tap_deploy.graphs import GraphSpec, graph_specs
+from tap_deploy.precisions import FP16, FP32, INT8, VARIANT_DTYPES, precision_of
+from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.tokenizer import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.model"
+CONCEPTS_FILE = "concepts.npz"
+GOLDEN_FILE = "golden/samples.npz"
+ONNX_FOLDER = "onnx"
+# A replacement writes the manifest twice, so a reader can be behind by two.
+CHANGES_BEHIND = 3
+
+# What makes a precision that a bundle does not have.
+_REMEDIES = {
+    FP32: "export it again",
+    FP16: "add it with: tap-export convert BUNDLE --precision fp16",
+    INT8: "add it with: tap-export quantize BUNDLE --calibration-data FOLDER",
+}
+
+
+class Bundle:
+    """An opened bundle; ``Bundle.open`` is the way to get one."""
+
+    def __init__(self, path: pathlib.Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
+        """Open a bundle and check that it is whole.
+
+        Args:
+            path: the folder.
+            check_hashes: compare the SHA-256 of every file with the manifest, not only sizes.
+
+        Raises:
+            BundleError: not a bundle, another schema, not verified, or a file is missing or
+                changed.
+        """
+        root = pathlib.Path(path)
+        if not root.is_dir():
+            raise BundleError(f"bundle {root} is not a folder; make one with: tap-export export")
+        bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
+        for _ in range(CHANGES_BEHIND):
+            try:
+                return bundle._checked(check_hashes)
+            except BundleError:
+                # Another process may have changed the bundle since its manifest was read.
+                again = cls(root, Manifest.read(root / MANIFEST_NAME))
+                if again.manifest == bundle.manifest:
+                    raise
+                bundle = again
+        return bundle._checked(check_hashes)
+
+    @property
+    def config(self) -> TapConfig:
+        """Sizes of the model."""
+        return self.manifest.config
+
+    def graph_specs(self, variant: str = FP32) -> dict[str, GraphSpec]:
+        """What the graphs of a variant take and give, by graph name; see ``precisions``."""
+        return graph_specs(self.config, VARIANT_DTYPES[variant])
+
+    def graph_path(self, name: str, variant: str) -> pathlib.Path:
+        """Return the ONNX file of a graph, in one of the variants of ``precisions``.
+
+        Raises:
+            BundleError: the bundle does not hold this graph in this variant.
+        """
+        records = self.manifest.graphs.get(variant)
+        if records is None:
+            raise BundleError(
+                f"bundle {self.path} has no precision {precision_of(variant)!r}; "
+                f"it has {', '.join(self.manifest.graphs)}; {_REMEDIES[precision_of(variant)]}"
+            )
+        if name not in records:
+            raise BundleError(f"bundle {self.path} lists no {variant} {name}; export it again")
+        for file in records[name].files:  # what is not listed was not checked
+            if not self._has(file):
+                raise BundleError(f"bundle {self.path} does not list {file}; export it again")
+        return self.path / records[name].file
+
+    def vocabulary(self) -> Vocabulary | None:
+        """Load the concepts that were exported with the model, if any."""
+        return Vocabulary.load(self.path / CONCEPTS_FILE) if self._has(CONCEPTS_FILE) else None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Load the tokenizer that was exported with the model, if any."""
+        return Tokenizer(self.path / TOKENIZER_FILE) if self._has(TOKENIZER_FILE) else None
+
+    def golden_path(self) -> pathlib.Path:
+        """Return the file of golden samples.
+
+        Raises:
+            BundleError: there is none.
+        """
+        if not self._has(GOLDEN_FILE):
+            raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
+        return self.path / GOLDEN_FILE
+
+    def _has(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def _checked(self, check_hashes: bool) -> Bundle:
+        if self.manifest.verification.get("passed") is not True:
+            raise BundleError(f"bundle {self.path} did not pass its verification; export it again")
+        for name, record in self.manifest.files.items():
+            self._check_file(name, record, check_hashes)
+        return self
+
+    def _check_file(self, name: str, record: FileRecord, check_hash: bool) -> None:
+        file = self.path / name
+        try:
+            size = file.stat().st_size
+            digest = sha256_of_file(file) if check_hash and size == record.size_bytes else None
+        except FileNotFoundError as exc:
+            raise BundleError(
+                f"bundle {self.path}: {name} is missing; copy or export it again"
+            ) from exc
+        except OSError as exc:
+            raise BundleError(f"bundle {self.path}: {name} cannot be read: {exc}") from exc
+        if size != record.size_bytes:
+            raise BundleError(
+                f"bundle {self.path}: {name} has {size} bytes, expected {record.size_bytes}; "
+                "copy or export it again"
+            )
+        if digest is not None and digest != record.sha256:
+            raise BundleError(
+                f"bundle {self.path}: {name} was changed: SHA-256 {digest[:12]}…, "
+                f"expected {record.sha256[:12]}…; copy or export it again"
+            )
+
+
+def file_records(root: pathlib.Path) -> dict[str, FileRecord]:
+    """Return size and digest of every file below a folder, by relative path."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {
+        path.relative_to(root).as_posix(): FileRecord(
+            size_bytes=path.stat().st_size, sha256=sha256_of_file(path)
+        )
+        for path in files
+    }

@@ -1,0 +1,325 @@
+"""Engine plans in a bundle: where they lie, and which of them may be deserialised.
+
+``BUNDLE/engines/<backend>-<version>-<gpus>-<variant>/`` holds, per graph, ``<graph>.plan`` (raw
+bytes, as the builder gave them) and ``<graph>.json`` (``PlanRecord``), and ``selftest.json`` once
+the plans were tried on a device. A plan executes code when it is loaded, so only bytes that the
+sidecar confirms get that far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.marks import require_no_failure
+from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.bundle.update import changing_bundle
+from tap_deploy.errors import BundleError
+from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.folder_lock import locked_folder
+
+ENGINES_FOLDER = "engines"
+SELFTEST_FILE = "selftest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedPlan:
+    """A plan that was checked: its bytes are those that the record speaks of."""
+
+    plan: bytes
+    record: PlanRecord
+    path: pathlib.Path
+
+
+def load_plan(
+    bundle: Bundle,
+    *,
+    backend: str,
+    backend_version: str,
+    compute_capability: str | None,
+    variant: str,
+    graph: str,
+    allow_failed_selftest: bool = False,
+) -> LoadedPlan:
+    """Read the plan of a graph, if it is the right one for this machine and this bundle.
+
+    Args:
+        bundle: where it lies.
+        backend: "tensorrt" or "tensorrt_rtx".
+        backend_version: ``__version__`` of the package that shall deserialise it.
+        compute_capability: of the GPU, like "8.7"; None: unknown, any will do.
+        variant: see ``precisions``.
+        graph: name of the graph.
+        allow_failed_selftest: take plans that failed ``tap-export selftest``, too.
+
+    Raises:
+        BundleError: there is no plan, or it is for another GPU, another version or another ONNX
+            file, was damaged, or failed its self-test. The message has the command that builds it.
+    """
+    folder = plan_folder(
+        bundle,
+        backend=backend,
+        backend_version=backend_version,
+        compute_capability=compute_capability,
+        variant=variant,
+    )
+    path = folder / f"{graph}.plan"
+    remedy = f"build it with: {build_command(bundle, backend, variant)}"
+    if not path.with_suffix(".json").is_file():
+        raise BundleError(
+            f"bundle {bundle.path} has no {backend} engine of {graph} in {variant}; {remedy}"
+        )
+    record = PlanRecord.read(path.with_suffix(".json"))
+    remedy = f"build it with: {build_command(bundle, backend, variant, record.options)} --force"
+    problem = _mismatch(record, backend, backend_version, compute_capability, variant, graph)
+    problem = problem or _other_graph(bundle, record)
+    if problem:
+        raise BundleError(f"engine {path} {problem}; {remedy}")
+    if not allow_failed_selftest:
+        _refuse_failed_selftest(folder, remedy)
+    return LoadedPlan(plan=_checked_bytes(path, record, remedy), record=record, path=path)
+
+
+def plan_folder(
+    bundle: Bundle,
+    *,
+    backend: str,
+    backend_version: str,
+    compute_capability: str | None,
+    variant: str,
+) -> pathlib.Path:
+    """Return the folder of the plans that serve a machine; it need not exist.
+
+    A folder for exactly this GPU and version comes first, then one whose plans run there as well
+    (several compute capabilities, hardware- or version-compatible ones), then one that is for
+    something else, so that ``load_plan`` can say for what.
+    """
+    variant_folders = [
+        folder
+        for folder in _folders(bundle)
+        if folder.name.startswith(f"{backend}-") and folder.name.endswith(f"-{variant}")
+    ]
+    exact = plan_path_name(backend, backend_version, (compute_capability or "",), None, variant)
+
+    def rank(folder: pathlib.Path) -> tuple[bool, bool, bool, str]:
+        record = next(iter(_records(folder)), None)
+        loads = record is not None and record.loads_in(backend_version)
+        runs = record is not None and (
+            compute_capability is None or record.runs_on(compute_capability)
+        )
+        same = record is not None and record.backend_version == backend_version
+        return (folder.name != exact, not (loads and runs), not same, folder.name)
+
+    best = min(variant_folders, key=rank, default=None)
+    return best or bundle.path / ENGINES_FOLDER / exact
+
+
+def plan_path_name(
+    backend: str,
+    backend_version: str,
+    compute_capabilities: tuple[str, ...],
+    minimum_compute_capability: str | None,
+    variant: str,
+) -> str:
+    """Return the name of the folder for plans, such as ``tensorrt-10.3.0-sm87-fp16``.
+
+    Several compute capabilities are joined, ``sm86+sm89``; a last ``+`` means "and later".
+    """
+    gpus = "+".join(f"sm{c.replace('.', '')}" for c in compute_capabilities)
+    later = "+" if minimum_compute_capability else ""
+    return f"{backend}-{backend_version}-{gpus}{later}-{variant}"
+
+
+def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
+    """Write a plan and its sidecar, and return the plan's path.
+
+    The sidecar is written last: a plan that was interrupted is one that it does not confirm. A
+    self-test of the plans that were there says nothing of the new ones, and goes.
+
+    Raises:
+        InputError: the bundle cannot be written, or another process holds it.
+        BundleError: the graph is no longer the one that the plan was built from.
+    """
+    folder = record_folder(bundle, record)
+    path = folder / f"{record.graph}.plan"
+    with changing_bundle(bundle, ()):
+        if _other_graph(bundle, record):
+            raise BundleError(
+                f"graph {record.graph} of bundle {bundle.path} changed while its engine was built; "
+                "the engine was not stored; build it again"
+            )
+        with translated_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SELFTEST_FILE).unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+        with atomic_file(path) as partial:
+            partial.write_bytes(plan)
+        with atomic_file(path.with_suffix(".json")) as partial:
+            partial.write_text(record.to_json(), "utf-8")
+    return path
+
+
+def record_folder(bundle: Bundle, record: PlanRecord) -> pathlib.Path:
+    """Return the folder where the plan of a record belongs."""
+    return (
+        bundle.path
+        / ENGINES_FOLDER
+        / plan_path_name(
+            record.backend,
+            record.backend_version,
+            record.compute_capabilities,
+            record.minimum_compute_capability,
+            record.variant,
+        )
+    )
+
+
+def cached_record(folder: pathlib.Path, graph: str, key: str) -> PlanRecord | None:
+    """Return the record of a plan that lies there whole and has this key; else None."""
+    path = folder / f"{graph}.plan"
+    try:
+        record = PlanRecord.read(path.with_suffix(".json"))
+        _checked_bytes(path, record, "")
+    except BundleError:
+        return None
+    return record if record.key == key else None
+
+
+def all_records(bundle: Bundle) -> Iterator[tuple[pathlib.Path, PlanRecord]]:
+    """Yield the path of every plan that has a readable sidecar, and its record."""
+    for folder in _folders(bundle):
+        for record in _records(folder):
+            yield folder / f"{record.graph}.plan", record
+
+
+def plan_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Return the SHA-256 of the plans of a folder, by graph, as their sidecars have it."""
+    return {record.graph: record.plan_sha256 for record in _records(folder)}
+
+
+def record_selftest(
+    folder: pathlib.Path,
+    result: Mapping[str, Any],
+    *,
+    tested: Mapping[str, str],
+    own: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the verdict on the plans of a folder, ``{"passed": bool, …}``, atomically.
+
+    Args:
+        folder: ``engines/<name>`` of a bundle.
+        result: the verdict.
+        tested: what ``plan_digests`` gave before the plans were loaded.
+        own: the verdict that this self-test wrote when it began.
+
+    Raises:
+        InputError: the folder cannot be written, or another process holds the bundle.
+        BundleError: the plans are other ones by now, or failed another self-test meanwhile.
+    """
+    with locked_folder(folder.parents[1]):
+        if plan_digests(folder) != tested:
+            raise BundleError(
+                f"the engines in {folder} were built anew during their self-test; repeat it"
+            )
+        require_no_failure(_selftest(folder), result, own, f"the engines in {folder}")
+        with atomic_file(folder / SELFTEST_FILE) as partial:
+            partial.write_text(json.dumps(dict(result), indent=2) + "\n", "utf-8")
+
+
+def selftest_passed(folder: pathlib.Path) -> bool | None:
+    """Return the verdict on the plans of a folder: None where they were not tried yet.
+
+    What cannot be read as "passed" is a failure.
+    """
+    found = _selftest(folder)
+    return None if found is None else isinstance(found, dict) and found.get("passed") is True
+
+
+def _selftest(folder: pathlib.Path) -> Any:
+    """Return what the file of a self-test says: None without it, False where it is no JSON."""
+    try:
+        found = json.loads((folder / SELFTEST_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return False if found is None else found
+
+
+def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:
+    """Return the command line that builds the plans of a variant, with further options."""
+    words = ["tap-export", "build", str(bundle.path), "--backend", backend, "--precision", variant]
+    return shlex.join([*words, *options])
+
+
+def _mismatch(
+    record: PlanRecord,
+    backend: str,
+    backend_version: str,
+    compute_capability: str | None,
+    variant: str,
+    graph: str,
+) -> str | None:
+    """Return why a plan cannot be loaded on a machine; None if it can."""
+    found, wanted = (record.backend, record.variant, record.graph), (backend, variant, graph)
+    if found != wanted:
+        return f"is of {' '.join(found)}, not of {' '.join(wanted)}"
+    if not record.loads_in(backend_version):
+        return f"was built by {backend} {record.backend_version}, this is {backend_version}"
+    if compute_capability is not None and not record.runs_on(compute_capability):
+        gpus = ", ".join(record.compute_capabilities)
+        return f"is for GPUs of SM {gpus}, this one is {compute_capability}"
+    return None
+
+
+def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
+    """Return whether a plan was made from another ONNX file than the bundle's; None if not."""
+    file = bundle.graph_path(record.graph, record.variant).relative_to(bundle.path).as_posix()
+    files = bundle.manifest.files
+    data = files.get(f"{file}.data")
+    digests = (files[file].sha256, data.sha256 if data else None)
+    if digests == (record.onnx_sha256, record.onnx_data_sha256):
+        return None
+    return f"was built from another {file} (SHA-256 {record.onnx_sha256[:12]}…)"
+
+
+def _refuse_failed_selftest(folder: pathlib.Path, remedy: str) -> None:
+    if selftest_passed(folder) is False:
+        raise BundleError(
+            f"the engines in {folder} failed their self-test ({SELFTEST_FILE} has the tensors); "
+            f"use another precision, or {remedy}"
+        )
+
+
+def _checked_bytes(path: pathlib.Path, record: PlanRecord, remedy: str) -> bytes:
+    try:
+        plan = path.read_bytes()
+    except OSError as exc:
+        raise BundleError(f"engine {path} cannot be read: {exc.strerror}; {remedy}") from exc
+    digest = hashlib.sha256(plan).hexdigest()
+    if digest != record.plan_sha256:
+        raise BundleError(
+            f"engine {path} was changed or damaged: SHA-256 {digest[:12]}…, "
+            f"expected {record.plan_sha256[:12]}…; {remedy}"
+        )
+    return plan
+
+
+def _folders(bundle: Bundle) -> list[pathlib.Path]:
+    root = bundle.path / ENGINES_FOLDER
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _records(folder: pathlib.Path) -> Iterator[PlanRecord]:
+    for path in sorted(folder.glob("*.json")):
+        if path.name != SELFTEST_FILE:
+            try:
+                yield PlanRecord.read(path)
+            except BundleError:
+                continue

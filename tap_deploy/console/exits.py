@@ -1,0 +1,93 @@
+"""How commands end: one line about an error on stderr, and an exit code that says what kind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from tap_deploy.console.notes import notes_on_stderr
+from tap_deploy.errors import TapError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
+
+
+class CleanExits(click.Command):
+    """For commands: what they return is the exit code, and errors end as one line."""
+
+    def main(  # type: ignore[override]  # click overloads it by the value of standalone_mode
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
+        """Run, and exit with 0 (passed), 1 (a check failed) or 2 (bad input or environment)."""
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **extra)
+        if sys.stderr is None:  # it was closed before we began
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+        try:
+            with _clean_up_when_terminated(), notes_on_stderr():
+                code = super().main(args, standalone_mode=False, **extra)
+            if sys.stdout is not None:  # None: it was closed before we began
+                sys.stdout.flush()  # or a full disk would go unnoticed
+        except Exception as exc:
+            sys.exit(_explain(exc))
+        except SystemExit as exc:
+            # The one thing that click answers with 1 here is that our reader has left.
+            sys.exit(EXIT_BROKEN_PIPE if exc.code == 1 else exc.code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _clean_up_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end us as Ctrl-C does, so that unfinished files go; a second one ends at once."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _print_error("terminated")
+        sys.exit(EXIT_TERMINATED)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _explain(error: Exception) -> int:
+    """Print one line about an error on stderr, and return the exit code for it."""
+    match error:
+        case TapError():
+            line, code = str(error), error.exit_code
+        case click.Abort():
+            line, code = "interrupted", EXIT_INTERRUPTED
+        case click.UsageError(ctx=context) if context is not None:
+            line = f"{error.format_message()} See: {context.command_path} --help"
+            code = EXIT_BAD_INPUT
+        case click.ClickException():
+            line, code = error.format_message(), EXIT_BAD_INPUT
+        case OSError() | MemoryError():
+            line, code = f"{type(error).__name__}: {error}", EXIT_BAD_INPUT
+        case _:
+            # A defect of ours. Python would exit with 1, which here means "a check failed".
+            traceback.print_exception(error)
+            line, code = f"internal error, please report it: {error!r}", EXIT_BAD_INPUT
+    _print_error(" ".join(line.split()))
+    return code
+
+
+def _print_error(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, and the exit code must not change
+        click.echo(f"error: {line}", err=True)

@@ -1,0 +1,1 @@
+"""What other programs read: COCO, polygons, GeoJSON, detections of supervision."""

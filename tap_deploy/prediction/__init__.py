@@ -1,0 +1,1 @@
+"""What a predictor does with a call: its inputs, options and answers."""

@@ -1,0 +1,228 @@
+"""Answers: what the graphs say about prompts on a picture, in chunks that fit in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tap_deploy.chunks import captions_per_call, prompts_per_call
+from tap_deploy.config import TapConfig
+from tap_deploy.image import Frame
+from tap_deploy.masks import Rle, masks_from_logits, rles_from_logits
+from tap_deploy.prediction.options import PredictOptions
+from tap_deploy.prompts import Prompts
+from tap_deploy.regions import Regions
+from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipeline
+from tap_deploy.tokenizer import Tokenizer
+
+OnProgress = Callable[[str, int, int], None]
+
+_DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A picture and the prompts on it, both checked: all that the graphs need.
+
+    images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
+    embeddings: of the picture; None before it is encoded.
+    path: of its file; None where it was no file.
+    """
+
+    prompts: Prompts
+    frame: Frame
+    images: np.ndarray | None
+    embeddings: Embeddings | None
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CandidateMasks:
+    """All M masks of every prompt at the size of the picture; see ``Regions``."""
+
+    rles: list[list[Rle]]
+    iou_predictions: np.ndarray  # float32 [P, M]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What the graphs say about a request.
+
+    ids: int64 ``[P, L-1]`` of the captions.
+    candidates: masks and scores of all tokens, if they were asked for.
+    """
+
+    prompts: Prompts
+    frame: Frame
+    decoded: DecodedPrompts
+    ids: np.ndarray
+    candidates: CandidateMasks | None
+    path: str | None
+
+
+class GraphCalls:
+    """The calls of the graphs for requests. Several threads may share one."""
+
+    def __init__(self, pipeline: Pipeline, config: TapConfig, memory_limit_bytes: int) -> None:
+        """Take the graphs; see ``TapPredictor`` for ``memory_limit_bytes``."""
+        self._pipeline, self.config = pipeline, config
+        self._memory_limit_bytes = memory_limit_bytes
+
+    def encode(self, lane: Lane, requests: list[Request]) -> list[Request]:
+        """Return the requests encoded; pictures that are not yet go through in one call."""
+        images = [request.images for request in requests if request.images is not None]
+        fresh = iter(lane.encode_batch(np.concatenate(images)) if images else ())
+        return [
+            request
+            if request.images is None
+            else dataclasses.replace(request, images=None, embeddings=next(fresh))
+            for request in requests
+        ]
+
+    def encode_in_lane(self, requests: list[Request]) -> list[Request]:
+        """Do ``encode`` in a lane of its own."""
+        with self._pipeline.lane() as lane:
+            return self.encode(lane, requests)
+
+    def answer(
+        self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
+    ) -> Answer:
+        """Decode the prompts of an encoded picture, and write captions."""
+        decoded = self._decode(lane, request, report)
+        candidates = self._candidates(lane, request) if options.candidates else None
+        ids = self._caption(lane, decoded.semantic_tokens, options, report)
+        return Answer(
+            prompts=request.prompts,
+            frame=request.frame,
+            decoded=decoded,
+            ids=ids,
+            candidates=candidates,
+            path=request.path,
+        )
+
+    def warm_up(self, lane: Lane, request: Request, *, draws: bool) -> None:
+        """Run everything once, and record what can be recorded of captions."""
+        for chunk in self._caption_chunks(len(request.prompts)):
+            lane.record_captions(chunk.stop - chunk.start, draws=draws)
+        one_token = PredictOptions(
+            top_k=1,
+            masks=False,
+            captions=True,
+            vocabulary=None,
+            max_new_tokens=1,
+            temperature=1.0 if draws else 0.0,
+            seed=None,
+        )
+        [request] = self.encode(lane, [request])
+        self.answer(lane, request, one_token, no_progress)
+
+    def answer_in_lane(self, request: Request, options: PredictOptions) -> Answer:
+        """Do ``answer`` in a lane of its own."""
+        with self._pipeline.lane() as lane:
+            return self.answer(lane, request, options, no_progress)
+
+    def _decode(self, lane: Lane, request: Request, report: OnProgress) -> DecodedPrompts:
+        """Run the prompt decoder in chunks."""
+        assert request.embeddings is not None
+        prompts = request.prompts
+        decoded = self._empty_decoded(len(prompts))
+        for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
+            report("decode prompts", chunk.start, len(prompts))
+            part = lane.decode_prompts(
+                request.embeddings,
+                prompts[chunk].model_coords(request.frame.scale),
+                np.ascontiguousarray(prompts[chunk].labels),
+            )
+            for name in _DECODED_FIELDS:
+                getattr(decoded, name)[chunk] = getattr(part, name)
+        return decoded
+
+    def _candidates(self, lane: Lane, request: Request) -> CandidateMasks:
+        """Run the prompt decoder once more, for the masks of all tokens."""
+        assert request.embeddings is not None
+        prompts, num_masks = request.prompts, self.config.num_mask_tokens
+        found = CandidateMasks(
+            rles=[], iou_predictions=np.empty((len(prompts), num_masks), np.float32)
+        )
+        chunk_size = max(1, self._prompts_per_call(prompts) // num_masks)
+        for chunk in _chunks(len(prompts), chunk_size):
+            part = lane.decode_candidates(
+                request.embeddings,
+                prompts[chunk].model_coords(request.frame.scale),
+                np.ascontiguousarray(prompts[chunk].labels),
+            )
+            for masks in part.low_res_masks:
+                found.rles.append(rles_from_logits(masks, request.frame))
+            found.iou_predictions[chunk] = part.iou_predictions
+        return found
+
+    def _prompts_per_call(self, prompts: Prompts) -> int:
+        return self._pipeline.max_prompts or prompts_per_call(
+            self.config, prompts.coords.shape[1], self._memory_limit_bytes
+        )
+
+    def _empty_decoded(self, count: int) -> DecodedPrompts:
+        size = self.config.low_res_mask_size
+        return DecodedPrompts(
+            low_res_masks=np.empty((count, size, size), np.float32),
+            iou_predictions=np.empty(count, np.float32),
+            mask_index=np.empty(count, np.int64),
+            semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
+            semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
+        )
+
+    def _caption(
+        self,
+        lane: Lane,
+        semantic_tokens: np.ndarray,
+        options: PredictOptions,
+        report: OnProgress,
+    ) -> np.ndarray:
+        """Write captions in chunks; these may be larger than those of the prompts."""
+        rng, count = np.random.default_rng(options.seed), len(semantic_tokens)
+        parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
+        for chunk in self._caption_chunks(count):
+            report("write captions", chunk.start, count)
+            ids = lane.caption(
+                semantic_tokens[chunk],
+                max_new_tokens=options.max_new_tokens if options.captions else 0,
+                temperature=options.temperature,
+                rng=rng,
+            )
+            parts.append(ids)
+        return np.concatenate(parts)
+
+    def _caption_chunks(self, count: int) -> list[slice]:
+        most = captions_per_call(self.config, self._memory_limit_bytes)
+        return _chunks(count, self._pipeline.max_prompts or most)
+
+
+def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer | None) -> Regions:
+    """Return an answer in the pixels of the picture, and in words."""
+    frame, decoded, vocabulary = answer.frame, answer.decoded, options.vocabulary
+    logits, candidates = decoded.low_res_masks, answer.candidates
+    embeddings = decoded.semantic_embeddings
+    return Regions(
+        masks=masks_from_logits(logits, frame) if options.masks is True else None,
+        rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
+        concepts=None if vocabulary is None else vocabulary.top_k(embeddings, options.top_k),
+        captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
+        caption_ids=answer.ids,
+        prompts=answer.prompts,
+        image_height=frame.height,
+        image_width=frame.width,
+        image_path=answer.path,
+        candidate_rles=None if candidates is None else candidates.rles,
+        candidate_iou_predictions=None if candidates is None else candidates.iou_predictions,
+        **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
+    )
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Take the place of a progress callback."""
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,1 @@
+"""Graphs on a GPU: device memory, lanes, captions, whatever the backend."""

@@ -1,0 +1,184 @@
+"""Graphs on onnxruntime: the default backend, which needs no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tap_deploy.errors import MissingDependencyError, SessionError, first_line
+from tap_deploy.graphs import GraphSpec
+from tap_deploy.machine.cpu import usable_cores
+from tap_deploy.optional_modules import load_module
+from tap_deploy.sessions.contract import Session, Tensors, check_graph
+from tap_deploy.sessions.ort.providers import Provider, require_real_inference
+
+# x86 CPUs without VNNI (AMD before Zen 4, say) add int8 products in pairs, in 16 bits that two
+# large ones overflow: results are then clipped, and wrong. This makes onnxruntime take a slower
+# way on these CPUs, and changes nothing on others.
+EXACT_INT8 = ("session.x64quantprecision", "1")
+ERRORS_ONLY = 3  # onnxruntime's log severity
+# A GPU computes: threads that wait for work by spinning only take cores from others.
+NO_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+
+# It gives biases of convolutions a form that no GPU has kernels for: they went to and fro.
+FOR_CPUS_ONLY = ["WeightBiasQuantization"]
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, with its telemetry off.
+
+    Raises:
+        MissingDependencyError: it is not installed, or broken.
+    """
+    try:
+        return load_module("onnxruntime")
+    except ImportError as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name == "onnxruntime":
+            raise MissingDependencyError(
+                "backend 'onnxruntime' is not installed; "
+                'install it with: pip install "tap-deploy[onnxruntime]"'
+            ) from exc
+        raise MissingDependencyError(
+            f"backend 'onnxruntime' cannot be loaded: {first_line(exc)}; "
+            "tap-export doctor says what repairs it"
+        ) from exc
+
+
+def session_options(runtime: Any, threads: int | None = None) -> Any:
+    """Return new options for a session: log errors only, compute with as many threads.
+
+    Args:
+        runtime: the module onnxruntime.
+        threads: None for one per core that this process may use. Left to itself, onnxruntime
+            pins one to each core of the machine, also to those that the process may not use.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = usable_cores() if threads is None else threads
+    return options
+
+
+def load_session(
+    path: str | os.PathLike[str],
+    spec: GraphSpec,
+    *,
+    threads: int | None = None,
+    provider: Provider | None = None,
+) -> Any:
+    """Load a file and hold it against a spec; a provider must prove that it works.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        SessionError: the file does not load or is another graph, or the provider does not run it.
+    """
+    runtime = import_onnxruntime()
+    options = session_options(runtime, threads)
+    options.add_session_config_entry(*EXACT_INT8)
+    if provider is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        for entry in NO_SPINNING:
+            options.add_session_config_entry(entry, "0")
+        return require_real_inference(runtime, path, spec, options, provider, _checked)
+    return _checked(runtime, path, spec, options, ["CPUExecutionProvider"])
+
+
+def _checked(
+    runtime: Any, path: str | os.PathLike[str], spec: GraphSpec, options: Any, providers: list[Any]
+) -> Any:
+    on_cpu = providers == ["CPUExecutionProvider"]
+    try:
+        with linked_weights(options, path):
+            # Without its own retry on the CPU: that would pass for the provider asked for.
+            session = runtime.InferenceSession(
+                os.fspath(path),
+                options,
+                providers=providers,
+                enable_fallback=0,
+                disabled_optimizers=None if on_cpu else FOR_CPUS_ONLY,
+            )
+    # onnxruntime raises a class of its own per status code, with no common base.
+    except Exception as exc:
+        raise SessionError(
+            f"graph {spec.name}: onnxruntime cannot load {path}: {first_line(exc)}"
+        ) from exc
+    check_graph(spec, _described(session.get_inputs()), _described(session.get_outputs()))
+    return session
+
+
+@contextlib.contextmanager
+def linked_weights(options: Any, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let onnxruntime load a graph that links keep in another folder than its weights.
+
+    By itself it refuses weights outside of the folder that the graph is in once links are
+    followed. It copies what it is given here, where it would map the file otherwise.
+
+    Args:
+        options: ``onnxruntime.SessionOptions`` for a session that the block makes.
+        path: the ONNX file; a bundle vouches for it, and for ``<file>.data`` beside it.
+    """
+    graph, data = pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}.data")
+    # onnxruntime 1.23 has neither this method nor that check.
+    give = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if give is None or not data.is_file() or data.resolve().parent == graph.resolve().parent:
+        yield
+        return
+    with data.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    give([data.name], [content], [len(content)])
+    yield
+    content.close()  # not earlier: options hold its address, not the mapping
+
+
+class OnnxRuntimeSession(Session):
+    """A graph on onnxruntime, on the CPU or on a GPU provider, with arrays of the host.
+
+    Inputs and outputs are bound at the addresses of the NumPy arrays (IO binding): nothing is
+    copied on the way in or out, and an output can be written into a slot of the KV cache. A GPU
+    provider copies behind that; ``OnnxRuntimeGraph`` keeps tensors on the device.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        *,
+        threads: int | None = None,
+        provider: Provider | None = None,
+    ) -> None:
+        super().__init__(spec)
+        self._session = load_session(path, spec, threads=threads, provider=provider)
+        if provider is not None and provider.has_profile(spec):
+            self.limits = provider.limits
+
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        session = self._session  # a call that runs keeps it, whoever closes it
+        if session is None:
+            raise self._error("the session is closed; load it again")
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as exc:
+            raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
+
+    def close(self) -> None:
+        """Drop the session and its arena."""
+        if not self.is_of_another_process:
+            self._session = None
+
+
+def _described(nodes: Any) -> dict[str, tuple[str, Sequence[int | str | None]]]:
+    return {node.name: (_numpy_name(node.type), node.shape) for node in nodes}
+
+
+def _numpy_name(onnxruntime_type: str) -> str:
+    """Turn ``tensor(float)`` into ``float32``."""
+    inner = onnxruntime_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(inner, inner)

@@ -1,0 +1,1 @@
+"""Graphs on TensorRT and TensorRT-RTX."""

@@ -1,0 +1,100 @@
+"""What a run says of itself: a line for people, a file of JSON lines for plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tap_deploy.errors import InputError
+from tap_deploy.storage.files import atomic_file
+from tap_deploy.training.objective.objective import Losses
+from tap_deploy.training.scores.evaluation import Scores
+
+
+class Progress:
+    """Collects losses between two reports.
+
+    Args:
+        path: file of JSON lines; reports are appended. Each holds ``step``, ``steps``,
+            ``seconds_per_step``, ``losses`` (means since the last report) and ``held_out``.
+        total_steps: length of the run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], total_steps: int) -> None:
+        self._path, self._total_steps = Path(path), total_steps
+        self._restart()
+
+    def add(self, losses: Losses) -> None:
+        """Take note of one step."""
+        for name, value in losses.terms().items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._last = time.monotonic()
+
+    def report(self, step: int, held_out: Scores) -> str:
+        """Write a report, begin a new one, and return the line for people.
+
+        Args:
+            step: steps done.
+            held_out: scores on scenes that are not trained on.
+        """
+        count = max(1, self._count)
+        means = {name: float(total) / count for name, total in self._sums.items()}
+        seconds = (self._last - self._since) / count
+        record = {
+            "step": step,
+            "steps": self._total_steps,
+            "seconds_per_step": round(seconds, 4),
+            "losses": {name: round(value, 5) for name, value in means.items()},
+            "held_out": held_out.to_dict(),
+        }
+        self._append(record)
+        self._restart()
+        return _line(step, self._total_steps, means, held_out, seconds)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        before = self._path.read_text("utf-8") if self._path.exists() else ""
+        with atomic_file(self._path) as partial:
+            partial.write_text(f"{before}{json.dumps(record)}\n", "utf-8")
+
+    def _restart(self) -> None:
+        self._sums: dict[str, torch.Tensor | float] = {}  # numbers only when asked for: a GPU waits
+        self._count = 0
+        self._since = self._last = time.monotonic()
+
+
+def training_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return how far a run has come, from its file of JSON lines.
+
+    Returns:
+        ``step`` and ``steps`` of the last report, and ``hours`` of training until then.
+
+    Raises:
+        InputError: there is no such file, or it holds no report.
+    """
+    try:
+        reports = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+        last, seconds, step = reports[-1], 0.0, 0
+        for report in reports:
+            # A run that was killed after a report does the steps since then again.
+            seconds += report["seconds_per_step"] * max(0, report["step"] - step)
+            step = max(step, report["step"])
+        return {"step": last["step"], "steps": last["steps"], "hours": round(seconds / 3600, 3)}
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise InputError(f"{path} holds no report of a run ({exc!r}); train first") from exc
+
+
+def _line(step: int, steps: int, losses: dict[str, float], scores: Scores, seconds: float) -> str:
+    terms = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    box, point = scores.box, scores.point
+    held_out = (
+        f"held-out: IoU box {box.mask_iou:.3f} point {point.mask_iou:.3f}, concept "
+        f"{box.concept_top1:.3f} top-5 {box.concept_top5:.3f}, caption named "
+        f"{box.caption_named:.3f} exact {box.caption_exact:.3f}"
+    )
+    return f"{step}/{steps} | {terms} | {held_out} | {seconds:.2f} s/step"

@@ -1,0 +1,1 @@
+"""Made scenes: pictures, regions, captions."""

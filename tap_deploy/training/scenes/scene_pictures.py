@@ -1,0 +1,104 @@
+"""Scenes as picture files with prompts: to calibrate INT8 on, and to judge it on others.
+
+python -m tap_deploy.training.scenes.scene_pictures --split test --count 160 -o FOLDER
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from PIL import Image
+
+from tap_deploy.console.exits import CleanExits
+from tap_deploy.demo_samples import BOX, POINT, PROMPT_KINDS, SKETCH
+from tap_deploy.errors import InputError
+from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.training.scenes.backgrounds import SPLITS
+from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
+from tap_deploy.training.scores.metrics import inner_point, inner_stroke
+
+PROMPTS_FILE = "prompts.json"
+_KEYS = {BOX: "boxes", POINT: "points", SKETCH: "sketches"}
+_INSIDE = 1  # label of a point in the foreground
+
+
+@click.command(cls=CleanExits)
+@click.option("--split", type=click.Choice(SPLITS), required=True)
+@click.option(
+    "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the scenes."
+)
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(PROMPT_KINDS),
+    multiple=True,
+    default=(BOX, POINT),
+    show_default=True,
+    help="How objects are asked for, in turns; repeat it for several ways.",
+)
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder to make."
+)
+def main(split: str, first_seed: int, count: int, kinds: tuple[str, ...], output: Path) -> None:
+    """Write scenes as PNG, and prompts.json, which asks for each object once."""
+    generator = SceneGenerator(split)
+    scenes = (generator.scene(first_seed + index) for index in range(count))
+    regions = write_pictures(scenes, output, kinds)
+    click.echo(f"{output}: {count} scenes of split {split}, {regions} regions")
+
+
+def write_pictures(
+    scenes: Iterable[Scene], folder: Path, kinds: Sequence[str] = (BOX, POINT)
+) -> int:
+    """Write scenes and their prompts into a folder, for ``tap-export quantize`` and ``verdict``.
+
+    Files are named by split and seed: those of several folders never share a name.
+
+    Args:
+        scenes: what to write, one after the other.
+        folder: to make; it may be there, but without prompts of an earlier call.
+        kinds: some of ``demo_samples.PROMPT_KINDS``, in which objects take turns.
+
+    Returns:
+        how many regions the prompts ask for, one an object.
+
+    Raises:
+        InputError: the folder has prompts already, or cannot be written.
+    """
+    if (folder / PROMPTS_FILE).exists():
+        raise InputError(f"{folder} has {PROMPTS_FILE} already; choose another folder")
+    prompts: dict[str, dict[str, list[Any]]] = {}
+    turns, regions = itertools.cycle(kinds), 0
+    with translated_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for scene in scenes:
+            name = f"{scene.split}-{scene.seed}.png"
+            Image.fromarray(scene.image).save(folder / name)
+            own = prompts[name] = {}
+            for item in scene.objects:
+                kind = next(turns)
+                own.setdefault(_KEYS[kind], []).append(_prompt(item, kind))
+            regions += len(scene.objects)
+    with atomic_file(folder / PROMPTS_FILE) as partial:
+        partial.write_text(json.dumps(prompts, indent=1) + "\n", "utf-8")
+    return regions
+
+
+def _prompt(item: SceneObject, kind: str) -> list[Any]:
+    """Return a prompt as ``CalibrationPrompts.from_file`` reads it; pixels."""
+    if kind == BOX:
+        corners: list[float] = item.box.tolist()
+        return corners
+    if kind == POINT:
+        return [[*inner_point(item.mask), _INSIDE]]
+    return [list(pixel) for pixel in inner_stroke(item.mask)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From a training run to the files of the package."""

@@ -1,0 +1,70 @@
+"""The sample pictures of the demo model: scenes of the test split, with questions and answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from tap_deploy.demo_samples import (
+    BOX,
+    POINT,
+    PROMPT_KINDS,
+    Sample,
+    SampleRegion,
+    save_samples,
+)
+from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scenes.scenes import SceneObject
+from tap_deploy.training.scores.metrics import inner_point, inner_stroke
+
+# Chosen by looking at the pictures alone, before any model had answered: three objects each, a
+# photograph, stones, tiles and waves behind them.
+SAMPLE_SEEDS = (63, 0, 78, 95, 137)
+ABOUT = {
+    "made_by": "tap_deploy.training.scenes, split test; the seed of each is below",
+    "licence": "Apache-2.0. Glyphs: Noto Color Emoji (SIL OFL 1.1, which leaves documents made "
+    "with the font free). Backgrounds: photographs that scikit-image has under CC0 or in the "
+    "public domain (coffee: Rachel Michetti, Pikolo Espresso Bar, CC0; gravel: CC0Textures, "
+    "CC0), and textures of this project.",
+}
+
+
+def write_samples(
+    scenes: SceneSource, folder: Path, seeds: Sequence[int] = SAMPLE_SEEDS
+) -> tuple[Sample, ...]:
+    """Write sample pictures, PNG, and ``samples.json`` into a new folder.
+
+    Args:
+        scenes: of the test split.
+        folder: to make.
+        seeds: of the scenes to take; the first one is that of the demo.
+    """
+    folder.mkdir()
+    samples = []
+    for number, seed in enumerate(seeds, start=1):
+        scene = scenes.scene(seed)
+        picture = folder / f"{number}.png"
+        Image.fromarray(scene.image).save(picture, optimize=True)
+        kinds = itertools.cycle(PROMPT_KINDS)  # each way of asking comes up in every picture
+        regions = tuple(
+            _region(item, kind) for item, kind in zip(scene.objects, kinds, strict=False)
+        )
+        samples.append(Sample(picture=picture, seed=seed, regions=regions))
+    save_samples(tuple(samples), folder, ABOUT)
+    return tuple(samples)
+
+
+def _region(item: SceneObject, kind: str) -> SampleRegion:
+    if kind == POINT:
+        points = [inner_point(item.mask)]
+    elif kind == BOX:
+        x0, y0, x1, y1 = item.box.tolist()
+        points = [(x0, y0), (x1, y1)]
+    else:
+        points = inner_stroke(item.mask)
+    return SampleRegion(
+        prompt=kind, points=tuple(points), name=item.name, caption=item.caption, mask=item.mask
+    )

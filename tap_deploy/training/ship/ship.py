@@ -1,0 +1,178 @@
+"""``python -m tap_deploy.training.ship.ship``: a training run to the files of the package.
+
+Weights in float16, tokenizer, concepts, config, sample pictures, and a model card with what the
+shipped weights reach in PyTorch and as an exported bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tap_deploy.concepts import Vocabulary
+from tap_deploy.config import DEMO, VARIANTS
+from tap_deploy.console.exits import CleanExits
+from tap_deploy.demo_model import DEMO_FOLDER, MAX_WEIGHTS_BYTES, DemoModel
+from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.export.demo import export_demo
+from tap_deploy.predictor import TapPredictor
+from tap_deploy.reference.checkpoint import load_checkpoint
+from tap_deploy.reference.predictor import ReferenceSubject
+from tap_deploy.storage.files import atomic_folder, sha256_of_file
+from tap_deploy.tokenizer import Tokenizer
+from tap_deploy.training.config import TrainingConfig
+from tap_deploy.training.run.progress import training_summary
+from tap_deploy.training.run.run_folder import RunFolder
+from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scores.evaluation import BundleSubject, Scores, evaluate
+from tap_deploy.training.scores.targets import missed_targets
+from tap_deploy.training.ship.model_card import CardFacts, model_card
+from tap_deploy.training.ship.sample_scenes import SAMPLE_SEEDS, write_samples
+from tap_deploy.training.ship.shipped_weights import write_shipped_weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShipOptions:
+    """What is measured and shown.
+
+    Attributes:
+        regions: of the evaluation.
+        sample_seeds: of the scenes that become sample pictures.
+    """
+
+    regions: int = 1000
+    sample_seeds: tuple[int, ...] = SAMPLE_SEEDS
+
+
+@click.command("ship", cls=CleanExits, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=DEMO_FOLDER,
+    show_default="the folder in the package",
+    help="Folder to make or replace.",
+)
+@click.option(
+    "--regions",
+    type=click.IntRange(min=1),
+    default=ShipOptions.regions,
+    show_default=True,
+    help="Of the test split, to measure on.",
+)
+def ship_command(run: Path, output: Path, regions: int) -> int:
+    """Make the files of tap_demo from the training run in folder RUN, and measure them.
+
+    Exit codes: 0 all targets are reached, 1 the files are made but a target is missed, 2 nothing
+    was made.
+    """
+    from tap_deploy.training.scenes.scenes import SceneGenerator
+
+    config = RunFolder(path=run).read_config()
+    if config.model != VARIANTS[DEMO]:
+        raise InputError(f"run {run} trained a model of other sizes; expected those of {DEMO}")
+    scenes = SceneGenerator("test", config.model.image_size)
+    try:
+        facts = ship(RunFolder(path=run), output, scenes, ShipOptions(regions=regions), click.echo)
+    except VerificationError as exc:  # no files were made, so this must not look like a miss
+        raise InputError(f"nothing was made: {exc}") from exc
+    missed = missed_targets(facts.scores)
+    if facts.weights_bytes > MAX_WEIGHTS_BYTES:
+        missed.append(f"weights have {facts.weights_bytes} bytes, at most {MAX_WEIGHTS_BYTES}")
+    for line in missed:
+        click.echo(f"missed: {line}")
+    return 1 if missed else 0
+
+
+def ship(
+    run: RunFolder,
+    output: Path,
+    scenes: SceneSource,
+    options: ShipOptions,
+    say: Callable[[str], None],
+) -> CardFacts:
+    """Make the folder of the demo model; it is there when it is complete.
+
+    Args:
+        run: with the averaged model of its last report.
+        output: folder to make or replace.
+        scenes: of the test split.
+        options: what to measure and show.
+        say: takes lines of progress.
+
+    Raises:
+        InputError: no run, or it has no model yet; or ``output`` is another kind of folder.
+        CheckpointError: the weights cannot be read, or do not fit into float16.
+        VerificationError: the exported graphs differ from PyTorch.
+    """
+    config = run.read_config()
+    if not run.model.is_file():
+        raise InputError(f"{run.model} is missing: the run has made no report yet; go on with it")
+    with atomic_folder(output, force=True, marker=DemoModel().config.name) as folder:
+        demo = DemoModel(folder=folder)
+        say(f"weights of step {training_summary(run.progress)['step']}, sample pictures")
+        model, _ = load_checkpoint(run.model, config.model)
+        write_shipped_weights(model, demo.weights)
+        shutil.copyfile(run.tokenizer, demo.tokenizer)
+        shutil.copyfile(run.concepts, demo.concepts)
+        _write_json(demo.config, config.model.to_dict())
+        write_samples(scenes, demo.samples, options.sample_seeds)
+        scores = _measure(demo, config, scenes, options.regions, say)
+        facts = CardFacts(
+            scores=scores,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            names=len(Vocabulary.load(demo.concepts)),
+            weights_bytes=demo.weights.stat().st_size,
+            weights_sha256=sha256_of_file(demo.weights),
+            training=run.summary(),
+            history=run.history.read_text("utf-8") if run.history.is_file() else "",
+            tools=_tools(),
+        )
+        _write_json(demo.scores, facts.to_dict())
+        demo.card.write_text(model_card(facts), "utf-8")
+    say(f"{output}: {facts.weights_bytes / 1e6:.2f} MB of weights")
+    return facts
+
+
+def _measure(
+    demo: DemoModel,
+    config: TrainingConfig,
+    scenes: SceneSource,
+    regions: int,
+    say: Callable[[str], None],
+) -> dict[str, Scores]:
+    """Score the files as they are, in PyTorch and as a bundle."""
+    say(f"PyTorch on {regions} regions")
+    model, _ = load_checkpoint(demo.weights, config.model)
+    reference = ReferenceSubject(model, Vocabulary.load(demo.concepts), Tokenizer(demo.tokenizer))
+    scores = {"PyTorch": evaluate(reference, scenes, regions)}
+    with tempfile.TemporaryDirectory() as temporary:
+        say("export")
+        bundle = export_demo(demo, Path(temporary, DEMO), config.model)
+        say(f"ONNX graphs on {regions} regions")
+        with TapPredictor.from_bundle(bundle.path) as predictor:
+            scores["onnxruntime fp32"] = evaluate(BundleSubject(predictor), scenes, regions)
+    return scores
+
+
+def _tools() -> dict[str, str]:
+    from tap_deploy.export.bundle_export import tool_versions
+
+    versions = tool_versions()
+    return {name: versions[name] for name in ("tap-deploy", "torch", "onnxruntime", "numpy")}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    ship_command()

@@ -1,0 +1,1 @@
+"""Concepts and tokenizer of the demo model."""

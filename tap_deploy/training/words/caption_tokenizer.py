@@ -1,0 +1,134 @@
+"""The tokenizer of the captions: a SentencePiece model of a few hundred pieces."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_deploy.config import BOS_ID, DEMO, EOS_ID, VARIANTS
+from tap_deploy.errors import InputError, MissingDependencyError
+from tap_deploy.optional_modules import load_module
+from tap_deploy.training.scenes.captions import PLACES, RELATIONS, CaptionParts
+from tap_deploy.training.scenes.colors import COLOR_WORDS
+from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
+
+DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
+_NO_COLOR = ("",)
+_SIZES = ("", "small", "large")
+# Never in a caption, so it becomes the last piece: its id is the one that pads rows of ids.
+_PADDING_CHARACTER = "☐"
+
+
+def train_tokenizer(
+    texts: Iterable[str] | None = None, vocab_size: int = DEFAULT_VOCAB_SIZE
+) -> bytes:
+    """Return a SentencePiece model, the content of a ``.model`` file.
+
+    Unknown is 0, BOS 1 and EOS 2; there is no pad piece. The last id pads, as in every model of
+    this family, and no caption uses it. The same texts give the same bytes.
+
+    Args:
+        texts: what to train on; by default ``every_phrase()``, which covers every caption.
+        vocab_size: number of pieces, exactly.
+
+    Raises:
+        InputError: the texts are too few for so many pieces, or have too many characters
+            for so few.
+        MissingDependencyError: sentencepiece is not installed.
+    """
+    try:
+        sentencepiece: Any = load_module("sentencepiece")
+    except ImportError as exc:
+        raise MissingDependencyError(
+            'sentencepiece is not installed; captions need it: pip install "sentencepiece"'
+        ) from exc
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(every_phrase() if texts is None else texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # the other rules weigh 240 KB
+            required_chars=_PADDING_CHARACTER,
+            unk_id=0,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            pad_id=-1,  # the published tokenizer has no pad piece either
+            num_threads=1,  # the same file every time
+            minloglevel=2,
+        )
+    except RuntimeError as exc:
+        raise InputError(
+            f"no tokenizer of {vocab_size} pieces can be trained from these texts; expected "
+            "a few hundred pieces, and words enough for them"
+        ) from exc
+    return model.getvalue()
+
+
+class CaptionEncoder:
+    """Turns captions into rows of ids.
+
+    Args:
+        path: of a SentencePiece model, as ``train_tokenizer`` gives it.
+        length: L, ids in a row.
+
+    Raises:
+        InputError: there is no such file, or it is not a SentencePiece model.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], length: int) -> None:
+        sentencepiece: Any = load_module("sentencepiece")
+
+        try:
+            self._processor: Any = sentencepiece.SentencePieceProcessor(
+                model_proto=Path(path).read_bytes()
+            )
+        except (OSError, RuntimeError) as exc:
+            raise InputError(
+                f"tokenizer {path} cannot be used; expected a SentencePiece model"
+            ) from exc
+        self._length = length
+        self.pad_id = int(self._processor.GetPieceSize()) - 1
+
+    def encode(self, captions: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return BOS, the pieces of the caption, EOS, and padding, int64 [P, L].
+
+        Raises:
+            InputError: a caption has more pieces than fit, or an unknown one.
+        """
+        rows = np.full((len(captions), self._length), self.pad_id, np.int64)
+        for row, caption in zip(rows, captions, strict=True):
+            ids = [BOS_ID, *self._processor.encode(caption), EOS_ID]
+            if len(ids) > self._length or self._processor.unk_id() in ids:
+                raise InputError(
+                    f"caption {caption!r} takes {len(ids)} ids with BOS and EOS; expected at most "
+                    f"{self._length}, and none unknown: train the tokenizer on such captions"
+                )
+            row[: len(ids)] = ids
+        return rows
+
+
+def every_phrase() -> Iterator[str]:
+    """Yield captions in which every object has every size, colour, place and neighbour word.
+
+    They are not all captions that there are, but all parts of them, each equally often.
+    """
+    places = [place for row in PLACES for place in row]
+    for index, name in enumerate(OBJECT_NAMES):
+        for size, color in itertools.product(_SIZES, (*_NO_COLOR, *COLOR_WORDS)):
+            for place in places:
+                yield CaptionParts(size=size, color=color, name=name, place=place).text()
+            for step, relation in enumerate(RELATIONS, start=1):
+                other = OBJECT_NAMES[(index + step) % len(OBJECT_NAMES)]
+                yield CaptionParts(
+                    size=size, color=color, name=name, relation=relation, neighbor=other
+                ).text()

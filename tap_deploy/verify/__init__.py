@@ -1,0 +1,1 @@
+"""Is the deployed model still the model? Tolerances, comparisons, self-test."""

@@ -1,0 +1,268 @@
+"""The golden samples of a bundle on the machine that shall run it; what fails is not used.
+
+A board may compute wrong numbers without an error: drivers and engine builders have such bugs. So
+the verdict is kept where the graphs are loaded from: beside the plans of an engine, or in the
+manifest for a backend that loads the ONNX files, and ``sessions`` refuses what failed. A self-test
+that does not come to its end counts as failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.marks import mark_variant
+from tap_deploy.bundle.plans import plan_digests, record_selftest
+from tap_deploy.errors import SessionError, VerificationError
+from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.gpu.pipeline import DevicePipeline
+from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.verify.comparison import Check
+from tap_deploy.verify.graph_check import (
+    expected_of_pipeline,
+    samples_within_limits,
+    verify_sessions,
+)
+from tap_deploy.verify.pipeline_check import Expected, check_pipeline
+from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.tolerances import tolerances_for
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "the self-test did not come to its end"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelftestSubject:
+    """What is tested, and where its verdict is kept.
+
+    Attributes:
+        bundle: an opened bundle.
+        backend: what runs the graphs, as ``selftest_marks.mark_name`` calls it.
+        precision: one of ``precisions.PRECISIONS``.
+        variant: the graphs that stand for it, see ``precisions``.
+        backend_version: of the package that runs them.
+        device: the machine and its GPU, for the record.
+        plans: folder of the engine plans; None for a backend that loads the ONNX files.
+    """
+
+    bundle: Bundle
+    backend: str
+    precision: str
+    variant: str
+    backend_version: str
+    device: str
+    plans: pathlib.Path | None = None
+
+    def recorder(self) -> Callable[[Mapping[str, Any]], None]:
+        """Return what keeps verdicts on the graphs or plans that are there now.
+
+        Call this before they are loaded. Call what it returns first with the verdict "unfinished":
+        that one stays if the self-test is interrupted. In a bundle that cannot be written nothing
+        is kept, after a warning. A verdict is ``{"passed": bool, …}``, JSON
+        types. The call raises InputError if the bundle cannot be written, and BundleError if
+        something else is there by now, or another self-test of the same failed meanwhile.
+        """
+        folder = self.bundle.path if self.plans is None else self.plans
+        if not os.access(folder, os.W_OK):
+            logger.warning("%s cannot be written: the verdict is not kept there", folder)
+            return lambda verdict: None
+        tested = {} if self.plans is None else plan_digests(self.plans)
+        own: Mapping[str, Any] | None = None
+
+        def record(verdict: Mapping[str, Any]) -> None:
+            nonlocal own
+            if self.plans is None:
+                mark_variant(self.bundle, self.variant, self.backend, verdict, own=own)
+            else:
+                record_selftest(self.plans, verdict, tested=tested, own=own)
+            own = verdict
+
+        return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelftestResult:
+    """The verdict on one backend and precision on one machine.
+
+    Attributes:
+        subject: what was tested.
+        checks: every comparison that was made, in order.
+        seconds: stage -> wall time, with what it takes to compare.
+        error: why it ended early; None if it did not.
+        finished_at: UTC, ISO 8601.
+    """
+
+    subject: SelftestSubject
+    checks: tuple[Check, ...]
+    seconds: dict[str, float]
+    error: str | None
+    finished_at: str
+
+    @property
+    def passed(self) -> bool:
+        """True if it came to its end, something was compared and nothing was off."""
+        return self.error is None and bool(self.checks) and all(c.passed for c in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as JSON types, the failed comparisons as lines."""
+        return {
+            "passed": self.passed,
+            "backend": self.subject.backend,
+            "backend_version": self.subject.backend_version,
+            "precision": self.subject.precision,
+            "device": self.subject.device,
+            "finished_at": self.finished_at,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            "comparisons": len(self.checks),
+            "failed": [str(check) for check in self.checks if not check.passed],
+            "error": self.error,
+        }
+
+    def __str__(self) -> str:
+        subject = self.subject
+        stages = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        failed = sum(not check.passed for check in self.checks)
+        lines = [*map(str, self.checks), *([f"error: {self.error}"] if self.error else [])]
+        lines.append(
+            f"{'PASSED' if self.passed else 'FAILED'}: {len(self.checks)} comparisons, {failed} "
+            f"failed, in {sum(self.seconds.values()):.1f} s ({stages})"
+        )
+        lines.append(
+            f"{subject.backend} {subject.backend_version}, {subject.precision}, {subject.device}"
+        )
+        return "\n".join(lines)
+
+    def require(self) -> None:
+        """Raise VerificationError if it has not passed."""
+        if self.passed:
+            return
+        subject = self.subject
+        reason = self.error or next(
+            (" ".join(str(check).split()) for check in self.checks if not check.passed),
+            "nothing was compared",
+        )
+        raise VerificationError(
+            f"bundle {subject.bundle.path} fails its self-test with {subject.backend} in "
+            f"{subject.precision} on this machine, is marked and will be refused: {reason}; try "
+            "another precision, see docs/jetson.md for known bugs, or use it with --allow-failed"
+        )
+
+
+def run_selftest(
+    subject: SelftestSubject,
+    load_sessions: Callable[[], Mapping[str, Session]],
+    *,
+    load_pipeline: Callable[[], Pipeline] | None = None,
+    on_check: Callable[[Check], None] | None = None,
+) -> SelftestResult:
+    """Run the golden samples, graph by graph and as a predictor does, and keep the verdict.
+
+    Args:
+        subject: what is tested.
+        load_sessions: loads one session per graph name, whatever an earlier verdict says; they
+            are closed here.
+        load_pipeline: loads the same graphs as a predictor does, once the sessions are closed:
+            a board may not have the memory for both. It is closed here. None: no pipeline is
+            tested.
+        on_check: called with every comparison as it is made.
+
+    Raises:
+        BundleError: the bundle has no golden samples, no graphs or plans to load, or, for int8,
+            nothing to hold them against; or these were replaced meanwhile, or another self-test
+            failed meanwhile, whose mark then stays.
+        InputError: the bundle cannot be written, or engines take too few points for the samples;
+            then nothing is marked.
+        SessionError: a graph does not load behind a session; then nothing is marked, either.
+        MissingDependencyError: the backend is not installed.
+    """
+    sample = GoldenSample.load(subject.bundle.golden_path())
+    known = subject.bundle.manifest.precisions.get(subject.variant, {})
+    tolerances = tolerances_for(subject.precision, known)
+    timed = _TimedChecks(on_check)
+    expected: Expected | None = None
+    error = None
+    record = subject.recorder()
+    with _closed_at_the_end(load_sessions()) as sessions:
+        # What cannot be tested has not failed.
+        (sample,) = samples_within_limits(sessions, [sample])
+        # A wrong engine may take the process down: what is kept now is then the verdict.
+        # It is told from that of another self-test by a number.
+        record({"passed": False, "error": UNFINISHED, "run": secrets.token_hex(8)})
+        timed.restart()
+        config = subject.bundle.config
+        try:
+            verify_sessions(
+                sessions,
+                config,
+                [sample],
+                backend=subject.backend,
+                precision=subject.precision,
+                tolerances=tolerances,
+                on_check=timed.note,
+            )
+            if load_pipeline is not None:
+                expected = expected_of_pipeline(sessions, config, sample, tolerances)
+        except SessionError as exc:
+            error = str(exc)
+    if load_pipeline is not None and expected is not None:
+        recorder = CheckRecorder(tolerances, timed.note)
+        try:
+            with contextlib.closing(load_pipeline()) as pipeline:
+                timed.restart()
+                check_pipeline(pipeline, sample, expected, config.pad_id, recorder)
+                if isinstance(pipeline, DevicePipeline):
+                    pipeline.require_replay()
+        except SessionError as exc:
+            error = str(exc)
+    result = SelftestResult(
+        subject=subject,
+        checks=tuple(timed.checks),
+        seconds=timed.seconds,
+        error=error,
+        finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    record(result.to_dict())
+    return result
+
+
+class _TimedChecks:
+    """Comparisons, and the time since the one before, by stage."""
+
+    def __init__(self, on_check: Callable[[Check], None] | None) -> None:
+        self._on_check = on_check
+        self.checks: list[Check] = []
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out the time until now: something was loaded."""
+        self._start = time.perf_counter()
+
+    def note(self, check: Check) -> None:
+        """Keep a comparison."""
+        elapsed = time.perf_counter() - self._start
+        self.seconds[check.graph] = self.seconds.get(check.graph, 0.0) + elapsed
+        self.checks.append(check)
+        if self._on_check is not None:
+            self._on_check(check)
+        self.restart()
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(sessions: Mapping[str, Session]) -> Iterator[Mapping[str, Session]]:
+    try:
+        yield sessions
+    finally:
+        for session in sessions.values():
+            session.close()
