@@ -16,7 +16,7 @@ from tap_deploy.bundle.plans import all_records
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
-from tap_deploy.sessions import ENGINE_BACKENDS
+from tap_deploy.sessions.opening import ENGINE_BACKENDS
 
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),

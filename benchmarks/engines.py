@@ -21,7 +21,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import PRECISIONS, variant_for
-from tap_deploy.sessions import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
+from tap_deploy.sessions.opening import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
 from tap_deploy.storage.files import atomic_file
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, Latency, measure

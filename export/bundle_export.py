@@ -40,7 +40,7 @@ from tap_deploy.export.text_decoder import TextDecoderGraph
 from tap_deploy.precisions import FP32
 from tap_deploy.reference.checkpoint import Checkpoint
 from tap_deploy.reference.model import TapModel
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.storage.files import atomic_folder
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.verify.graph_check import Report, verify_sessions

@@ -200,3 +200,16 @@ def _single(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
 def _check_logits(low_res_masks: npt.NDArray[np.floating[Any]]) -> None:
     if low_res_masks.ndim != 3 or low_res_masks.shape[1] != low_res_masks.shape[2]:
         raise InputError(f"mask logits have shape {list(low_res_masks.shape)}; expected [P, S, S]")
+
+
+def mask_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU of each pair of masks bool [P, H, W], float64 [P]; 1 for two empty ones."""
+    union = (a | b).sum(axis=(1, 2))
+    ious: np.ndarray = np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
+    return ious
+
+
+def mask_iou(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
+    """Return intersection over union of two masks bool [H, W]; 1.0 if both are empty."""
+    union = np.count_nonzero(found | true)
+    return np.count_nonzero(found & true) / union if union else 1.0

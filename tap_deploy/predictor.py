@@ -37,10 +37,11 @@ from tap_deploy.prediction.options import Masks, PredictOptions, check_vocabular
 from tap_deploy.prediction.read_ahead import ReadAhead
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.host_pipeline import HostPipeline
+from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.pipeline import HostPipeline, Pipeline
+from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -107,7 +108,7 @@ class TapPredictor:
 
         Args:
             path: the folder of the bundle.
-            backend: what runs the graphs; see ``tap_deploy.sessions.BACKENDS``.
+            backend: what runs the graphs; see ``tap_deploy.sessions.opening.BACKENDS``.
             precision: ``fp32``, or another one that the bundle holds.
             threads: CPU threads of a call; None for one per core that this process may use.
             device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for

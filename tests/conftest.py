@@ -118,9 +118,13 @@ def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
     """Graph name -> ``CalibrationTable`` of everything that could be quantized, method max."""
     import onnx_ir as ir
 
-    from tap_deploy.engines.calibration.chain import calibrate_bundle, default_plans
+    from tap_deploy.engines.calibration.chain import calibrate_bundle
     from tap_deploy.engines.calibration.pictures import CalibrationImages
-    from tap_deploy.engines.qdq.chosen_nodes import attention_nodes, tensors_to_calibrate
+    from tap_deploy.engines.qdq.chosen_nodes import (
+        attention_nodes,
+        default_plans,
+        tensors_to_calibrate,
+    )
 
     tensors = {}
     for name, plan in default_plans(micro_bundle).items():

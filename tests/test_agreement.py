@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers, mask_ious
+from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.captions import (
     CaptionAgreement,
     Divergence,
@@ -19,10 +19,11 @@ from tap_deploy.engines.verdict.captions import (
     reference_margins,
 )
 from tap_deploy.errors import InputError
+from tap_deploy.masks import mask_ious
 from tap_deploy.prompts import Prompts
-from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.host_captioner import Captioner
+from tap_deploy.sessions.opening import sessions_from_bundle
 
 PAD = 499
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from benchmarks.engines import Settings, main, run, summary
 from benchmarks.stages import Inputs, stages, steps_of
 from tap_deploy.machine.host import CommandResult, Host
-from tap_deploy.sessions import pipeline_from_bundle
+from tap_deploy.sessions.opening import pipeline_from_bundle
 
 PROJECT = pathlib.Path(__file__).parent.parent
 QUICK = ("--threads", "1", "--iterations", "2", "--seconds", "0", "--tokens", "3")

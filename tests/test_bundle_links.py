@@ -22,7 +22,7 @@ from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.cli import main
 from tap_deploy.engines.verdict.kernels import kernels_in_onnxruntime
 from tap_deploy.errors import BundleError, InputError, SessionError
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 
 OUTSIDE = "../weights.bin"
 

@@ -15,10 +15,11 @@ from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.engines.calibration import chain as calibration
 from tap_deploy.engines.calibration import state as calibration_state
-from tap_deploy.engines.calibration.chain import calibrate_bundle, default_plans, tensors_of_plans
+from tap_deploy.engines.calibration.chain import calibrate_bundle
 from tap_deploy.engines.calibration.looking_session import EXPECTED_SIZES, CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.pieces import num_values, segments_from_model
+from tap_deploy.engines.qdq.chosen_nodes import default_plans, tensors_of_plans
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
 from tap_deploy.predictor import TapPredictor

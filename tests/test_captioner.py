@@ -7,8 +7,9 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
+from tap_deploy.sessions.caption_writer import blank_after_eos, draw_noise
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.sessions.host_captioner import Captioner, blank_after_eos, draw_noise
+from tap_deploy.sessions.host_captioner import Captioner
 
 CONFIG = TapConfig(
     image_size=64,

@@ -9,8 +9,8 @@ import pytest
 
 from tap_deploy import TapPredictor, graphs
 from tap_deploy.errors import SessionError
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.opening import create_session
 
 PICTURE = np.zeros((40, 60, 3), np.uint8)
 POINTS = [[[9, 9, 1]], [[30, 20, 1]]]

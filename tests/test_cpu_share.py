@@ -13,7 +13,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.machine.cpu import usable_cores, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 
 EIGHT = frozenset(range(8))
 

@@ -13,7 +13,7 @@ from tap_deploy.cli import main
 from tap_deploy.cli.prompt_options import load_sketch
 from tap_deploy.cli.samples import SampleAnswer, describe
 from tap_deploy.config import PointLabel
-from tap_deploy.demo_samples import Sample, SampleRegion, load_samples, save_samples
+from tap_deploy.demo_model import Sample, SampleRegion, load_samples, save_samples
 from tap_deploy.errors import InputError
 
 MASK = np.zeros((48, 64), np.bool_)

@@ -12,7 +12,7 @@ import pytest
 
 from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.sessions.gpu.buffers import Buffers
-from tap_deploy.sessions.gpu.memory import open_device_memory
+from tap_deploy.sessions.gpu.open_memory import open_device_memory
 from tests.fake_cuda import (
     CudaError,
     FakeCuda,

@@ -30,8 +30,8 @@ from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import BundleError, InputError, MissingDependencyError, SessionError
 from tap_deploy.machine.gpu import Gpu
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
+from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.trt import engine as tensorrt_sessions
 from tap_deploy.sessions.trt import runtime_cache

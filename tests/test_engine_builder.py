@@ -14,15 +14,17 @@ from strict_tensorrt import VERSIONS, Builder, Strict, read_plan, strict_module
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.engines.build.builder import engine_from_onnx
+from tap_deploy.engines.build.builder import (
+    attach_timing_cache,
+    engine_from_onnx,
+    save_timing_cache,
+)
 from tap_deploy.engines.build.bundle_build import build_engines, planned_builds
 from tap_deploy.engines.build.profiles import profile_as_json
 from tap_deploy.engines.build.target import BuildTarget
-from tap_deploy.engines.build.timing_cache import attach_timing_cache, save_timing_cache
 from tap_deploy.engines.fp16.convert import add_fp16
-from tap_deploy.engines.int8.add import QuantizeOptions
 from tap_deploy.engines.int8.make import make_int8
-from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
 from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.machine.gpu import Gpu

@@ -14,9 +14,9 @@ pytest.importorskip("onnx_ir")
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.verdict import regions as evaluation_data
-from tap_deploy.engines.verdict.agreement import mask_ious
 from tap_deploy.engines.verdict.regions import cases_from_images, propose, split_images, without
 from tap_deploy.errors import InputError
+from tap_deploy.masks import mask_ious
 
 
 def images(count: int) -> CalibrationImages:

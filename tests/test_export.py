@@ -27,8 +27,8 @@ from tap_deploy.export.prompt_decoder import AnsweringToken
 from tap_deploy.export.text_decoder import rotation_table
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.caption_steps import step_inputs
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)

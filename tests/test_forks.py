@@ -14,7 +14,7 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.errors import SessionError
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 
 PICTURE = np.zeros((60, 90, 3), np.uint8)
 POINTS = [[[9, 9, 1]]]

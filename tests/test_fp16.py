@@ -29,7 +29,7 @@ from tap_deploy.engines.fp16.samples import (
 from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

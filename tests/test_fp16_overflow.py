@@ -24,7 +24,7 @@ from tap_deploy.engines.fp16.convert import add_fp16
 from tap_deploy.engines.fp16.islands import FP16_MAX, Reason
 from tap_deploy.engines.fp16.rounding import load_rounding
 from tap_deploy.engines.fp16.typed import half_from_single
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.comparison import compare
 from tap_deploy.verify.tolerances import FP16_TOLERANCES
 

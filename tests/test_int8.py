@@ -25,17 +25,16 @@ from tap_deploy.bundle.update import bundle_addition, record_precision
 from tap_deploy.cli import main
 from tap_deploy.cli.verdict import report_text
 from tap_deploy.cli.verdict_options import EAGER, eager_runtime
-from tap_deploy.engines.calibration.chain import default_plans
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.table import load_tables
 from tap_deploy.engines.fp16.convert import add_fp16
-from tap_deploy.engines.int8.add import RANGES_FILE, QuantizeOptions, pictures_calibrated_on
+from tap_deploy.engines.int8.add import RANGES_FILE, pictures_calibrated_on
 from tap_deploy.engines.int8.blocks import Exclusions
 from tap_deploy.engines.int8.budget import Budget
 from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.make import judge_on_images, make_int8
-from tap_deploy.engines.int8.options import Int8Options, evaluation_images
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions, evaluation_images
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, default_plans
 from tap_deploy.engines.verdict.judge import VerdictOptions
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.engines.verdict.regions import split_images
@@ -44,7 +43,7 @@ from tap_deploy.engines.verdict.verdict import Floors
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.opening import sessions_from_bundle
 
 QUICK = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
 LENIENT = Floors(mask_iou=0.95, concept_top1=0, captions_identical=0)

@@ -14,8 +14,8 @@ from tap_deploy.config import TapConfig
 from tap_deploy.engines.int8.blocks import Exclusions, block_of, nodes_by_block
 from tap_deploy.engines.int8.budget import Budget
 from tap_deploy.engines.int8.mix import MixSearch
-from tap_deploy.engines.verdict.agreement import Agreement
 from tap_deploy.engines.verdict.captions import CaptionAgreement
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import IMAGE_ENCODER, TEXT_DECODER, graph_specs
 from tap_deploy.sessions.fake import FakeSession

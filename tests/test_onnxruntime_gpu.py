@@ -22,7 +22,8 @@ from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import DeviceOptions, sessions_from_bundle
+from tap_deploy.sessions import DeviceOptions
+from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.ort.providers import PROVIDERS, TENSORRT, Provider
 from tap_deploy.sessions.trt import runtime_cache
 from tests import fake_onnxruntime

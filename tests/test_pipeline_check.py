@@ -7,7 +7,8 @@ import pytest
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.sessions import DeviceOptions, pipeline_from_bundle, sessions_from_bundle
+from tap_deploy.sessions import DeviceOptions
+from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.verify.graph_check import expected_of_pipeline
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
 from tap_deploy.verify.recorder import CheckRecorder

@@ -25,7 +25,7 @@ from tap_deploy.engines.qdq.chosen_nodes import (
     residual_nodes,
 )
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
-from tap_deploy.engines.qdq.quantized_weights import quantized_weight, scales_from_amax
+from tap_deploy.engines.qdq.writer import quantized_weight, scales_from_amax
 from tap_deploy.errors import InputError
 from tap_deploy.sessions.ort.session import EXACT_INT8
 

@@ -20,13 +20,13 @@ from tap_deploy.cli import main
 from tap_deploy.engines.calibration.table import load_tables
 from tap_deploy.engines.int8 import add as quantize
 from tap_deploy.engines.int8 import make as int8
-from tap_deploy.engines.int8.add import QuantizeOptions, few_images_warning
+from tap_deploy.engines.int8.add import few_images_warning
 from tap_deploy.engines.int8.make import make_int8
-from tap_deploy.engines.int8.options import Int8Options
+from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
 from tap_deploy.engines.smoothing.smoothed_bundle import OFF
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.comparison import compare
 from tap_deploy.verify.graph_check import verify_sessions
 from tap_deploy.verify.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for

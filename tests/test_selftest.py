@@ -20,8 +20,8 @@ from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.plans import load_plan, save_plan, selftest_passed
 from tap_deploy.bundle.update import bundle_addition, record_precision
 from tap_deploy.errors import BundleError, SessionError, VerificationError
-from tap_deploy.sessions import sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 from tests.commands import invoke
 from tests.fake_cuda import block_cuda

@@ -12,8 +12,8 @@ from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.opening import create_session, sessions_from_bundle
 
 SPEC = GraphSpec(
     "adder",

@@ -18,8 +18,7 @@ from training_standin import TINY, StandInScenes, vocabulary
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS
-from tap_deploy.demo_model import DemoModel
-from tap_deploy.demo_samples import load_samples
+from tap_deploy.demo_model import DemoModel, load_samples
 from tap_deploy.errors import CheckpointError, InputError, VerificationError
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from tap_deploy.storage.files import sha256_of_file
@@ -30,8 +29,7 @@ from tap_deploy.training.scores.evaluation import PromptScores, Scores
 from tap_deploy.training.scores.targets import TARGETS, missed_targets, require_targets
 from tap_deploy.training.ship import ship as shipping
 from tap_deploy.training.ship.model_card import CardFacts, model_card
-from tap_deploy.training.ship.ship import ShipOptions, ship
-from tap_deploy.training.ship.shipped_weights import shipped_state
+from tap_deploy.training.ship.ship import ShipOptions, ship, shipped_state
 from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
 GOOD = PromptScores(

@@ -22,8 +22,7 @@ from needs import needs_font, needs_photographs
 from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
-from tap_deploy.demo_model import MAX_WEIGHTS_BYTES, DemoModel
-from tap_deploy.demo_samples import PROMPT_KINDS, load_samples
+from tap_deploy.demo_model import MAX_WEIGHTS_BYTES, PROMPT_KINDS, DemoModel, load_samples
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.scores.evaluation import PromptScores, Scores

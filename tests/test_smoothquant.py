@@ -21,7 +21,7 @@ from tap_deploy.engines.smoothing.smoothquant import (
 )
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import IMAGE_ENCODER, PROMPT_DECODER, TEXT_DECODER
-from tap_deploy.sessions import create_session
+from tap_deploy.sessions.opening import create_session
 
 ROWS = 64
 

@@ -16,6 +16,7 @@ from tap_deploy.training.objective.caption_classes import CLASS_COUNTS, caption_
 from tap_deploy.training.objective.heads import (
     NOTHING,
     DenseHead,
+    NeighborHead,
     cell_owners,
     coverage,
     outline_maps,
@@ -28,7 +29,6 @@ from tap_deploy.training.objective.losses import (
     mask_ious,
     mask_losses,
 )
-from tap_deploy.training.objective.neighbor_head import NeighborHead
 from tap_deploy.training.scenes.captions import CaptionParts
 from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 

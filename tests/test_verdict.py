@@ -14,10 +14,10 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 from tap_deploy.engines.int8.budget import Budget, held_sentence
 from tap_deploy.engines.verdict import kernels
-from tap_deploy.engines.verdict.agreement import Agreement
 from tap_deploy.engines.verdict.captions import CaptionAgreement
 from tap_deploy.engines.verdict.kernels import KernelCount, count_kernels, layers_in_engine
 from tap_deploy.engines.verdict.report_html import html_from_report
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.engines.verdict.verdict import (
     FLOAT,
     NOT_KNOWN,

@@ -10,8 +10,8 @@ import pytest
 from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.errors import BundleError, VerificationError
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.comparison import Report, compare
 from tap_deploy.verify.graph_check import verify_sessions
 

@@ -14,7 +14,7 @@ from benchmarks.masks import blobs
 from tap_deploy.image import Frame, load_image, model_image
 from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.masks import masks_from_logits, rles_from_logits
-from tap_deploy.sessions.float_types import to_float32
+from tap_deploy.sessions.contract import to_float32
 from tap_deploy.timing import measure
 
 CALLERS = (4, 16)

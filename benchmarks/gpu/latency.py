@@ -18,8 +18,8 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
 from tap_deploy.precisions import variant_for
-from tap_deploy.sessions import pipeline_from_bundle
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
+from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.timing import MIN_ITERATIONS, measure

@@ -19,7 +19,7 @@ from tap_deploy import Regions, TapPredictor
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.precisions import FP16, FP32, variant_for
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.verify.graph_check import verify_sessions
 from tap_deploy.verify.tolerances import TOLERANCES, Tolerances, tolerances_for

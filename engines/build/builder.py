@@ -13,12 +13,11 @@ import pathlib
 import time
 from typing import Any
 
-from tap_deploy.engines.build.progress import OnProgress, progress_monitor
-from tap_deploy.machine.gpu import Gpu
+from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.engines.build.inspection import layer_precisions
 from tap_deploy.engines.build.profiles import Profile, profile_as_json
+from tap_deploy.engines.build.progress import OnProgress, progress_monitor
 from tap_deploy.engines.build.target import BuildTarget
-from tap_deploy.engines.build.timing_cache import attach_timing_cache, save_timing_cache
 from tap_deploy.engines.build.versions import (
     built_for,
     configure,
@@ -27,10 +26,11 @@ from tap_deploy.engines.build.versions import (
     has_user_allocation,
 )
 from tap_deploy.errors import SessionError
-from tap_deploy.storage.files import sha256_of_file
-from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.machine.gpu import Gpu
 from tap_deploy.sessions.trt.log import error_log
 from tap_deploy.sessions.trt.versions import import_tensorrt
+from tap_deploy.storage.files import atomic_file, sha256_of_file
+from tap_deploy.storage.folder_lock import locked_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,3 +225,38 @@ def _precisions(
     if gpu is None or gpu.compute_capability not in capabilities:
         return None
     return layer_precisions(trt, logger, plan)
+
+
+def attach_timing_cache(config: Any, path: pathlib.Path) -> str | None:
+    """Attach the cache in a file, or an empty one, to a builder config.
+
+    Returns:
+        why the file could not be used, if it is there and could not.
+    """
+    cache, problem = None, None
+    if path.is_file():
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is None or not config.set_timing_cache(cache, False):
+            cache, problem = None, f"timing cache {path} is damaged or of another GPU or version"
+    if cache is None:
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    return problem
+
+
+def save_timing_cache(config: Any, path: pathlib.Path) -> None:
+    """Write what the cache of a config has learnt, whole or not at all.
+
+    What another build has added to the file since it was attached stays in it.
+
+    Raises:
+        InputError: the file cannot be written, or another process holds its folder.
+    """
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    with locked_folder(path.parent):
+        found = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
+        if found is not None:
+            cache.combine(found, False)  # refuses one of another GPU or version
+        with atomic_file(path) as partial:
+            partial.write_bytes(bytes(cache.serialize()))

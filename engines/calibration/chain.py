@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.engines.calibration.looking_session import CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
@@ -22,7 +21,10 @@ from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.state import CalibrationState, identity
 from tap_deploy.engines.calibration.table import CalibrationTable, load_tables, save_tables
 from tap_deploy.engines.calibration.thresholds import threshold
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, tensors_to_calibrate
+from tap_deploy.engines.qdq.chosen_nodes import (
+    default_plans,
+    tensors_of_plans,
+)
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
@@ -120,30 +122,6 @@ def calibrate_bundle(
         save_tables(cache, tables)
     state.remove()
     return tables
-
-
-def default_plans(
-    bundle: Bundle, *, attention: bool = False, residuals: bool = False
-) -> dict[str, QuantizationPlan]:
-    """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
-    return {
-        name: QuantizationPlan.default(
-            load_graph(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
-        )
-        for name in GRAPH_NAMES
-    }
-
-
-def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
-    """Return the tensors that need a range for some plans, by graph.
-
-    Raises:
-        InputError: a plan names a node that is not there or cannot be quantized.
-    """
-    return {
-        name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)
-        for name, plan in plans.items()
-    }
 
 
 def collect(

@@ -10,8 +10,7 @@ import numpy as np
 
 from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
-from tap_deploy.engines.calibration.pieces import segments_from_model
-from tap_deploy.engines.calibration.segmented_run import SegmentedRun
+from tap_deploy.engines.calibration.pieces import SegmentedRun, segments_from_model
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session, Tensors
 

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.errors import SessionError
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.opening import create_session
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle.graph_files import load_graph, save_graph
 from tap_deploy.bundle.update import BundleAddition, bundle_addition
-from tap_deploy.engines.calibration.chain import (
-    OnProgress,
-    calibrate_bundle,
-    default_plans,
-    tensors_of_plans,
-)
+from tap_deploy.engines.calibration.chain import OnProgress, calibrate_bundle
 from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
-from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.table import CalibrationTable, save_tables
 from tap_deploy.engines.int8.deviation import record_deviation
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.int8.options import QuantizeOptions
+from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, tensors_of_plans
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.engines.smoothing.smoothquant import Smoothing, fold
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, VERDICT_PREFIX
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import (
-    CALIBRATION_METHODS,
-    DEFAULT_CALIBRATION_METHOD,
     FP16,
     FP32,
     INT8,
@@ -40,82 +31,6 @@ from tap_deploy.precisions import (
 RANGES_FILE = "calibration/ranges.json"
 PICTURES_FILE = "calibration/pictures.json"
 MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizeOptions:
-    """How a bundle shall be quantized.
-
-    Attributes:
-        calibration_data: folder of pictures, a picture, or a list of paths.
-        prompts_file: JSON with prompts, see ``CalibrationPrompts.from_file``; drawn if None.
-        method: how ranges are chosen.
-        samples: pictures to look at, at most.
-        cache: file that keeps the ranges, and beside it an unfinished calibration.
-        force: replace int8 graphs that are there, and a cache that is stale.
-        seed: of drawn pictures and prompts.
-        attention: quantize the products of attention, too.
-        residuals: quantize the sums of residual branches, too.
-        reduce_range: weights of 7 bits, for CPUs without VNNI; see ``qdq_from_ranges``.
-        threads: CPU threads; None for one per core.
-        strict: stop at a picture that cannot be read, instead of skipping it.
-
-    Raises:
-        InputError: there are no calibration data, no such method, or a number is too small.
-    """
-
-    calibration_data: pathlib.Path | None
-    prompts_file: pathlib.Path | None = None
-    method: str = DEFAULT_CALIBRATION_METHOD
-    samples: int = 500
-    cache: pathlib.Path | None = None
-    force: bool = False
-    seed: int = 0
-    attention: bool = False
-    residuals: bool = False
-    reduce_range: bool = False
-    threads: int | None = None
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        if self.calibration_data is None:
-            raise InputError(
-                "int8 needs real pictures to calibrate with, of the kind that the model will see; "
-                "pass them with --calibration-data DIR (500 are better than 100)"
-            )
-        if self.method not in CALIBRATION_METHODS:
-            raise InputError(
-                f"unknown method {self.method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
-            )
-        if self.samples < 1 or self.seed < 0:
-            raise InputError(
-                f"samples is {self.samples} and seed {self.seed}; expected at least 1 and 0"
-            )
-
-    def images(self) -> CalibrationImages:
-        """Find the pictures.
-
-        Raises:
-            InputError: there is none, or one cannot be read that is not to be skipped.
-        """
-        path = pathlib.Path(str(self.calibration_data))
-        return CalibrationImages.from_path(
-            path, samples=self.samples, seed=self.seed, strict=self.strict
-        )
-
-    def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
-        """Return what is to be quantized in every graph of a bundle."""
-        return default_plans(bundle, attention=self.attention, residuals=self.residuals)
-
-    def prompts(self) -> CalibrationPrompts:
-        """Read the prompts, or say how to draw them.
-
-        Raises:
-            InputError: the file cannot be used.
-        """
-        if self.prompts_file is None:
-            return CalibrationPrompts(seed=self.seed)
-        return CalibrationPrompts.from_file(self.prompts_file, seed=self.seed)
 
 
 def require_room(bundle: Bundle, *, force: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tap_deploy.engines.verdict.agreement import Agreement
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.errors import InputError
 
 _KEYS = {"miou": "mask_iou", "top1": "concept_top1", "tokens": "caption_tokens"}

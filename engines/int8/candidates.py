@@ -14,8 +14,8 @@ from tap_deploy.engines.calibration.table import CalibrationTable
 from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.precisions import FP32
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.opening import create_session
 
 
 class CandidateSessions:

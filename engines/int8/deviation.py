@@ -17,8 +17,8 @@ from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.update import record_precision
 from tap_deploy.config import TapConfig
 from tap_deploy.precisions import INT8, INT8_FP32
-from tap_deploy.sessions import create_session
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.graph_check import decode_all_tokens, verify_sessions
 from tap_deploy.verify.tolerances import DEVIATION_KEY, FP16_TOLERANCES, Tolerance
 

@@ -35,7 +35,7 @@ from tap_deploy.engines.verdict.verdict import Verdict
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP32, INT8, INT8_FP32
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.opening import sessions_from_bundle
 
 # Regions of calibration pictures that the search for a mix is steered by.
 SEARCH_REGIONS = 200

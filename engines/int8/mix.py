@@ -9,7 +9,8 @@ from typing import Any
 from tap_deploy import graphs
 from tap_deploy.engines.int8.blocks import Exclusions, nodes_by_block
 from tap_deploy.engines.int8.budget import Budget
-from tap_deploy.engines.verdict.agreement import Agreement, ReferenceAnswers
+from tap_deploy.engines.verdict.agreement import ReferenceAnswers
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.sessions.contract import Session
 
 # Makes a session of a graph in which just these nodes are quantized.

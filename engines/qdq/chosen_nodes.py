@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.errors import InputError
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import FP32
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 # Products of two activations (attention) and residual sums, where a plan asks for them.
@@ -207,3 +212,27 @@ def nodes_by_name(model: ir.Model, names: tuple[str, ...]) -> list[ir.Node]:
         raise InputError(f"graph {model.graph.name} has no node {missing[0]!r}; see default_nodes")
     wanted = set(names)
     return [node for name, node in found.items() if name in wanted]
+
+
+def default_plans(
+    bundle: Bundle, *, attention: bool = False, residuals: bool = False
+) -> dict[str, QuantizationPlan]:
+    """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
+    return {
+        name: QuantizationPlan.default(
+            load_graph(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
+        )
+        for name in GRAPH_NAMES
+    }
+
+
+def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
+    """Return the tensors that need a range for some plans, by graph.
+
+    Raises:
+        InputError: a plan names a node that is not there or cannot be quantized.
+    """
+    return {
+        name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)
+        for name, plan in plans.items()
+    }

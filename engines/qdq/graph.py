@@ -20,8 +20,7 @@ from tap_deploy.engines.qdq.chosen_nodes import (
     makes_graph_output,
     nodes_by_name,
 )
-from tap_deploy.engines.qdq.quantized_weights import LEVELS, REDUCED_LEVELS
-from tap_deploy.engines.qdq.writer import QdqWriter
+from tap_deploy.engines.qdq.writer import LEVELS, REDUCED_LEVELS, QdqWriter
 from tap_deploy.errors import InputError
 
 MIN_OPSET = 19  # the first whose QuantizeLinear takes float16

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.manifest import GraphRecord
-from tap_deploy.engines.verdict.agreement import Agreement, Case, ReferenceAnswers
+from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.kernels import (
     KernelCount,
     LayerCount,
@@ -23,6 +23,7 @@ from tap_deploy.engines.verdict.speed import (
     measure_graphs,
     measure_whole,
 )
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.engines.verdict.verdict import (
     FLOAT,
     MIN_CALIBRATION_PICTURES,
@@ -35,8 +36,8 @@ from tap_deploy.engines.verdict.verdict import (
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
-from tap_deploy.sessions import create_session, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.opening import create_session, sessions_from_bundle
 from tap_deploy.timing import Latency
 
 CPU_BACKENDS = ("onnxruntime",)

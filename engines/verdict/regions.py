@@ -9,10 +9,10 @@ import numpy as np
 
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
-from tap_deploy.engines.verdict.agreement import Case, mask_ious
+from tap_deploy.engines.verdict.agreement import Case
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image
-from tap_deploy.masks import box_from_mask
+from tap_deploy.masks import box_from_mask, mask_ious
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tap_deploy.engines.verdict.agreement import Agreement
 from tap_deploy.engines.verdict.kernels import KernelCount, LayerCount
+from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import INT8
 from tap_deploy.timing import Latency

@@ -155,8 +155,7 @@ def _int8_options(
 ) -> Int8Options:
     """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
     require_export_extra()
-    from tap_deploy.engines.int8.add import QuantizeOptions
-    from tap_deploy.engines.int8.options import Int8Options
+    from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
     from tap_deploy.engines.verdict.judge import VerdictOptions
 
     return Int8Options(

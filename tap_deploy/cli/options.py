@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tap_deploy.precisions import PRECISIONS
-from tap_deploy.sessions import BACKENDS
+from tap_deploy.sessions.opening import BACKENDS
 from tap_deploy.sessions.ort.providers import PROVIDERS
 
 

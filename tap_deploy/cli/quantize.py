@@ -124,10 +124,9 @@ def quantize_command(
         raise InputError(
             "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
         )
-    from tap_deploy.engines.int8.add import QuantizeOptions
     from tap_deploy.engines.int8.blocks import Exclusions
     from tap_deploy.engines.int8.budget import Budget
-    from tap_deploy.engines.int8.options import Int8Options
+    from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
 
     options = Int8Options(
         quantize=QuantizeOptions(

@@ -19,7 +19,7 @@ from tap_deploy.cli.options import (
     threads_option,
 )
 from tap_deploy.console.progress import stage_bar
-from tap_deploy.demo_samples import Sample, load_samples
+from tap_deploy.demo_model import Sample, load_samples
 from tap_deploy.errors import InputError
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
@@ -92,7 +92,7 @@ def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
     Raises:
         InputError: the bundle gives no names or captions.
     """
-    from tap_deploy.training.scores.metrics import mask_iou
+    from tap_deploy.masks import mask_iou
 
     if regions.masks is None or regions.concepts is None or regions.captions is None:
         raise InputError("the bundle has no concepts or no tokenizer; export tap_demo with both")

@@ -23,8 +23,8 @@ from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.machine.state import machine_state
 from tap_deploy.precisions import variant_for
-from tap_deploy.sessions import ENGINE_BACKENDS, pipeline_from_bundle, sessions_from_bundle
-from tap_deploy.sessions.gpu.memory import open_device_memory
+from tap_deploy.sessions.gpu.open_memory import open_device_memory
+from tap_deploy.sessions.opening import ENGINE_BACKENDS, pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.sessions.options import CPU, CUDA, Device
 from tap_deploy.sessions.ort.session import import_onnxruntime
 from tap_deploy.sessions.trt.versions import import_tensorrt

@@ -26,8 +26,8 @@ from tap_deploy.console.progress import stage_bar
 from tap_deploy.graphs import IMAGE_ENCODER
 from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16, variant_for
-from tap_deploy.sessions import ENGINE_BACKENDS, sessions_from_bundle
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.opening import ENGINE_BACKENDS, sessions_from_bundle
 from tap_deploy.sessions.options import CPU, Device
 from tap_deploy.verify.graph_check import Report, verify_sessions
 from tap_deploy.verify.tolerances import tolerances_for

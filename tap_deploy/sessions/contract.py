@@ -12,6 +12,9 @@ from tap_deploy.errors import SessionError
 from tap_deploy.graphs import Axis, GraphSpec, TensorSpec
 from tap_deploy.sessions.processes import ProcessBound
 
+_FLOATS = ("float16", "float32")
+
+
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -163,3 +166,26 @@ def _axes(shape: Sequence[int | str | None]) -> list[int | str]:
 def resolve_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """Return the shape of a tensor once its dynamic axes are known."""
     return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+
+
+def to_spec_dtypes(spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return inputs with their floats in the dtypes of a spec, contiguous; others as they are.
+
+    What float16 cannot hold becomes infinite, without a warning: verification is what looks.
+    """
+    dtypes = {tensor.name: tensor.dtype for tensor in spec.inputs}
+    with np.errstate(over="ignore"):
+        return {
+            name: np.ascontiguousarray(array, dtypes.get(name))
+            if array.dtype.name in _FLOATS
+            else array
+            for name, array in inputs.items()
+        }
+
+
+def to_float32(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return outputs with their floats as float32; what is float32 already is not copied."""
+    return {
+        name: array.astype(np.float32, copy=False) if array.dtype.name in _FLOATS else array
+        for name, array in outputs.items()
+    }

@@ -11,7 +11,8 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.graph import DeviceGraph
-from tap_deploy.sessions.gpu.memory import DeviceMemory, open_device_memory
+from tap_deploy.sessions.gpu.memory import DeviceMemory
+from tap_deploy.sessions.gpu.open_memory import open_device_memory
 from tap_deploy.sessions.options import CPU, Device, DeviceOptions
 from tap_deploy.sessions.ort.providers import CUDA as CUDA_PROVIDER
 from tap_deploy.sessions.ort.providers import Provider

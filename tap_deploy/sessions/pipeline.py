@@ -15,12 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError
-from tap_deploy.masks import request_answers, request_candidates
-from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.host_captioner import Captioner
-from tap_deploy.sessions.lane_pool import LanePool
 from tap_deploy.sessions.processes import ProcessBound
 
 CLOSED = "this predictor is closed; load the bundle again"
@@ -184,93 +178,6 @@ class Pipeline(ProcessBound, abc.ABC):
         Raises:
             SessionError: the caller is within a call.
         """
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class HostEmbeddings(Embeddings):
-    """Embeddings in an array, in the dtype of the graph."""
-
-    array: np.ndarray
-
-    def numpy(self) -> np.ndarray:
-        """Return float32 ``[1, C, grid, grid]``."""
-        return self.array.astype(np.float32, copy=False)
-
-
-class HostPipeline(Pipeline):
-    """Graphs behind the session contract; any number of threads may call it."""
-
-    def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
-        self._sessions = dict(sessions)
-        self._pool = LanePool([HostLane(self._sessions, config)], CLOSED, shared=True)
-
-    def lane(self) -> contextlib.AbstractContextManager[Lane]:
-        """Take the one lane, without waiting."""
-        return self._pool.taken()
-
-    def close(self) -> None:
-        """Wait for the calls that run, then close the sessions."""
-        if self._pool.close():
-            for session in self._sessions.values():
-                session.close()
-
-
-class HostLane(Lane):
-    """Takes and returns arrays; several threads may share it, as they may share sessions."""
-
-    def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
-        self._sessions, self.config = sessions, config
-        self.captioner = Captioner(sessions[graphs.TEXT_DECODER], config)
-
-    def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
-        """Run the image encoder once."""
-        outputs = self._sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: images})
-        embeddings = outputs[graphs.IMAGE_EMBEDDINGS]
-        return [HostEmbeddings(embeddings[index : index + 1]) for index in range(len(images))]
-
-    def decode_prompts(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
-    ) -> DecodedPrompts:
-        """Run the prompt decoder for the token that answers each prompt."""
-        request = request_answers(len(labels))
-        return DecodedPrompts.from_outputs(self._decode(embeddings, coords, labels, request))
-
-    def decode_candidates(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
-    ) -> Candidates:
-        """Run the prompt decoder once for all tokens."""
-        request = request_candidates(len(labels), self.config.num_mask_tokens)
-        return Candidates.from_outputs(self._decode(embeddings, coords, labels, request))
-
-    def _decode(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
-    ) -> Mapping[str, np.ndarray]:
-        if not isinstance(embeddings, HostEmbeddings):
-            raise InputError(FOREIGN)
-        return self._sessions[graphs.PROMPT_DECODER].run(
-            {
-                graphs.IMAGE_EMBEDDINGS: embeddings.array,
-                graphs.POINT_COORDS: coords,
-                graphs.POINT_LABELS: labels,
-                graphs.MASK_REQUEST: request,
-            }
-        )
-
-    def caption(
-        self,
-        semantic_tokens: np.ndarray,
-        *,
-        max_new_tokens: int | None,
-        temperature: float,
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        """Write captions with ``Captioner``."""
-        return self.captioner.generate(
-            semantic_tokens, max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
-        )
-
-    def record_captions(self, rows: int, *, draws: bool) -> None:
-        """Do nothing: a CPU records nothing."""
 
 
 FOREIGN = "this picture was encoded by another predictor; encode it with this one"

@@ -12,9 +12,9 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.masks import request_answers
 from tap_deploy.sessions.caption_steps import CaptionSteps
-from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.float_types import to_float32, to_spec_dtypes
-from tap_deploy.sessions.host_captioner import Captioner, blank_after_eos
+from tap_deploy.sessions.caption_writer import blank_after_eos
+from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
+from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.verify.comparison import Check, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
 from tap_deploy.verify.recorder import CheckRecorder

@@ -18,7 +18,7 @@ import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.sessions.host_captioner import blank_after_eos
+from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.verify.comparison import Check
 from tap_deploy.verify.recorder import CheckRecorder

@@ -25,10 +25,10 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, TEXT_HEAD_DIM, TapConfig
 from tap_deploy.errors import SessionError
+from tap_deploy.sessions.caption_writer import CaptionWriter, finished_rows
 from tap_deploy.sessions.gpu.buffers import Buffers
 from tap_deploy.sessions.gpu.graph import DeviceExecutor, DeviceGraph, Recording
 from tap_deploy.sessions.gpu.memory import ALIGNMENT_BYTES, aligned
-from tap_deploy.sessions.host_captioner import CaptionWriter, finished_rows
 from tap_deploy.sessions.options import DeviceOptions
 
 logger = logging.getLogger(__name__)

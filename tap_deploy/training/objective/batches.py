@@ -17,7 +17,7 @@ from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.objective.caption_classes import CLASS_COUNTS, caption_classes
 from tap_deploy.training.objective.heads import NOTHING, cell_owners, coverage, outline_maps
 from tap_deploy.training.objective.prompt_sampling import first_prompts
-from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scenes.scenes import SceneSource
 from tap_deploy.training.words.caption_tokenizer import CaptionEncoder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tap_deploy.reference.image_decoder import PromptOutputs
 from tap_deploy.reference.model import TapModel
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.objective.batches import Batch
-from tap_deploy.training.objective.heads import DenseHead
+from tap_deploy.training.objective.heads import DenseHead, NeighborHead
 from tap_deploy.training.objective.losses import (
     ConceptSpace,
     answering_tokens,
@@ -20,7 +20,6 @@ from tap_deploy.training.objective.losses import (
     mask_ious,
     mask_losses,
 )
-from tap_deploy.training.objective.neighbor_head import NeighborHead
 from tap_deploy.training.objective.prompt_sampling import extra_points
 
 _POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of the seed

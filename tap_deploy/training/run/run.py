@@ -16,7 +16,7 @@ from tap_deploy.training.objective.batches import BatchMaker, batches_from
 from tap_deploy.training.run.progress import Progress
 from tap_deploy.training.run.run_folder import RunFolder
 from tap_deploy.training.run.trainer import Trainer
-from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scenes.scenes import SceneSource
 from tap_deploy.training.scores.evaluation import Scores, evaluate
 from tap_deploy.training.words.caption_tokenizer import CaptionEncoder
 

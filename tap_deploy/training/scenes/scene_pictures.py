@@ -15,12 +15,12 @@ import click
 from PIL import Image
 
 from tap_deploy.console.exits import CleanExits
-from tap_deploy.demo_samples import BOX, POINT, PROMPT_KINDS, SKETCH
+from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, SKETCH
 from tap_deploy.errors import InputError
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.training.scenes.backgrounds import SPLITS
+from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
 from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
-from tap_deploy.training.scores.metrics import inner_point, inner_stroke
 
 PROMPTS_FILE = "prompts.json"
 _KEYS = {BOX: "boxes", POINT: "points", SKETCH: "sketches"}
@@ -63,7 +63,7 @@ def write_pictures(
     Args:
         scenes: what to write, one after the other.
         folder: to make; it may be there, but without prompts of an earlier call.
-        kinds: some of ``demo_samples.PROMPT_KINDS``, in which objects take turns.
+        kinds: some of ``demo_model.PROMPT_KINDS``, in which objects take turns.
 
     Returns:
         how many regions the prompts ask for, one an object.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from tap_deploy.training.scenes.emoji import Glyph, load_glyphs
 from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 from tap_deploy.training.scenes.layout import Layout
 from tap_deploy.training.scenes.sprites import Sprite, color_word, draw_sprite, is_colored
+
+if TYPE_CHECKING:
+    from tap_deploy.training.scenes.scenes import Scene
+
 
 REFERENCE_SIZE = 256  # pixels; the sizes below are meant for a picture of this side
 MIN_IMAGE_SIZE = 128
@@ -240,3 +245,14 @@ def _objects(layout: Layout, image: npt.NDArray[np.uint8]) -> tuple[SceneObject,
             )
         )
     return tuple(objects)
+
+
+class SceneSource(Protocol):
+    """Labelled pictures by seed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all objects that may occur; ``name_index`` points into them."""
+
+    def scene(self, seed: int) -> Scene:
+        """Return the scene of a seed, always the same one."""

@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
+from tap_deploy.masks import mask_iou
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scenes.clicks import inner_point
+from tap_deploy.training.scenes.scenes import SceneSource
 from tap_deploy.training.scores.cider import cider_d
-from tap_deploy.training.scores.metrics import first_name, inner_point, mask_iou
+from tap_deploy.training.scores.metrics import first_name
 
 if TYPE_CHECKING:
     from tap_deploy.training.scenes.scenes import Scene, SceneObject

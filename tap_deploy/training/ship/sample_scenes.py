@@ -8,17 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tap_deploy.demo_samples import (
-    BOX,
-    POINT,
-    PROMPT_KINDS,
-    Sample,
-    SampleRegion,
-    save_samples,
-)
-from tap_deploy.training.scenes.scene_source import SceneSource
-from tap_deploy.training.scenes.scenes import SceneObject
-from tap_deploy.training.scores.metrics import inner_point, inner_stroke
+from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, Sample, SampleRegion, save_samples
+from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
+from tap_deploy.training.scenes.scenes import SceneObject, SceneSource
 
 # Chosen by looking at the pictures alone, before any model had answered: three objects each, a
 # photograph, stones, tiles and waves behind them.

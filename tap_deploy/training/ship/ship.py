@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.console.exits import CleanExits
 from tap_deploy.demo_model import DEMO_FOLDER, MAX_WEIGHTS_BYTES, DemoModel
-from tap_deploy.errors import InputError, VerificationError
+from tap_deploy.errors import CheckpointError, InputError, VerificationError
 from tap_deploy.export.demo import export_demo
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.reference.checkpoint import load_checkpoint
+from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
+from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.predictor import ReferenceSubject
+from tap_deploy.reference.state import COUNTER_SUFFIX, INDEX_SUFFIX
 from tap_deploy.storage.files import atomic_folder, sha256_of_file
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.run.progress import training_summary
 from tap_deploy.training.run.run_folder import RunFolder
-from tap_deploy.training.scenes.scene_source import SceneSource
+from tap_deploy.training.scenes.scenes import SceneSource
 from tap_deploy.training.scores.evaluation import BundleSubject, Scores, evaluate
 from tap_deploy.training.scores.targets import missed_targets
 from tap_deploy.training.ship.model_card import CardFacts, model_card
 from tap_deploy.training.ship.sample_scenes import SAMPLE_SEEDS, write_samples
-from tap_deploy.training.ship.shipped_weights import write_shipped_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,3 +178,32 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     ship_command()
+
+
+def shipped_state(model: TapModel) -> dict[str, torch.Tensor]:
+    """Return the entries to ship: parameters in float16, buffers in float32.
+
+    Indices of relative positions and counters of batches are left out, ``load_checkpoint`` makes
+    them anew. Buffers (statistics of BatchNorm, Fourier frequencies, pixel means) are a tenth of
+    a percent of all numbers, and worth their digits.
+
+    Raises:
+        CheckpointError: a weight is too large for float16.
+    """
+    parameters = dict(model.named_parameters())
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.endswith((INDEX_SUFFIX, COUNTER_SUFFIX)):
+            continue
+        state[name] = value.half() if name in parameters else value
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(
+                f"entry {name} reaches {float(value.abs().max()):g}; expected at most 65504, the "
+                "largest float16: train with more weight decay"
+            )
+    return state
+
+
+def write_shipped_weights(model: TapModel, path: Path) -> None:
+    """Write ``shipped_state`` as safetensors."""
+    save_checkpoint(shipped_state(model), path)
