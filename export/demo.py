@@ -23,11 +23,7 @@ def export_demo(
 
     Raises:
         CheckpointError: a file is missing, or the weights do not fit.
-        MissingDependencyError: PyTorch or the exporters are not installed.
     """
-    from tap_deploy.console.extras import require_export_extra
-
-    require_export_extra()
     from tap_deploy.export.bundle_export import checkpoint_record, export_bundle
     from tap_deploy.reference.checkpoint import load_checkpoint
 

@@ -12,6 +12,9 @@
 A message is one line: what is wrong, what was found, what was expected, what to do next.
 """
 
+import numbers
+from typing import Any
+
 
 class TapError(Exception):
     """Base of all errors of this project; ``exit_code`` is what the CLI returns for it."""
@@ -57,3 +60,9 @@ def first_line(error: BaseException) -> str:
     """Return the first line of a foreign error that says something; its class if none does."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def require_int(name: str, value: Any, minimum: int) -> None:
+    """Raise InputError unless a value is a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")

@@ -157,6 +157,19 @@ def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
     return np.repeat(values, counts).reshape((height, width), order="F")
 
 
+class MasksFromRles(Sequence[npt.NDArray[np.bool_]]):
+    """Masks bool [H, W] that are decoded one at a time, when they are asked for."""
+
+    def __init__(self, rles: Sequence[Rle]) -> None:
+        self._rles = rles
+
+    def __len__(self) -> int:
+        return len(self._rles)
+
+    def __getitem__(self, index: Any) -> Any:
+        return mask_from_rle(self._rles[index])
+
+
 def box_from_mask(mask: npt.NDArray[np.bool_]) -> list[int]:
     """Return the box around a mask bool [H, W] as [x, y, width, height] in pixels.
 

@@ -11,7 +11,7 @@ from typing import Any
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError, TapError
+from tap_deploy.errors import InputError, TapError, require_int
 from tap_deploy.image import frame_image
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.prediction.answers import (
@@ -33,7 +33,7 @@ from tap_deploy.prediction.inputs import (
     request_from,
     require_many,
 )
-from tap_deploy.prediction.options import Masks, PredictOptions, check_vocabulary, require_int
+from tap_deploy.prediction.options import Masks, PredictOptions, check_vocabulary
 from tap_deploy.prediction.read_ahead import ReadAhead
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions

@@ -18,7 +18,14 @@ from tap_deploy.formats.coco import coco_annotations, coco_results
 from tap_deploy.formats.detections import detections
 from tap_deploy.formats.json_values import DECIMALS, json_number
 from tap_deploy.formats.polygons import coco_polygons, feature_collection
-from tap_deploy.masks import Rle, area_from_rle, box_from_rle, mask_from_rle, rle_from_mask
+from tap_deploy.masks import (
+    MasksFromRles,
+    Rle,
+    area_from_rle,
+    box_from_rle,
+    mask_from_rle,
+    rle_from_mask,
+)
 from tap_deploy.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tap_deploy.pictures.source import ImageSource
+    from tap_deploy.visualize import LabelTexts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -281,9 +289,27 @@ class Regions:
             InputError: the picture cannot be read, or has another size; no such scale; or a font
                 that cannot be read.
         """
-        from tap_deploy.visualize import draw_regions  # it imports this module
+        from tap_deploy.visualize import Drawing, draw_regions
 
-        return draw_regions(image, self, scale, font=font)
+        drawing = Drawing(
+            height=self.image_height,
+            width=self.image_width,
+            prompts=self.prompts,
+            masks=self.masks if self.rles is None else MasksFromRles(self.rles),
+            texts=[self._label(index) for index in range(len(self))],
+        )
+        return draw_regions(image, drawing, scale, font=font)
+
+    def _label(self, index: int) -> LabelTexts:
+        from tap_deploy.visualize import LabelTexts
+
+        caption = "" if self.captions is None else self.captions[index]
+        likeliest = self.likeliest(index)
+        if likeliest is None:
+            detail = f"IoU {self.iou_predictions[index]:.2f}"
+            return LabelTexts(title=f"region {index}", detail=detail, caption=caption)
+        name, probability = likeliest
+        return LabelTexts(title=name, detail=f"{probability:.2f}", caption=caption)
 
     def _all_rles(self, reader: str) -> list[Rle]:
         if self.rles is not None:

@@ -188,7 +188,7 @@ def test_only_a_cache_is_replaced_by_one(micro_bundle, images, tmp_path, force):
     for text in ('{"precious": 1}', "no JSON"):
         precious.write_text(text, "utf-8")
         with pytest.raises(InputError, match=r"calibration cache .*settings\.json .*another file"):
-            calibrate_bundle(micro_bundle, images, cache=precious, force=force)
+            calibrate_bundle(micro_bundle, images, tensors={}, cache=precious, force=force)
         assert precious.read_text("utf-8") == text
     monitor = []
     for folder in (tmp_path, tmp_path / "nowhere" / "cache.json"):
@@ -196,6 +196,7 @@ def test_only_a_cache_is_replaced_by_one(micro_bundle, images, tmp_path, force):
             calibrate_bundle(
                 micro_bundle,
                 images,
+                tensors={},
                 cache=folder,
                 force=force,
                 on_progress=lambda done, total: monitor.append(done),

@@ -178,9 +178,9 @@ def test_the_prompts_are_the_true_box_and_a_point_in_the_object():
     source, seen = StandInScenes(), []
 
     class Recorder(Oracle):
-        def predict(self, image, prompts):
+        def predict(self, image, *, prompts, top_k):
             seen.append(prompts)
-            return super().predict(image, prompts)
+            return super().predict(image, prompts=prompts, top_k=top_k)
 
     evaluate(Recorder(source, lambda _, item: (item.mask, [item.name], "")), source, 2)
     (prompts,) = seen
@@ -194,8 +194,8 @@ def test_the_prompts_are_the_true_box_and_a_point_in_the_object():
 
 def test_a_subject_without_captions_is_refused():
     class Mute(Oracle):
-        def predict(self, image, prompts):
-            return dataclasses.replace(super().predict(image, prompts), captions=None)
+        def predict(self, image, **asked):
+            return dataclasses.replace(super().predict(image, **asked), captions=None)
 
     source = StandInScenes()
     mute = Mute(source, lambda _, item: (item.mask, [item.name], ""))

@@ -17,7 +17,7 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
-from tap_deploy.reference.predictor import ReferenceSubject
+from tap_deploy.reference.predictor import ReferencePredictor
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.objective.batches import BatchMaker, batches_from
@@ -276,9 +276,9 @@ def test_the_averaged_model_works_in_evaluation_mode(trained, maker):
 
 def test_the_reference_subject_answers_like_the_model(trained, captions):
     model, scene = trained[0].averaged_model, StandInScenes(1).scene(0)
-    subject = ReferenceSubject(model, vocabulary(), Tokenizer(captions))
+    subject = ReferencePredictor(model, vocabulary(), Tokenizer(captions))
     prompts = Prompts.from_boxes([item.box for item in scene.objects])
-    regions = subject.predict(scene.image, prompts)
+    regions = subject.predict(scene.image, prompts=prompts)
     pixels = torch.from_numpy(np.ascontiguousarray(scene.image[None, ..., ::-1]))
     with torch.no_grad():
         outputs = model.decode_prompts(

@@ -11,9 +11,9 @@ from PIL import Image
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.visualize import draw_regions
 from tap_deploy.visualize.colors import Box, color_of
-from tap_deploy.visualize.enlarge import enlarged_regions
+from tap_deploy.visualize.drawing import Drawing
+from tap_deploy.visualize.enlarge import enlarged_drawing
 from tap_deploy.visualize.labels import Label, LabelStyle, LabelTexts, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 
@@ -43,7 +43,7 @@ def regions_for(
 
 def drawn(regions: Regions) -> np.ndarray:
     shape = (regions.image_height, regions.image_width, 3)
-    picture = draw_regions(np.full(shape, GREY, np.uint8), regions)
+    picture = regions.visualize(np.full(shape, GREY, np.uint8))
     assert picture.mode == "RGB"
     assert picture.size == (regions.image_width, regions.image_height)
     return np.asarray(picture)
@@ -72,7 +72,7 @@ def test_a_mask_is_tinted_inside_outlined_and_untouched_far_away() -> None:
 def test_the_picture_given_is_not_changed() -> None:
     rgb = np.full((HEIGHT, WIDTH, 3), GREY, np.uint8)
     prompts = Prompts.from_points([[[300, 250, 1]]])
-    draw_regions(rgb, regions_for(prompts, HEIGHT, WIDTH, rectangle(9, 99, 9, 99)))
+    regions_for(prompts, HEIGHT, WIDTH, rectangle(9, 99, 9, 99)).visualize(rgb)
     assert (rgb == GREY).all()
 
 
@@ -152,9 +152,9 @@ def test_a_crowd_can_be_drawn() -> None:
 
 def test_greyscale_pictures_are_fine_and_other_sizes_are_not() -> None:
     regions = regions_for(Prompts.from_boxes([[1, 2, 30, 40]]), HEIGHT, WIDTH)
-    assert draw_regions(Image.new("L", (WIDTH, HEIGHT)), regions).mode == "RGB"
+    assert regions.visualize(Image.new("L", (WIDTH, HEIGHT))).mode == "RGB"
     with pytest.raises(InputError, match="expected 400 x 300"):
-        draw_regions(Image.new("RGB", (HEIGHT, WIDTH)), regions)
+        regions.visualize(Image.new("RGB", (HEIGHT, WIDTH)))
 
 
 def test_colors_differ() -> None:
@@ -255,8 +255,10 @@ def test_an_enlarged_overlay_has_everything_in_its_place():
     )
     masks = np.concatenate([mask, np.zeros_like(mask)])
     regions = regions_for(prompts, 40, 60, masks)
-    large = enlarged_regions(regions, 4)
-    assert (large.image_height, large.image_width) == (160, 240)
+    large = enlarged_drawing(
+        Drawing(height=40, width=60, prompts=prompts, masks=masks, texts=[]), 4
+    )
+    assert (large.height, large.width) == (160, 240)
     # The middle of pixel 12 is at 12.5; the corners of a box are edges of pixels.
     assert large.prompts.coords[0, 0].tolist() == [12 * 4 + 1.5, 20 * 4 + 1.5]
     assert large.prompts.coords[1].tolist() == [[160, 40], [220, 120]]
@@ -264,7 +266,7 @@ def test_an_enlarged_overlay_has_everything_in_its_place():
     exact = mask[0].repeat(4, axis=0).repeat(4, axis=1)
     assert np.count_nonzero(large.masks[0] != exact) < 0.02 * exact.sum()  # rounder corners
     assert not large.masks[1].any()
-    picture = draw_regions(np.full((40, 60, 3), GREY, np.uint8), regions, scale=4)
+    picture = regions.visualize(np.full((40, 60, 3), GREY, np.uint8), scale=4)
     assert picture.size == (240, 160)
     pixels = np.asarray(picture)
     assert near(pixels[80, 20], color_of(0), 60)  # the edge of the mask
@@ -275,4 +277,4 @@ def test_an_enlarged_overlay_has_everything_in_its_place():
 def test_scales_that_are_none_are_refused(scale):
     regions = regions_for(Prompts.from_points([[[1, 1, 1]]]), 4, 4)
     with pytest.raises(InputError, match=f"scale of the overlay is {scale}; expected 1 to 16"):
-        draw_regions(np.zeros((4, 4, 3), np.uint8), regions, scale)
+        regions.visualize(np.zeros((4, 4, 3), np.uint8), scale)

@@ -99,7 +99,7 @@ class Oracle:
             self._by_image[scene.image.tobytes()] = scene
         self._spoil = spoil
 
-    def predict(self, image, prompts):
+    def predict(self, image, *, prompts, top_k):
         scene = self._by_image[image.tobytes()]
         count = len(prompts)
         asked = [item for item in scene.objects if any(same(item, row) for row in prompts.coords)]

@@ -21,10 +21,6 @@ from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.state import CalibrationState, identity
 from tap_deploy.engines.calibration.table import CalibrationTable, load_tables, save_tables
 from tap_deploy.engines.calibration.thresholds import threshold
-from tap_deploy.engines.qdq.chosen_nodes import (
-    default_plans,
-    tensors_of_plans,
-)
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
@@ -44,11 +40,11 @@ def calibrate_bundle(
     bundle: Bundle,
     images: CalibrationImages,
     *,
+    tensors: Tensors,
     method: str = DEFAULT_CALIBRATION_METHOD,
     samples: int = 500,
     prompts: CalibrationPrompts | None = None,
     cache: str | os.PathLike[str] | None = None,
-    tensors: Tensors | None = None,
     force: bool = False,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
@@ -62,12 +58,11 @@ def calibrate_bundle(
     Args:
         bundle: its fp32 graphs are run.
         images: real pictures.
+        tensors: graph -> names of tensors; graphs that it leaves out are run, but not calibrated.
         method: how a threshold is chosen, one of ``precisions.CALIBRATION_METHODS``.
         samples: at most so many of the pictures, from the first on.
         prompts: where prompts come from; drawn over the pictures if None.
         cache: JSON file that keeps the tables; used if it is there and fits.
-        tensors: graph -> names of tensors in place of those that the default plan needs; graphs
-            that it leaves out are run, but not calibrated.
         force: replace a cache that is stale.
         threads: CPU threads; None for one per core.
         on_progress: called with pictures done and pictures in all.
@@ -86,7 +81,6 @@ def calibrate_bundle(
         )
     prompts = CalibrationPrompts() if prompts is None else prompts
     images = images.first(samples)
-    wanted = tensors_of_plans(bundle, default_plans(bundle)) if tensors is None else tensors
     paths = {name: bundle.graph_path(name, FP32) for name in GRAPH_NAMES}
     digests = {name: _digest(path) for name, path in paths.items()}
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
@@ -96,17 +90,17 @@ def calibrate_bundle(
     if cache is not None and cache.exists():
         tables = load_tables(cache)  # what is no cache is not replaced, whatever force says
         try:
-            return _fitting(cache, tables, wanted, method, digests, fingerprint)
+            return _fitting(cache, tables, tensors, method, digests, fingerprint)
         except InputError:
             if not force:
                 raise
     state = CalibrationState(
         path=None if cache is None else cache.with_name(cache.name + STATE_SUFFIX),
         identity=identity(
-            digests=digests, data=fingerprint, tensors={g: sorted(t) for g, t in wanted.items()}
+            digests=digests, data=fingerprint, tensors={g: sorted(t) for g, t in tensors.items()}
         ),
     )
-    histograms = collect(bundle, images, prompts, wanted, state, threads, on_progress)
+    histograms = collect(bundle, images, prompts, tensors, state, threads, on_progress)
     tables = {
         graph: CalibrationTable(
             graph=graph,

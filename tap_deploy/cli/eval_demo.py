@@ -110,6 +110,7 @@ def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
 @contextlib.contextmanager
 def _exported_demo() -> Iterator[str]:
     """Yield a bundle of the shipped model, in a folder that goes away again."""
+    require_export_extra()
     from tap_deploy.export.demo import export_demo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -151,12 +152,10 @@ def bundle_subject(
     Raises:
         BundleError: the bundle is incomplete or changed, or lacks the precision.
     """
-    from tap_deploy.training.scores.evaluation import BundleSubject
-
     with TapPredictor.from_bundle(
         bundle, backend, precision, threads, check_hashes=False
     ) as predictor:
-        yield BundleSubject(predictor)
+        yield predictor
 
 
 def reference_subject(
@@ -171,7 +170,7 @@ def reference_subject(
     """
     require_export_extra()
     from tap_deploy.reference.checkpoint import load_checkpoint
-    from tap_deploy.reference.predictor import ReferenceSubject
+    from tap_deploy.reference.predictor import ReferencePredictor
 
     sizes = bundle.config if config is None else config_from_file(config)
     vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
@@ -181,7 +180,7 @@ def reference_subject(
             "--concepts and --tokenizer"
         )
     model, _ = load_checkpoint(checkpoint, sizes)
-    return ReferenceSubject(model, vocabulary, tokenizer)
+    return ReferencePredictor(model, vocabulary, tokenizer)
 
 
 def _as_json(scores: dict[str, Scores]) -> str:

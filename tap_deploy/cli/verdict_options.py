@@ -135,7 +135,7 @@ def eager_runtime(
     from tap_deploy.image import load_image
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.eager import eager_calls
-    from tap_deploy.reference.predictor import ReferenceSubject
+    from tap_deploy.reference.predictor import ReferencePredictor
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -153,8 +153,8 @@ def eager_runtime(
             num_tokens=inputs.num_tokens,
         )
         if vocabulary is not None and tokenizer is not None:
-            subject, case = ReferenceSubject(model, vocabulary, tokenizer), inputs.case
-            found[WHOLE] = lambda: subject.predict(load_image(case.image), case.prompts)
+            subject, case = ReferencePredictor(model, vocabulary, tokenizer), inputs.case
+            found[WHOLE] = lambda: subject.predict(load_image(case.image), prompts=case.prompts)
         return found
 
     return {EAGER: calls}

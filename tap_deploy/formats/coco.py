@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, require_int
+from tap_deploy.formats.described import DescribedRegions
 from tap_deploy.formats.json_values import json_number
 from tap_deploy.masks import Rle, area_from_rle, box_from_rle
 from tap_deploy.optional_modules import require_module
-from tap_deploy.prediction.options import require_int
-
-if TYPE_CHECKING:
-    from tap_deploy.regions import Regions
 
 NAMELESS = "region"  # the category of regions without a name
 
 
 def coco_dataset(
-    pictures: Iterable[tuple[str | os.PathLike[str], Regions]],
+    pictures: Iterable[tuple[str | os.PathLike[str], DescribedRegions]],
     *,
     category_ids: Mapping[str, int] | None = None,
     first_image_id: int = 1,
@@ -75,7 +72,7 @@ def coco_dataset(
 
 
 def coco_annotations(
-    regions: Regions,
+    regions: DescribedRegions,
     rles: Sequence[Rle],
     image_id: int,
     category_ids: Mapping[str, int] | None,
@@ -104,7 +101,7 @@ def coco_annotations(
 
 
 def coco_results(
-    regions: Regions,
+    regions: DescribedRegions,
     rles: Sequence[Rle],
     image_id: int,
     category_ids: Mapping[str, int] | None,
@@ -129,7 +126,9 @@ def coco_results(
     return results
 
 
-def category_id(regions: Regions, index: int, category_ids: Mapping[str, int] | None) -> int:
+def category_id(
+    regions: DescribedRegions, index: int, category_ids: Mapping[str, int] | None
+) -> int:
     """Return the category id of a region, 1 without ``category_ids``.
 
     Raises:

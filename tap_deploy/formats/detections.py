@@ -9,17 +9,16 @@ import numpy as np
 
 from tap_deploy.chunks import require_room_for_masks
 from tap_deploy.formats.coco import category_id
+from tap_deploy.formats.described import DescribedRegions
 from tap_deploy.masks import Rle, box_from_rle, mask_from_rle
 from tap_deploy.optional_modules import require_module
 
 if TYPE_CHECKING:
     import supervision
 
-    from tap_deploy.regions import Regions
-
 
 def detections(
-    regions: Regions, rles: Sequence[Rle], category_ids: Mapping[str, int] | None
+    regions: DescribedRegions, rles: Sequence[Rle], category_ids: Mapping[str, int] | None
 ) -> supervision.Detections:
     """See ``Regions.to_supervision``; ``rles`` are the run lengths of the regions."""
     module = require_module("supervision", "Regions.to_supervision", "supervision")
@@ -40,14 +39,14 @@ def detections(
     return found
 
 
-def _class_ids(regions: Regions, category_ids: Mapping[str, int] | None) -> list[int]:
+def _class_ids(regions: DescribedRegions, category_ids: Mapping[str, int] | None) -> list[int]:
     if category_ids is not None:
         return [category_id(regions, index, category_ids) for index in range(len(regions))]
     ids: dict[str | None, int] = {}
     return [ids.setdefault(regions.name(index), len(ids)) for index in range(len(regions))]
 
 
-def _words(regions: Regions) -> dict[str, Any]:
+def _words(regions: DescribedRegions) -> dict[str, Any]:
     words: dict[str, Any] = {}
     if regions.concepts is not None:
         names = [regions.name(index) or "" for index in range(len(regions))]

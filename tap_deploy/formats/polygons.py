@@ -7,18 +7,16 @@ import math
 import numbers
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tap_deploy.errors import InputError
+from tap_deploy.formats.described import DescribedRegions
 from tap_deploy.formats.json_values import json_number
 from tap_deploy.masks import Rle, box_from_rle
 from tap_deploy.optional_modules import require_module
-
-if TYPE_CHECKING:
-    from tap_deploy.regions import Regions
 
 Polygon = Any  # shapely.Polygon; shapely has no type information
 
@@ -37,7 +35,9 @@ def coco_polygons(rles: Sequence[Rle], tolerance: float) -> list[list[list[float
     ]
 
 
-def feature_collection(regions: Regions, rles: Sequence[Rle], tolerance: float) -> dict[str, Any]:
+def feature_collection(
+    regions: DescribedRegions, rles: Sequence[Rle], tolerance: float
+) -> dict[str, Any]:
     """See ``Regions.to_geojson``; ``rles`` are the run lengths of the regions."""
     _require_tolerance(tolerance)
     shapely = _shapely()
@@ -53,7 +53,7 @@ def feature_collection(regions: Regions, rles: Sequence[Rle], tolerance: float) 
     return {"type": "FeatureCollection", "features": features}
 
 
-def _properties(regions: Regions, index: int) -> dict[str, Any]:
+def _properties(regions: DescribedRegions, index: int) -> dict[str, Any]:
     name, probability = regions.likeliest(index) or (None, math.nan)
     return {
         "name": name,

@@ -10,7 +10,7 @@ import numpy as np
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, require_int
 
 Masks = bool | Literal["rle"]
 
@@ -57,12 +57,6 @@ def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
             f"concept weights have {found} rows; expected {expected}, "
             "the semantic embedding of this model"
         )
-
-
-def require_int(name: str, value: Any, minimum: int) -> None:
-    """Raise InputError unless a value is a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
 
 
 def _require_temperature(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The PyTorch model as a subject of the evaluation."""
+"""A predictor on the PyTorch model, with the answers of ``TapPredictor``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.reference.model import TapModel
 from tap_deploy.regions import Regions
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.training.scores.evaluation import TOP_K
 
 
-class ReferenceSubject:
+class ReferencePredictor:
     """Answers prompts with a model, on the device it is on.
 
     Args:
@@ -29,8 +28,8 @@ class ReferenceSubject:
         self._model, self._vocabulary, self._tokenizer = model, vocabulary, tokenizer
 
     @torch.no_grad()
-    def predict(self, image: npt.NDArray[np.uint8], prompts: Prompts) -> Regions:
-        """See ``Subject``."""
+    def predict(self, image: npt.NDArray[np.uint8], *, prompts: Prompts, top_k: int = 5) -> Regions:
+        """Answer P prompts on uint8 [H, W, 3] RGB; see ``TapPredictor.predict``."""
         device = self._model.pixel_mean.device
         pixels, frame = model_image(image, self._model.config.image_size)
         outputs = self._model.decode_prompts(
@@ -48,7 +47,7 @@ class ReferenceSubject:
             masks=masks_from_logits(logits, frame),
             iou_predictions=ious[rows, index],
             mask_index=index,
-            concepts=self._vocabulary.top_k(embeddings, TOP_K),
+            concepts=self._vocabulary.top_k(embeddings, top_k),
             captions=self._tokenizer.decode(ids),
             caption_ids=ids,
             semantic_tokens=tokens.cpu().numpy(),

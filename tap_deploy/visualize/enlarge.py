@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,7 @@ from PIL import Image
 
 from tap_deploy.config import PointLabel
 from tap_deploy.prompts import Prompts
-
-if TYPE_CHECKING:
-    from tap_deploy.regions import Regions
+from tap_deploy.visualize.drawing import Drawing, Mask, Masks
 
 MAX_SCALE = 16
 
@@ -24,31 +22,27 @@ def enlarged_picture(picture: Image.Image, scale: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def enlarged_regions(regions: Regions, scale: int) -> Regions:
+def enlarged_drawing(drawing: Drawing, scale: int) -> Drawing:
     """Return the regions of a picture as those of the enlarged picture.
 
     Masks get smooth edges: what is drawn is where half of a smoothed mask is passed.
     """
-    height, width = regions.image_height * scale, regions.image_width * scale
+    height, width = drawing.height * scale, drawing.width * scale
     return dataclasses.replace(
-        regions,
-        masks=_enlarged_masks(regions, width, height),
-        rles=None,
-        prompts=_enlarged_prompts(regions.prompts, scale),
-        image_height=height,
-        image_width=width,
+        drawing,
+        height=height,
+        width=width,
+        masks=None if drawing.masks is None else _enlarged_masks(drawing.masks, width, height),
+        prompts=_enlarged_prompts(drawing.prompts, scale),
     )
 
 
-def _enlarged_masks(regions: Regions, width: int, height: int) -> npt.NDArray[np.bool_] | None:
-    larger = np.empty((len(regions), height, width), np.bool_)
-    for index, target in enumerate(larger):
-        mask = regions.mask(index)
-        if mask is None:
-            return None
+def _enlarged_masks(masks: Masks, width: int, height: int) -> list[Mask]:
+    larger = []
+    for mask in masks:
         levels = Image.fromarray(mask.astype(np.uint8) * 255)
         resized = levels.resize((width, height), Image.Resampling.BICUBIC)
-        np.greater_equal(np.asarray(resized), 128, out=target)
+        larger.append(np.asarray(resized) >= 128)
     return larger
 
 

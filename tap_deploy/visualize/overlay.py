@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image
 from tap_deploy.masks import box_from_mask
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
-from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_picture, enlarged_regions
+from tap_deploy.visualize.drawing import Drawing
+from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_drawing, enlarged_picture
 from tap_deploy.visualize.fonts import font_from_path
-from tap_deploy.visualize.labels import LabelStyle, LabelTexts, labels_from_texts
+from tap_deploy.visualize.labels import LabelStyle, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 from tap_deploy.visualize.markers import draw_boxes, draw_points
 
-if TYPE_CHECKING:
-    from tap_deploy.regions import Regions
-
 _TINT = 0.42  # opacity of a mask
 _SMALL = 0.01  # of the picture; a label would hide such a region as a whole
-_COVER_MAP_SIDE = 160  # pixels; labels need no finer idea of where masks are
 
 Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, drawn on in place
 
 
 def draw_regions(
     image: ImageSource,
-    regions: Regions,
+    drawing: Drawing,
     scale: int = 1,
     *,
     font: str | os.PathLike[str] | None = None,
@@ -48,7 +44,7 @@ def draw_regions(
 
     Args:
         image: the picture that was predicted on; greyscale and the like are fine here.
-        regions: what was predicted.
+        drawing: masks, prompts and texts of its regions.
         scale: by how much the sides are enlarged first, 1..16: on a small picture labels would
             hide what they are about, and lines would be coarse.
         font: a TrueType or OpenType file for the labels. Without it they are in Pillow's own
@@ -63,30 +59,31 @@ def draw_regions(
         raise InputError(f"scale of the overlay is {scale}; expected 1 to {MAX_SCALE}")
     canvas = np.array(load_image(image, convert=True))
     height, width = canvas.shape[:2]
-    if (height, width) != (regions.image_height, regions.image_width):
+    if (height, width) != (drawing.height, drawing.width):
         raise InputError(
-            f"image is {width} x {height} (width x height); expected {regions.image_width} x "
-            f"{regions.image_height}, the picture that these regions belong to"
+            f"image is {width} x {height} (width x height); expected {drawing.width} x "
+            f"{drawing.height}, the picture that these regions belong to"
         )
     if scale > 1:
         canvas = np.array(enlarged_picture(Image.fromarray(canvas), scale))
-        regions, height, width = enlarged_regions(regions, scale), height * scale, width * scale
+        drawing, height, width = enlarged_drawing(drawing, scale), height * scale, width * scale
     line_width = max(1.0, math.sqrt(width * height) / 320)
-    _draw_masks(canvas, regions, line_width)
+    _draw_masks(canvas, drawing, line_width)
     picture = Image.fromarray(canvas)
-    draw_boxes(picture, regions.prompts, round(line_width))
-    points = draw_points(picture, regions.prompts, round(line_width))
+    draw_boxes(picture, drawing.prompts, round(line_width))
+    points = draw_points(picture, drawing.prompts, round(line_width))
     style = LabelStyle.for_picture(width, height, font_file)
-    _draw_labels(picture, regions, points, round(line_width), style)
+    _draw_labels(picture, drawing, points, round(line_width), style)
     return picture
 
 
-def _draw_masks(canvas: Canvas, regions: Regions, line_width: float) -> None:
-    areas = np.array([regions.area(index) or 0 for index in range(len(regions))])
+def _draw_masks(canvas: Canvas, drawing: Drawing, line_width: float) -> None:
+    if drawing.masks is None:
+        return
+    areas = np.array([shape.area for shape in drawing.shapes])
     for index in np.argsort(-areas, kind="stable").tolist():  # small ones last: nothing hides them
-        mask = regions.mask(index) if areas[index] else None
-        if mask is not None:
-            _draw_mask(canvas, mask, color_of(index), line_width)
+        if areas[index]:
+            _draw_mask(canvas, drawing.masks[index], color_of(index), line_width)
 
 
 def _draw_mask(
@@ -116,34 +113,33 @@ def _blend(canvas: Canvas, color: Color, opacity: npt.NDArray[np.floating[Any]])
 
 def _draw_labels(
     picture: Image.Image,
-    regions: Regions,
+    drawing: Drawing,
     points: list[Box],
     line_width: int,
     style: LabelStyle,
 ) -> None:
     width, height = picture.size
-    boxes = [_region_box(regions, index) for index in range(len(regions))]
+    boxes = [drawing.box(index) for index in range(len(drawing))]
     small = [box for box in boxes if _area(box) < _SMALL * width * height]
-    inset, covered = style.padding // 2, _cover_map(regions)
+    inset, covered = style.padding // 2, drawing.covered()
     layout = LabelLayout(width, height, inset=inset, covered=covered, keep=[*points, *small])
-    texts = [_texts(regions, index) for index in range(len(regions))]
     plates = []
-    for index, label in enumerate(labels_from_texts(texts, style, width, height)):
+    for index, label in enumerate(labels_from_texts(drawing.texts, style, width, height)):
         corner = layout.place(label, boxes[index], gap=style.padding)
         if corner is None:
             continue
         plates.append((label.plate(color_of(index), style), corner))
         plate = (*corner, corner[0] + label.width, corner[1] + label.height)
-        _draw_leader(picture, regions, index, plate, 2 * style.padding, line_width)
+        _draw_leader(picture, drawing, index, plate, 2 * style.padding, line_width)
     for image, corner in plates:
         picture.paste(image, corner, image)
 
 
 def _draw_leader(
-    picture: Image.Image, regions: Regions, index: int, plate: Box, reach: int, line_width: int
+    picture: Image.Image, drawing: Drawing, index: int, plate: Box, reach: int, line_width: int
 ) -> None:
     """Lead a line from a label to its region, if it had to be placed out of reach of it."""
-    points = _sample_points(regions, index)
+    points = drawing.sample_points(index)
     low, high = np.array(plate[:2]), np.array(plate[2:])
     nearest = points.clip(low, high)
     distance = np.hypot(*(points - nearest).T)
@@ -155,55 +151,6 @@ def _draw_leader(
             draw.line(line, color, line_width + extra)
             (x, y), reach = line[1], line_width + extra
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), color)
-
-
-def _sample_points(regions: Regions, index: int) -> npt.NDArray[np.float64]:
-    """Return points XY of the region, float [n, 2]: some of its mask, else its prompt's."""
-    mask = regions.mask(index)
-    if mask is not None:
-        step = _cover_step(regions)
-        ys, xs = np.nonzero(mask[::step, ::step])
-        if len(xs):
-            return step * np.stack([xs, ys], axis=1).astype(np.float64)
-    x0, y0, x1, y1 = _prompt_box(regions, index)
-    return np.array([[x, y] for x in (x0, x1) for y in (y0, y1)])
-
-
-def _texts(regions: Regions, index: int) -> LabelTexts:
-    caption = regions.captions[index] if regions.captions is not None else ""
-    concepts = regions.concepts[index] if regions.concepts is not None else []
-    if concepts:
-        name, probability = concepts[0]
-        return LabelTexts(title=name, detail=f"{probability:.2f}", caption=caption)
-    detail = f"IoU {regions.iou_predictions[index]:.2f}"
-    return LabelTexts(title=f"region {index}", detail=detail, caption=caption)
-
-
-def _region_box(regions: Regions, index: int) -> Box:
-    x, y, width, height = regions.box(index) or (0, 0, 0, 0)
-    return (x, y, x + width, y + height) if width else _prompt_box(regions, index)
-
-
-def _prompt_box(regions: Regions, index: int) -> Box:
-    used = regions.prompts.labels[index] != PointLabel.PADDING
-    coords = regions.prompts.coords[index, used]
-    (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
-    return (x0, y0, x1, y1)
-
-
-def _cover_map(regions: Regions) -> npt.NDArray[np.bool_]:
-    height, width = regions.image_height, regions.image_width
-    step = _cover_step(regions)
-    covered = np.zeros((height, width), np.bool_)[::step, ::step]
-    for index in range(len(regions)):
-        mask = regions.mask(index)
-        if mask is not None:
-            covered |= mask[::step, ::step]
-    return covered
-
-
-def _cover_step(regions: Regions) -> int:
-    return max(1, math.ceil(max(regions.image_height, regions.image_width) / _COVER_MAP_SIDE))
 
 
 def _area(box: Box) -> float:

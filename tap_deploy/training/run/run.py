@@ -10,7 +10,7 @@ import torch
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.reference.checkpoint import save_checkpoint
-from tap_deploy.reference.predictor import ReferenceSubject
+from tap_deploy.reference.predictor import ReferencePredictor
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.objective.batches import BatchMaker, batches_from
 from tap_deploy.training.run.progress import Progress
@@ -95,7 +95,7 @@ def train(
 def _scores(
     trainer: Trainer, folder: RunFolder, held_out: SceneSource, options: RunOptions
 ) -> Scores:
-    subject = ReferenceSubject(
+    subject = ReferencePredictor(
         trainer.averaged_model, Vocabulary.load(folder.concepts), Tokenizer(folder.tokenizer)
     )
     return evaluate(subject, held_out, options.held_out_regions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,6 @@ from tap_deploy.training.scenes.emoji import Glyph, load_glyphs
 from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 from tap_deploy.training.scenes.layout import Layout
 from tap_deploy.training.scenes.sprites import Sprite, color_word, draw_sprite, is_colored
-
-if TYPE_CHECKING:
-    from tap_deploy.training.scenes.scenes import Scene
-
 
 REFERENCE_SIZE = 256  # pixels; the sizes below are meant for a picture of this side
 MIN_IMAGE_SIZE = 128

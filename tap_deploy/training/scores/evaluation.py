@@ -12,7 +12,6 @@ import numpy.typing as npt
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.masks import mask_iou
-from tap_deploy.predictor import TapPredictor
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.training.scenes.clicks import inner_point
@@ -31,19 +30,8 @@ _CIDER_PERCENT = 100.0
 class Subject(Protocol):
     """Whatever answers prompts: PyTorch, or a bundle on some backend."""
 
-    def predict(self, image: npt.NDArray[np.uint8], prompts: Prompts) -> Regions:
-        """Answer P prompts on uint8 [H, W, 3] RGB, with masks, captions and 5 concepts each."""
-
-
-class BundleSubject:
-    """A predictor as a subject."""
-
-    def __init__(self, predictor: TapPredictor) -> None:
-        self._predictor = predictor
-
-    def predict(self, image: npt.NDArray[np.uint8], prompts: Prompts) -> Regions:
-        """See ``Subject``."""
-        return self._predictor.predict(image, prompts=prompts, top_k=TOP_K)
+    def predict(self, image: npt.NDArray[np.uint8], *, prompts: Prompts, top_k: int) -> Regions:
+        """Answer P prompts on uint8 [H, W, 3] RGB, with masks, captions and ``top_k`` concepts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +97,7 @@ def evaluate(
         raise InputError(f"num_regions is {num_regions}; expected at least 1")
     answers: dict[str, list[_Answer]] = {kind: [] for kind in PROMPT_KINDS}
     for scene, objects in _scenes(source, num_regions):
-        regions = subject.predict(scene.image, _prompts(objects))
+        regions = subject.predict(scene.image, prompts=_prompts(objects), top_k=TOP_K)
         found = _answers(regions, [*objects, *objects])
         answers["box"] += found[: len(objects)]
         answers["point"] += found[len(objects) :]

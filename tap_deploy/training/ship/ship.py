@@ -20,13 +20,14 @@ import torch
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS
 from tap_deploy.console.exits import CleanExits
+from tap_deploy.console.extras import require_export_extra
 from tap_deploy.demo_model import DEMO_FOLDER, MAX_WEIGHTS_BYTES, DemoModel
 from tap_deploy.errors import CheckpointError, InputError, VerificationError
 from tap_deploy.export.demo import export_demo
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
 from tap_deploy.reference.model import TapModel
-from tap_deploy.reference.predictor import ReferenceSubject
+from tap_deploy.reference.predictor import ReferencePredictor
 from tap_deploy.reference.state import COUNTER_SUFFIX, INDEX_SUFFIX
 from tap_deploy.storage.files import atomic_folder, sha256_of_file
 from tap_deploy.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.run.progress import training_summary
 from tap_deploy.training.run.run_folder import RunFolder
 from tap_deploy.training.scenes.scenes import SceneSource
-from tap_deploy.training.scores.evaluation import BundleSubject, Scores, evaluate
+from tap_deploy.training.scores.evaluation import Scores, evaluate
 from tap_deploy.training.scores.targets import missed_targets
 from tap_deploy.training.ship.model_card import CardFacts, model_card
 from tap_deploy.training.ship.sample_scenes import SAMPLE_SEEDS, write_samples
@@ -152,16 +153,17 @@ def _measure(
     say: Callable[[str], None],
 ) -> dict[str, Scores]:
     """Score the files as they are, in PyTorch and as a bundle."""
+    require_export_extra()
     say(f"PyTorch on {regions} regions")
     model, _ = load_checkpoint(demo.weights, config.model)
-    reference = ReferenceSubject(model, Vocabulary.load(demo.concepts), Tokenizer(demo.tokenizer))
+    reference = ReferencePredictor(model, Vocabulary.load(demo.concepts), Tokenizer(demo.tokenizer))
     scores = {"PyTorch": evaluate(reference, scenes, regions)}
     with tempfile.TemporaryDirectory() as temporary:
         say("export")
         bundle = export_demo(demo, Path(temporary, DEMO), config.model)
         say(f"ONNX graphs on {regions} regions")
         with TapPredictor.from_bundle(bundle.path) as predictor:
-            scores["onnxruntime fp32"] = evaluate(BundleSubject(predictor), scenes, regions)
+            scores["onnxruntime fp32"] = evaluate(predictor, scenes, regions)
     return scores
 
 
