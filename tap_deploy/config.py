@@ -181,7 +181,6 @@ VARIANTS: dict[str, TapConfig] = {
         vocab_size=576,
     ),
 }
-PUBLISHED = tuple(name for name in VARIANTS if name != DEMO)
 
 
 def config_from_file(path: pathlib.Path) -> TapConfig:

@@ -19,7 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from tap_deploy.config import PUBLISHED, VARIANTS, TapConfig
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.errors import (
     CheckpointError,
     InputError,
@@ -37,6 +37,7 @@ from tap_deploy.reference.weight_names import find_weights
 DATA = Path(__file__).parent / "data"
 SUFFIXES = (".pkl", ".pth", ".pt", ".safetensors")
 INDEX = "image_encoder.blocks.2.attn.rel_pos_embed.index"
+PUBLISHED = [name for name in VARIANTS if name != DEMO]
 COUNTER = "image_encoder.neck.output_conv.0.1.num_batches_tracked"
 WEIGHT = "image_encoder.blocks.0.attn.qkv.weight"
 
