@@ -125,8 +125,8 @@ def test_the_card_tells_these_numbers(facts, scores):
     assert "(missed)" not in card
 
 
-def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path):
-    """From the command line and without any path: export, then every way of asking."""
+def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path, monkeypatch, capsys):
+    """Export without any path, every way of asking, and the first program of README.md."""
     runner = CliRunner()
     bundle = str(tmp_path / "bundle")
     exported = runner.invoke(main, ["export", "--model", DEMO, "-o", bundle], standalone_mode=False)
@@ -151,6 +151,14 @@ def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path):
     for sample in load_samples():
         with Image.open(tmp_path / "overlays" / sample.picture.name) as overlay:
             assert overlay.size == (1024, 1024)
+
+    root = Path(__file__).resolve().parent.parent
+    program = re.search(r"```python\n(.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
+    assert program is not None and '"tap_demo"' in program[1]
+    monkeypatch.chdir(root)
+    capsys.readouterr()
+    exec(program[1].replace('"tap_demo"', repr(bundle)), {})
+    assert capsys.readouterr().out == program[1].rsplit("# ", 1)[1]
 
 
 def test_the_first_picture_of_the_readme_is_the_overlay():
