@@ -130,7 +130,7 @@ def replace(target):
 def require_locked(folder):
     """Let another process try."""
     program = (
-        "import pathlib, sys; from tap_deploy import folder_lock; folder_lock.WAIT_SECONDS = 0.0\n"
+        "import pathlib, sys; from tap_deploy.storage import folder_lock; folder_lock.WAIT_SECONDS = 0.0\n"
         "with folder_lock.locked_folder(pathlib.Path(sys.argv[1])): pass"
     )
     command = [sys.executable, "-c", program, str(folder)]
@@ -222,7 +222,7 @@ def test_another_user_waits_too(impatient):
     """Who may not write the lock file of another user can hold the lock all the same."""
     program = """
 import fcntl, os, pathlib, sys
-from tap_deploy import folder_lock
+from tap_deploy.storage import folder_lock
 from tap_deploy.errors import InputError
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 folder_lock.WAIT_SECONDS = 0.3
