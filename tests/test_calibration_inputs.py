@@ -98,7 +98,7 @@ def test_broken_pictures_are_named_counted_and_skipped(pictures, tmp_path, caplo
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert [text[:9] for text in caplog.messages[:-1]] == ["skipped: "] * 2
     assert "cut.png" in caplog.messages[0] and "empty.png" in caplog.messages[1]
-    assert caplog.messages[2] == "2 of 4 pictures skipped; --strict stops at the first"
+    assert caplog.messages[2] == "2 of 4 pictures skipped; pass --strict to stop at the first error"
     with pytest.raises(InputError, match=r"cut\.png"):
         CalibrationImages.from_path(tmp_path / kind, strict=True)
 
@@ -115,7 +115,7 @@ def test_others_are_drawn_in_place_of_broken_pictures(tmp_path):
 def test_a_folder_of_broken_pictures_is_refused(tmp_path):
     for name in ("1.png", "2.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of 2 pictures can be read; the first: .*1\.png"):
+    with pytest.raises(InputError, match=r"none of 2 pictures can be read; first error: .*1\.png"):
         CalibrationImages.from_path(tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_what_is_no_picture_is_refused(tmp_path, name, content, message):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="contains no pictures"):
         CalibrationImages.from_path(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_run_says_how_a_deep_picture_was_scaled(micro_bundle, tmp_path):
     assert "deep.png' has 16 bits per channel" in refused.stderr
     result = CliRunner().invoke(main, [*command, "--convert", "--json"])
     assert result.exit_code == 0
-    note = f"note: image '{tmp_path / 'deep.png'}': samples of 0..2047 became 0..255\n"
+    note = f"note: image '{tmp_path / 'deep.png'}': samples scaled from 0..2047 to 0..255\n"
     assert result.stderr.count(note) == 1
     assert result.stdout.startswith("{")
 
@@ -69,5 +69,8 @@ def test_quantize_skips_what_is_no_picture_unless_strict(micro_bundle, tmp_path,
         assert f"error: image '{pictures / 'c.png'}' is empty" in result.stderr
     else:
         assert f"warning: skipped: image '{pictures / 'c.png'}' is empty" in result.stderr
-        assert "warning: 1 of 3 pictures skipped; --strict stops at the first" in result.stderr
+        assert (
+            "warning: 1 of 3 pictures skipped; pass --strict to stop at the first error"
+            in result.stderr
+        )
         assert "none.json" in result.stderr.splitlines()[-1]

@@ -147,7 +147,7 @@ def test_the_transparent_colour_of_a_deep_png_becomes_white(tmp_path: Path) -> N
 
 def test_deep_netpbm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tap_deploy")
-    note = f"image '{tmp_path / 'deep.ppm'}': samples of 0..4095 became 0..255"
+    note = f"image '{tmp_path / 'deep.ppm'}': samples scaled from 0..4095 to 0..255"
     array = samples(bits=12)
     pixels = np.moveaxis(array, 0, 2).astype(">u2").tobytes()
     path = tmp_path / "deep.ppm"
@@ -193,7 +193,7 @@ def test_deep_avif(caplog: pytest.LogCaptureFixture) -> None:
     assert "10 bits per channel" in message_of(AVIF_OF_10_BITS)
     rgb = load_image(AVIF_OF_10_BITS, convert=True)
     np.testing.assert_allclose(rgb, np.broadcast_to([255, 128, 25], (8, 8, 3)), atol=1)
-    assert "image from bytes: samples of 0..1023 became 0..255" in caplog.messages
+    assert "image from bytes: samples scaled from 0..1023 to 0..255" in caplog.messages
     flags = AVIF_OF_10_BITS.index(b"av1C") + 4 + 2
     twelve = bytearray(AVIF_OF_10_BITS)
     twelve[flags] |= 0x20
@@ -294,7 +294,7 @@ def test_gaps_of_8_bits_are_as_white_as_deep_ones(
         for source in (path, opened):
             caplog.clear()
             np.testing.assert_array_equal(load_image(source, convert=True), expected)
-            assert "1.0% of the pixels hold no data: white" in caplog.text
+            assert "1.0% of the pixels have no data and became white" in caplog.text
     if count == 3:
         reversed_bands = load_image(path, convert=True, bands=(3, 2, 1))
         np.testing.assert_array_equal(reversed_bands, expected[..., ::-1])
@@ -348,7 +348,7 @@ def test_what_pillow_does_not_decode_is_read_by_rasterio(tmp_path: Path) -> None
         assert "at most 599" in message_of(path, max_pixels=599)
     if not pillow_decodes(path):
         with Image.open(path) as opened:
-            assert "if it is neither, pass the file itself" in message_of(opened)
+            assert "if it is intact, pass the file itself" in message_of(opened)
     for path in plain_rasters(tmp_path, array[:1]):
         assert "is greyscale" in message_of(path)
         grey = np.repeat(array[0, ..., None], 3, axis=2)
@@ -365,7 +365,7 @@ def test_deep_and_many_bands_in_a_big_endian_bigtiff(tmp_path: Path) -> None:
     palette = write_raster(
         tmp_path / "palette.tif", samples(1, 8, np.uint8), photometric="PALETTE", **options
     )
-    assert "has colours of the kind P" in message_of(palette, convert=True)
+    assert "has colour mode P" in message_of(palette, convert=True)
 
 
 def test_what_only_rasterio_decodes_names_the_extra(
@@ -385,7 +385,7 @@ def test_a_raster_of_8_bits_that_was_cut_is_refused(tmp_path: Path, name: str) -
     write_raster(tmp_path / "plain.tif", array, photometric="RGB")
     content = (tmp_path / name).read_bytes()
     for share in (2, 3, 50):
-        assert "cut short or broken" in message_of(content[: len(content) * (share - 1) // share])
+        assert "truncated or corrupt" in message_of(content[: len(content) * (share - 1) // share])
 
 
 def test_gaps_become_white_and_are_counted(
@@ -404,7 +404,7 @@ def test_gaps_become_white_and_are_counted(
         rgb = load_image(tmp_path / name, convert=True)
         assert (rgb[3, 4:10] == 255).all()
         assert (rgb == 255).all(axis=2).sum() < 9
-        assert "1.0% of the pixels hold no data" in caplog.text
+        assert "1.0% of the pixels have no data" in caplog.text
     assert load_image(tmp_path / "signed.tif", convert=True)[9, 9, 0] == 0
 
 
@@ -482,7 +482,9 @@ def test_bands_of_what_pillow_reads(tmp_path: Path) -> None:
     "bands", [(1, 2), (0, 1, 2), (1, 2, 3, 4), (1, 2, 2.5), (True, 1, 1), (), 5]
 )
 def test_bands_are_three_numbers_from_1(bands: Any) -> None:
-    assert "expected three numbers from 1" in message_of(np.zeros((5, 6, 3), np.uint8), bands=bands)
+    assert "expected the numbers of the red, green and blue" in message_of(
+        np.zeros((5, 6, 3), np.uint8), bands=bands
+    )
 
 
 @pytest.mark.parametrize("convert", [False, True])
@@ -611,7 +613,7 @@ def test_a_note_says_the_range(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "tap_deploy")
     path = write_raster(tmp_path / "deep.tif", samples(bits=11), photometric="RGB")
     load_image(path, convert=True)
-    assert f"image '{path}': samples of 0..2047 became 0..255" in caplog.messages
+    assert f"image '{path}': samples scaled from 0..2047 to 0..255" in caplog.messages
     caplog.clear()
     load_image(np.zeros((5, 6), np.uint8), convert=True)
     assert not caplog.messages

@@ -202,7 +202,7 @@ def test_pictures_are_found_and_prompted(photo, tmp_path, micro_config):
     with pytest.raises(InputError, match="are not there"):
         find_samples([tmp_path / "missing"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="contains no pictures"):
         find_samples([tmp_path / "empty"])
     sample = picture_inputs(photo, micro_config, 0)
     assert sample.images.shape == (1, 512, 512, 3)

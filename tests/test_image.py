@@ -205,7 +205,7 @@ def test_a_picture_that_pillow_warns_of_is_one_line(tmp_path: Path, side: int) -
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr == ""
     assert result.stdout.count("\n") == 1
-    assert f"large.png' would unpack to {side**2} pixels" in result.stdout
+    assert f"large.png' decodes to {side**2} pixels" in result.stdout
     assert f"expected at most {Image.MAX_IMAGE_PIXELS}; shrink it" in result.stdout
 
 

@@ -158,7 +158,7 @@ def test_without_pictures_it_refuses(micro_bundle, tmp_path):
     assert "int8 needs real pictures" in err
     code, _, err = run("quantize", micro_bundle.path, "--calibration-data", tmp_path)
     assert code == 2
-    assert "holds no pictures" in err
+    assert "contains no pictures" in err
     assert "int8_fp32" not in Bundle.open(micro_bundle.path).manifest.graphs
 
 

@@ -227,7 +227,7 @@ def test_options_that_do_not_fit(run, folder, args, message):
 def test_a_folder_without_pictures(run, tmp_path):
     result = run(tmp_path, *POINT)
     assert result.exit_code == 2
-    assert "holds no pictures" in result.stderr
+    assert "contains no pictures" in result.stderr
 
 
 def test_options_reach_the_answers(run, folder):

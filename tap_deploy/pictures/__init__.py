@@ -1,1 +1,1 @@
-"""Pictures of any kind to 8-bit RGB: sources, headers, reading, folders."""
+"""Reads pictures of any format as 8-bit RGB: sources, headers, decoding, folders."""

@@ -1,4 +1,4 @@
-"""Pictures in a folder, and what happens to those among many that cannot be read."""
+"""Finds the pictures in a folder, and skips unreadable ones in a batch."""
 
 from __future__ import annotations
 
@@ -22,40 +22,42 @@ Result = TypeVar("Result")
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Return the pictures in a folder and the folders in it, by their suffix, sorted.
+    """Return the picture files in a folder and its subfolders, selected by suffix and sorted.
 
-    What is hidden, by a name that starts with a dot, is passed over: such files are thumbnails,
-    or what a Mac leaves beside each picture (``._photo.jpg``).
+    Names that start with a dot are skipped: those are thumbnails, or the ``._photo.jpg`` files
+    that macOS writes next to each picture.
 
     Raises:
-        InputError: there is no such folder, or no picture in it.
+        InputError: the folder does not exist or contains no pictures.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
-        raise InputError(f"folder {root} is not there; expected a folder of pictures")
+        raise InputError(
+            f"folder {root} does not exist; expected a folder of pictures; check the path"
+        )
     found = []
     for place, folders, files in os.walk(root, onerror=_warn_of_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [pathlib.Path(place, name) for name in files if not name.startswith(".")]
-        # Path.is_file raises what os.path.isfile takes for a no.
+        # os.path.isfile returns False for errors that Path.is_file raises.
         found += [p for p in paths if p.suffix.lower() in SUFFIXES and os.path.isfile(p)]
     if not found:
-        raise InputError(f"folder {root} holds no pictures; expected {', '.join(SUFFIXES)}")
+        raise InputError(f"folder {root} contains no pictures; expected {', '.join(SUFFIXES)}")
     return sorted(found)
 
 
 def read_each(
     pictures: Sequence[Picture], read: Callable[[Picture], Result], *, strict: bool = False
 ) -> Iterator[Result]:
-    """Yield what ``read`` makes of each picture; warn of those that it refuses, and go on.
+    """Yield ``read(picture)`` for each picture; log a warning for unreadable ones and skip them.
 
     Args:
-        pictures: whatever ``read`` takes. A single one is not skipped: nothing would be left.
-        read: raises InputError for what is no picture.
-        strict: raise at the first that is refused.
+        pictures: arguments of ``read``. If there is only one, its error is raised.
+        read: raises InputError for an unreadable picture.
+        strict: raise the first error instead of skipping the picture.
 
     Raises:
-        InputError: all are refused, or one if that is not to be skipped.
+        InputError: no picture is readable, or one is unreadable and ``strict`` is set.
     """
     refused: list[InputError] = []
     try:
@@ -71,12 +73,12 @@ def read_each(
                 yield result
         if refused and len(refused) == len(pictures):
             raise InputError(
-                f"none of {len(pictures)} pictures can be read; the first: {refused[0]}"
+                f"none of {len(pictures)} pictures can be read; first error: {refused[0]}"
             ) from refused[0]
     finally:
         if refused:
             logger.warning(
-                "%d of %d pictures skipped; --strict stops at the first",
+                "%d of %d pictures skipped; pass --strict to stop at the first error",
                 len(refused),
                 len(pictures),
             )

@@ -1,7 +1,7 @@
-"""What the header of a picture says about its samples, before anybody decodes them.
+"""Reads the sample layout (bits, bands, colours) from a picture's header, without decoding.
 
-Pillow's own modes do not tell: it cuts many pictures of more than 8 bits down to ``RGB`` on
-reading, shifts others, and leaves out bands that it has no use for.
+Pillow's modes do not give this: on reading, Pillow truncates many pictures of more than 8 bits to
+``RGB``, shifts the samples of others, and drops bands that it does not use.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from tap_deploy.pictures.png_chunks import SIGNATURE as PNG
 
 MAX_BITS = 8
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # as in TIFF's SampleFormat
-# Who turns the samples into 8 bits.
+# Reader of samples that are not 8-bit.
 PILLOW, RASTERIO, NOBODY = "Pillow", "rasterio", "nobody"
-BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # their channels are the bands of the file
+BAND_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")  # modes whose channels are the bands of the file
 
-_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # which Pillow takes for a plain TIFF, and for a broken one
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow parses it as a classic TIFF and fails
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", _BIG_ENDIAN_BIGTIFF)
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _TIFF_COLOURS = {0: "L", 1: "L", 2: "RGB", 3: "P", 5: "CMYK", 6: "YCbCr", 8: "LAB"}
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}  # by colour type
-_OTHER_COLOURS = {12: "CMYK", 14: "LAB", 18: "YCbCr"}  # of JPEG 2000
-# Of TIFF's ExtraSamples and JPEG 2000's channel definitions.
+_OTHER_COLOURS = {12: "CMYK", 14: "LAB", 18: "YCbCr"}  # by JPEG 2000's EnumCS
+# Values of TIFF's ExtraSamples and of JPEG 2000's channel definitions.
 _TIFF_PREMULTIPLIED, _JPEG2000_PREMULTIPLIED = 1, 2
 _ALPHA = (1, 2)
-_GDAL_NO_DATA = 42113  # a tag
-_MAX_BOXES = 1000  # of a file that is looked through; usual ones have some dozens
-_HDR_TEXTURES = (94, 95, 96)  # DXGI formats BC6H: half floats
+_GDAL_NO_DATA = 42113  # TIFF tag
+_MAX_BOXES = 1000  # boxes read per file; typical files have a few dozen
+_HDR_TEXTURES = (94, 95, 96)  # DXGI formats BC6H: float16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The samples of a picture.
+    """The sample layout of a picture.
 
     Attributes:
-        bits: of the deepest sample.
+        bits: bits of the deepest sample.
         kind: ``UNSIGNED``, ``SIGNED`` or ``FLOAT``.
-        reader: who reads samples of more than 8 bits: ``PILLOW``, ``RASTERIO`` or ``NOBODY``.
-        driver: what GDAL calls the format; this and the rest is for ``RASTERIO``.
-        bands: samples of a pixel.
-        mode: what they mean, as Pillow's modes: ``L``, ``LA``, ``RGB``, ``RGBA``, ``CMYK``, …;
-            None if the file leaves one of them open.
-        white: the sample that means white, where the file states it.
-        no_data: the sample of pixels that hold nothing, of a TIFF; None if it has no such value.
-        premultiplied: colours have been multiplied by their alpha.
-        pillow_reads: whether Pillow reads it, if it has 8 bits.
-        white_is_zero: grey values count from white to black.
-        orientation: the EXIF number, of a TIFF.
+        reader: reader of samples with more than 8 bits: ``PILLOW``, ``RASTERIO`` or ``NOBODY``.
+        driver: GDAL driver of the format; empty unless ``reader`` is ``RASTERIO``.
+        bands: samples per pixel; 0 if rasterio is not needed.
+        mode: meaning of the bands as a Pillow mode: ``L``, ``LA``, ``RGB``, ``RGBA``, ``CMYK``, …;
+            None if the file leaves the meaning of a band open.
+        white: sample value of white, if the file states it.
+        no_data: sample value of pixels without data in a TIFF; None without such a value.
+        premultiplied: the colours are multiplied by alpha.
+        pillow_reads: Pillow can read the file if its samples have 8 bits.
+        white_is_zero: 0 is white, and the largest sample is black.
+        orientation: EXIF orientation of a TIFF, 1..8.
     """
 
     bits: int
@@ -72,13 +72,13 @@ class Layout:
 
     @property
     def is_deep(self) -> bool:
-        """Whether samples have to be scaled to be 8-bit ones, in a way that Pillow does not."""
+        """Whether the samples must be scaled to 8 bits by this package, as Pillow does not."""
         few_bits = self.bits < MAX_BITS and self.bands > 1  # Pillow unpacks a single band only
         return self.bits > MAX_BITS or self.kind != UNSIGNED or few_bits
 
 
 def layout_of(file: IO[bytes]) -> Layout | None:
-    """Return what a file says; None where Pillow's mode tells all, or the header is broken."""
+    """Return the layout of a file; None if Pillow's mode is sufficient or the header is corrupt."""
     file.seek(0)
     head = file.read(512)
     try:
@@ -86,14 +86,14 @@ def layout_of(file: IO[bytes]) -> Layout | None:
             if head.startswith(signatures, place):
                 return read(file, head)
         return None
-    except Exception:  # whatever broken headers raise: Pillow will say what is wrong
+    except Exception:  # corrupt headers raise anything; Pillow reports the fault later
         return None
     finally:
         file.seek(0)
 
 
 def unclear_bands(name: str, count: int, needs_convert: bool = False) -> str:
-    """Return the message about a raster whose bands have to be chosen."""
+    """Return the error message for a raster whose bands must be chosen by the caller."""
     bands = "3, 2, 1" if count >= 3 else "1, 1, 1"
     return (
         f"{name} has {_bands(count)}; choose those of red, green and blue, counted from 1, such as "
@@ -103,7 +103,7 @@ def unclear_bands(name: str, count: int, needs_convert: bool = False) -> str:
 
 
 def no_such_band(name: str, count: int, band: int) -> str:
-    """Return the message about a band that a picture does not have."""
+    """Return the error message for a band that the picture does not have."""
     if count == 1:
         return f"{name} has no band {band}; it has 1 band; leave out bands (--bands)"
     return f"{name} has no band {band}; it has bands 1 to {count}"
@@ -114,10 +114,10 @@ def _bands(count: int) -> str:
 
 
 def tiff_layout(tags: Mapping[int, Any]) -> Layout | None:
-    """Return what the tags of a TIFF frame, Pillow's ``tag_v2``, say; None if they are broken."""
+    """Return the layout from the tags of a TIFF frame (``tag_v2``); None if they are corrupt."""
     try:
         return _of_tags(tags)
-    except Exception:  # tags may be of any type
+    except Exception:  # tag values may have any type
         return None
 
 
@@ -127,11 +127,11 @@ def _of_tags(tags: Mapping[int, Any]) -> Layout:
     formats = set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (UNSIGNED,)))
     extra = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
     colours = _TIFF_COLOURS.get(photometric)
-    three = 3 if photometric in (2, 6) else 1  # JPEG in TIFF may leave the number out
+    three = 3 if photometric in (2, 6) else 1  # JPEG in TIFF may omit SamplesPerPixel
     bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, three))
     has_alpha = len(extra) == 1 and extra[0] in _ALPHA
     if colours == "L" and bands == 3 and bits > MAX_BITS:
-        colours = "RGB"  # GDAL writes three bands like this
+        colours = "RGB"  # GDAL writes three-band files with this photometric value
     return Layout(
         bits=bits,
         bands=bands,
@@ -149,7 +149,7 @@ def _of_tags(tags: Mapping[int, Any]) -> Layout:
 def _no_data(tags: Mapping[int, Any]) -> float | None:
     try:
         return float(tags[_GDAL_NO_DATA].strip("\0 "))
-    except (KeyError, ValueError, AttributeError):  # there is none, or it is no number
+    except (KeyError, ValueError, AttributeError):  # missing, or not a number
         return None
 
 
@@ -162,7 +162,7 @@ def _mode(colours: str | None, bands: int, has_alpha: bool) -> str | None:
 
 def _tiff(file: IO[bytes], head: bytes) -> Layout:
     start, is_big = head[: 16 if b"+" in head[2:4] else 8], head.startswith(_BIG_ENDIAN_BIGTIFF)
-    if is_big:  # what Pillow knows, with the order of the bytes beside it
+    if is_big:  # Pillow accepts only the little-endian magic; the prefix gives the byte order
         start = b"II+\0" + start[4:]
     directory = TiffImagePlugin.ImageFileDirectory_v2(start, prefix=head[:2])
     file.seek(directory.next)
@@ -183,7 +183,7 @@ def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
     if not head.startswith(_JPEG2000[1]):
         for kind, begin, end in _boxes(file, 0, _size(file), {b"jp2h": 0}):
             if kind == b"pclr":
-                return None  # a palette: the samples are those of its colours
+                return None  # with a palette, the samples are indices
             if kind == b"colr":
                 colours = colours or _jpeg2000_colours(_bytes(file, begin, min(begin + 7, end)))
             if kind == b"cdef":
@@ -196,7 +196,7 @@ def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
     siz = _bytes(file, start + 4, start + 42)
     bands = struct.unpack(">H", siz[36:38])[0]
     depths = _bytes(file, start + 42, start + 42 + 3 * bands)[::3]
-    if not colours:  # GDAL calls three bands grey unless told otherwise
+    if not colours:  # GDAL labels three bands as grey unless told otherwise
         colours = "L" if bands - alpha == 1 else "RGB"
     return Layout(
         bits=max((depth & 0x7F) + 1 for depth in depths),
@@ -206,7 +206,7 @@ def _jpeg2000(file: IO[bytes], head: bytes) -> Layout | None:
         reader=RASTERIO,
         driver="JP2OpenJPEG",
         premultiplied=premultiplied,
-        pillow_reads=not premultiplied,  # it takes the colours as they are
+        pillow_reads=not premultiplied,  # Pillow does not undo the multiplication
     )
 
 
@@ -248,7 +248,7 @@ def _dds(file: IO[bytes], head: bytes) -> Layout:
     bits, kind = MAX_BITS, UNSIGNED  # unless the file says more
     if code == b"DX10" and struct.unpack("<I", head[128:132])[0] in _HDR_TEXTURES:
         bits, kind = 16, FLOAT
-    elif flags & 0x40:  # plain samples: a mask of bits for each
+    elif flags & 0x40:  # uncompressed: one bit mask per channel
         bits = max(mask.bit_count() for mask in struct.unpack("<4I", head[92:108]))
     return Layout(bits=bits, kind=kind, reader=NOBODY)
 
@@ -268,9 +268,13 @@ _READERS = (
 def _boxes(
     file: IO[bytes], start: int, end: int, containers: Mapping[bytes, int]
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, begin and end of the contents of boxes; of containers, those in them instead.
+    """Yield kind, begin and end of the contents of each box; descend into containers.
 
-    ``containers``: kind of box -> bytes of it before its first box.
+    Args:
+        file: the file.
+        start: offset of the first box, bytes.
+        end: offset after the last box, bytes.
+        containers: kind of container -> bytes before its first inner box.
     """
     for _ in range(_MAX_BOXES):
         if start + 8 > end:

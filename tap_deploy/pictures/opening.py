@@ -1,4 +1,4 @@
-"""A file opened by Pillow, under a limit of the caller's own."""
+"""Opens a file with Pillow under a size limit given per call."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tap_deploy.pictures.png_chunks import SIGNATURE as PNG
 from tap_deploy.pictures.png_chunks import without_texts
 from tap_deploy.pictures.source import ReadOptions
 
-# Drawings, no rasters. Pillow starts Ghostscript for some: pictures may come from strangers.
+# Vector formats. Pillow runs Ghostscript for some of them, which is unsafe for untrusted files.
 DRAWINGS = ("EPS", "WMF")
 _NOT_THIS_FORMAT = (SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error)
 
 
 class UndecodedError(InputError):
-    """A picture of a known format that cannot be read, such as a broken one."""
+    """A picture of a known format cannot be decoded, for example because it is corrupt."""
 
 
 def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.ImageFile:
-    """Return a picture whose header was read, its pixels not yet.
+    """Read the header of a picture and return the picture, its pixels not yet decoded.
 
-    ``Image.open`` applies one limit to the whole process. The openers of the formats do not, so
-    this calls them directly.
+    ``Image.open`` applies a process-wide size limit. The format plugins do not, so this function
+    calls them directly.
 
     Raises:
-        UndecodedError: Pillow cannot read it; it may be broken.
-        InputError: it is no picture, or larger than ``options`` allow.
+        UndecodedError: Pillow cannot read the file; it may be corrupt.
+        InputError: the file is not a picture, or is larger than ``options`` allow.
     """
     try:
         if _prefix(file).startswith(PNG):
@@ -40,32 +40,32 @@ def open_picture(file: IO[bytes], name: str, options: ReadOptions) -> ImageFile.
         raise InputError(beyond_pillow(name, exc)) from exc
     except (InputError, MemoryError):
         raise
-    except Exception as exc:  # a broken file may raise anything
+    except Exception as exc:  # a corrupt file may raise anything
         raise InputError(f"{name} cannot be opened: {first_line(exc)}") from exc
     options.check_limit(name, picture.width, picture.height)
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        # With memory to decode into, its plugin does not ask again for the limit of the process.
+        # The TIFF plugin checks the process-wide limit only when it allocates the image itself.
         size = getattr(picture, "_tile_size", picture.size)
         picture.im = Image.new(picture.mode, size).im
     return picture
 
 
 def beyond_pillow(name: str, exc: Exception) -> str:
-    """Return the message about a format whose reader checks the limit of the process itself."""
+    """Return the error message for a format whose plugin enforces the process-wide limit."""
     return (
-        f"{name} is too large: {first_line(exc)} Pillow's own limit of 2 x "
-        "PIL.Image.MAX_IMAGE_PIXELS holds for this format, whatever max_pixels is; shrink it, save "
-        "it as PNG or TIFF, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
+        f"{name} is too large: {first_line(exc)} For this format Pillow enforces its own limit of "
+        "2 x PIL.Image.MAX_IMAGE_PIXELS, regardless of max_pixels; shrink the picture, save it as "
+        "PNG or TIFF, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
     )
 
 
 def is_drawing(name: str) -> str:
-    """Return the message about a picture that is made of lines, not of pixels."""
-    return f"{name} is a drawing (EPS, WMF or EMF), not pixels; convert it to PNG first"
+    """Return the error message for a vector graphic."""
+    return f"{name} is a vector graphic (EPS, WMF or EMF); expected pixels; convert it to PNG first"
 
 
 def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
-    # Some plugins raise on less than 16 bytes.
+    # Some plugins raise on fewer than 16 bytes.
     prefix, reason = _prefix(file).ljust(16, b"\0"), ""
     drawing = False
     for kind, factory, accept in _formats():
@@ -73,7 +73,7 @@ def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
         if kind in DRAWINGS:
             drawing = drawing or bool(accepted)
         elif isinstance(accepted, str):
-            reason = f": {accepted}"  # the format is known, but not built into this Pillow
+            reason = f": {accepted}"  # this build of Pillow lacks the codec
         elif accepted:
             file.seek(0)
             try:
@@ -81,21 +81,21 @@ def _identified(file: IO[bytes], name: str) -> ImageFile.ImageFile:
                 return picture
             except _NOT_THIS_FORMAT as exc:
                 if accept is not None:
-                    # With a cause it is a slip of the plugin, not a message that it has.
+                    # A SyntaxError with a cause is a fault in the plugin, not its message.
                     is_told = isinstance(exc, SyntaxError) and exc.__cause__ is None
                     told = f": {first_line(exc)}" if is_told else ""
                     reason = f" as {kind}{told}"
     if reason:
         raise UndecodedError(
-            f"{name} cannot be opened{reason}; the file may be cut short or broken"
+            f"{name} cannot be opened{reason}; the file may be truncated or corrupt"
         )
     if drawing:
         raise InputError(is_drawing(name))
-    raise InputError(f"{name} is not a picture that Pillow knows; expected JPEG, PNG or the like")
+    raise InputError(f"{name} is not a picture that Pillow can read; expected JPEG, PNG or similar")
 
 
 def _formats() -> Iterator[tuple[str, Callable[..., Any], Callable[[bytes], Any] | None]]:
-    """Yield the formats of Pillow, the usual ones first: others are loaded only if needed."""
+    """Yield Pillow's formats, common ones first; the other plugins are loaded only if needed."""
     seen: set[str] = set()
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()

@@ -1,4 +1,4 @@
-"""PNG without its texts and colour profile: Pillow refuses a picture if those are large."""
+"""Strips text chunks and the colour profile from a PNG; Pillow rejects files with large ones."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from PIL import PngImagePlugin
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LIMITED = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
-# Texts that may hold the orientation, as Image.getexif knows them.
+# Keywords of texts that may hold the EXIF orientation, as Image.getexif reads them.
 _ORIENTATION = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 
 
 def without_texts(file: IO[bytes]) -> IO[bytes]:
-    """Return a PNG without texts and profile, in memory; the file itself if it has neither.
+    """Return an in-memory PNG without texts and profile; the file itself if it has neither.
 
-    Texts that may tell the orientation are kept, uncompressed: on those Pillow's limit is wider.
-    The first of each keyword is, up to what Pillow takes of a compressed one: a small file may
-    hold many, and each may unpack to a thousand times its size.
+    Texts that may hold the orientation are kept. They are stored uncompressed, for which Pillow's
+    limit is larger. Only the first text per keyword is kept, cut at Pillow's limit for compressed
+    texts: a small file may contain many, and each may expand to 1000 times its size.
 
     Raises:
-        ValueError: the texts that are kept are larger than Pillow takes.
+        ValueError: the kept texts exceed Pillow's limit.
     """
     if not any(kind in _LIMITED for kind, _, _ in _chunks(file)):
         file.seek(0)
@@ -49,7 +49,7 @@ def without_texts(file: IO[bytes]) -> IO[bytes]:
 
 
 def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of each chunk; the last one may be cut short."""
+    """Yield kind, start and end of each chunk; the last one may be truncated."""
     size = file.seek(0, io.SEEK_END)
     start = len(SIGNATURE)
     while True:
@@ -57,7 +57,7 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
         head = file.read(8)
         if not head:
             return
-        # A file that was cut within the head keeps what is there, for Pillow to judge.
+        # A truncated chunk header is passed on unchanged, so that Pillow reports it.
         length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
         end = min(start + 12 + length, size)
         yield kind, start, end
@@ -67,12 +67,12 @@ def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _text(kind: bytes, data: bytes, wanted: set[bytes]) -> bytes:
-    """Return a text chunk, uncompressed, and strike its keyword off; nothing for others."""
+    """Return a wanted text chunk, uncompressed, and remove its keyword; b"" for other chunks."""
     keyword, _, rest = data.partition(b"\0")
     if keyword not in wanted:
         return b""
     wanted.remove(keyword)
-    with contextlib.suppress(zlib.error, ValueError, IndexError):  # broken texts tell nothing
+    with contextlib.suppress(zlib.error, ValueError, IndexError):  # drop corrupt texts
         if kind == b"zTXt":
             return _chunk(b"tEXt", keyword + b"\0" + _decompressed(rest[1:]))
         if kind == b"iTXt" and rest[0] == 1:

@@ -1,4 +1,4 @@
-"""Rasters that Pillow does not read, or not whole: more than 8 bits per channel, or many bands."""
+"""Reads rasters that Pillow cannot read in full: over 8 bits per channel, or many bands."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader, MemoryFile
 
 _MEMORY_NAME = re.compile(r"\S*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[^\s:]*:? ?")
-_STORAGE_BITS = (8, 16)  # or 32 and more; files use these whatever their samples need
+_STORAGE_BITS = (8, 16)  # storage widths below 32; they do not tell how many bits are used
 
 
 def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions) -> Image.Image:
-    """Return a raster as 8-bit picture of the mode that its bands have, not yet turned.
+    """Return a raster as an 8-bit picture in the mode of its bands; orientation is not applied.
 
-    GDAL gets the bytes and the name of the format, so that no other format, no other file and
-    no address is ever opened.
+    GDAL is given the bytes and the driver, so it opens no other format, file or URL.
 
     Args:
         file: the raster.
-        name: for messages.
-        layout: what its header says.
-        options: with the bands that are wanted, and the limit.
+        name: name of the picture in messages.
+        layout: sample layout from the header.
+        options: the bands to read and the size limit.
 
     Raises:
-        UndecodedError: it is broken.
-        InputError: it is too large, lacks a band, has bands or values without a clear
-            meaning.
+        UndecodedError: the file is corrupt.
+        InputError: the raster is too large, lacks a requested band, or has bands or values
+            without a defined meaning.
         MissingDependencyError: rasterio is not installed.
     """
     try:
@@ -54,23 +53,23 @@ def read_raster(file: IO[bytes], name: str, layout: Layout, options: ReadOptions
             return _read(dataset, name, layout, options)
     except (InputError, MemoryError):
         raise
-    except Exception as exc:  # GDAL's errors, and what rasterio makes of odd headers
+    except Exception as exc:  # errors of GDAL, and of rasterio on unusual headers
         raise UndecodedError(
-            f"{name} cannot be decoded: {_reason(exc)}; the file may be cut short or broken"
+            f"{name} cannot be decoded: {_reason(exc)}; the file may be truncated or corrupt"
         ) from exc
 
 
 def _reason(error: BaseException) -> str:
-    """Return what GDAL said first, without the name that rasterio gives to bytes in memory."""
+    """Return GDAL's first error message, without rasterio's name of the in-memory file."""
     while error.__cause__ is not None:
         error = error.__cause__
     return _MEMORY_NAME.sub("", first_line(error))
 
 
 def _opened(memory: MemoryFile, driver: str) -> DatasetReader:
-    """Return a file as dataset; its place on Earth is not asked for.
+    """Open an in-memory file as a dataset, without reading its geotransform.
 
-    rasterio warns where a file has none. The filters that would silence it belong to the process.
+    rasterio warns if a file has none, and a warning filter would apply to the whole process.
     """
     from rasterio.env import ensure_env
     from rasterio.io import DatasetReader
@@ -94,7 +93,7 @@ def _read(dataset: DatasetReader, name: str, layout: Layout, options: ReadOption
     if max(bands) > dataset.count:
         raise InputError(no_such_band(name, dataset.count, max(bands)))
     samples = dataset.read(list(bands))
-    # Without ``convert`` 8-bit samples are taken as they are.
+    # Without ``convert``, 8-bit samples are returned unchanged.
     has_gaps = options.convert and not mode.endswith("A")
     missing = _missing(dataset, bands) if has_gaps else None
     no_data: npt.NDArray[np.bool_] | None = None
@@ -117,15 +116,16 @@ def _mode(name: str, layout: Layout) -> str:
     if layout.mode in BAND_MODES:
         return str(layout.mode)
     raise InputError(
-        f"{name} has colours of the kind {layout.mode}, which are not read from such a file; "
+        f"{name} has colour mode {layout.mode}, which is not supported in this format; "
         "expected grey, RGB or CMYK; save it as RGB first"
     )
 
 
 def _check_size(dataset: DatasetReader, name: str, options: ReadOptions) -> None:
-    """Raise InputError if the raster is too large, or a block of it, which GDAL unpacks whole.
+    """Raise InputError if the raster or one of its blocks exceeds the limit.
 
-    A tile may be larger than its picture, and hold every band; 4 samples count as a pixel.
+    GDAL decodes whole blocks. A tile may be larger than the picture and contain every band; 4
+    samples count as one pixel.
     """
     from rasterio.enums import Interleaving
 
@@ -136,7 +136,7 @@ def _check_size(dataset: DatasetReader, name: str, options: ReadOptions) -> None
 
 
 def _missing(dataset: DatasetReader, bands: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
-    """Return the samples that hold no data, bool [B, H, W]; None if every one does."""
+    """Return which samples are no-data, bool [B, H, W]; None if all are valid."""
     from rasterio.enums import MaskFlags
 
     flags = {flag for band in bands for flag in dataset.mask_flag_enums[band - 1]}

@@ -1,4 +1,4 @@
-"""From whatever holds a picture to 8-bit RGB, upright, or a reason why not."""
+"""Decodes a picture from any source to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ _TURNS = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 _CONVERT_HINT = "expected 8-bit RGB; convert it first, or pass convert=True (--convert)"
-_FULL_SCALE = 65535  # to which Pillow stretches the greys of a PPM
-_MAX_ROWS = 32  # of an array that is likely to have its bands first
+_FULL_SCALE = 65535  # Pillow scales the grey values of a PPM to this maximum
+_MAX_ROWS = 32  # an array with at most this many rows probably has its bands first
 
 
 def rgb_picture(source: Any, options: ReadOptions) -> Image.Image:
-    """Return a picture decoded, upright, mode RGB; a PIL image that fits as it is.
+    """Return a picture decoded, upright, in mode RGB; an RGB PIL image is returned unchanged.
 
     Raises:
         InputError: see ``tap_deploy.image.load_image``.
-        MissingDependencyError: it needs rasterio, which is not installed.
+        MissingDependencyError: the picture needs rasterio, which is not installed.
     """
     name = name_of(source)
     try:
@@ -84,12 +84,12 @@ def rgb_picture(source: Any, options: ReadOptions) -> Image.Image:
             return _from_file(file, name, options)
     except MemoryError as exc:
         raise InputError(
-            f"{name} needs more memory than there is left; shrink it, or read fewer at a time"
+            f"{name} needs more memory than is free; shrink it, or read fewer pictures at a time"
         ) from exc
 
 
 def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray[np.uint8]:
-    """Return an array as ``uint8 [H, W, 3] RGB``, C-contiguous; as it is if it fits.
+    """Return an array as C-contiguous ``uint8 [H, W, 3] RGB``; without a copy if it is one.
 
     Raises:
         InputError: see ``tap_deploy.image.load_image``.
@@ -121,12 +121,12 @@ def rgb_from_array(array: npt.NDArray[Any], options: ReadOptions) -> npt.NDArray
 
 
 def _check_bands_last(shape: list[int]) -> None:
-    """Raise InputError if an array seems to be [bands, H, W], as rasters are often read."""
+    """Raise InputError if an array looks like [bands, H, W], the layout of raster libraries."""
     if len(shape) == 3 and shape[0] <= _MAX_ROWS and shape[0] < shape[2]:
         raise InputError(
             f"image is an array {shape}: {shape[0]} rows and {shape[2]} bands; expected "
-            "[H, W, bands]; transpose it with .transpose(1, 2, 0), or, if it is no mistake, pass "
-            "its three bands alone"
+            "[H, W, bands]; transpose it with .transpose(1, 2, 0), or, if the shape is intended, "
+            "pass only the three bands"
         )
 
 
@@ -148,22 +148,25 @@ def _from_file(file: IO[bytes], name: str, options: ReadOptions) -> Image.Image:
 def _from_raster_instead(
     file: IO[bytes], name: str, layout: Layout, options: ReadOptions, reason: UndecodedError
 ) -> Image.Image:
-    """Return what rasterio makes of a file of 8 bits that Pillow cannot decode."""
+    """Read an 8-bit file with rasterio after Pillow failed to decode it."""
     try:
         return _from_raster(file, name, layout, options)
     except MissingDependencyError as exc:
         raise InputError(
-            f'{reason}; if it is neither, rasterio may read it: pip install "tap-deploy[raster]"'
+            f'{reason}; if it is intact, rasterio may read it: pip install "tap-deploy[raster]"'
         ) from exc
     except UndecodedError:
         raise reason from None
 
 
 def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
-    """Return a PIL image, turned if it is what ``Image.open`` returned: no other one says so."""
+    """Return a PIL image as RGB; EXIF orientation is applied only to the result of ``Image.open``.
+
+    An image derived from it may keep the EXIF data although its pixels are already upright.
+    """
     if not isinstance(picture, ImageFile.ImageFile):
         if picture.info and _orientation(picture) in _TURNS:
-            logger.info("image: its EXIF says that it is turned; taken as it is")
+            logger.info("image: EXIF orientation not applied; the pixels may be upright already")
         return _decoded(picture, "image", None, options, turn=False)
     _check_open(picture)
     with _file_of(picture) as file:
@@ -174,7 +177,7 @@ def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
         if _needs_raster(layout):
             if file is None or not picture.tile or picture.tell() != 0:
                 raise InputError(
-                    "image is a PIL image that holds less than its file does; pass the file itself"
+                    "image is a PIL image that lacks data of its file; pass the file itself"
                 )
             return _from_raster(file, "image", layout_of(file) or layout, options)
     try:
@@ -182,11 +185,11 @@ def _from_pillow(picture: Image.Image, options: ReadOptions) -> Image.Image:
     except UndecodedError as exc:
         if layout is None or layout.reader != RASTERIO:
             raise
-        raise InputError(f"{exc}; if it is neither, pass the file itself") from exc
+        raise InputError(f"{exc}; if it is intact, pass the file itself") from exc
 
 
 def _check_open(picture: ImageFile.ImageFile) -> None:
-    """Raise InputError if the pixels are not to be had, or only from another program."""
+    """Raise InputError if the pixels cannot be loaded, or only with an external program."""
     if not picture.tile:
         return
     if picture.format in DRAWINGS:
@@ -198,14 +201,14 @@ def _check_open(picture: ImageFile.ImageFile) -> None:
 def _is_open(file: Any) -> bool:
     try:
         return file is not None and not getattr(file, "closed", False)
-    except ValueError:  # what Pillow leaves in the place of a closed one
+    except ValueError:  # Pillow's placeholder for a closed file
         return False
 
 
 @contextlib.contextmanager
 def _file_of(picture: ImageFile.ImageFile) -> Iterator[IO[bytes] | None]:
-    """Yield the file of a PIL image, None if it is gone; leave it where it stands."""
-    # PngImageFile keeps its file there after it was read.
+    """Yield the file of a PIL image, None if it is gone; restore the file position afterwards."""
+    # After loading, PngImageFile keeps its file in _fp.
     file = picture.fp if picture.tile else vars(picture).get("_fp")
     if file is not None and _is_open(file):
         position = file.tell()
@@ -216,7 +219,7 @@ def _file_of(picture: ImageFile.ImageFile) -> Iterator[IO[bytes] | None]:
         return
     try:
         again = open(picture.filename, "rb")  # noqa: SIM115  # closed below
-    except OSError:  # it has no name, or is no longer there
+    except OSError:  # no file name, or the file was deleted
         yield None
         return
     with again:
@@ -224,7 +227,7 @@ def _file_of(picture: ImageFile.ImageFile) -> Iterator[IO[bytes] | None]:
 
 
 def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> None:
-    """Raise InputError if the samples are not to be read, or not with these options."""
+    """Raise InputError if the samples cannot be read with these options."""
     if layout is None:
         return
     if layout.mode is None and options.bands is None:
@@ -234,8 +237,8 @@ def _check_layout(name: str, layout: Layout | None, options: ReadOptions) -> Non
         raise InputError(f"{name} has {layout.bits} bits per channel; {_CONVERT_HINT}")
     if layout.is_deep and layout.reader == NOBODY:
         raise InputError(
-            f"{name} has {layout.bits} bits per channel, in a format of which only 8 can be read; "
-            "expected 8-bit RGB; save it as PNG or TIFF first"
+            f"{name} has {layout.bits} bits per channel; expected 8 bits, the only depth supported "
+            "for this format; save it as PNG or TIFF first"
         )
 
 
@@ -281,12 +284,12 @@ def _decoded(
         raise
     except Image.DecompressionBombError as exc:
         raise InputError(beyond_pillow(name, exc)) from exc
-    except Exception as exc:  # Pillow's decoders raise ten kinds of errors on broken files
-        # Some formats of Pillow keep a file of their own, which ``_check_open`` does not see.
+    except Exception as exc:  # Pillow's decoders raise many types of errors on corrupt files
+        # Some plugins hold a file of their own, which ``_check_open`` does not see.
         if isinstance(exc, ValueError) and "closed" in str(exc):
             raise InputError(_CLOSED) from exc
         raise UndecodedError(
-            f"{name} cannot be decoded: {first_line(exc)}; the file may be cut short or broken"
+            f"{name} cannot be decoded: {first_line(exc)}; the file may be truncated or corrupt"
         ) from exc
 
 
@@ -301,10 +304,10 @@ def _check_mode(picture: Image.Image, name: str, options: ReadOptions) -> None:
 
 
 def _orientation(picture: Image.Image) -> Any:
-    """Return the EXIF orientation; 1, upright, where the data are broken: the pixels are fine."""
+    """Return the EXIF orientation; 1 (upright) if the EXIF data are corrupt."""
     try:
         return picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers of EXIF and XMP raise anything
+    except Exception:  # Pillow's EXIF and XMP parsers raise anything
         return 1
 
 
@@ -319,7 +322,7 @@ def _scaled_grey(picture: Image.Image, name: str, layout: Layout | None) -> Imag
     white = _FULL_SCALE if picture.format == "PPM" and picture.mode == "I" else None
     if white is not None and layout is not None and layout.white is not None:
         white = layout.white
-        grey = np.rint(grey * (white / _FULL_SCALE)).astype(grey.dtype)  # as in the file
+        grey = np.rint(grey * (white / _FULL_SCALE)).astype(grey.dtype)  # undo Pillow's scaling
     return scaled(
         grey[None],
         name,
@@ -333,7 +336,8 @@ def _chosen(picture: Image.Image, name: str, bands: Bands) -> Image.Image:
     if picture.mode not in BAND_MODES:
         kind = _MODE_NAMES.get(picture.mode, "not RGB")
         raise InputError(
-            f"{name} is {kind} (mode {picture.mode}), its bands are no colours; leave bands out"
+            f"{name} is {kind} (mode {picture.mode}), whose bands are not colour channels; leave "
+            "out bands (--bands)"
         )
     channels = picture.split()
     return Image.merge("RGB", [channels[place] for place in _places(bands, len(channels), name)])
@@ -346,7 +350,7 @@ def _places(bands: Bands, count: int, name: str) -> list[int]:
 
 
 def _gaps(picture: Image.Image, layout: Layout | None) -> npt.NDArray[np.bool_] | None:
-    """Return which pixels of 8-bit samples hold no data, bool [H, W]; None if all hold some."""
+    """Return the no-data pixels of an 8-bit picture, bool [H, W]; None if there are none."""
     if layout is None or layout.no_data is None or picture.has_transparency_data:
         return None
     no_data = WHITE - layout.no_data if layout.white_is_zero else layout.no_data

@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits, brought down to 8."""
+"""Scales samples of more than 8 bits to 8 bits."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def scaled(
     white_is_zero: bool = False,
     premultiplied: bool = False,
 ) -> Image.Image:
-    """Return samples as a picture of 8 bits per channel.
+    """Return samples as a picture with 8 bits per channel, and log the scale.
 
-    Integers are scaled from 0 to the largest number of as many bits as the largest sample has,
-    at least 8: 0..4095 for 12 bits in 16. All colours of a picture share one scale. Floats have
-    to lie in 0..1. A note says how they were scaled.
+    The range of integers is 0 to ``2**bits - 1``, where ``bits`` is the bit length of the largest
+    sample, at least 8: 0..4095 for 12-bit samples stored in 16 bits. All colour bands share one
+    scale. Floats must lie in 0..1.
 
     Args:
         samples: ``[B, H, W]``, integers or floats.
-        name: of the picture, for messages.
-        mode: what the B bands are: ``L``, ``LA``, ``RGB``, ``RGBA`` or ``CMYK``.
-        white: the sample that becomes 255, where the file says it.
-        no_data: ``[H, W]``, pixels that hold nothing: they become white, like transparent ones.
-            So do pixels with a NaN.
-        white_is_zero: turn grey values around.
-        premultiplied: colours have been multiplied by alpha, on its scale: they are laid on white,
-            and the alpha of the picture is 255.
+        name: name of the picture in messages.
+        mode: mode of the B bands: ``L``, ``LA``, ``RGB``, ``RGBA`` or ``CMYK``.
+        white: sample value that becomes 255, if the file states it.
+        no_data: bool ``[H, W]``, pixels without data. They become white, like transparent pixels
+            and pixels with a NaN.
+        white_is_zero: 0 is white: invert grey values.
+        premultiplied: the colours are multiplied by alpha: blend them onto white and set the
+            alpha of the picture to 255.
 
     Returns:
-        A picture of that mode; pixels without data are white.
+        A picture in ``mode``; pixels without data are white.
 
     Raises:
-        InputError: samples are negative, or floats above 1, or of a type that cannot be scaled.
+        InputError: samples are negative, floats exceed 1, or the dtype cannot be scaled.
     """
     count = len(mode) - mode.endswith("A")
     colours, missing = _without_gaps(samples[:count], no_data)
@@ -69,10 +69,16 @@ def scaled(
 
 
 def note_scale(name: str, white: int, missing: npt.NDArray[np.bool_] | None = None) -> None:
-    """Tell the logger which samples became 0..255, and how many pixels, bool [H, W], are none."""
+    """Log the sample range that is scaled to 0..255, and the share of no-data pixels.
+
+    Args:
+        name: name of the picture.
+        white: sample value that became 255.
+        missing: no-data pixels, bool ``[H, W]``; None if all pixels are valid.
+    """
     share = 0.0 if missing is None else missing.mean()
-    gaps = f"; {share:.1%} of the pixels hold no data: white" if share else ""
-    logger.info("%s: samples of 0..%d became 0..%d%s", name, white, WHITE, gaps)
+    gaps = f"; {share:.1%} of the pixels have no data and became white" if share else ""
+    logger.info("%s: samples scaled from 0..%d to 0..%d%s", name, white, WHITE, gaps)
 
 
 def _without_gaps(
@@ -102,7 +108,7 @@ def _white(samples: npt.NDArray[Any], name: str, stated: int | None) -> int:
 def _to_8_bits(band: npt.NDArray[Any], white: int) -> npt.NDArray[np.uint8]:
     if white == WHITE:
         return band.astype(np.uint8)
-    # Doubles only where floats cannot hold the samples: a picture of 100 megapixels is large.
+    # float64 only where float32 is not exact, to limit memory: pictures may have 100 megapixels.
     real = np.multiply(band, WHITE / white, dtype="f4" if band.dtype.itemsize <= 2 else "f8")
     pixels: npt.NDArray[np.uint8] = np.clip(real + 0.5, 0, WHITE).astype(np.uint8)
     return pixels

@@ -1,4 +1,4 @@
-"""Where a picture comes from: a path, bytes, a file object, with the options of reading it."""
+"""Picture sources (path, bytes, file object, PIL image, array) and the options to read them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from PIL import Image
 
 from tap_deploy.errors import InputError
 
-Bands = tuple[int, int, int]  # which are red, green and blue, counted from 1
+Bands = tuple[int, int, int]  # band numbers of red, green and blue, counted from 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How a picture is read.
+    """Options for reading a picture.
 
     Attributes:
-        convert: turn into 8-bit RGB what is something else, instead of refusing it.
-        bands: which three bands are red, green and blue, counted from 1; None for those that
-            the file says.
-        max_pixels: the largest picture that is decoded; None for ``PIL.Image.MAX_IMAGE_PIXELS``.
+        convert: convert pictures that are not 8-bit RGB instead of rejecting them.
+        bands: band numbers of red, green and blue, counted from 1; None to use the bands that
+            the file declares.
+        max_pixels: largest picture to decode, pixels; None for ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Raises:
-        InputError: ``bands`` are not three numbers from 1, or ``max_pixels`` is not one.
+        InputError: ``bands`` are not three integers >= 1, or ``max_pixels`` is not an
+            integer >= 1.
     """
 
     convert: bool = False
@@ -41,32 +42,32 @@ class ReadOptions:
             bands = tuple(self.bands) if isinstance(self.bands, Iterable) else ()
             if len(bands) != 3 or not all(map(_is_count, bands)):
                 raise InputError(
-                    f"bands is {self.bands!r}; expected three numbers from 1, those of red, green "
-                    "and blue, such as (3, 2, 1)"
+                    f"bands is {self.bands!r}; expected the numbers of the red, green and blue "
+                    "band, counted from 1, such as (3, 2, 1)"
                 )
             object.__setattr__(self, "bands", bands)
         if self.max_pixels is not None and not _is_count(self.max_pixels):
             raise InputError(
-                f"max_pixels is {self.max_pixels!r}; expected a number from 1, or None"
+                f"max_pixels is {self.max_pixels!r}; expected an integer >= 1, or None"
             )
 
     @property
     def limit(self) -> int | None:
-        """The largest number of pixels that is decoded, None for any."""
+        """Largest number of pixels to decode; None without a limit."""
         return Image.MAX_IMAGE_PIXELS if self.max_pixels is None else self.max_pixels
 
     def check_limit(self, name: str, width: int, height: int) -> None:
-        """Raise InputError if a file has more pixels than may be decoded."""
+        """Raise InputError if a picture of this size exceeds the limit."""
         if self.limit is not None and width * height > self.limit:
             raise InputError(
-                f"{name} would unpack to {width * height} pixels; expected at most {self.limit}; "
+                f"{name} decodes to {width * height} pixels; expected at most {self.limit}; "
                 "shrink it, or raise the limit with max_pixels= (--max-pixels) if you trust it"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PictureFile(ReadOptions):
-    """A picture with the options of reading it, wherever a picture is taken.
+    """A picture with its own read options; accepted by every function that takes a picture.
 
     Example:
         >>> scenes = (PictureFile(source=path, convert=True, bands=(4, 3, 2)) for path in paths)
@@ -74,9 +75,9 @@ class PictureFile(ReadOptions):
 
     Attributes:
         source: a path, bytes, a binary file object, a PIL image or an array.
-        convert: see ``load_image``; so for ``bands`` and ``max_pixels``.
-        bands: three numbers.
-        max_pixels: a number of pixels.
+        convert: see ``load_image``.
+        bands: see ``load_image``.
+        max_pixels: see ``load_image``.
     """
 
     source: Source
@@ -96,7 +97,7 @@ ImageSource = Source | PictureFile
 
 
 def unpacked(image: ImageSource, options: ReadOptions) -> tuple[Any, ReadOptions]:
-    """Return the source and the options of a picture; its own options add to those of the call."""
+    """Return the source and options of a picture; options set on the picture take precedence."""
     if not isinstance(image, PictureFile):
         return image, options
     return image.source, ReadOptions(
@@ -107,7 +108,7 @@ def unpacked(image: ImageSource, options: ReadOptions) -> tuple[Any, ReadOptions
 
 
 def name_of(image: object) -> str:
-    """Return what messages call a picture: ``image 'photo.jpg'``, ``image from bytes``."""
+    """Return the name of a picture in messages: ``image 'photo.jpg'``, ``image from bytes``."""
     if isinstance(image, PictureFile):
         return name_of(image.source)
     if isinstance(image, str | os.PathLike):
@@ -122,18 +123,18 @@ def name_of(image: object) -> str:
 
 @contextlib.contextmanager
 def opened(source: Any) -> Iterator[IO[bytes]]:
-    """Yield the bytes of a source as a file that can be searched, from where the source stands.
+    """Yield the bytes of a source as a seekable file.
 
-    A file object is read to its end, as it may be a pipe, and stays open.
+    A file object is read from its current position to its end, as it may be a pipe; it stays open.
 
     Raises:
-        InputError: there is no such file, it cannot be read, it is empty, or the source is
-            nothing that holds a picture.
+        InputError: the file does not exist, cannot be read or is empty, or the source has an
+            unsupported type.
     """
     name = name_of(source)
     with _file(source, name) as file:
         if not file.read(1):
-            raise InputError(f"{name} is empty, not a picture; expected JPEG, PNG or the like")
+            raise InputError(f"{name} is empty, not a picture; expected JPEG, PNG or similar")
         file.seek(0)
         yield file
 
@@ -150,10 +151,12 @@ def _file(source: Any, name: str) -> IO[bytes]:
         raise InputError(f"{name} does not exist; check the path") from exc
     except io.UnsupportedOperation as exc:
         raise InputError(f"{name} is not open for reading; open it with 'rb'") from exc
-    except (OSError, ValueError) as exc:  # ValueError: a path with a zero byte, a closed file
+    except (OSError, ValueError) as exc:  # ValueError: a path with a NUL byte, a closed file
         raise InputError(f"{name} cannot be opened: {exc}") from exc
     except TypeError as exc:
-        raise InputError(f"{name} gives text; open it in binary mode, 'rb'") from exc
+        raise InputError(
+            f"{name} returns text; expected bytes; open it in binary mode ('rb')"
+        ) from exc
     raise InputError(
         f"image is of type {type(source).__name__}; expected a path, bytes, a binary file object, "
         "a PIL image or an array uint8 [H, W, 3] RGB"
@@ -161,7 +164,7 @@ def _file(source: Any, name: str) -> IO[bytes]:
 
 
 def _searchable(file: IO[bytes]) -> IO[bytes]:
-    """Return a file, or what a pipe gives, such as a shell's ``<(...)``."""
+    """Return a seekable file; a pipe, such as a shell's ``<(...)``, is read into memory."""
     if file.seekable():
         return file
     with file:
