@@ -1,1 +1,1 @@
-"""What other programs read: COCO, polygons, GeoJSON, detections of supervision."""
+"""Exports regions to other formats: COCO, polygons, GeoJSON, supervision detections."""

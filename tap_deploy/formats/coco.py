@@ -1,4 +1,4 @@
-"""COCO: the annotations of one picture, results to evaluate, and data sets of many pictures."""
+"""Writes COCO annotations, COCO results and COCO data sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tap_deploy.formats.json_values import json_number
 from tap_deploy.masks import Rle, area_from_rle, box_from_rle
 from tap_deploy.optional_modules import require_module
 
-NAMELESS = "region"  # the category of regions without a name
+NAMELESS = "region"  # category of regions without a name
 
 
 def coco_dataset(
@@ -22,19 +22,18 @@ def coco_dataset(
     first_image_id: int = 1,
     first_annotation_id: int = 1,
 ) -> dict[str, Any]:
-    """Return a COCO data set of many pictures: what ``pycocotools.coco.COCO`` reads as a file.
+    """Return a COCO data set of many pictures, as ``pycocotools.coco.COCO`` reads it from a file.
 
-    Pictures are taken one at a time, and of their regions the annotations are kept, whose masks
-    are compressed. Parts of a large data set have ids of their own, and can be joined, if each
-    begins its ids where the one before ended, and all are given the same ``category_ids``.
+    Pictures are consumed one at a time, and only their annotations with compressed masks are
+    kept. A large data set can be made in parts: start the ids of each part after those of the
+    previous part, and pass the same ``category_ids`` to all.
 
     Args:
-        pictures: pairs of a file name, as it shall stand in the data set, and the regions.
-        category_ids: the id of every concept, all different, of which all become categories. A
-            region without a name has that of "region". Without it the names that occur are
-            numbered from 1 in the order in which they come.
-        first_image_id: the id of the first picture; the others count on.
-        first_annotation_id: the id of the first annotation, at least 1; the others count on.
+        pictures: pairs of the file name to write into the data set, and the regions.
+        category_ids: concept -> unique id; every entry becomes a category. Regions without a
+            name use the entry "region". None numbers the names from 1 in order of appearance.
+        first_image_id: id of the first picture; the ids of the others follow.
+        first_annotation_id: id of the first annotation, at least 1; the ids of the others follow.
 
     Returns:
         ``info``, ``images`` (``id``, ``file_name``, ``width`` and ``height`` in pixels),
@@ -42,7 +41,7 @@ def coco_dataset(
 
     Raises:
         InputError: the regions of a picture have no masks, a name has no category id, two names
-            have the same one, or an id cannot be used.
+            have the same id, or a first id is too small.
         MissingDependencyError: pycocotools is not installed.
     """
     from tap_deploy import __version__
@@ -63,7 +62,7 @@ def coco_dataset(
         except InputError as exc:
             raise InputError(f"{file_name}: {exc}") from exc
     return {
-        # Some versions of pycocotools fail in loadRes without it.
+        # Some versions of pycocotools fail in loadRes without this key.
         "info": {"description": f"made by tap_deploy {__version__}"},
         "images": images,
         "categories": [{"id": number, "name": name} for name, number in ids.items()],
@@ -78,8 +77,8 @@ def coco_annotations(
     category_ids: Mapping[str, int] | None,
     first_id: int,
 ) -> list[dict[str, Any]]:
-    """See ``Regions.to_coco``; ``rles`` are the run lengths of the regions."""
-    require_int("first_id", first_id, 1)  # COCOeval takes id 0 for "nothing found"
+    """Return COCO annotations, see ``Regions.to_coco``; ``rles`` are the masks of the regions."""
+    require_int("first_id", first_id, 1)  # COCOeval reads id 0 as "no match"
     annotations = []
     for index, (rle, segmentation) in enumerate(zip(rles, _compressed(rles), strict=True)):
         annotation = {
@@ -106,14 +105,14 @@ def coco_results(
     image_id: int,
     category_ids: Mapping[str, int] | None,
 ) -> list[dict[str, Any]]:
-    """See ``Regions.to_coco_results``; ``rles`` are the run lengths of the regions."""
+    """Return COCO results, see ``Regions.to_coco_results``; ``rles`` are the regions' masks."""
     results = []
     for index, segmentation in enumerate(_compressed(rles)):
         score = json_number(regions.iou_predictions[index])
         if score is None:
             raise InputError(
-                f"region {index} has the IoU prediction {regions.iou_predictions[index]}; COCO "
-                "results need a number; check the model with tap-export verify"
+                f"region {index} has the IoU prediction {regions.iou_predictions[index]}; expected "
+                "a finite number; check the model with tap-export verify"
             )
         results.append(
             {
@@ -132,7 +131,8 @@ def category_id(
     """Return the category id of a region, 1 without ``category_ids``.
 
     Raises:
-        InputError: its likeliest concept has no id; or it has no concept, and "region" has none.
+        InputError: the region's likeliest concept has no id; or the region has no concept, and
+            "region" has no id.
     """
     if category_ids is None:
         return 1
@@ -141,7 +141,7 @@ def category_id(
         raise InputError(
             f"region {index} is {name!r}, which has no category id"
             if name
-            else f"region {index} has no name, and {NAMELESS!r} no category id; predict with a "
+            else f"region {index} has no name, and {NAMELESS!r} has no category id; predict with a "
             "vocabulary, or leave out category_ids"
         )
     return int(category_ids[name or NAMELESS])
@@ -159,7 +159,7 @@ def _distinct(category_ids: Mapping[str, int]) -> dict[str, int]:
 
 
 def _compressed(rles: Sequence[Rle]) -> list[dict[str, Any]]:
-    """Return run lengths as COCO compresses them: ``size``, and ``counts`` as text."""
+    """Return masks as compressed COCO RLE: ``size``, and ``counts`` as text."""
     require_module("pycocotools", "COCO output", "coco")
     coco_mask = require_module("pycocotools.mask", "COCO output", "coco")
     return [

@@ -1,4 +1,4 @@
-"""Detections: regions for the package supervision, its annotators, filters and trackers."""
+"""Converts regions to ``supervision.Detections``, for its annotators, filters and trackers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def detections(
     regions: DescribedRegions, rles: Sequence[Rle], category_ids: Mapping[str, int] | None
 ) -> supervision.Detections:
-    """See ``Regions.to_supervision``; ``rles`` are the run lengths of the regions."""
+    """Return detections, see ``Regions.to_supervision``; ``rles`` are the masks of the regions."""
     module = require_module("supervision", "Regions.to_supervision", "supervision")
     boxes = np.array([box_from_rle(rle) for rle in rles], np.float32).reshape(-1, 4)
     masks = regions.masks

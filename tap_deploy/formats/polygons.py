@@ -1,4 +1,4 @@
-"""Polygons: the outlines of masks along the edges of pixels, as COCO and GeoJSON have them."""
+"""Polygons: outlines of masks along pixel edges, for COCO and GeoJSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Polygon = Any  # shapely.Polygon; shapely has no type information
 
 
 def coco_polygons(rles: Sequence[Rle], tolerance: float) -> list[list[list[float]]]:
-    """See ``Regions.to_polygons``."""
+    """Return the outlines of masks as COCO polygons; see ``Regions.to_polygons``."""
     _require_tolerance(tolerance)
     shapely = _shapely()
     return [
@@ -38,7 +38,7 @@ def coco_polygons(rles: Sequence[Rle], tolerance: float) -> list[list[list[float
 def feature_collection(
     regions: DescribedRegions, rles: Sequence[Rle], tolerance: float
 ) -> dict[str, Any]:
-    """See ``Regions.to_geojson``; ``rles`` are the run lengths of the regions."""
+    """Return regions as GeoJSON, see ``Regions.to_geojson``; ``rles`` are the regions' masks."""
     _require_tolerance(tolerance)
     shapely = _shapely()
     features = [
@@ -72,21 +72,21 @@ def _geometry(shapely: ModuleType, outline: Sequence[Polygon]) -> dict[str, Any]
 
 
 def _outline(shapely: ModuleType, rle: Rle, tolerance: float) -> Sequence[Polygon]:
-    """Return the polygons with holes that a mask consists of.
+    """Return the outline of a mask as polygons with holes.
 
-    Pixel (x, y) is the square from (x, y) to (x + 1, y + 1). Pixels that only touch at a corner
-    are not connected, so that polygons are valid.
+    Pixel (x, y) is the square from (x, y) to (x + 1, y + 1). Pixels that touch only at a corner
+    are not connected, so that the polygons are valid.
 
     Args:
         shapely: the module.
         rle: the mask.
-        tolerance: how far the outline may move, pixels; 0 keeps the edges of pixels.
+        tolerance: maximum distance that the outline may move, pixels; 0 follows the pixel edges.
     """
     x, y, width, height = box_from_rle(rle)
     columns = _columns(rle, x, width)[:, y : y + height]
     edges = np.concatenate([_straight_edges(columns.T), _straight_edges(columns)[..., ::-1]])
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(edges)))
-    # A face between edges is all foreground or all background: any of its pixels tells.
+    # A face between edges is all foreground or all background, so one of its pixels is enough.
     inside = np.floor(shapely.get_coordinates(shapely.point_on_surface(faces))).astype(np.int64)
     filled = faces[columns[inside[:, 0], inside[:, 1]]]
     placed = shapely.transform(filled, lambda corners: corners + np.array([x, y]))
@@ -98,8 +98,8 @@ def _simplified(
 ) -> Sequence[Polygon]:
     """Return polygons with fewer corners, whose rings neither cross nor vanish.
 
-    Rings are simplified as lines that end where they begin: of rings, shapely also takes away
-    the corner where they begin, and then deviates by up to twice the tolerance.
+    Rings are simplified as closed lines, because shapely may also remove the first corner of a
+    ring, and then deviates by up to twice the tolerance.
     """
     rings, owner = shapely.get_rings(polygons, return_index=True)
     corners, ring = shapely.get_coordinates(rings, return_index=True)
@@ -113,31 +113,31 @@ def _simplified(
 
 
 def _columns(rle: Rle, x: int, width: int) -> npt.NDArray[np.bool_]:
-    """Return some whole columns of a mask, bool [width, H]."""
+    """Return ``width`` columns of a mask from column ``x`` on, bool [width, H]."""
     height = rle["size"][0]
     ends = np.clip(np.cumsum(rle["counts"]) - x * height, 0, width * height)
-    values = np.arange(len(ends)) % 2 == 1  # background first
+    values = np.arange(len(ends)) % 2 == 1  # runs start with background
     return np.repeat(values, np.diff(ends, prepend=0)).reshape(width, height)
 
 
 def _straight_edges(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return the edges between rows of a mask bool [h, w], int64 [E, 2, 2]: from x, y to x, y.
+    """Return the horizontal edges of a mask bool [h, w], int64 [E, 2, 2]: (x, y) to (x, y).
 
-    An edge is as long as it can be with foreground on one side; where two pixels touch at a
-    corner, foreground changes sides, and an edge ends.
+    An edge has foreground on one side over its whole length. Where two pixels touch only at a
+    corner, the foreground changes sides, and the edge ends.
     """
     steps = np.diff(np.pad(mask.astype(np.int8), 1), axis=0)
     changes = np.flatnonzero(np.diff(steps.ravel())) + 1
-    first = np.flatnonzero(steps.ravel()[changes])  # the others begin a stretch without an edge
+    first = np.flatnonzero(steps.ravel()[changes])  # the other changes end an edge
     row, start = np.divmod(changes[first], steps.shape[1])
     length = changes[first + 1] - changes[first]
-    start -= 1  # of padding
+    start -= 1  # padding
     edges: npt.NDArray[np.int64] = np.stack([start, row, start + length, row], axis=1)
     return edges.reshape(-1, 2, 2)
 
 
 def _without_holes(shapely: ModuleType, polygon: Polygon) -> Iterator[Polygon]:
-    """Cut a polygon along vertical lines through its holes until no piece has any."""
+    """Cut a polygon along vertical lines through its holes until no piece has holes."""
     if not polygon.interiors:
         yield polygon
         return
@@ -150,7 +150,7 @@ def _without_holes(shapely: ModuleType, polygon: Polygon) -> Iterator[Polygon]:
 
 
 def _cut(shapely: ModuleType, holes: Sequence[Any]) -> float:
-    """Return the x of a vertical line that opens the hole in the middle of all holes."""
+    """Return the x of a vertical line through the median hole."""
     by_middle = sorted(holes, key=lambda hole: hole.bounds[0] + hole.bounds[2])
     xs = shapely.get_coordinates(by_middle[len(holes) // 2])[:, 0]
     middle = (xs.min() + xs.max()) / 2
@@ -162,8 +162,8 @@ def _cut(shapely: ModuleType, holes: Sequence[Any]) -> float:
 def _require_tolerance(value: Any) -> None:
     is_number = isinstance(value, numbers.Real)
     if not is_number or not 0 <= value < math.inf:
-        raise InputError(f"tolerance is {value!r}; expected a number of pixels from 0 on")
+        raise InputError(f"tolerance is {value!r}; expected a number of pixels >= 0")
 
 
 def _shapely() -> ModuleType:
-    return require_module("shapely", "an outline", "polygons")
+    return require_module("shapely", "polygon output", "polygons")
