@@ -275,8 +275,8 @@ def test_a_warning_names_the_package_that_is_missing_once(install, caplog, text,
         assert drawn(f"a {text} b", Typeface(PIXELS)).any()
     messages = [r.getMessage() for r in caplog.records if "FriBidi" not in r.getMessage()]
     assert messages == [
-        f"labels cannot show {kind}: no font of this machine has them; apt-get install {package}, "
-        "or name a font file that has them"
+        f"labels cannot show {kind}: no installed font has them; apt-get install {package}, "
+        "or pass a font file that has them"
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 

@@ -1,4 +1,4 @@
-"""Overlays: regions drawn on their picture."""
+"""Draws regions on their picture."""
 
 from tap_deploy.visualize.drawing import Drawing
 from tap_deploy.visualize.labels import LabelTexts

@@ -1,4 +1,4 @@
-"""Colours of an overlay, RGB 0..255."""
+"""Colours of an overlay, RGB 0..255, and shared types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 WHITE: Color = (255, 255, 255)
 SHADOW: Color = (12, 14, 20)
 
-# Bright enough for any photograph; neighbours differ in hue and in lightness.
+# Bright enough on any photograph; neighbouring entries differ in hue and in lightness.
 PALETTE: tuple[Color, ...] = (
     (64, 156, 255),
     (255, 149, 0),

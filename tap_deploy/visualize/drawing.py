@@ -1,4 +1,4 @@
-"""What an overlay shows: a mask, a prompt and texts per region."""
+"""The content of an overlay: a mask, a prompt and label texts per region."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.visualize.colors import Box
 from tap_deploy.visualize.labels import LabelTexts
 
-_COARSE_SIDE = 160  # pixels; labels need no finer idea of where masks are
+_COARSE_SIDE = 160  # pixels; sufficient for placing labels
 
 Mask = npt.NDArray[np.bool_]  # [H, W]
-Masks = Sequence[Mask] | npt.NDArray[np.bool_]  # P of them, or [P, H, W]
+Masks = Sequence[Mask] | npt.NDArray[np.bool_]  # P masks, or one array [P, H, W]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What is known of a mask without looking at all of it again.
+    """Summary of a mask, so that it is decoded only once.
 
     Attributes:
-        area: pixels.
-        box: [x0, y0, x1, y1] in pixels; None for an empty mask.
-        coarse: bool, every ``Drawing.step``-th pixel of every ``step``-th row.
+        area: area, pixels.
+        box: bounding box [x0, y0, x1, y1], pixels; None for an empty mask.
+        coarse: every ``Drawing.step``-th pixel of every ``step``-th row, bool [h, w].
     """
 
     area: int
@@ -42,11 +42,11 @@ class Drawing:
     """P regions to draw.
 
     Attributes:
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        prompts: the P prompts, in pixels of the picture.
-        masks: P masks bool [H, W]; a sequence may decode them one by one. None without masks.
-        texts: P texts for the labels.
+        height: height H of the picture, pixels.
+        width: width W of the picture, pixels.
+        prompts: P prompts, in pixels of the picture.
+        masks: P masks bool [H, W]; a sequence may decode them one at a time. None without masks.
+        texts: P label texts.
     """
 
     height: int
@@ -60,23 +60,23 @@ class Drawing:
 
     @property
     def step(self) -> int:
-        """Distance in pixels between the samples of a coarse mask."""
+        """Distance between the samples of a coarse mask, pixels."""
         return max(1, math.ceil(max(self.height, self.width) / _COARSE_SIDE))
 
     @functools.cached_property
     def shapes(self) -> list[Shape]:
-        """One per region; empty without masks. Each mask is decoded once for it."""
+        """Summary of each mask; empty without masks. Each mask is decoded once."""
         return [] if self.masks is None else [self._shape(mask) for mask in self.masks]
 
     def covered(self) -> Mask:
-        """Return where any mask is, as a coarse mask."""
+        """Return the union of all masks as a coarse mask, bool [h, w]."""
         covered = np.zeros((self.height, self.width), np.bool_)[:: self.step, :: self.step]
         for shape in self.shapes:
             covered |= shape.coarse
         return covered
 
     def box(self, index: int) -> Box:
-        """Return the box of a region's mask, [x0, y0, x1, y1]; of its prompt without one."""
+        """Return the box of a region's mask, or of its prompt without one, [x0, y0, x1, y1]."""
         box = self.shapes[index].box if self.shapes else None
         return self.prompt_box(index) if box is None else box
 
@@ -88,7 +88,7 @@ class Drawing:
         return (x0, y0, x1, y1)
 
     def sample_points(self, index: int) -> npt.NDArray[np.float64]:
-        """Return points XY of a region, float [n, 2]: some of its mask, else its prompt's."""
+        """Return points of a region's mask, or of its prompt without one, float XY [n, 2]."""
         if self.shapes:
             ys, xs = np.nonzero(self.shapes[index].coarse)
             if len(xs):

@@ -1,4 +1,4 @@
-"""Larger overlays: a small picture and its regions, scaled up before anything is drawn."""
+"""Scales up a small picture and its regions before drawing."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MAX_SCALE = 16
 
 
 def enlarged_picture(picture: Image.Image, scale: int) -> Image.Image:
-    """Return a picture with ``scale`` times the sides."""
+    """Return a picture scaled up by ``scale``."""
     size = (picture.width * scale, picture.height * scale)
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def enlarged_drawing(drawing: Drawing, scale: int) -> Drawing:
-    """Return the regions of a picture as those of the enlarged picture.
+    """Return the regions scaled up by ``scale``.
 
-    Masks get smooth edges: what is drawn is where half of a smoothed mask is passed.
+    Mask edges become smooth: masks are resized bicubically and thresholded at one half.
     """
     height, width = drawing.height * scale, drawing.width * scale
     return dataclasses.replace(
@@ -47,7 +47,7 @@ def _enlarged_masks(masks: Masks, width: int, height: int) -> list[Mask]:
 
 
 def _enlarged_prompts(prompts: Prompts, scale: int) -> Prompts:
-    """Points are the middles of pixels; corners of boxes are where pixels begin and end."""
+    """Scale prompts up; points lie at pixel centres, box corners at pixel edges."""
     is_point = np.isin(prompts.labels, (PointLabel.FOREGROUND, PointLabel.BACKGROUND))
     shift: npt.NDArray[Any] = np.where(is_point, (scale - 1) / 2, 0)[..., None]
     return Prompts(

@@ -1,4 +1,4 @@
-"""Fonts of an overlay: Pillow's own, one that the caller names, those of the system."""
+"""Fonts of an overlay: Pillow's default font, a font file of the caller, system fonts."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _FOLDERS = (
     "/Library/Fonts",
 )
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
-# In names of files whose letters look unlike those of a label; they are tried last.
+# Fonts with these words in their file name differ from the label style and are tried last.
 _STYLES = ("bold", "black", "condensed", "italic", "light", "mono", "oblique", "serif", "thin")
-_PLACEHOLDERS = "lastresort"  # fonts that have a box for every character there is
+_PLACEHOLDERS = "lastresort"  # fonts that draw a box for every character
 
-_PROBE_PIXELS = 48  # large enough that 口 and the box of a missing glyph differ
-_UNUSUAL_PIXELS = 331  # no letters that are stored as pixels come in this size
-_UNASSIGNED = "\U0010ffff"  # no font has it: what is drawn for it stands for any missing glyph
+_PROBE_PIXELS = 48  # large enough to tell 口 from the box of a missing glyph
+_UNUSUAL_PIXELS = 331  # bitmap fonts do not have this size
+_UNASSIGNED = "\U0010ffff"  # in no font: it is drawn as the missing glyph
 
 
 @dataclasses.dataclass(frozen=True)
 class FontFile:
-    """Where a font is.
+    """Location of a font.
 
     Attributes:
-        path: of the file; empty for the one that Pillow brings along.
-        index: of the font in a collection; from bit 16 on, of the instance of a variable font.
+        path: path of the font file; empty for Pillow's default font.
+        index: index of the font in a collection; bits 16 and up give the named instance of a
+            variable font.
     """
 
     path: str
@@ -51,12 +52,12 @@ def font_from_path(path: str | os.PathLike[str]) -> FontFile:
     """Return the font in a file, the first one of a collection.
 
     Raises:
-        InputError: there is no such file, or no font in it whose letters come in any size.
+        InputError: the file does not exist, or contains no scalable font.
     """
     file = FontFile(os.fspath(path))
     try:
         _load(file, _UNUSUAL_PIXELS, ImageFont.Layout.BASIC)
-    except (OSError, ValueError) as exc:  # ValueError: a path with a zero byte
+    except (OSError, ValueError) as exc:  # ValueError: a path with a NUL byte
         raise InputError(
             f"font {file.path} cannot be read: {exc}; expected a TrueType or OpenType file "
             "(.ttf, .otf or .ttc) with outlines"
@@ -68,7 +69,7 @@ def font_from_path(path: str | os.PathLike[str]) -> FontFile:
 def open_font(
     file: FontFile, pixels: int, layout: ImageFont.Layout | None = None
 ) -> ImageFont.FreeTypeFont | None:
-    """Return a font in a size, laid out by the best means there is; None if it cannot be read."""
+    """Return a font in a size, by default with the best layout engine; None if unreadable."""
     try:
         return _load(file, pixels, layout)
     except OSError:
@@ -77,8 +78,8 @@ def open_font(
 
 @functools.lru_cache(maxsize=1 << 16)
 def has_glyph(file: FontFile, character: str) -> bool:
-    """Whether a font draws a character as anything but nothing, or the box of a missing glyph."""
-    # Basic layout: no dotted circle comes to a mark that stands alone, no glyph goes away.
+    """Whether a font has a visible glyph for a character."""
+    # Raqm adds a dotted circle to a lone combining mark and drops some glyphs; basic does not.
     font = open_font(file, _PROBE_PIXELS, ImageFont.Layout.BASIC)
     if font is None:
         return False
@@ -88,10 +89,10 @@ def has_glyph(file: FontFile, character: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def system_fonts() -> tuple[FontFile, ...]:
-    """Return the fonts of this machine, those to prefer first.
+    """Return the system fonts, preferred fonts first.
 
-    fontconfig tells its order for sans-serif text, less what has no character of its own.
-    Without it, all files in the usual folders.
+    The order is that of fontconfig for sans-serif text, which leaves out fonts that add no
+    character. Without fontconfig, all font files in the standard folders are used.
     """
     command = ["fc-match", "--sort", "--format", "%{file}|%{index}\n", "sans-serif"]
     listed = [line.rpartition("|") for line in run_command(command).output.splitlines()]
@@ -102,7 +103,7 @@ def system_fonts() -> tuple[FontFile, ...]:
 
 
 def _fonts_below(folder: str) -> list[pathlib.Path]:
-    places = os.walk(os.path.expanduser(folder))  # what cannot be read is left out
+    places = os.walk(os.path.expanduser(folder))  # skips unreadable folders
     paths = [pathlib.Path(place, name) for place, _, names in places for name in names]
     fonts = [path for path in paths if path.suffix.lower() in _SUFFIXES]
     return sorted(fonts, key=_by_style)
@@ -117,7 +118,7 @@ def _load(file: FontFile, pixels: int, layout: ImageFont.Layout | None) -> Image
     if file == DEFAULT_FONT:
         font = typing.cast(ImageFont.FreeTypeFont, ImageFont.load_default(pixels))
         return font if layout is None else font.font_variant(layout_engine=layout)
-    # Not ImageFont.truetype: in place of a broken file it takes another one of the same name.
+    # ImageFont.truetype replaces a corrupt file by a system font of the same file name.
     font = ImageFont.FreeTypeFont(file.path, pixels, file.index, layout_engine=layout)
     if not file.index >> 16:
         _make_regular(font)
@@ -125,7 +126,7 @@ def _load(file: FontFile, pixels: int, layout: ImageFont.Layout | None) -> Image
 
 
 def _make_regular(font: ImageFont.FreeTypeFont) -> None:
-    """Set a variable font to its regular weight: as it is opened, it may be a hair line."""
+    """Set a variable font to its regular weight; its default may be the thinnest."""
     try:
         if b"Regular" in font.get_variation_names():
             font.set_variation_by_name(b"Regular")
@@ -134,7 +135,7 @@ def _make_regular(font: ImageFont.FreeTypeFont) -> None:
 
 
 def _drawn(font: ImageFont.FreeTypeFont, character: str) -> tuple[typing.Any, ...] | None:
-    """Return what a character looks like; None if nothing is to be seen, or it is broken."""
+    """Return the bitmap, size and offset of a character; None if it is empty or unreadable."""
     try:
         mask, offset = font.getmask2(character)
         return (bytes(mask), mask.size, offset) if mask.getbbox() else None

@@ -1,4 +1,4 @@
-"""Label plates of an overlay: what they say, and how they break into lines."""
+"""Label plates of an overlay: their texts, sizes and line breaks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,27 @@ from tap_deploy.visualize.fonts import FontFile
 from tap_deploy.visualize.typeface import Typeface
 from tap_deploy.visualize.writing import cleaned, clusters, is_leftward, pieces
 
-MAX_LINES = 3  # of a caption
-MAX_SHARE = 0.4  # of the picture under labels; beyond it captions go, then labels
+MAX_LINES = 3  # lines of a caption
+MAX_SHARE = 0.4  # share of the picture under labels; above it, drop captions, then labels
 
-_MAX_HEIGHT = 0.35  # of the picture
+_MAX_HEIGHT = 0.35  # height of a plate as a share of the picture
 _PLATE = (16, 18, 24, 208)
 _DETAIL = (176, 184, 196)
 _CAPTION = (224, 228, 234)
-_SMOOTH = 4  # corners are drawn so many times larger, then scaled down
+_SMOOTH = 4  # antialiasing factor of corners
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelStyle:
-    """Sizes of a label for one picture, pixels."""
+    """Font and sizes of the labels of one picture.
+
+    Attributes:
+        font: the typeface.
+        padding: distance between text and plate edge, pixels.
+        stripe: width of the coloured stripe, pixels.
+        max_width: maximum width of a plate, pixels.
+        max_height: maximum height of a plate, pixels.
+    """
 
     font: Typeface
     padding: int
@@ -35,7 +43,7 @@ class LabelStyle:
 
     @classmethod
     def for_picture(cls, width: int, height: int, font: FontFile | None = None) -> LabelStyle:
-        """Return sizes that stay legible when the picture is shown on a screen as a whole."""
+        """Return sizes that are legible when the whole picture is shown on a screen."""
         font_size = max(9, round(6 + 0.0135 * math.sqrt(width * height)))
         return cls(
             font=Typeface(font_size, font),
@@ -48,7 +56,13 @@ class LabelStyle:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelTexts:
-    """What there is to say about a region."""
+    """Texts of a label.
+
+    Attributes:
+        title: the likeliest concept.
+        detail: its probability.
+        caption: the caption of the region.
+    """
 
     title: str
     detail: str
@@ -57,7 +71,15 @@ class LabelTexts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """A plate: a title, a paler detail beside it, and lines of a caption below."""
+    """A plate with a title, a paler detail next to it, and the caption below.
+
+    Attributes:
+        title: text of the first line.
+        detail: text after the title.
+        lines: lines of the caption.
+        width: width of the plate, pixels.
+        height: height of the plate, pixels.
+    """
 
     title: str
     detail: str
@@ -67,12 +89,12 @@ class Label:
 
     @property
     def area(self) -> int:
-        """Pixels that the plate covers."""
+        """Area of the plate, pixels."""
         return self.width * self.height
 
     @classmethod
     def fitted(cls, texts: LabelTexts, style: LabelStyle, max_lines: int = MAX_LINES) -> Label:
-        """Break and shorten the texts until the plate fits; of the title something remains."""
+        """Return a label whose texts are wrapped and shortened to fit; part of the title stays."""
         font, room = style.font, style.max_width - 2 * style.padding - style.stripe
         title, caption, detail = cleaned(texts.title), cleaned(texts.caption), texts.detail
         line_height = font.line_height([title, caption])
@@ -111,7 +133,7 @@ class Label:
 def labels_from_texts(
     texts: Sequence[LabelTexts], style: LabelStyle, width: int, height: int
 ) -> list[Label]:
-    """Return a label for each text, with shorter captions the more the picture would be covered."""
+    """Return a label for each text; captions get fewer lines if labels exceed ``MAX_SHARE``."""
     labels: list[Label] = []
     for max_lines in range(MAX_LINES, -1, -1):
         labels = [Label.fitted(text, style, max_lines) for text in texts]
@@ -135,7 +157,7 @@ def _wrap(text: str, font: Typeface, room: float, max_lines: int) -> list[str]:
         return []
     lines: list[str] = []
     for piece in pieces(text):
-        full = len(lines) == max_lines  # the last line takes, and loses, all that is left
+        full = len(lines) == max_lines  # the last line takes the rest and is shortened
         if full and font.length(lines[-1]) > room:
             break
         if lines and (full or font.length(lines[-1] + piece) <= room):

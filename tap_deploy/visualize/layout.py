@@ -1,4 +1,4 @@
-"""Layout of an overlay: where its labels go."""
+"""Places the labels of an overlay."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy.typing as npt
 from tap_deploy.visualize.colors import Box
 from tap_deploy.visualize.labels import MAX_SHARE, Label
 
-_MAX_HIDDEN = 0.05  # of a plate: one that would hide more of others is left out
-_GRID = 24  # places tried along each side of the picture
+_MAX_HIDDEN = 0.05  # share of a plate that may overlap others; above it, the label is left out
+_GRID = 24  # candidate positions along each side of the picture
 
 
 class LabelLayout:
-    """Finds places for labels: near their regions, inside the picture, off each other.
+    """Places labels near their regions, inside the picture, without overlaps.
 
     Args:
-        width: of the picture, pixels.
-        height: of the picture, pixels.
+        width: width of the picture, pixels.
+        height: height of the picture, pixels.
         inset: distance to keep from the edges of the picture, pixels.
-        covered: bool, the picture in any resolution, where masks are.
-        keep: boxes of drawn points and small regions, which labels should leave visible.
+        covered: union of the masks in any resolution, bool [h, w].
+        keep: boxes of drawn points and small regions, which labels avoid.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class LabelLayout:
         keep: Sequence[Box],
     ) -> None:
         self._width, self._height, self._inset = width, height, inset
-        # Summed area table: the covered part of any rectangle is four look-ups.
+        # Summed-area table: the covered part of any rectangle takes four look-ups.
         self._sums = np.pad(covered.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0),) * 2)
         self._keep = np.array(keep, np.float64).reshape(-1, 4)
         self._taken = np.empty((0, 4))
 
     def place(self, label: Label, region: Box, gap: float) -> tuple[int, int] | None:
-        """Return the left top corner of a label for a region, and take that place.
+        """Return the top left corner of a label for a region, and reserve that place.
 
-        Returns None if there is no room: the picture is smaller than the label, other labels are
-        in the way, or cover enough of it already.
+        Return None if there is no room: the label is larger than the picture, every place overlaps
+        other labels, or labels would cover more than ``MAX_SHARE`` of the picture.
         """
         if label.width > self._width or label.height > self._height:
             return None
@@ -59,14 +59,14 @@ class LabelLayout:
         distance = (_distance(plates, region) - gap).clip(0)
         distance /= math.hypot(self._width, self._height)
         cost = 20 * hidden + 0.7 * kept + 0.6 * self._covered(plates) + 4 * distance
-        best = int(cost.argmin())  # of equals the first: spots come in order of preference
+        best = int(cost.argmin())  # the first minimum: spots are in order of preference
         if hidden[best] > _MAX_HIDDEN:
             return None
         self._taken = np.concatenate([self._taken, plates[best : best + 1]])
         return int(spots[best, 0]), int(spots[best, 1])
 
     def _spots(self, label: Label, region: Box, gap: float) -> npt.NDArray[np.float64]:
-        """Left top corners to try, float [n, 2]: beside the region, then all over the picture."""
+        """Return candidate top left corners, float [n, 2]: near the region, then on a grid."""
         x0, y0, x1, y1 = region
         w, h = label.width, label.height
         center_x, center_y = (x0 + x1 - w) / 2, (y0 + y1 - h) / 2
@@ -84,7 +84,7 @@ class LabelLayout:
         return inside
 
     def _covered(self, plates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return how much of each plate lies on masks, 0..1."""
+        """Return the share of each plate [n, 4] that lies on masks, float [n] in 0..1."""
         rows, columns = self._sums.shape[0] - 1, self._sums.shape[1] - 1
         scale = np.array([columns / self._width, rows / self._height] * 2)
         x0, y0, x1, y1 = np.rint(plates * scale).astype(np.intp).T
@@ -99,7 +99,7 @@ class LabelLayout:
 def _overlap(
     plates: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the area that each of plates [n, 4] shares with boxes [m, 4], float [n, m]."""
+    """Return the overlap area of plates [n, 4] with boxes [m, 4], float [n, m]."""
     low = np.maximum(plates[:, None, :2], others[None, :, :2])
     high = np.minimum(plates[:, None, 2:], others[None, :, 2:])
     shared: npt.NDArray[np.float64] = (high - low).clip(0).prod(axis=2)
@@ -113,7 +113,7 @@ def _areas(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _distance(plates: npt.NDArray[np.float64], region: Box) -> npt.NDArray[np.float64]:
-    """Return the gap between each of plates [n, 4] and a region, pixels; 0 if they touch."""
+    """Return the distance of each plate [n, 4] from a region, pixels [n]; 0 if they touch."""
     box = np.array(region)
     gaps = np.maximum(plates[:, :2] - box[2:], box[:2] - plates[:, 2:]).clip(0)
     distance: npt.NDArray[np.float64] = np.hypot(gaps[:, 0], gaps[:, 1])

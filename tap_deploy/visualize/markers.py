@@ -15,17 +15,17 @@ _FOREGROUND: Color = (34, 176, 82)
 _BACKGROUND: Color = (220, 38, 38)
 _SIZE = 3.4  # radius of a point, in line widths
 _MANY_SIZE = 2.2
-_MANY = 6  # points in a prompt
-_SMOOTH = 8  # discs are drawn so many times larger, then scaled down
+_MANY = 6  # number of points from which _MANY_SIZE applies
+_SMOOTH = 8  # antialiasing factor of discs
 
 
 def draw_boxes(picture: Image.Image, prompts: Prompts, line_width: int) -> None:
-    """Frame the box of every prompt that has one."""
+    """Draw the box of every prompt that has one."""
     draw = ImageDraw.Draw(picture)
     for index in range(len(prompts)):
         if prompts.labels[index, 0] != PointLabel.BOX_LEFT_TOP:
             continue
-        # A box may end where the picture does, one beyond the last pixel.
+        # A box may end at the edge of the picture, one beyond the last pixel.
         corners = np.minimum(prompts.coords[index, :2], (picture.width - 1, picture.height - 1))
         x0, y0, x1, y1 = corners.ravel().tolist()
         box = (x0, y0, x1, y1)
@@ -34,9 +34,9 @@ def draw_boxes(picture: Image.Image, prompts: Prompts, line_width: int) -> None:
 
 
 def draw_points(picture: Image.Image, prompts: Prompts, line_width: int) -> list[Box]:
-    """Draw every foreground and background point; return the boxes they take, pixels.
+    """Draw every foreground and background point; return the boxes of the discs, pixels.
 
-    The points of a sketch, or of any other long prompt, are drawn smaller.
+    Points of prompts with ``_MANY`` or more points, such as sketches, are drawn smaller.
     """
     boxes: list[Box] = []
     for coords, labels in zip(prompts.coords, prompts.labels, strict=True):

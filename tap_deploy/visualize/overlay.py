@@ -1,4 +1,4 @@
-"""Overlays: masks, prompts and labels drawn on the picture."""
+"""Draws masks, prompts and labels on a picture."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tap_deploy.visualize.layout import LabelLayout
 from tap_deploy.visualize.markers import draw_boxes, draw_points
 
 _TINT = 0.42  # opacity of a mask
-_SMALL = 0.01  # of the picture; a label would hide such a region as a whole
+_SMALL = 0.01  # share of the picture; a label could hide a smaller region completely
 
-Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, drawn on in place
+Canvas = npt.NDArray[np.uint8]  # [H, W, 3] RGB, modified in place
 
 
 def draw_regions(
@@ -37,22 +37,22 @@ def draw_regions(
 ) -> Image.Image:
     """Return the picture with its regions drawn on it, mode RGB, ``scale`` times its size.
 
-    Each region has a colour of its own: its mask is tinted and outlined, its box is framed, and
-    a dark plate near it tells the likeliest concept with its probability, and the caption.
-    Prompt points are discs, green with + for foreground and red with - for background. Labels
-    that would hide each other, as in a picture full of regions, are left out.
+    Each region has its own colour: its mask is tinted and outlined, its box is drawn, and a dark
+    label nearby shows the likeliest concept with its probability, and the caption. Prompt points
+    are discs: green with + for foreground, red with - for background. Labels that would overlap
+    are left out.
 
     Args:
-        image: the picture that was predicted on; greyscale and the like are fine here.
+        image: the picture that was predicted on; any mode that ``load_image`` converts.
         drawing: masks, prompts and texts of its regions.
-        scale: by how much the sides are enlarged first, 1..16: on a small picture labels would
-            hide what they are about, and lines would be coarse.
-        font: a TrueType or OpenType file for the labels. Without it they are in Pillow's own
-            font; in both cases what that lacks comes from the fonts of the system.
+        scale: factor by which the picture is enlarged before drawing, 1..16. On a small picture,
+            unscaled labels hide their regions and lines are coarse.
+        font: a TrueType or OpenType file for the labels; None for Pillow's default font.
+            Characters that it lacks are taken from the system fonts.
 
     Raises:
-        InputError: the picture cannot be read, or has another size; no such scale; or a font
-            that cannot be read.
+        InputError: the picture cannot be read or has another size than the drawing, ``scale`` is
+            out of range, or the font cannot be read.
     """
     font_file = None if font is None else font_from_path(font)
     if not 1 <= scale <= MAX_SCALE:
@@ -81,7 +81,7 @@ def _draw_masks(canvas: Canvas, drawing: Drawing, line_width: float) -> None:
     if drawing.masks is None:
         return
     areas = np.array([shape.area for shape in drawing.shapes])
-    for index in np.argsort(-areas, kind="stable").tolist():  # small ones last: nothing hides them
+    for index in np.argsort(-areas, kind="stable").tolist():  # small masks on top
         if areas[index]:
             _draw_mask(canvas, drawing.masks[index], color_of(index), line_width)
 
@@ -91,13 +91,13 @@ def _draw_mask(
 ) -> None:
     """Tint a mask and draw a smooth line along its edge."""
     x, y, width, height = box_from_mask(mask)
-    blur = line_width / 2 + 1.5  # just enough for the line, its shadow and their soft edges
+    blur = line_width / 2 + 1.5  # wide enough for the line, its shadow and their soft edges
     margin = math.ceil(4 * blur)
     rows = slice(max(y - margin, 0), y + height + margin)
     columns = slice(max(x - margin, 0), x + width + margin)
     crop, inside = canvas[rows, columns], mask[rows, columns]
     soft = Image.fromarray(inside.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(blur))
-    # A blurred edge rises by 0.4 / blur a pixel around 0.5: that gives the distance to it.
+    # A blurred edge has the slope 0.4 / blur per pixel at 0.5, which gives the distance to it.
     distance = np.abs(np.asarray(soft, np.float32) / 255 - 0.5) * (blur / 0.4)  # pixels
     is_speck = np.count_nonzero(inside) < (4 * line_width) ** 2  # too small for an outline
     _blend(crop, SHADOW, 0.45 * (line_width / 2 + 1.75 - distance).clip(0, 1))
@@ -138,7 +138,7 @@ def _draw_labels(
 def _draw_leader(
     picture: Image.Image, drawing: Drawing, index: int, plate: Box, reach: int, line_width: int
 ) -> None:
-    """Lead a line from a label to its region, if it had to be placed out of reach of it."""
+    """Draw a line from a label to its region, if the label is farther away than ``reach``."""
     points = drawing.sample_points(index)
     low, high = np.array(plate[:2]), np.array(plate[2:])
     nearest = points.clip(low, high)

@@ -1,4 +1,4 @@
-"""Letters of an overlay: each is drawn in a font that has it."""
+"""Measures and draws text, with fallback fonts for characters that a font lacks."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ from tap_deploy.visualize.writing import (
 
 logger = logging.getLogger(__name__)
 
-_LEADING = 1.22  # of lines in Pillow's own font, in heights of its letters
-_TALL_LEADING = 1.15  # of lines that hold taller ones
+_LEADING = 1.22  # line height in Pillow's default font, in heights of its letters
+_TALL_LEADING = 1.15  # line height of lines with taller glyphs, in heights of those
 _Part = tuple[str, FontFile]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Neighbours in one font that are read one way; no direction where no text is read leftward.
+    """A run of characters in one font and one direction.
 
-    ``text`` stands in the order in which it is read.
+    Attributes:
+        text: the characters, in reading order.
+        file: the font.
+        direction: reading direction; None if the line has no right-to-left text.
     """
 
     text: str
@@ -52,14 +55,14 @@ class _Run:
 
 
 class Typeface:
-    """Measures and draws lines of text in any writing.
+    """Measures and draws lines of text in any script.
 
-    What Pillow's own font lacks is looked for in the fonts of the system. If none has it a box is
-    drawn, and a warning says, once, which package brings such a font.
+    Characters that Pillow's default font lacks are taken from the system fonts. If no font has
+    one, a box is drawn, and a warning names the package with such a font, once per process.
 
     Args:
-        pixels: size of the letters.
-        font: a font to prefer to Pillow's own.
+        pixels: font size, pixels.
+        font: font to use before Pillow's default font.
     """
 
     def __init__(self, pixels: int, font: FontFile | None = None) -> None:
@@ -71,17 +74,17 @@ class Typeface:
         default = self._font(_Run("", DEFAULT_FONT))
         _, top, _, bottom = default.getbbox("Ág")
         self._height = math.ceil((bottom - top) * _LEADING)
-        # From the middle of a line down to where its letters stand.
+        # Distance from the middle of a line down to its baseline.
         self._drop = default.getbbox("x", anchor="lm")[3] - default.getbbox("x", anchor="ls")[3]
 
     def length(self, text: str) -> float:
-        """Return how wide a line is, pixels."""
+        """Return the width of a line, pixels."""
         return sum(map(self._length, self._runs(text)))
 
     def line_height(self, texts: Sequence[str] = ()) -> int:
-        """Return the distance of lines in which these texts fit, pixels.
+        """Return the line height that fits these texts, pixels.
 
-        A font that turns out to be damaged is not used from then on.
+        A font that turns out to be corrupt is not used again.
         """
         height: float = self._height
         for run in itertools.chain.from_iterable(map(self._runs, texts)):
@@ -95,10 +98,10 @@ class Typeface:
                 self._damaged |= {run.file}
                 self._first = tuple(file for file in self._first if file != run.file)
                 return self.line_height(texts)
-            # From the middle of the line.
+            # Extent from the middle of the line.
             reach = max(-self._drop - top, self._drop + top + mask.size[1])
             height = max(height, _TALL_LEADING * 2 * reach)
-        return math.ceil(min(height, 2 * self._height))  # piles of marks may be endless
+        return math.ceil(min(height, 2 * self._height))  # stacked marks have no limit
 
     def draw(
         self,
@@ -112,11 +115,11 @@ class Typeface:
         """Draw a line.
 
         Args:
-            draw: draws on the picture.
-            place: the middle of the left side of the line, XY in pixels.
-            text: what it says.
+            draw: Pillow's drawing context of the picture.
+            place: middle of the left edge of the line, XY in pixels.
+            text: the line.
             color: RGB 0..255.
-            leftward: the paragraph that it is a line of is read from the right.
+            leftward: the line is part of a right-to-left paragraph.
         """
         x, y = place[0], place[1] + self._drop
         for run in self._runs(text, leftward=leftward):
@@ -127,14 +130,14 @@ class Typeface:
         return self._font(run).getlength(run.text, direction=run.direction)
 
     def _font(self, run: _Run) -> ImageFont.FreeTypeFont:
-        # Pillow's own font is laid out by Raqm only if asked for, as other fonts always are.
+        # Pillow uses Raqm for its default font only on request, for other fonts always.
         layout = ImageFont.Layout.RAQM if run.direction else None
         font = open_font(run.file, self._pixels, layout)
-        assert font is not None  # no other one is chosen
+        assert font is not None  # unreadable fonts are never chosen
         return font
 
     def _runs(self, text: str, *, leftward: bool = False) -> list[_Run]:
-        """Cut a line into runs; the leftmost comes first."""
+        """Split a line into runs, from left to right."""
         can_shape = features.check_feature("raqm")
         if not can_shape and needs_shaping(text):
             _warn_of_shapes()
@@ -142,12 +145,12 @@ class Typeface:
         parts = self._parts(text)
         if not can_shape or not (leftward or has_leftward(text)):
             return [_Run(*part) for part in parts]
-        if len(parts) == 1:  # Raqm puts what is in one font in order
+        if len(parts) == 1:  # Raqm reorders text in a single font
             return [_Run(*parts[0], "rtl" if leftward else "ltr")]
         return _in_order(parts, leftward=leftward)
 
     def _parts(self, text: str) -> list[_Part]:
-        """Cut a text where the font changes: seldom, so that letters of a word look alike."""
+        """Split a text where the font changes; if possible, a word stays in one font."""
         if _has_all(self._first[0], _needed(text)):
             return [(text, self._first[0])]
         parts: list[_Part] = []
@@ -159,7 +162,7 @@ class Typeface:
         return [("".join(text for text, _ in group), file) for file, group in joined]
 
     def _part(self, cluster: str, preferred: FontFile | None) -> _Part:
-        """Find a font for a character; a mark that no font has is left out."""
+        """Return a cluster and a font for it; marks that no font has are dropped."""
         needed = _needed(cluster)
         if preferred is not None and _has_all(preferred, needed):
             return cluster, preferred
@@ -194,7 +197,7 @@ def _file_with(
     pixels: int,
     characters: frozenset[str],
 ) -> FontFile | None:
-    """Return the first font that has all characters; None if none has."""
+    """Return the first font that has all characters; None without one."""
     for file in _candidates(first):
         if file not in damaged and _has_all(file, characters) and open_font(file, pixels):
             return file
@@ -203,11 +206,11 @@ def _file_with(
 
 def _candidates(first: tuple[FontFile, ...]) -> Iterator[FontFile]:
     yield from first
-    yield from system_fonts()  # looked up only if the first ones do not do
+    yield from system_fonts()  # looked up only if the first fonts do not suffice
 
 
 def _in_order(parts: list[_Part], *, leftward: bool) -> list[_Run]:
-    """Cut parts where the direction changes, and put them in the order of a line."""
+    """Split parts where the direction changes, and return the runs in visual order."""
     text = "".join(part for part, _ in parts)
     files = [file for part, file in parts for _ in part]
     marked = zip(files, directions(text, leftward=leftward), text, strict=True)
@@ -215,7 +218,7 @@ def _in_order(parts: list[_Part], *, leftward: bool) -> list[_Run]:
         _Run("".join(character for *_, character in group), file, direction)
         for (file, direction), group in itertools.groupby(marked, key=lambda mark: mark[:2])
     ]
-    # Among neighbours that are read leftward, and in a leftward line, the first stands rightmost.
+    # In a right-to-left group, and in a right-to-left line, the first run is rightmost.
     ordered = [
         list(neighbours)[:: -1 if direction == "rtl" else 1]
         for direction, neighbours in itertools.groupby(runs, key=lambda run: run.direction)
@@ -223,11 +226,11 @@ def _in_order(parts: list[_Part], *, leftward: bool) -> list[_Run]:
     return list(itertools.chain.from_iterable(ordered[:: -1 if leftward else 1]))
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _warn_of_glyphs(kind: str, package: str) -> None:
     logger.warning(
-        "labels cannot show %s: no font of this machine has them; apt-get install %s, or name a "
-        "font file that has them",
+        "labels cannot show %s: no installed font has them; apt-get install %s, or pass a font "
+        "file that has them",
         kind,
         package,
     )
@@ -236,6 +239,6 @@ def _warn_of_glyphs(kind: str, package: str) -> None:
 @functools.cache
 def _warn_of_shapes() -> None:
     logger.warning(
-        "letters of labels are not joined, stacked or read from the right as their writing wants: "
-        "Pillow finds no FriBidi; apt-get install libfribidi0"
+        "labels in complex or right-to-left scripts are drawn without text shaping: Pillow finds "
+        "no FriBidi; apt-get install libfribidi0"
     )

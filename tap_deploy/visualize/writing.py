@@ -1,4 +1,4 @@
-"""Writing systems: which characters belong together, where a line may end, which way it is read."""
+"""Writing systems: character clusters, line breaks and reading direction."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Literal
 
 Direction = Literal["ltr", "rtl"]
 
-_JOINERS = "\u200c\u200d"  # how the letters around them connect
+_JOINERS = "\u200c\u200d"  # control how neighbouring letters connect
 _DIRECTIONS = "\u200e\u200f\u061c"
-_UNSEEN = ("Cc", "Cf", "Cs")  # categories: controls, formats, halves of characters
+_UNSEEN = ("Cc", "Cf", "Cs")  # Unicode categories: controls, formats, surrogates
 _MARKS = ("Mn", "Mc", "Me")
 
-_WIDE = "WFH"  # what Unicode says of Chinese, Japanese and Korean
-_WITHOUT_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR")  # begin the names of their characters
+_WIDE = "WFH"  # East Asian widths of Chinese, Japanese and Korean characters
+_WITHOUT_SPACES = ("THAI", "LAO", "KHMER", "MYANMAR")  # prefixes of Unicode character names
 _LEADING_VOWELS = "เแโใไເແໂໃໄ"  # written before the consonant that they belong to
-_NO_START = "ะาำๅฯະາຳ"  # of a line, beside closing punctuation and marks
-_NO_END = "¥$£€#"  # beside opening punctuation
+_NO_START = "ะาำๅฯະາຳ"  # may not start a line; nor may closing punctuation and marks
+_NO_END = "¥$£€#"  # may not end a line; nor may opening punctuation
 
-_EAST_ASIAN = {  # words that names of characters begin with
+_EAST_ASIAN = {  # first word of the Unicode character name -> language
     "CJK": "Chinese",
     "IDEOGRAPHIC": "Chinese",
     "BOPOMOFO": "Chinese",
@@ -31,26 +31,26 @@ _EAST_ASIAN = {  # words that names of characters begin with
 
 
 def cleaned(text: str) -> str:
-    """Return a text in one line, without the characters that only programs take notice of."""
+    """Return a text on one line, in NFC, without control and format characters."""
     kept = [c for c in unicodedata.normalize("NFC", text) if c.isspace() or _is_read(c)]
     return " ".join("".join(kept).split())
 
 
 def needs_glyph(character: str) -> bool:
-    """Whether a font has to have a character to write it: spaces and what is unseen it need not."""
+    """Whether a font needs a glyph to draw a character; not so for invisible ones and spaces."""
     if "\ufe00" <= character <= "\ufe0f" or character in "\u034f\u2800\u3164":
-        return False  # which of two looks is meant, a joiner, letters that are blank
+        return False  # variation selectors, a joiner, blank letters
     category = unicodedata.category(character)
     return category not in _UNSEEN and category[0] != "Z"
 
 
 def is_letter(character: str) -> bool:
-    """Whether a character is part of a word: no digit, no punctuation, no symbol."""
+    """Whether a character is a letter or a mark, not a digit, punctuation or symbol."""
     return needs_glyph(character) and unicodedata.category(character)[0] in "LM"
 
 
 def clusters(text: str) -> list[str]:
-    """Cut a text into characters, each with its marks, joiners and the spaces behind it."""
+    """Split a text into characters, each with its marks, joiners and trailing spaces."""
     found: list[str] = []
     for character in text:
         follows = character.isspace() or character in _JOINERS or _is_mark(character)
@@ -62,14 +62,14 @@ def clusters(text: str) -> list[str]:
 
 
 def without_marks(cluster: str) -> str:
-    """Return the letter of a cluster alone."""
+    """Return the base letter of a cluster."""
     return "".join(c for c in cluster if not _is_mark(c) and c not in _JOINERS) or " "
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text where a line may end: before spaces, and between characters that need none.
+    """Split a text where a line may break: at spaces, and in scripts written without spaces.
 
-    Closing punctuation and small kana begin no line, opening punctuation ends none.
+    No line starts with closing punctuation or small kana, or ends with opening punctuation.
     """
     found: list[str] = []
     for word in text.split():
@@ -84,25 +84,25 @@ def pieces(text: str) -> list[str]:
 
 
 def is_leftward(text: str) -> bool:
-    """Whether the first letter of a text is of a writing that is read from the right."""
+    """Whether the first letter of a text belongs to a right-to-left script."""
     return next((way == "rtl" for way in map(_direction, text) if way), False)
 
 
 def has_leftward(text: str) -> bool:
-    """Whether any letter of a text is of a writing that is read from the right."""
+    """Whether any letter of a text belongs to a right-to-left script."""
     return not text.isascii() and "rtl" in map(_direction, text)
 
 
 def needs_shaping(text: str) -> bool:
-    """Whether letters join with their neighbours, stack, or are read from the right."""
+    """Whether a text has combining marks or right-to-left letters, and needs text shaping."""
     return has_leftward(text) or any(_is_mark(c) and needs_glyph(c) for c in text)
 
 
 def directions(text: str, *, leftward: bool) -> list[Direction]:
-    """Return which way each character is read.
+    """Return the reading direction of each character.
 
-    Digits, spaces and punctuation go with the letters on both sides of them; between letters that
-    differ, with the paragraph, which is read ``leftward`` or not.
+    Digits, spaces and punctuation take the direction of the letters around them. Between letters
+    of different directions they take that of the paragraph, given by ``leftward``.
     """
     base: Direction = "rtl" if leftward else "ltr"
     before = _last_letters(text, base)
@@ -111,7 +111,7 @@ def directions(text: str, *, leftward: bool) -> list[Direction]:
 
 
 def kind_and_package(character: str) -> tuple[str, str]:
-    """Return what a character is one of, and the Debian package of a font that has such."""
+    """Return the kind of a character in the plural, and the Debian package of a font with them."""
     category = unicodedata.category(character)
     first = unicodedata.name(character, "unknown").removeprefix("HALFWIDTH ").split()[0]
     if category[0] == "S":
@@ -124,7 +124,7 @@ def kind_and_package(character: str) -> tuple[str, str]:
 
 
 def _is_read(character: str) -> bool:
-    """Whether a character shows, or changes how its neighbours show."""
+    """Whether a character is visible or affects how its neighbours are drawn."""
     return character in _JOINERS + _DIRECTIONS or unicodedata.category(character) not in _UNSEEN
 
 
@@ -157,13 +157,13 @@ def _is_mark(character: str) -> bool:
 
 
 def _direction(character: str) -> Direction | None:
-    """Return which way a letter is read; None of what is no letter."""
+    """Return the reading direction of a letter; None for other characters."""
     kind = unicodedata.bidirectional(character)
     return "rtl" if kind in ("R", "AL") else "ltr" if kind == "L" else None
 
 
 def _last_letters(text: str, direction: Direction) -> list[Direction]:
-    """Return for each character the direction of the last letter up to there."""
+    """Return the direction of the last letter up to each character."""
     found = []
     for character in text:
         direction = _direction(character) or direction
