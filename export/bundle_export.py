@@ -1,4 +1,4 @@
-"""A PyTorch model to a bundle: three graphs, checked against it, or nothing at all."""
+"""Exports a PyTorch model as a bundle; it is written only if its graphs match the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WRAPPERS = {
     graphs.PROMPT_DECODER: PromptDecoderGraph,
     graphs.TEXT_DECODER: TextDecoderGraph,
 }
-# What `on_stage` is called for: three graphs, the samples, the check, the move.
+# Calls of `on_stage`: three graphs, the samples, the comparison, the move.
 NUM_STAGES = len(WRAPPERS) + 2 + len(SAMPLE_SIZES)
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
@@ -58,7 +58,12 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedBundle:
-    """A finished bundle and the report of its verification."""
+    """A finished bundle and the report of its verification.
+
+    Attributes:
+        bundle: the bundle.
+        report: comparison of its graphs with the reference.
+    """
 
     bundle: Bundle
     report: Report
@@ -75,21 +80,21 @@ def export_bundle(
     force: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> ExportedBundle:
-    """Export a model, check the graphs against it, and write a bundle.
+    """Export a model, compare the graphs with it, and write a bundle.
 
     Args:
         model: the reference, on the CPU, in evaluation mode.
-        output: the folder to make.
-        name: what the manifest calls the model.
-        checkpoint: where the weights came from.
+        output: the folder to write.
+        name: model name in the manifest.
+        checkpoint: the source of the weights.
         concepts: concept weights, ``.npz`` or official ``.pkl``.
         tokenizer: a SentencePiece model.
-        force: replace what is at ``output``.
+        force: replace an existing bundle at ``output``.
         on_stage: called with a short text before each of ``NUM_STAGES`` stages.
 
     Raises:
         InputError: concepts or tokenizer do not fit the model, or the output cannot be written.
-        VerificationError: a graph differs from the reference; nothing is left at ``output``.
+        VerificationError: a graph differs from the reference; nothing is written to ``output``.
     """
     say = on_stage if on_stage is not None else lambda text: None
     vocabulary = None if concepts is None else _checked_concepts(model, concepts)
@@ -121,7 +126,7 @@ def export_bundle(
 def export_graphs(
     model: TapModel, folder: pathlib.Path, say: Callable[[str], None]
 ) -> dict[str, GraphRecord]:
-    """Export the three graphs below ``folder``; record files are relative to it."""
+    """Export the three graphs into ``folder``; file names in the records are relative to it."""
     records = {}
     for name, spec in graphs.graph_specs(model.config).items():
         say(f"export {name}")
@@ -163,12 +168,12 @@ def _verify(
 def checkpoint_record(
     file: str, checkpoint: Checkpoint, *, synthetic: bool = False
 ) -> CheckpointRecord:
-    """Return what a manifest says of a checkpoint that was read.
+    """Return the manifest entry of a checkpoint.
 
     Args:
         file: name of the file.
-        checkpoint: what it held.
-        synthetic: the weights are made up.
+        checkpoint: its content.
+        synthetic: the weights are synthetic.
     """
     return CheckpointRecord(
         file=file,
@@ -180,7 +185,7 @@ def checkpoint_record(
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of what made the bundle."""
+    """Return the versions of Python and of the packages that made the bundle."""
     versions = {"tap-deploy": tap_deploy.__version__, "python": platform.python_version()}
     for name in TOOLS:
         versions[name] = importlib.metadata.version(name)

@@ -1,4 +1,4 @@
-"""Tidy an exported graph: named axes, names that a person can read, no leftovers."""
+"""Cleans up an exported graph: axis names, readable node names, no unused parts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def clean_up(model: ir.Model, spec: GraphSpec) -> None:
-    """Tidy a graph in place.
+    """Clean up a graph in place.
 
-    1. Dynamic axes carry the names of the spec instead of the exporter's symbols.
-    2. Nodes are named after the module that they came from (``blocks.3.mlp.fc1/MatMul``),
-       so that reports and exclusion lists can speak of blocks.
-    3. Identities, unused nodes and initializers, and repeated subexpressions go.
-    4. Metadata goes: it holds stack traces with paths of the exporting machine.
+    1. Name dynamic axes as in the spec, in place of the exporter's symbols.
+    2. Name nodes after their module (``blocks.3.mlp.fc1/MatMul``), so that reports and exclusion
+       lists can refer to blocks.
+    3. Remove identities, unused nodes and initializers, and repeated subexpressions.
+    4. Remove metadata, which contains stack traces with paths of the exporting machine.
     """
     rename_axes(model, spec)
     rename_nodes(model)
@@ -63,8 +63,8 @@ def _renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | No
 def rename_nodes(model: ir.Model) -> None:
     """Name every node ``module.path/Op``, and the weights of a Linear after its module.
 
-    The exporter transposes the weights of a Linear into a new constant; it is called
-    ``module.path.weight.T``. NameFixPass numbers names that repeat.
+    The exporter stores the transposed weights of a Linear as a new constant, which is renamed to
+    ``module.path.weight.T``. NameFixPass makes repeated names unique.
     """
     for node in model.graph:
         path = _module_path(node)
@@ -81,7 +81,7 @@ def _is_numbered(value: ir.Value) -> bool:
 
 
 def _module_path(node: ir.Node) -> str:
-    """Return the path of the module that a node came from, or of its first input's."""
+    """Return the path of the module of a node, else that of the node's first named producer."""
     parts = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
     if len(parts) > 1:
         return str(parts[-2])

@@ -1,4 +1,4 @@
-"""A bundle of the demo model, made from the files that come with the package."""
+"""Exports the demo model from the files in the package."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def export_demo(
     output: str | os.PathLike[str],
     config: TapConfig | None = None,
 ) -> Bundle:
-    """Export the fp32 graphs, as ``tap-export export --model tap_demo`` does.
+    """Export the fp32 bundle, as ``tap-export export --model tap_demo`` does.
 
     Args:
         demo: the files.
-        output: folder to make.
-        config: of the weights; by default the variant ``tap_demo``.
+        output: the folder to write.
+        config: configuration of the weights; None for the variant ``tap_demo``.
 
     Raises:
-        CheckpointError: a file is missing, or the weights do not fit.
+        CheckpointError: a file is missing, or the weights do not fit ``config``.
     """
     from tap_deploy.export.bundle_export import checkpoint_record, export_bundle
     from tap_deploy.reference.checkpoint import load_checkpoint

@@ -1,4 +1,4 @@
-"""One PyTorch module to one ONNX file."""
+"""Exports one PyTorch module as one ONNX file."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.export.cleanup import clean_up
 from tap_deploy.graphs import GraphSpec, TensorSpec
 
-OPSET = 20  # the newest that TensorRT 10.3 takes; Gelu is one op from here on
+OPSET = 20  # the newest that TensorRT 10.3 supports, and the first with a Gelu op
 IR_VERSION = 10
 
-# Any sizes but 0 and 1, which the tracer would take for constants; all different.
+# Example sizes of dynamic axes: all different, and not 0 or 1, which the tracer specialises.
 EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "M": 4, "T": 7, "K": 6}
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
-    """Export a module as an ONNX file, and return its record.
+    """Export a module as an ONNX file, validate it, and return its record.
+
+    The file is validated with ``onnx.checker`` and shape inference.
 
     Args:
-        module: takes and gives the tensors of ``spec``, in order.
+        module: its inputs and outputs are the tensors of ``spec``, in order.
         spec: names, dtypes and axes.
         root: folder that ``file`` is relative to.
         file: the file to write; see ``save_graph``.
-
-    The file is checked by ``onnx.checker`` and by shape inference before this returns.
     """
     model = onnx_from_module(module, spec)
     clean_up(model, spec)
@@ -63,7 +63,7 @@ def onnx_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
 
 
 def _dynamic_shapes(module: nn.Module, spec: GraphSpec) -> tuple[Any, ...]:
-    """Return which axes of each argument may change; what ``*past`` takes is one tuple."""
+    """Return the dynamic axes of each argument; those of ``*past`` form one tuple."""
     shapes = [{axis: torch.export.Dim.DYNAMIC for axis in t.dynamic_axes} for t in spec.inputs]
     parameters = inspect.signature(module.forward).parameters.values()
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
@@ -78,7 +78,7 @@ def _example(tensor: TensorSpec) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says about itself: operators of torchvision, deprecations."""
+    """Silence the exporter's own warnings: missing torchvision operators, deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Weights that change shape on the way to ONNX, so that the graph has less to do."""
+"""Folds weights before the export, so that the graph has fewer operations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tap_deploy.config import TEXT_HEAD_DIM
 
 
 def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Return a convolution that does what ``conv`` and then ``norm`` do at inference."""
+    """Return a convolution equal to ``conv`` followed by ``norm`` at inference."""
     return fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
 def linear_from_conv_transpose(conv: nn.ConvTranspose2d) -> nn.Linear:
-    """Return a Linear equal to a transposed convolution whose kernel equals its stride.
+    """Return a Linear equal to a transposed convolution whose kernel size equals its stride.
 
-    Every input pixel then makes its own block of output pixels, which is a matrix product:
-    ``[..., C_in]`` to ``[..., k * k * C_out]``, output ordered (dy, dx, channel). It needs no
-    transposition of the large map, and every builder has fast kernels for it.
+    Each input pixel then yields a separate block of output pixels, so the layer is a matrix
+    product: ``[..., C_in]`` to ``[..., k * k * C_out]``, output ordered (dy, dx, channel). This
+    avoids transposing the large map, and every builder has fast kernels for it.
     """
     c_in, c_out, kernel_h, kernel_w = conv.weight.shape
     weight = conv.weight.permute(2, 3, 1, 0).reshape(kernel_h * kernel_w * c_out, c_in)
@@ -32,9 +32,9 @@ def linear_from_conv_transpose(conv: nn.ConvTranspose2d) -> nn.Linear:
 
 
 def scaled_queries(qkv: nn.Linear) -> nn.Linear:
-    """Return a fused projection whose queries carry the scale of attention.
+    """Return a fused QKV projection with the attention scale folded into the queries.
 
-    The scale is a power of two, so that no result changes in any bit.
+    The scale is a power of two, so the results stay bit-identical.
     """
     dim = qkv.in_features
     scale = torch.ones(3 * dim)

@@ -1,4 +1,4 @@
-"""The image encoder as a graph: uint8 picture in the model frame to image embeddings."""
+"""The image encoder graph: uint8 picture in the model frame to image embeddings."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ class GraphBottleneck(nn.Module):
 
 
 class ImageEncoderGraph(nn.Module):
-    """What ``image_encoder.onnx`` computes; shares its weights with the reference."""
+    """The module exported as ``image_encoder.onnx``; it shares weights with the reference."""
 
     def __init__(self, model: TapModel) -> None:
         super().__init__()
         encoder = model.image_encoder
-        self.reference_encoder = [encoder]  # in a list: only its reshapes are used, not its weights
+        # A list keeps the encoder from being registered: only its reshapes are used.
+        self.reference_encoder = [encoder]
         self.pixel_mean, self.pixel_rsig = model.pixel_mean, model.pixel_rsig
         self.patch_embed = encoder.patch_embed.proj
         self.position_table = encoder.pos_embed.weight.T.unflatten(
@@ -85,7 +86,7 @@ class ImageEncoderGraph(nn.Module):
         self.output_conv = folded_conv(*encoder.neck.output_layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 BGR ``[B, S, S, 3]`` to float ``[B, C, grid, grid]``."""
+        """Map uint8 BGR ``[B, S, S, 3]`` to float ``[B, C, grid, grid]``."""
         encoder = self.reference_encoder[0]
         x = (images.to(torch.float32) - self.pixel_mean) * self.pixel_rsig
         x = self.patch_embed(x.permute(0, 3, 1, 2)) + self.position_table

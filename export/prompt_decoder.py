@@ -1,4 +1,4 @@
-"""The prompt decoder as a graph: image embeddings and points to masks and semantic tokens."""
+"""The prompt decoder graph: image embeddings and points to masks and semantic tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from tap_deploy.reference.model import TapModel
 
 
 class MaskUpscaler(nn.Module):
-    """Draw the masks token by token, without a transposed convolution.
+    """Upscales and computes the masks per image token, without transposed convolutions.
 
-    The reference makes a ``[P, C / 8, 4 * grid, 4 * grid]`` map and then its product with the
-    mask kernels. Here the image side stays ``[P, tokens, channels]`` all along, and only the
-    finished masks, M channels instead of C / 8, are put in picture order. M are the masks asked
-    for.
+    The reference upscales to a map ``[P, C / 8, 4 * grid, 4 * grid]`` and multiplies it by the mask
+    kernels. Here the image side stays ``[P, tokens, channels]``, and only the M requested masks are
+    rearranged into picture order instead of C / 8 channels.
     """
 
     def __init__(self, model: TapModel) -> None:
@@ -37,7 +36,7 @@ class MaskUpscaler(nn.Module):
         self.up2 = linear_from_conv_transpose(cast("nn.ConvTranspose2d", conv[3]))
 
     def forward(self, image: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-        """Image side [P, S, C] and kernels [P, M, C / 8] to logits [P, M, 4 grid, 4 grid]."""
+        """Map image [P, S, C] and kernels [P, M, C / 8] to logits [P, M, 4 grid, 4 grid]."""
         grid, m = self.grid_size, kernels.shape[1]
         x = self.up1(image).unflatten(2, (4, -1))  # [P, S, 4, C / 4]
         x = F.gelu(self.norm(x))
@@ -48,10 +47,10 @@ class MaskUpscaler(nn.Module):
 
 
 class AnsweringToken(nn.Module):
-    """Which mask token answers a prompt: the rule of ``masks.select_mask_token``, in a graph.
+    """Selects the mask token that answers a prompt, by the rule of ``masks.select_mask_token``.
 
-    The largest score is compared with all of them, and the first that equals it is taken: of
-    tokens that score alike, as they do in fp16 now and then, every runtime takes the same one.
+    Ties, which occur in fp16, resolve to the first token: all scores are compared with the largest.
+    Therefore every runtime selects the same token.
     """
 
     bonus: torch.Tensor
@@ -65,7 +64,7 @@ class AnsweringToken(nn.Module):
         self.register_buffer("numbers", torch.arange(num_mask_tokens, dtype=torch.int32))
 
     def forward(self, iou_predictions: torch.Tensor, point_labels: torch.Tensor) -> torch.Tensor:
-        """Float [P, tokens] and int32 [P, N] to int32 [P, 1]."""
+        """Map IoU float [P, tokens] and labels int32 [P, N] to a token index, int32 [P, 1]."""
         boxed = point_labels[:, :1] == PointLabel.BOX_LEFT_TOP
         scores = iou_predictions + torch.where(boxed, self.bonus, -self.bonus)
         last = self.numbers[-1]
@@ -74,7 +73,7 @@ class AnsweringToken(nn.Module):
 
 
 class GraphOutputs(typing.NamedTuple):
-    """The outputs of the graph, in the order and with the shapes of its spec."""
+    """The outputs of the graph, in the order and shapes of its spec; see ``graphs.graph_specs``."""
 
     low_res_masks: torch.Tensor
     iou_predictions: torch.Tensor
@@ -84,11 +83,11 @@ class GraphOutputs(typing.NamedTuple):
 
 
 class PromptDecoderGraph(nn.Module):
-    """What ``prompt_decoder.onnx`` computes for P prompts on one image.
+    """The module exported as ``prompt_decoder.onnx``: P prompts on one image.
 
-    The image side keeps a batch axis of 1 until the first prompt touches it, so its
-    projections in block 0 are computed once for all prompts. Of what follows the transformer,
-    only the answers that are asked for are computed.
+    The image side keeps batch size 1 until it attends to the prompts, so that its projections in
+    block 0 are computed once for all prompts. After the transformer, only the requested masks and
+    tokens are computed.
     """
 
     image_position: torch.Tensor
@@ -108,7 +107,14 @@ class PromptDecoderGraph(nn.Module):
         point_labels: torch.Tensor,
         mask_request: torch.Tensor,
     ) -> GraphOutputs:
-        """[1, C, grid, grid], float32 [P, N, 2], int32 [P, N] and [P, M] to the five outputs."""
+        """Decode P prompts.
+
+        Args:
+            image_embeddings: float ``[1, C, grid, grid]``.
+            point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
+            point_labels: int32 ``[P, N]``, see ``PointLabel``.
+            mask_request: int32 ``[P, M]``, token indices or ``ANSWERING_TOKEN``.
+        """
         sparse = self.prompt_encoder(point_coords, point_labels)
         tokens = self.decoder.query_tokens(sparse)
         image = image_embeddings.flatten(2).transpose(1, 2)  # [1, S, C]
@@ -128,5 +134,5 @@ class PromptDecoderGraph(nn.Module):
 
 
 def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Take rows M of ``values`` [P, tokens, channels] by ``index`` [P, M]: [P, M, channels]."""
+    """Gather rows ``index`` [P, M] of ``values`` [P, tokens, channels]: [P, M, channels]."""
     return values.gather(1, index.long().unsqueeze(2).expand(-1, -1, values.shape[2]))

@@ -1,4 +1,4 @@
-"""Golden samples: made inputs, answered by the reference."""
+"""Makes golden samples: synthetic inputs with the outputs of the reference."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from tap_deploy.reference.model import TapModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSize:
-    """Pictures, prompts and points of one sample."""
+    """Size of one sample.
+
+    Attributes:
+        images: number of pictures B.
+        prompts: number of prompts P.
+        points: number of points per prompt N.
+    """
 
     images: int
     prompts: int
     points: int
 
 
-# A batch of pictures, a lone prompt, a lone point without padding, more points than any
-# prompt of the demo has. The first is the one that travels in the bundle.
+# They cover a batch of pictures, a single prompt, a single point without padding, and many points
+# per prompt. The first one is stored in the bundle.
 SAMPLE_SIZES = (
     SampleSize(images=1, prompts=4, points=4),
     SampleSize(images=2, prompts=1, points=2),
@@ -52,9 +58,10 @@ def made_images(config: TapConfig, count: int, rng: np.random.Generator) -> np.n
 def made_prompts(
     config: TapConfig, size: SampleSize, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates ``[P, N, 2]`` and labels ``[P, N]``: in turn points and boxes.
+    """Return coordinates float32 ``[P, N, 2]`` and labels int32 ``[P, N]``.
 
-    Rows differ in how many of their points are padding, and background points occur.
+    Points and boxes alternate. Rows have different amounts of padding, and some have background
+    points.
     """
     shape = (size.prompts, size.points)
     coords = rng.uniform(0, config.image_size, (*shape, 2)).astype(np.float32)
@@ -74,7 +81,7 @@ def made_prompts(
 
 @torch.inference_mode()
 def golden_sample(model: TapModel, size: SampleSize, seed: int) -> GoldenSample:
-    """Make inputs from a seed and have the reference answer them."""
+    """Return inputs drawn from a seed, with the outputs of the reference."""
     rng = np.random.default_rng(seed)
     images = made_images(model.config, size.images, rng)
     coords, labels = made_prompts(model.config, size, rng)

@@ -1,4 +1,4 @@
-"""The text decoder as a graph: one autoregressive step with a KV cache."""
+"""The text decoder graph: one autoregressive step with a KV cache."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tap_deploy.reference.text_decoder import TextBlock, rotary_table
 
 
 def rotation_table(num_positions: int) -> torch.Tensor:
-    """Rotary embedding as matrices, float32 ``[positions, head_dim, head_dim]``.
+    """Return rotary embeddings as matrices, float32 ``[positions, head_dim, head_dim]``.
 
-    A row times the matrix of a position is that row rotated: one product for all heads, where
-    slices, negations and sums would be seven nodes.
+    Multiplying a row by the matrix of a position rotates it. This is one product for all heads,
+    instead of seven nodes of slices, negations and sums.
     """
     cos, sin = rotary_table(num_positions)  # [positions, head_dim / 2]
     table = torch.zeros(num_positions, TEXT_HEAD_DIM, TEXT_HEAD_DIM)
@@ -44,9 +44,9 @@ class GraphTextBlock(nn.Module):
         mask: torch.Tensor,
         rotation: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Let a new position look at the cache and at itself.
+        """Attend from the new position to the cache and to itself.
 
-        Keeping the two apart spares a copy of the cache for every layer.
+        The two are kept separate, which avoids a copy of the cache per layer.
 
         Args:
             x: ``[P, D]``.
@@ -58,7 +58,7 @@ class GraphTextBlock(nn.Module):
         Returns:
             ``[P, D]``, and K and V of the new slot, ``[P, heads, head_dim]`` each.
         """
-        # Three equal parts: for others onnxruntime sends a table to the GPU with every step.
+        # Split into equal parts: onnxruntime copies unequal sizes to the GPU at every step.
         q, k, v = self.qkv(x).unflatten(1, (3 * self.heads, -1)).chunk(3, dim=1)
         q, k = q @ rotation, k @ rotation  # [P, heads, head_dim]
         scores_past = (past_k @ q.unsqueeze(3)).squeeze(3) + mask  # [P, heads, T]
@@ -83,7 +83,7 @@ class GraphTextBlock(nn.Module):
 
 
 class TextDecoderGraph(nn.Module):
-    """What ``text_decoder.onnx`` computes; see ``graphs.graph_specs`` for the contract."""
+    """The module exported as ``text_decoder.onnx``; its contract is in ``graphs.graph_specs``."""
 
     rotations: torch.Tensor
 
@@ -97,13 +97,16 @@ class TextDecoderGraph(nn.Module):
         self.register_buffer("rotations", rotation_table(model.config.text_seq_len))
 
     def past_mask(self, past_k: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Addend of the scores, float32 [T]: 0 on filled slots, hugely negative elsewhere."""
+        """Return the attention mask, float32 [T]: 0 for filled slots, else the lowest float."""
         slots = torch.arange(past_k.shape[2], dtype=torch.int32)
         hidden = torch.finfo(torch.float32).min
         return torch.where(slots < position, 0.0, hidden)
 
     def next_ids(self, logits: torch.Tensor, gumbel_noise: torch.Tensor) -> torch.Tensor:
-        """Draw from the largest logits [P, V] with noise [P, K], int32 [P]; K = 1 is the best."""
+        """Draw tokens from the K largest of logits [P, V] with noise [P, K]; return int32 [P].
+
+        K = 1 is greedy decoding.
+        """
         values, ids = logits.topk(gumbel_noise.shape[1], dim=-1)  # [P, K]
         drawn = (values + gumbel_noise).argmax(dim=-1, keepdim=True)
         return ids.gather(1, drawn).squeeze(1).to(torch.int32)
@@ -116,11 +119,18 @@ class TextDecoderGraph(nn.Module):
         gumbel_noise: torch.Tensor,
         *past: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run position ``position`` for P regions.
+        """Run one step for P regions.
 
-        float [P, C], int32 [P], int32 [1], float32 [P, K] and per layer K and V, float [P, heads,
-        T, head_dim], to next ids int32 [P], logits float [P, V], and the new slot
-        [layers, 2, P, heads, head_dim].
+        Args:
+            semantic_tokens: float ``[P, C]``.
+            input_ids: int32 ``[P]``.
+            position: int32 ``[1]``.
+            gumbel_noise: float32 ``[P, K]``.
+            *past: K and V of each layer in turn, float ``[P, heads, T, head_dim]``.
+
+        Returns:
+            Next ids int32 ``[P]``, logits float ``[P, V]``, and K and V of the new slot, float
+            ``[layers, 2, P, heads, head_dim]``.
         """
         prefix, embedding = self.encoder(semantic_tokens), self.tok_embeddings(input_ids)
         x = torch.where(position == 0, prefix, embedding)  # [P, D]
