@@ -1,1 +1,1 @@
-"""What a machine is and how it stands: board, GPU, versions, power mode, clocks, memory."""
+"""Describes a machine: board, GPU, versions, power mode, clocks, memory."""

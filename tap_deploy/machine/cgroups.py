@@ -1,4 +1,4 @@
-"""Control groups of Linux, by which containers are given a share of a machine."""
+"""Linux control groups, which limit the CPUs and the memory of containers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tap_deploy.machine.host import Host
 
 
 def group_folders(host: Host, controller: str) -> Iterator[tuple[int, str]]:
-    """Yield the folders where a controller says what this process may use, its own group first.
+    """Yield the control group folders that limit this process, its own group first.
 
     Args:
         host: the machine.
         controller: ``cpu`` or ``memory``.
 
     Yields:
-        The version of control groups, 1 or 2, and the folder. It need not exist.
+        The cgroup version, 1 or 2, and the folder, which may not exist.
     """
     groups = re.findall(r"^\d+:(.*):(/.*)$", host.text("/proc/self/cgroup") or "", re.MULTILINE)
     for controllers, path in groups:
@@ -26,6 +26,6 @@ def group_folders(host: Host, controller: str) -> Iterator[tuple[int, str]]:
         version, root = (
             (1, f"/sys/fs/cgroup/{controller}") if controllers else (2, "/sys/fs/cgroup")
         )
-        # A container may see its own group as the root, though its path is that outside.
+        # In a container, the group may be mounted as the root although its path is the host's.
         for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
             yield version, f"{root}{group}"

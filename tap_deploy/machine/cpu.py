@@ -1,4 +1,4 @@
-"""The processor: how much of it a process may use, and how it multiplies int8."""
+"""CPU: its name, the number of usable CPUs, and its int8 instructions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Set
 from tap_deploy.machine.cgroups import group_folders
 from tap_deploy.machine.host import Host
 
-# Flag of an x86 CPU that adds products of int8 in 32 bits -> what to call it; the quickest first.
+# CPU flag of an x86 instruction set with int8 products accumulated in int32 -> its name, fastest
+# first.
 _EXACT_INT8 = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
 NO_VNNI = "no VNNI"
 
@@ -23,25 +24,26 @@ def cpu_name(host: Host) -> str:
 
 
 def usable_cpus(host: Host | None = None, allowed: Set[int] | None = None) -> int:
-    """Return how many CPUs this process may keep busy, at least 1.
+    """Return the number of CPUs that this process can use, at least 1.
 
     Args:
         host: the machine; None for this one.
-        allowed: numbers of the CPUs that it may run on; None for those of this thread, which
-            ``taskset`` and the cpusets of containers set.
+        allowed: CPUs that it may run on; None for the affinity mask of this thread, which
+            ``taskset`` and cpusets of containers set.
 
     Returns:
-        The number of these CPUs, or what the quotas of its control groups come to, rounded up.
+        The number of allowed CPUs, or the smallest quota of its control groups, rounded up, if
+        that is lower.
     """
     host, allowed = host or Host(), _allowed_cpus() if allowed is None else allowed
     return max(1, min(len(allowed), math.ceil(min(_quotas(host), default=len(allowed)))))
 
 
 def usable_cores(host: Host | None = None, allowed: Set[int] | None = None) -> int:
-    """Return how many cores this process may keep busy, at least 1.
+    """Return the number of physical cores that this process can use, at least 1.
 
-    As ``usable_cpus``, but CPUs that are threads of one core count once: a product of matrices
-    fills a core with one thread.
+    Like ``usable_cpus``, but hardware threads of one core count once: one thread of a matrix
+    product saturates a core.
     """
     host, allowed = host or Host(), _allowed_cpus() if allowed is None else allowed
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -56,7 +58,7 @@ def _allowed_cpus() -> Set[int]:
 
 
 def _quotas(host: Host) -> Iterator[float]:
-    """Yield how many CPUs each control group of this process may use, where it is limited."""
+    """Yield the CPU quota of each limited control group of this process, CPUs."""
     for version, folder in group_folders(host, "cpu"):
         quota = _quota_v1(host, folder) if version == 1 else _quota_v2(host, folder)
         if quota is not None:
@@ -74,10 +76,10 @@ def _quota_v2(host: Host, folder: str) -> float | None:
 
 
 def cpu_int8(host: Host) -> str | None:
-    """Return how an x86 CPU multiplies int8, ``NO_VNNI`` if it has no instruction for that.
+    """Return the int8 instruction set of an x86 CPU, ``NO_VNNI`` without one.
 
-    Without one, products are added up in 16 bits, where two of them may not fit; see
-    ``docs/int8.md``. None for other CPUs, and where the flags are not known.
+    Without one, pairs of products are accumulated in int16, which may saturate; see
+    ``docs/int8.md``. None for other CPUs, and if the CPU flags are unknown.
     """
     match = re.search(r"^flags\s*:\s*(.+)$", _cpuinfo(host), re.MULTILINE)
     if match is None:

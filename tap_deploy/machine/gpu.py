@@ -1,7 +1,7 @@
-"""The GPU of this machine, asked through the driver library: no CUDA binding is needed.
+"""Queries the GPU of this machine through the driver library, without a CUDA binding.
 
-It is the first that CUDA shows, which is where builders build, too: they take the current device of
-the thread, and nothing here sets one. ``CUDA_VISIBLE_DEVICES`` makes another GPU the first.
+The GPU is the first one visible to CUDA. Builders use it too: they build on the current device of
+the thread, and this package never changes that. ``CUDA_VISIBLE_DEVICES`` selects another GPU.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _NAME_BYTES = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The first GPU that CUDA would use.
+    """The first GPU visible to CUDA.
 
     Attributes:
-        name: as the driver calls it.
-        compute_capability: like "8.7".
-        driver: its version, and the newest CUDA version that it serves.
-        integrated: it shares the memory of the CPU, as on Jetson.
+        name: device name from the driver.
+        compute_capability: compute capability, such as "8.7".
+        driver: driver version, and the newest CUDA version that it supports.
+        integrated: the GPU shares memory with the CPU, as on Jetson.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Gpu:
 
 
 def local_gpu() -> Gpu | None:
-    """Return the first GPU of this machine; None if there is none, or no driver for it."""
+    """Return the first GPU of this machine; None without a GPU or driver."""
     try:
         return gpu_from_driver(ctypes.CDLL(_LIBRARY))
     except OSError:
@@ -45,7 +45,7 @@ def local_gpu() -> Gpu | None:
 
 
 def gpu_from_driver(cuda: Any) -> Gpu | None:
-    """Return the first GPU that a loaded driver library knows; None if it knows none."""
+    """Return the first GPU that a loaded driver library reports; None without one."""
     device, version = ctypes.c_int(), ctypes.c_int()
     if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
         return None
@@ -68,7 +68,7 @@ def gpu_from_driver(cuda: Any) -> Gpu | None:
 
 
 def _driver_release(path: pathlib.Path = _DRIVER_FILE) -> str | None:
-    """Return the release of the kernel driver, like "580.65.06"."""
+    """Return the release of the kernel driver, such as "580.65.06"; None if unknown."""
     try:
         match = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", path.read_text("utf-8"))
     except OSError:

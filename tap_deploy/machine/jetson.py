@@ -1,4 +1,4 @@
-"""A Jetson board: which one, with what JetPack, in which power mode, at what clocks."""
+"""Jetson boards: model, JetPack, power mode, clocks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from tap_deploy.machine.host import Host
 
 RELEASE_FILE = "/etc/nv_tegra_release"
-# SoC, as the device tree calls it -> SM version of its GPU.
+# SoC name in the device tree -> compute capability of its GPU.
 COMPUTE_CAPABILITIES = {
     "tegra194": "7.2",
     "tegra234": "8.7",
     "tegra264": "11.0",
 }
-# Jetson Linux (L4T) -> JetPack. A point release that is missing belongs to the one before it.
+# Jetson Linux (L4T) -> JetPack. A missing point release maps to the JetPack of the one before it.
 JETPACKS = {
     (35, 1): "5.0",
     (35, 2): "5.1",
@@ -28,7 +28,7 @@ JETPACKS = {
     (39, 2): "7.2",
     (39, 2, 1): "7.2.1",
 }
-# JetPack of a major and minor version -> TensorRT, CUDA, Python that come with it.
+# Major and minor JetPack version -> its TensorRT, CUDA and Python versions.
 COMPONENTS = {
     "6.1": ("10.3", "12.6", "3.10"),
     "6.2": ("10.3", "12.6", "3.10"),
@@ -46,7 +46,13 @@ _CPU_CLOCKS = "/sys/devices/system/cpu/cpu0/cpufreq"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PowerMode:
-    """The mode of ``nvpmodel``; ``highest_id`` is the one without a power cap, if there is one."""
+    """A power mode of ``nvpmodel``.
+
+    Attributes:
+        id: number of the mode; None if unknown.
+        name: name of the mode.
+        highest_id: number of the mode without a power limit; None if the board has none.
+    """
 
     id: int | None
     name: str
@@ -54,13 +60,20 @@ class PowerMode:
 
     @property
     def is_highest(self) -> bool:
-        """Whether nothing caps the board but its temperature."""
+        """Whether the mode has no power limit; the board may still throttle when hot."""
         return self.name.startswith("MAXN")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock:
-    """A clock and the range that it may move in, in Hz; equal ends: ``jetson_clocks`` holds it."""
+    """A clock and its range.
+
+    Attributes:
+        current_hz: current frequency, Hz; None if unknown.
+        min_hz: lowest frequency, Hz; equal to ``max_hz`` if ``jetson_clocks`` locks the clock.
+        max_hz: highest frequency, Hz.
+        governor: frequency governor of the kernel.
+    """
 
     current_hz: int | None
     min_hz: int
@@ -69,7 +82,7 @@ class Clock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it cannot move."""
+        """Whether the clock is locked."""
         return self.min_hz == self.max_hz
 
     def __str__(self) -> str:
@@ -80,19 +93,19 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Jetson:
-    """One board.
+    """A Jetson board.
 
     Attributes:
-        model: as its device tree says.
-        soc: ``tegra234``, …
-        l4t: version of Jetson Linux, ``36.4.3``.
-        jetpack: the JetPack that belongs to it; None if this program does not know it.
-        jetpack_package: version of the ``nvidia-jetpack`` package; None if it is not installed.
-        power_mode: None if unknown.
-        gpu_clock: None if unknown.
-        cpu_clock: None if unknown.
-        temperature_c: of the hottest sensor, degrees Celsius.
-        throttle_events: how often over-current slowed the board down since it was started.
+        model: model name in the device tree.
+        soc: SoC, such as ``tegra234``.
+        l4t: version of Jetson Linux, such as ``36.4.3``.
+        jetpack: JetPack of that version; None if it is not in ``JETPACKS``.
+        jetpack_package: version of the ``nvidia-jetpack`` package; None if not installed.
+        power_mode: power mode; None if unknown.
+        gpu_clock: clock of the GPU; None if unknown.
+        cpu_clock: clock of CPU 0; None if unknown.
+        temperature_c: temperature of the hottest sensor, °C; None if unknown.
+        throttle_events: over-current throttling events since boot; None if unknown.
     """
 
     model: str
@@ -108,21 +121,21 @@ class Jetson:
 
     @property
     def compute_capability(self) -> str | None:
-        """SM version of its GPU; None if the SoC is unknown."""
+        """Compute capability of its GPU; None if the SoC is unknown."""
         return COMPUTE_CAPABILITIES.get(self.soc)
 
     @property
     def components(self) -> tuple[str, str, str] | None:
-        """TensorRT, CUDA and Python of its JetPack; None if unknown or too old for engines."""
+        """TensorRT, CUDA and Python versions of its JetPack; None if unknown or not supported."""
         return COMPONENTS.get(".".join((self.jetpack or "").split(".")[:2]))
 
 
 def jetson_of(host: Host, packages: dict[str, str]) -> Jetson | None:
-    """Return the board that a host is; None if it is no Jetson.
+    """Return the Jetson board of a host; None for other machines.
 
     Args:
         host: the machine.
-        packages: Debian package -> version.
+        packages: installed Debian packages, name -> version.
     """
     release = host.text(RELEASE_FILE)
     compatible = (host.text("/proc/device-tree/compatible") or "").split("\n")
@@ -151,7 +164,7 @@ def _l4t_version(release: str) -> tuple[int, ...]:
 
 
 def _jetpack(l4t: tuple[int, ...]) -> str | None:
-    """Return the newest JetPack that is not newer than this Jetson Linux, of the same major."""
+    """Return the newest JetPack of the same major version that is not newer than this L4T."""
     known = [version for version in JETPACKS if version <= l4t and version[0] == l4t[0]]
     return JETPACKS[max(known)] if known else None
 

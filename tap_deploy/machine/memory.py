@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from tap_deploy.machine.cgroups import group_folders
 from tap_deploy.machine.host import Host
 
-# Per version of control groups: limit, what is in use, and how much of that is cache of files,
-# which the kernel gives up when programs ask for memory.
+# cgroup version -> file of the limit, file of the usage, and entry of the file cache, which is part
+# of the usage but reclaimable.
 _GROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -20,15 +20,16 @@ _GROUP_FILES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of memory and swap.
+    """Memory and swap of a machine.
 
     Attributes:
-        total_bytes: installed, less what firmware keeps.
-        available_bytes: what this program can still get without swapping: of the machine, and
-            within the limits of its control groups.
-        swap_bytes: swap on a disk.
-        zram_bytes: swap into compressed memory: it gives no room for weights.
-        free_swap_bytes: what is left of the swap on a disk.
+        total_bytes: memory usable by the kernel, bytes.
+        available_bytes: memory that this process can allocate without swapping, within the limits
+            of its control groups, bytes.
+        swap_bytes: swap on disk, bytes.
+        zram_bytes: swap in compressed memory, bytes; it does not help with weights, which do not
+            compress.
+        free_swap_bytes: free swap on disk, bytes.
     """
 
     total_bytes: int
@@ -39,16 +40,16 @@ class Memory:
 
 
 def memory_of(host: Host) -> Memory:
-    """Read ``/proc/meminfo`` and ``/proc/swaps``; where they are missing, ask the C library."""
+    """Return memory and swap from ``/proc``, else the installed memory from ``sysconf``."""
     known = linux_memory_of(host)
     if known is not None:
         return known
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # the next best answer
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Memory(total_bytes=installed, available_bytes=installed, swap_bytes=0, zram_bytes=0)
 
 
 def linux_memory_of(host: Host) -> Memory | None:
-    """Read ``/proc``, and the control groups; None where it does not say what is available."""
+    """Return memory and swap from ``/proc`` and the control groups; None without MemAvailable."""
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", host.text("/proc/meminfo") or "", re.MULTILINE))
     if "MemAvailable" not in sizes:
         return None
@@ -69,7 +70,7 @@ def linux_memory_of(host: Host) -> Memory | None:
 
 
 def _left_in_groups(host: Host) -> Iterator[int]:
-    """Yield how many bytes each control group of this process has left, where it is limited."""
+    """Yield the free bytes of each limited control group of this process."""
     for version, folder in group_folders(host, "memory"):
         limit_file, used_file, cache_name = _GROUP_FILES[version]
         limit, used = (host.number(f"{folder}/{name}") for name in (limit_file, used_file))

@@ -1,4 +1,4 @@
-"""A machine as a whole, as far as running and timing a model depends on it."""
+"""State of a machine: everything that running and timing a model depends on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ _NOTHING = ("[N/A]", "N/A", "[Not Supported]", "")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU as ``nvidia-smi`` describes it; what it does not say is None."""
+    """A GPU as reported by ``nvidia-smi``.
+
+    Attributes:
+        name: device name.
+        driver: driver version; None if unknown.
+        compute_capability: compute capability, such as "8.7"; None if unknown.
+        memory: total memory with its unit; None if unknown.
+    """
 
     name: str
     driver: str | None
@@ -36,18 +43,20 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineState:
-    """What figures and verdicts of a machine depend on.
+    """State of a machine that measurements and verdicts depend on.
 
     Attributes:
-        cpu: name of the processor.
-        cpu_int8: how it multiplies int8, see ``tap_deploy.machine.cpu.cpu_int8``.
-        jetson: the board, None elsewhere.
-        gpus: what the driver knows.
-        gpu_problem: why the driver knows none; None if it knows some.
-        cuda: version of the CUDA toolkit that ``/usr/local/cuda`` holds.
-        tensorrt_library: version of the Debian package of the TensorRT library.
-        tensorrt_python: version of the Debian package of its Python module.
-        memory: of the CPU; on a Jetson the GPU shares it.
+        cpu: name of the CPU.
+        cpu_int8: int8 instruction set, see ``tap_deploy.machine.cpu.cpu_int8``.
+        jetson: the Jetson board; None for other machines.
+        gpus: GPUs that the driver reports.
+        gpu_problem: why the driver reports none; None if it reports some.
+        cuda: version of the CUDA toolkit in ``/usr/local/cuda``; None if not installed.
+        tensorrt_library: version of the Debian package of the TensorRT library; None if not
+            installed.
+        tensorrt_python: version of the Debian package of its Python module; None if not
+            installed.
+        memory: memory of the CPU, which the GPU of a Jetson shares.
     """
 
     cpu: str
@@ -62,20 +71,20 @@ class MachineState:
 
     @property
     def compute_capability(self) -> str | None:
-        """SM version of the first GPU, ``8.7``."""
+        """Compute capability of the first GPU, such as ``8.7``; None without a GPU."""
         if self.jetson is not None and self.jetson.compute_capability is not None:
             return self.jetson.compute_capability
         return self.gpus[0].compute_capability if self.gpus else None
 
     @property
     def sm_numbers(self) -> tuple[int, ...] | None:
-        """``compute_capability`` as numbers that can be compared; None if there are none."""
+        """``compute_capability`` as (major, minor); None if unknown."""
         match = re.fullmatch(r"(\d+)\.(\d+)", self.compute_capability or "")
         return (int(match[1]), int(match[2])) if match else None
 
     @property
     def title(self) -> str:
-        """Board, GPU or processor in one line."""
+        """Board, GPU or CPU in one line."""
         sm = f", SM {self.compute_capability}" if self.compute_capability else ""
         if self.jetson is not None:
             return f"{self.jetson.model}, L4T {self.jetson.l4t}{sm}"
@@ -85,7 +94,7 @@ class MachineState:
 
 
 def machine_state(host: Host | None = None) -> MachineState:
-    """Look at a machine; without a host, at this one. What cannot be found out is None."""
+    """Return the state of a machine, by default this one; unknown fields are None."""
     host = Host() if host is None else host
     packages = _debian_packages(host)
     gpus, problem = _gpus(host)
@@ -105,7 +114,7 @@ def machine_state(host: Host | None = None) -> MachineState:
 
 
 def gpu_conditions(host: Host | None = None) -> dict[str, str]:
-    """Return clocks, temperature and power of the first GPU, as ``nvidia-smi`` words them."""
+    """Return clocks, temperature and power of the first GPU, as printed by ``nvidia-smi``."""
     host = Host() if host is None else host
     rows = _query(host, _GPU_STATE_FIELDS)
     values = zip(_GPU_STATE_FIELDS, rows[0], strict=True) if rows else ()
@@ -153,7 +162,7 @@ def _rows(output: str, columns: int) -> list[list[str]]:
 
 
 def _debian_packages(host: Host) -> dict[str, str]:
-    """Return version by name of the installed packages that matter here."""
+    """Return the installed Debian packages, name -> version."""
     packages = {}
     for paragraph in re.split(r"\n\s*\n", host.text("/var/lib/dpkg/status") or ""):
         fields = dict(re.findall(r"^(Package|Status|Version): (.+)$", paragraph, re.MULTILINE))
