@@ -155,7 +155,7 @@ def test_broken_golden_samples_are_refused(sample, tmp_path):
         golden_problem(path)
     with path.open("wb") as file:
         np.save(file, sample.images)
-    assert "no .npz archive" in golden_problem(path)
+    assert "not an .npz archive" in golden_problem(path)
     with path.open("wb") as file:
         np.savez(file, images=sample.images)
     assert "image_embeddings" in golden_problem(path)

@@ -1,1 +1,1 @@
-"""Files on disk: whole or not there, locked, and read without trust."""
+"""Files on disk: atomic writes, folder locks, safe readers of untrusted files."""

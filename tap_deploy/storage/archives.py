@@ -1,4 +1,4 @@
-"""Archives: NumPy's ``.npz`` files, read without trust."""
+"""Reads NumPy ``.npz`` archives from untrusted sources."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy.typing as npt
 def arrays_from_npz(
     path: str | os.PathLike[str], names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Read arrays of an ``.npz`` archive by name; pickled ones are refused.
+    """Return arrays of an ``.npz`` archive by name; pickled arrays are rejected.
 
     Raises:
-        ValueError: the file is missing, broken or no archive, an array is missing or does not
-            fit into memory; the message is one line.
+        ValueError: the file is missing, corrupt or not an archive, or an array is missing or does
+            not fit into memory; the message has one line.
     """
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):
-                raise ValueError("no .npz archive, or cut short")
+                raise ValueError("not an .npz archive, or truncated")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in names}
-    # NumPy, zipfile and zlib raise a dozen kinds on broken files; a MemoryError comes from a
-    # shape that is declared but not there.
+    # NumPy, zipfile and zlib raise many types on corrupt files. A false shape in a header raises
+    # MemoryError.
     except Exception as exc:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         raise ValueError(" ".join(reason.split()) or type(exc).__name__) from exc

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their digests."""
+"""Atomic writes of files and folders, output checks, and digests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RENAME_EXCHANGE = 2
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as hex digits, reading it in pieces."""
+    """Return the SHA-256 of a file as hex digits; the file is read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -30,7 +30,7 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yield a temporary path in the folder of ``path``; move it there if all went well.
+    """Yield a temporary path in the folder of ``path``, and move it to ``path`` on success.
 
     Raises:
         InputError: the folder does not exist or cannot be written.
@@ -43,7 +43,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             yield partial
             os.replace(partial, target)
     finally:
-        with contextlib.suppress(OSError):  # the error that led here is the one to report
+        with contextlib.suppress(OSError):  # keep the original error
             partial.unlink()
 
 
@@ -51,19 +51,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def atomic_folder(
     path: str | os.PathLike[str], *, force: bool = False, marker: str
 ) -> Iterator[pathlib.Path]:
-    """Yield a temporary folder beside ``path``; move it there if all went well.
+    """Yield a temporary folder next to ``path``, and move it to ``path`` on success.
 
-    What was at ``path`` stays until then, and comes back if the move fails. A process that is
-    killed leaves at most a hidden ``.NAME.partial-…`` folder behind.
+    An existing folder at ``path`` stays until then, and is restored if the move fails. A killed
+    process leaves at most a hidden folder ``.NAME.partial-…``.
 
     Args:
-        path: the folder to make.
-        force: replace a folder of the same kind.
-        marker: the file by which a folder of the same kind is known.
+        path: the folder to write.
+        force: replace an existing folder of the same kind.
+        marker: file that identifies a folder of the same kind.
 
     Raises:
         InputError: see ``check_folder_output``; or the parent cannot be written, or another process
-            is changing the folder that is to be replaced.
+            holds the lock of the folder to replace.
     """
     target = pathlib.Path(path).resolve()
     check_folder_output(target, force=force, marker=marker)
@@ -77,17 +77,17 @@ def atomic_folder(
                 with locked_folder(target):
                     _replace_folder(partial, target)
             else:
-                os.rename(partial, target)  # refuses a folder that is not empty
+                os.rename(partial, target)  # fails if the target is a non-empty folder
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
-    """Check before a long job that a file can be written.
+    """Check that a file can be written, before a long job.
 
     Raises:
-        InputError: it exists and ``force`` is off, it is a folder, or its folder cannot be
-            written.
+        InputError: the file exists and ``force`` is off, the path is a folder, or its folder
+            cannot be written.
     """
     target = pathlib.Path(path)
     if os.path.lexists(target) and not force:
@@ -99,12 +99,12 @@ def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
 
 
 def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: str) -> None:
-    """Check before a long job that a folder can be made or replaced.
+    """Check that a folder can be written or replaced, before a long job.
 
     Raises:
-        InputError: something is there and ``force`` is off, or it is neither empty nor a folder
-            with the ``marker``, so that replacing it would destroy something else; or the
-            folder that would hold it cannot be written.
+        InputError: the path exists and ``force`` is off; or it is neither an empty folder nor one
+            with the ``marker``, and replacing it would destroy other data; or the parent folder
+            cannot be written.
     """
     target = pathlib.Path(path)
     holder = next(parent for parent in target.absolute().parents if parent.exists())
@@ -126,7 +126,7 @@ def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: st
 
 @contextlib.contextmanager
 def translated_writes(target: pathlib.Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that names what could not be written, and why."""
+    """Turn an OSError into an InputError that names the target and the reason."""
     try:
         yield
     except OSError as exc:
@@ -137,7 +137,7 @@ def translated_writes(target: pathlib.Path) -> Iterator[None]:
 
 
 def _replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Put ``partial`` in the place of ``target``, and ``target`` in the place of ``partial``."""
+    """Move ``partial`` to ``target``; the old folder is removed here or left at ``partial``."""
     if _exchange(partial, target):
         return
     old = partial.with_name(f"{partial.name}.old")
@@ -151,7 +151,7 @@ def _replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _exchange(a: pathlib.Path, b: pathlib.Path) -> bool:
-    """Swap two paths in one step, where the system can (Linux, most file systems)."""
+    """Swap two paths atomically; return False if the system cannot (it needs Linux)."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""One writer at a time in a folder, and who it is."""
+"""A lock that admits one writer to a folder at a time and names its holder."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tap_deploy.errors import InputError
 logger = logging.getLogger(__name__)
 LOCK_NAME = ".tap_deploy.lock"
 WAIT_SECONDS = 60.0
-QUIET_SECONDS = 1.0  # a writer is done sooner, as a rule: a shorter wait is not worth a line
+QUIET_SECONDS = 1.0  # no log line for shorter waits; most writers finish sooner
 POLL_SECONDS = 0.05
 MOST_HOLDER_BYTES = 1000
 
 
 @contextlib.contextmanager
 def locked_folder(folder: pathlib.Path) -> Iterator[None]:
-    """Keep other processes out of a folder while the block changes it.
+    """Lock a folder against other writers while the block changes it.
 
-    The lock is that of the operating system on ``.tap_deploy.lock`` in the folder: it ends with the
-    process that holds it, however that ends. The file says who that is, and is removed at the
-    end. It is not reentrant, and readers need none.
+    The lock is a file lock (``flock``) on ``.tap_deploy.lock`` in the folder, so the system
+    releases it however the process ends. The file names the holder, and is removed at the end.
+    The lock is not reentrant. Readers need no lock.
 
-    Where it cannot be had (no ``fcntl``, a file system without locks), the block runs without,
-    after a warning. In a folder that cannot be written it runs without the lock and the warning.
+    If locks are not available (no ``fcntl``, a file system without locks), the block runs without
+    one, after a warning. In a folder without write permission, it runs without lock and warning.
 
     Raises:
-        InputError: another process has held it for ``WAIT_SECONDS``.
+        InputError: another process holds the lock for ``WAIT_SECONDS``.
     """
     path = folder / LOCK_NAME
     descriptor = _acquired(path)
@@ -44,14 +44,14 @@ def locked_folder(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            if _is_at(path, descriptor):  # a folder that was replaced took its lock along
+            if _is_at(path, descriptor):  # not so if the folder was replaced meanwhile
                 with contextlib.suppress(OSError):
                     path.unlink()
             os.close(descriptor)
 
 
 def _acquired(path: pathlib.Path) -> int | None:
-    """Return the locked file, open; None where there is no lock to be had."""
+    """Return the descriptor of the locked file; None if locks are not available."""
     started, told = time.monotonic(), False
     while True:
         try:
@@ -65,7 +65,7 @@ def _acquired(path: pathlib.Path) -> int | None:
         locked = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have removed the file, or replaced the folder, in between.
+            # The previous holder may have removed the file, or replaced the folder, meanwhile.
             locked = _is_at(path, descriptor)
             if locked:
                 _sign(descriptor)
@@ -86,12 +86,12 @@ def _acquired(path: pathlib.Path) -> int | None:
 def _opened(path: pathlib.Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except PermissionError:  # the file of another user, who works in this folder or did
+    except PermissionError:  # the file belongs to another user of this folder
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _wait(folder: pathlib.Path, holder: str, waited: float, told: bool) -> bool:
-    """Sleep a little; return whether the user was told of it."""
+    """Sleep for ``POLL_SECONDS``; return whether the wait has been logged."""
     if waited >= WAIT_SECONDS:
         raise InputError(
             f"{folder} has been held by {holder} for more than {WAIT_SECONDS:.0f} s; wait until "
@@ -105,9 +105,8 @@ def _wait(folder: pathlib.Path, holder: str, waited: float, told: bool) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Write down who holds the lock; it is held even where that finds no room."""
-    # Not more of the command line: others can read the file, and a program of the user's may
-    # have been given secrets there.
+    """Write the holder into the lock file; errors, such as a full disk, do not matter."""
+    # Only the first argument: other users can read the file, and further ones may hold secrets.
     command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:2]])
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     text = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
@@ -131,8 +130,8 @@ def _is_at(path: pathlib.Path, descriptor: int) -> bool:
         return False
 
 
-@functools.cache  # a command changes a bundle several times
+@functools.cache  # one warning per folder: a command changes a bundle several times
 def _warn(folder: pathlib.Path, reason: str) -> None:
     logger.warning(
-        "%s cannot be locked (%s): do not let two commands change it at a time", folder, reason
+        "%s cannot be locked (%s): do not run two commands that change it at a time", folder, reason
     )

@@ -1,7 +1,7 @@
-"""What a pickle may build: NumPy arrays, scalars and dtypes, from arguments checked first.
+"""Builds the values that a pickle may contain: NumPy arrays, scalars and dtypes.
 
-``unpickle`` reads the instructions; this file holds the names that they may use and the only
-calls that they may cause.
+``unpickle`` reads the instructions. This module defines the global names that they may use and
+the only calls that they may cause; arguments are checked before anything is built.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Any
 import numpy as np
 
 MAX_DIMENSIONS = 32
-MAX_SIDE = 2**48  # of an array; keeps the product of the sides cheap to compute
-# Python hashes an integer modulo 2**61 - 1. Smaller ones all hash differently (but -1 and -2),
-# larger ones can be chosen to collide, and a dict of those takes quadratic time.
+MAX_SIDE = 2**48  # side of an array; keeps the product of the sides cheap to compute
+# Python hashes integers modulo 2**61 - 1. Smaller integers have distinct hashes (except -1 and -2);
+# larger ones can be chosen to collide, which makes building a dict take quadratic time.
 MAX_KEY = 2**60
 
 _NUMBER_OR_TEXT = re.compile(r"(b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5})\Z")
-# Hashing these neither runs foreign code nor recurses, whatever they hold.
+# Hashing these types never runs foreign code or recurses.
 _KEY_TYPES = (str, bytes, int, float, bool, type(None))
 
 
 class Refused(Exception):
-    """A pickle asks for something that is not on the list; the text says what."""
+    """A pickle asks for something that is not allowed; the message names it."""
 
 
 class Symbol(enum.Enum):
-    """What a global name in a pickle stands for."""
+    """Meaning of a global name in a pickle."""
 
     RECONSTRUCT = enum.auto()
     FROM_BUFFER = enum.auto()
     SCALAR = enum.auto()
     NDARRAY = enum.auto()
-    EMPTY_ARRAY = enum.auto()  # no name: the only arguments that RECONSTRUCT takes
+    EMPTY_ARRAY = enum.auto()  # not a name: the only arguments that RECONSTRUCT takes
     DTYPE = enum.auto()
     ENCODE = enum.auto()
     BYTES = enum.auto()
@@ -46,7 +46,7 @@ class Symbol(enum.Enum):
 
 
 _SYMBOLS = {
-    # NumPy 2 renamed its core; files written by either are around.
+    # NumPy 2 renamed numpy.core; files exist from both versions.
     "numpy.core.multiarray _reconstruct": Symbol.RECONSTRUCT,
     "numpy._core.multiarray _reconstruct": Symbol.RECONSTRUCT,
     "numpy.core.numeric _frombuffer": Symbol.FROM_BUFFER,
@@ -66,28 +66,33 @@ _SYMBOLS = {
 
 @dataclasses.dataclass
 class Unbuilt:
-    """A dtype or an array (``code`` None) between its REDUCE and its BUILD instruction."""
+    """A dtype or an array between its REDUCE and its BUILD instruction.
+
+    Attributes:
+        code: dtype code; None for an array.
+        value: the result of BUILD; None before.
+    """
 
     code: str | None
     value: Any = None
 
 
 def symbol_from_name(module_and_name: str) -> Symbol:
-    """Look up a global name, module and name parted by a blank."""
+    """Return the symbol of a global, given as module and name separated by a space."""
     if module_and_name not in _SYMBOLS:
         raise Refused(module_and_name.replace(" ", ".", 1))
     return _SYMBOLS[module_and_name]
 
 
 def check_value(value: Any) -> Any:
-    """Return a value that may stand in the result; a constructor or half-built one may not."""
+    """Return a value if it may be part of the result; reject constructors and unbuilt values."""
     if isinstance(value, Symbol | Unbuilt):
         raise Refused("a constructor in place of a value")
     return value
 
 
 def check_key(key: Any) -> Any:
-    """Return a value that may be the key of a dict or the member of a set."""
+    """Return a value if it may be a dict key or a member of a set."""
     if type(key) not in _KEY_TYPES:
         raise Refused(f"a key of type {type(check_value(key)).__name__}")
     if type(key) is int and abs(key) >= MAX_KEY:
@@ -98,17 +103,17 @@ def check_key(key: Any) -> Any:
 class Constructors:
     """The calls that a pickle of ``size_bytes`` may cause.
 
-    Its methods raise ``Refused`` for arguments that no writer uses, ``ValueError`` for data
-    that do not fit together.
+    Methods raise ``Refused`` for arguments that no pickle writer produces, and ``ValueError`` for
+    inconsistent data.
     """
 
     def __init__(self, size_bytes: int) -> None:
-        # A true pickle stores every array, and every item of a set, once. With protocol 2 an
-        # array passes here twice, as text and as array; what is copied more often is a bomb.
+        # A genuine pickle stores every array, and every item of a set, once. In protocol 2 an array
+        # is counted twice, as text and as array. More copies mean a decompression bomb.
         self._bytes_left = 2 * size_bytes
 
     def call(self, symbol: Symbol, arguments: Any) -> Any:
-        """Follow a REDUCE instruction."""
+        """Return the result of a REDUCE instruction."""
         match symbol, arguments:
             case Symbol.RECONSTRUCT, Symbol.EMPTY_ARRAY:
                 return Unbuilt(None)
@@ -142,7 +147,7 @@ class Constructors:
         raise Refused(f"a call of {symbol.name} with unusual arguments")
 
     def build(self, target: Any, state: Any) -> Any:
-        """Follow a BUILD instruction; returns what replaces ``target``."""
+        """Return the replacement of ``target`` after a BUILD instruction."""
         match target, state:
             case Unbuilt(code=None, value=None), (
                 1,
@@ -164,7 +169,7 @@ class Constructors:
                 target.value = np.dtype(byte_order + code)
                 return target.value
             case OrderedDict(), dict():
-                return target  # torch keeps version numbers there; the state is not set
+                return target  # torch stores version numbers in the state, which is ignored
         kind = "an array or dtype" if isinstance(target, Unbuilt) else type(target).__name__
         raise Refused(f"an unusual state for {kind}")
 
@@ -180,10 +185,10 @@ class Constructors:
         is_fortran: bool,
         raw: bytes | bytearray | str,
     ) -> np.ndarray[Any, Any]:
-        if isinstance(raw, str):  # bytes of Python 2
+        if isinstance(raw, str):  # bytes pickled by Python 2
             raw = raw.encode("latin-1")
         self._spend(len(raw))
-        # The length first: a long tuple may come up again and again.
+        # Check the length first: a long tuple may be passed many times.
         if len(shape) > MAX_DIMENSIONS or not all(
             type(side) is int and 0 <= side < MAX_SIDE for side in shape
         ):
@@ -193,7 +198,7 @@ class Constructors:
         if isinstance(raw, bytearray):
             array = np.frombuffer(raw, dtype).reshape(shape, order="F" if is_fortran else "C")
             return array.astype(dtype.newbyteorder("="), order="K", copy=False)
-        # NumPy's own way to adopt the bytes of a pickle: no copy, and the array is writable.
+        # NumPy adopts the bytes of a pickle like this: without a copy, and writable.
         array = np.ndarray((0,), np.uint8)
         array.__setstate__((1, shape, dtype, is_fortran, raw))  # type: ignore[arg-type]
         return array

@@ -1,10 +1,9 @@
-"""Read a pickle without obeying it: NumPy arrays and plain containers, nothing else.
+"""Safe unpickler for NumPy arrays and plain containers.
 
-Python's unpickler calls whatever a file names. This one is a stack machine of its own over
-the opcodes that ``pickletools`` decodes: a name in the file only selects one of the few
-constructors in ``pickled_values``, arguments are checked before anything is built, and no
-state is ever set on an object. What a file may cost is bounded by the number of its
-instructions and by its size in bytes.
+Python's unpickler calls any function that a file names. This one interprets the opcodes from
+``pickletools`` itself: a name in the file only selects one of the few constructors in
+``pickled_values``, arguments are checked before anything is built, and no state is set on objects.
+Time and memory are bounded by the number of instructions and the file size.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tap_deploy.storage.pickled_values import (
     symbol_from_name,
 )
 
-# A checkpoint of the largest model takes about 20 000, a vocabulary two per name.
+# A checkpoint of the largest model has about 20 000, a vocabulary two per name.
 MAX_INSTRUCTIONS = 1_000_000
 
 # fmt: off
@@ -43,14 +42,14 @@ _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, 
 def load_pickle(path: str | os.PathLike[str]) -> object:
     """Read a pickle that holds NumPy arrays and plain containers.
 
-    Arrays, NumPy scalars and dtypes of booleans, numbers and fixed-length text, written by
-    NumPy 1 or 2 with pickle protocol 0 to 5, are rebuilt in native byte order; arrays are
-    writable. Besides them: dict, OrderedDict, list, tuple, set, str, bytes, bytearray, int,
-    float, bool and None.
+    Supported are arrays, NumPy scalars and dtypes of booleans, numbers and fixed-length text,
+    written by NumPy 1 or 2 with pickle protocol 0 to 5; and dict, OrderedDict, list, tuple, set,
+    str, bytes, bytearray, int, float, bool and None. Arrays are writable and have native byte
+    order.
 
     Raises:
         UnsafeCheckpointError: the file asks for anything else; the message names it.
-        CheckpointError: the file is missing, empty, truncated or no pickle at all.
+        CheckpointError: the file is missing, empty, truncated or not a pickle.
     """
     name = printable(os.fspath(path))
     try:
@@ -66,10 +65,10 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
         raise CheckpointError(f"cannot read {name}: {exc.strerror or printable(exc)}") from exc
     except (ValueError, LookupError, OverflowError, MemoryError) as exc:
         is_explained = isinstance(exc, ValueError) and str(exc)
-        reason = printable(exc) if is_explained else "its instructions do not add up"
+        reason = printable(exc) if is_explained else "inconsistent instructions"
         raise CheckpointError(
-            f"{name} is not a whole pickle of arrays ({reason}); expected an official .pkl file: "
-            "download it again"
+            f"{name} is not a complete pickle of arrays ({reason}); expected an official .pkl "
+            "file: download it again"
         ) from exc
 
 
@@ -82,24 +81,24 @@ def refusal(what: str, source: str, allowed: str = "NumPy arrays") -> str:
 
 
 def printable(value: object) -> str:
-    """Return text of one short line, whatever a hostile file put into it."""
+    """Return a value as one short printable line; the value may come from a hostile file."""
     text = str(value)
     if len(text) > 200:
-        text = f"{text[:90]}...{text[-90:]}"  # the end of a path is what tells files apart
+        text = f"{text[:90]}...{text[-90:]}"  # keep the end: it is what differs between paths
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _Machine:
-    """The stack, marks and memo of one pickle while it is read."""
+    """Stack machine that executes one pickle."""
 
     def __init__(self, size_bytes: int) -> None:
         self._constructors = Constructors(size_bytes)
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}  # a dict, so that a huge index costs nothing
+        self._memo: dict[int, Any] = {}  # a dict: a huge index must not allocate memory
 
     def run(self, data: mmap.mmap) -> object:
-        """Follow the instructions up to STOP and return what lies on the stack."""
+        """Execute the instructions up to STOP and return the top of the stack."""
         instructions = pickletools.genops(cast(IO[bytes], data))
         for count, (opcode, argument, _) in enumerate(instructions):
             if count == MAX_INSTRUCTIONS:
@@ -132,7 +131,7 @@ class _Machine:
                 if type(module) is not str or type(member) is not str:
                     raise ValueError("a global name that is no text")
                 self._stack.append(symbol_from_name(f"{module} {member}"))
-            case "INST":  # a name and a call in one
+            case "INST":  # GLOBAL and a call in one
                 raise Refused(f"an instance of {symbol_from_name(argument).name}")
             case "REDUCE":
                 self._reduce(*self._pop(2))
