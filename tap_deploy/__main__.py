@@ -1,4 +1,4 @@
-"""``python -m tap_deploy``: the command line, where ``tap-export`` is not on the path."""
+"""Runs the command line as ``python -m tap_deploy``, for when ``tap-export`` is not on PATH."""
 
 from tap_deploy.cli import main
 

@@ -1,4 +1,4 @@
-"""Concepts: the vocabulary that names regions."""
+"""The vocabulary of concepts that regions are classified into."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _LAYOUT = "weights float [E, K] and K names of text"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """K concepts: a column of weights and a name each.
+    """K concepts, each with a column of weights and a name.
 
-    A column is the L2-normalised text embedding of the concept times the logit scale. Names
-    may occur twice: the columns may differ, and each is scored on its own.
+    A column is the L2-normalised text embedding of the concept times the logit scale. Duplicate
+    names are allowed: their columns may differ, and each column is scored separately.
 
     Attributes:
-        weights: float32 [E, K], E the size of a semantic embedding.
-        names: K names.
+        weights: classifier weights, float32 [E, K]; E is the size of a semantic embedding.
+        names: K names, one per column.
 
     Raises:
-        InputError: a wrong shape or dtype, no concepts, NaN or infinity, or not K names.
+        InputError: wrong shape or dtype, no concepts, NaN or infinity, or not K names.
     """
 
     weights: npt.NDArray[np.float32]
@@ -54,7 +54,7 @@ class Vocabulary:
             raise InputError("concept names are not all text; expected a tuple of str")
         if not np.isfinite(self.weights).all():
             raise InputError(
-                "concept weights hold NaN, infinity or more than float32 can; expected finite "
+                "concept weights contain NaN, infinity or values beyond float32; expected finite "
                 "numbers"
             )
 
@@ -63,14 +63,14 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read a vocabulary: ``.npz`` as ``save`` writes it, or an official ``.pkl``.
+        """Load a vocabulary from ``.npz`` as written by ``save``, or from an official ``.pkl``.
 
-        A pickle is read by a restricted unpickler, which rebuilds arrays and plain containers
-        only. Weights of any float type become float32.
+        Pickles go through a restricted unpickler that only rebuilds arrays and plain containers.
+        Weights of any float dtype are converted to float32.
 
         Raises:
-            InputError: missing, unreadable, another kind of file, or not a vocabulary.
-            CheckpointError: a pickle that is broken or unsafe.
+            InputError: the file is missing, unreadable, of another type, or not a vocabulary.
+            CheckpointError: the pickle is corrupt or unsafe.
         """
         path = Path(path)
         if not path.is_file():
@@ -84,7 +84,7 @@ class Vocabulary:
         array = np.asarray(weights)
         if array.dtype.kind != "f":
             raise InputError(f"concepts {path}: weights are {array.dtype}; expected {_LAYOUT}")
-        with np.errstate(over="ignore"):  # turns into infinity, which the constructor refuses
+        with np.errstate(over="ignore"):  # overflow becomes infinity; the constructor rejects it
             weights = array.astype(np.float32, copy=False)
         try:
             return cls(weights=weights, names=tuple(names))
@@ -92,13 +92,13 @@ class Vocabulary:
             raise InputError(f"concepts {path}: {exc}") from exc
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary: ``.npz`` with arrays ``weights`` and ``names``, or ``.pkl``.
+        """Write ``.npz`` with arrays ``weights`` and ``names``, or ``.pkl``.
 
-        The pickle is that of the published concept weights, a list of weights float32 [E, K] and
-        a list of names.
+        The pickle has the format of the published concept weights: a list of the weights, float32
+        [E, K], and the list of names.
 
         Raises:
-            InputError: another suffix, or the file cannot be written.
+            InputError: unknown suffix, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix not in (".npz", ".pkl"):
@@ -112,14 +112,14 @@ class Vocabulary:
                 np.savez(file, weights=self.weights, names=np.array(self.names))
 
     def scores(self, embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Return the probability of every concept, float32 [P, K]; a row adds up to 1.
+        """Return the probability of every concept, float32 [P, K]; each row sums to 1.
 
         Args:
-            embeddings: float [P, E] semantic embeddings. Their length does not matter; one of
-                length 0 gives every concept the same probability.
+            embeddings: semantic embeddings, float [P, E]. They are normalised first; a zero
+                vector gives every concept the same probability.
 
         Raises:
-            InputError: E is not that of the weights.
+            InputError: E differs from the first axis of the weights.
         """
         size, expected = list(embeddings.shape), self.weights.shape[0]
         if embeddings.ndim != 2 or embeddings.shape[1] != expected:
@@ -127,7 +127,7 @@ class Vocabulary:
                 f"semantic embeddings have shape {size}; expected [P, {expected}]: this vocabulary "
                 "was made for another model"
             )
-        wide = embeddings.astype(np.float64)  # squares of float32 may overflow
+        wide = embeddings.astype(np.float64)  # squaring float32 can overflow
         length = np.linalg.norm(wide, axis=1, keepdims=True)
         unit = (wide / np.where(length > 0, length, 1)).astype(np.float32)
         logits = unit @ self.weights  # [P, K]
@@ -138,12 +138,12 @@ class Vocabulary:
     def top_k(
         self, embeddings: npt.NDArray[np.floating[Any]], k: int
     ) -> list[list[tuple[str, float]]]:
-        """Return the k likeliest (name, probability) of each region, likeliest first.
+        """Return the k most likely (name, probability) pairs of each region, best first.
 
-        A k beyond the vocabulary gives all of it. Ties go to the earlier name.
+        k is capped at the size of the vocabulary. Ties are broken by column order.
 
         Raises:
-            InputError: k is less than 1, or E is not that of the weights.
+            InputError: k is less than 1, or E differs from the first axis of the weights.
         """
         if k < 1:
             raise InputError(f"top_k is {k}; expected at least 1")
@@ -168,7 +168,7 @@ def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
 
 
 def _arrays_from_pickle(path: Path) -> tuple[Any, Any]:
-    from tap_deploy.storage.unpickle import load_pickle  # only for the official files
+    from tap_deploy.storage.unpickle import load_pickle  # only needed for the official files
 
     content: Any = load_pickle(path)
     if isinstance(content, (list, tuple)) and len(content) == 2:
@@ -176,6 +176,6 @@ def _arrays_from_pickle(path: Path) -> tuple[Any, Any]:
         if isinstance(weights, np.ndarray) and isinstance(names, (list, tuple)):
             return weights, names
     raise InputError(
-        f"concepts {path} holds a {type(content).__name__} of something else; expected a list of "
-        f"{_LAYOUT}"
+        f"concepts {path} contains a {type(content).__name__} that is not a vocabulary; expected a "
+        f"list of {_LAYOUT}"
     )

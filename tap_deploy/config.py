@@ -1,4 +1,4 @@
-"""The shape of a TAP model, and the contract for what is fed to it."""
+"""Model sizes (``TapConfig``) and the preprocessing contract (``Preprocessing``)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from tap_deploy.errors import InputError
 
-# The same in every TAP model, so not part of the config.
+# Constants of the architecture; TapConfig holds only what differs between models.
 TEXT_HEAD_DIM = 64  # channels of one attention head of the text decoder
-PROMPT_DECODER_HEAD_DIM = 32  # channels of a self-attention head; cross-attention has half
+PROMPT_DECODER_HEAD_DIM = 32  # channels of a self-attention head; cross-attention uses half
 PROMPT_DECODER_MLP_DIM = 2048
-MASK_UPSCALE = 4  # low-resolution masks have 4x the side of the image embeddings
+MASK_UPSCALE = 4  # side of a low-resolution mask over side of the image embeddings
 NUM_POINT_LABELS = 5
-NUM_FEATURE_LEVELS = 4  # bottleneck blocks spread over the depth of the encoder
+NUM_FEATURE_LEVELS = 4  # bottleneck blocks, evenly spaced over the depth of the encoder
 LAYER_NORM_EPS = 1e-5
 ROTARY_BASE = 10000.0
 BOS_ID = 1
@@ -24,7 +24,7 @@ EOS_ID = 2
 
 
 class PointLabel(enum.IntEnum):
-    """Meaning of the third number of a prompt point."""
+    """Label of a prompt point."""
 
     BACKGROUND = 0
     FOREGROUND = 1
@@ -37,12 +37,26 @@ class PointLabel(enum.IntEnum):
 class TapConfig:
     """Sizes of a TAP model.
 
-    The defaults are those that the published variants share; ``encoder_*`` tell them apart.
-    Sizes are in pixels (``image_size``, ``patch_size``), tokens (``window_size``,
-    ``text_seq_len``) or channels.
+    The published variants share the defaults and differ only in ``encoder_*``.
+
+    Attributes:
+        image_size: side of the square model input, pixels.
+        patch_size: side of a patch, pixels.
+        window_size: side of an attention window, tokens.
+        encoder_depth: blocks of the image encoder.
+        encoder_dim: channels of the image encoder.
+        encoder_heads: attention heads of the image encoder.
+        image_embed_dim: channels of the image embeddings and of the prompt decoder.
+        sem_embed_dim: channels of a semantic embedding.
+        num_mask_tokens: masks predicted per prompt.
+        prompt_decoder_depth: layers of the prompt decoder.
+        text_depth: layers of the text decoder.
+        text_dim: channels of the text decoder.
+        text_seq_len: positions of the text decoder, visual prefix and BOS included, tokens.
+        vocab_size: pieces of the tokenizer.
 
     Raises:
-        InputError: the sizes do not fit together.
+        InputError: a size is not a positive integer, or the sizes are inconsistent.
     """
 
     image_size: int = 1024
@@ -98,7 +112,7 @@ class TapConfig:
 
     @property
     def grid_size(self) -> int:
-        """Tokens along one side of the image."""
+        """Image tokens along one side."""
         return self.image_size // self.patch_size
 
     @property
@@ -108,7 +122,7 @@ class TapConfig:
 
     @property
     def prompt_decoder_heads(self) -> int:
-        """Attention heads of the prompt decoder, in self- and cross-attention alike."""
+        """Attention heads of the prompt decoder, the same in self- and cross-attention."""
         return self.image_embed_dim // PROMPT_DECODER_HEAD_DIM
 
     @property
@@ -118,12 +132,12 @@ class TapConfig:
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens that can be generated: all positions but the prefix and BOS."""
+        """Largest number of generated tokens: all positions except the prefix and BOS."""
         return self.text_seq_len - 2
 
     @property
     def pad_id(self) -> int:
-        """Id that fills a caption row where nothing was generated yet."""
+        """Padding id of caption rows."""
         return self.vocab_size - 1
 
     def to_dict(self) -> dict[str, int]:
@@ -135,7 +149,7 @@ class TapConfig:
         """Build a config from parsed JSON; unknown and missing fields are errors.
 
         Raises:
-            InputError: not an object, a field is unknown or missing, or sizes do not fit.
+            InputError: not an object, a field is unknown or missing, or sizes are inconsistent.
         """
         if not isinstance(values, dict):
             raise InputError(f"config is a {type(values).__name__}; expected a JSON object")
@@ -151,10 +165,10 @@ class TapConfig:
 
     @classmethod
     def from_name(cls, name: str) -> TapConfig:
-        """Return a published variant, ``tap_vit_b``, ``_l`` or ``_h``, or ``tap_demo``.
+        """Return the config of ``tap_vit_b``, ``tap_vit_l``, ``tap_vit_h`` or ``tap_demo``.
 
         Raises:
-            InputError: there is no variant of that name.
+            InputError: unknown name.
         """
         if name not in VARIANTS:
             raise InputError(f"unknown model {name!r}; expected one of {', '.join(VARIANTS)}")
@@ -166,8 +180,8 @@ VARIANTS: dict[str, TapConfig] = {
     "tap_vit_b": TapConfig(encoder_depth=12, encoder_dim=768, encoder_heads=12),
     "tap_vit_l": TapConfig(encoder_depth=24, encoder_dim=1024, encoder_heads=16),
     "tap_vit_h": TapConfig(encoder_depth=32, encoder_dim=1280, encoder_heads=16),
-    # The small one that comes with this package. 256 pixels of 16: a grid of 16 x 16 in four
-    # windows, so that windowing is exercised. 5.9 million parameters: 12 MB in fp16.
+    # The small model shipped with this package: a 16 x 16 token grid in four windows, so that
+    # windowed attention is exercised. 5.9 M parameters, 12 MB in fp16.
     DEMO: TapConfig(
         image_size=256,
         window_size=8,
@@ -184,30 +198,46 @@ VARIANTS: dict[str, TapConfig] = {
 
 
 def config_from_file(path: pathlib.Path) -> TapConfig:
-    """Read a config from a JSON file: its fields, or an object that has them under "config".
+    """Read a config from a JSON file: its fields, or an object with them under "config".
 
     Raises:
-        InputError: the file cannot be read, or the fields are not those of a config.
+        InputError: the file cannot be read, or its fields are not those of a config.
     """
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
-    # Also where a bundle's manifest keeps it.
+    # A bundle's manifest keeps its config under this key.
     inner = values.get("config", values) if isinstance(values, dict) else values
     return TapConfig.from_dict(inner)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What must be done to a picture and its prompts before the graphs see them.
+    """Preprocessing of pictures and prompts, and postprocessing of masks.
 
-    It travels in every bundle, so that another implementation can be written from the
-    manifest alone. ``version`` stands for the rules, which are prose; the rest is data. Means
-    and deviations are applied inside ``image_encoder.onnx``; they are listed for the record.
+    Every bundle carries it in its manifest, so that another runtime can be written from the
+    manifest alone.
+
+    Attributes:
+        version: version of the rules; raised when the meaning of a rule changes.
+        color_order: channel order of the model input.
+        layout: layout and dtype of the model input.
+        mean: per channel in ``color_order``, 0-255.
+        std: standard deviation per channel in ``color_order``, 0-255.
+        normalization_in_graph: whether ``image_encoder.onnx`` applies ``mean`` and ``std``.
+        pad_value: colour of the padding per channel in ``color_order``, 0-255.
+        pad_side: sides of the scaled picture that are padded.
+        resize: resampling filter, prose.
+        scale_rule: scale of a picture to the model frame, prose.
+        point_rule: mapping of prompt points to the model frame, prose.
+        point_labels: names and codes of ``PointLabel``.
+        prompt_padding: padding of prompts, prose.
+        mask_token_rule: choice of the mask token, prose.
+        mask_rule: mapping of mask logits back to the picture, prose.
     """
 
-    version: int = 1  # raised when the meaning of a rule changes
+    version: int = 1
     color_order: str = "BGR"
     layout: str = "HWC uint8"
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
@@ -238,7 +268,7 @@ class Preprocessing:
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contract as plain JSON types."""
+        """Return the fields as plain JSON types."""
         values = dataclasses.asdict(self)
         values["point_labels"] = dict(self.point_labels)
         for name in ("mean", "std", "pad_value"):
@@ -246,7 +276,7 @@ class Preprocessing:
         return values
 
     def agrees_with(self, values: Any) -> bool:
-        """Whether a contract read from JSON asks for the same; how it words its rules is free."""
+        """Whether a contract parsed from JSON means the same; the prose of rules may differ."""
         names = ("version", "color_order", "layout", "mean", "std", "normalization_in_graph")
         expected = self.to_dict()
         return isinstance(values, dict) and all(

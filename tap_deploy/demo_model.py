@@ -1,4 +1,4 @@
-"""The demo model: a small TAP that comes with this package, as files."""
+"""Files of the demo model, a small TAP shipped with this package, and its sample pictures."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ POINT, BOX, SKETCH = PROMPT_KINDS = ("point", "box", "sketch")
 XY = tuple[float, float]  # pixels of the picture
 
 
-DEMO_FOLDER = Path(__file__).with_name("demo")  # of what is installed
-MAX_WEIGHTS_BYTES = 12_000_000  # what a repository can carry without a thought
+DEMO_FOLDER = Path(__file__).with_name("demo")
+MAX_WEIGHTS_BYTES = 12_000_000  # keeps the repository small
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoModel:
-    """Where the files of the demo model are.
+    """Paths of the demo model's files.
 
     Attributes:
-        folder: has them all; by default that of the package.
+        folder: folder of the files, by default that of the package.
     """
 
     folder: Path = DEMO_FOLDER
 
     @property
     def weights(self) -> Path:
-        """Return the checkpoint, float16 safetensors; see ``require``."""
+        """Path of the checkpoint, float16 safetensors."""
         return self.folder / f"{DEMO}.safetensors"
 
     @property
     def config(self) -> Path:
-        """Return the ``TapConfig`` as JSON."""
+        """Path of the ``TapConfig``, JSON."""
         return self.folder / f"{DEMO}.json"
 
     @property
     def tokenizer(self) -> Path:
-        """Return the SentencePiece model."""
+        """Path of the SentencePiece model."""
         return self.folder / "tokenizer.model"
 
     @property
     def concepts(self) -> Path:
-        """Return the vocabulary."""
+        """Path of the vocabulary, npz."""
         return self.folder / "concepts.npz"
 
     @property
     def card(self) -> Path:
-        """Return the model card, Markdown."""
+        """Path of the model card, Markdown."""
         return self.folder / "MODEL_CARD.md"
 
     @property
     def scores(self) -> Path:
-        """Return what the evaluation gave, JSON; the model card tells it to people."""
+        """Path of the evaluation results, JSON; the model card reports the same in prose."""
         return self.folder / "scores.json"
 
     @property
     def samples(self) -> Path:
-        """Return the folder of sample pictures; see ``demo_samples``."""
+        """Folder of the sample pictures; see ``load_samples``."""
         return self.folder / "samples"
 
     def require(self) -> DemoModel:
-        """Return the same, having made sure that weights, tokenizer and concepts are there.
+        """Return this object after checking that weights, tokenizer and concepts exist.
 
         Raises:
-            CheckpointError: one of them is not.
+            CheckpointError: one of them is missing.
         """
         for path in (self.weights, self.tokenizer, self.concepts):
             if not path.is_file():
                 raise CheckpointError(
-                    f"{DEMO} is not whole: {path} is missing; install this package anew, or "
-                    "train a model and put it there: python -m tap_deploy.training -o RUN, then "
+                    f"{DEMO} is incomplete: {path} is missing; reinstall this package, or train "
+                    "a model and ship it: python -m tap_deploy.training -o RUN, then "
                     "python -m tap_deploy.training.ship.ship RUN"
                 )
         return self
@@ -88,14 +88,14 @@ class DemoModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SampleRegion:
-    """A question about a sample picture, and the right answer.
+    """A prompt on a sample picture, with its ground truth.
 
     Attributes:
-        prompt: "point", "box" or "sketch".
-        points: of the prompt, XY in pixels: the point, two corners of the box, or the stroke.
-        name: what the object is.
-        caption: what is true of it.
-        mask: bool [H, W], its visible part.
+        prompt: kind of prompt: "point", "box" or "sketch".
+        points: XY in pixels: the point, the two corners of the box, or the stroke.
+        name: ground-truth concept.
+        caption: ground-truth caption.
+        mask: visible part of the object, bool [H, W].
     """
 
     prompt: str
@@ -105,7 +105,7 @@ class SampleRegion:
     mask: npt.NDArray[np.bool_]
 
     def prompts(self) -> Prompts:
-        """Return the question as the predictor takes it, one region."""
+        """Return the prompt as ``Prompts`` of one region."""
         if self.prompt == BOX:
             return Prompts.from_boxes([np.ravel(self.points)])
         if self.prompt == SKETCH:
@@ -113,24 +113,24 @@ class SampleRegion:
         return Prompts.from_points([[[*point, PointLabel.FOREGROUND] for point in self.points]])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; the mask as COCO run lengths."""
+        """Return plain JSON types, with the mask as COCO run lengths."""
         return dataclasses.asdict(self) | {"mask": rle_from_mask(self.mask)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SampleRegion:
-        """Build a region from what ``to_dict`` gave."""
+        """Build a region from the output of ``to_dict``."""
         points = tuple((float(x), float(y)) for x, y in values["points"])
         return cls(**values | {"points": points, "mask": mask_from_rle(values["mask"])})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """A sample picture.
+    """A sample picture with one prompt per object.
 
     Attributes:
-        picture: file of the picture.
-        seed: of the scene of split "test" that it shows.
-        regions: one question for each object.
+        picture: path of the picture.
+        seed: seed of the scene it shows, split "test".
+        regions: prompts with ground truth, one per object.
     """
 
     picture: Path
@@ -138,15 +138,15 @@ class Sample:
     regions: tuple[SampleRegion, ...]
 
     def prompts(self) -> Prompts:
-        """Return all questions, in order."""
+        """Return the prompts of all regions, in order."""
         return Prompts.concatenate([region.prompts() for region in self.regions])
 
 
 def load_samples(folder: Path | None = None) -> tuple[Sample, ...]:
-    """Read the sample pictures that come with the package, or those of another folder.
+    """Load the sample pictures shipped with the package, or those of another folder.
 
     Raises:
-        InputError: they are not there, or cannot be read.
+        InputError: the samples are missing or cannot be read.
     """
     folder = DemoModel().samples if folder is None else folder
     path = folder / SAMPLES_FILE
@@ -162,19 +162,20 @@ def load_samples(folder: Path | None = None) -> tuple[Sample, ...]:
         )
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise InputError(
-            f"sample pictures cannot be read from {path} ({exc!r}); install this package anew"
+            f"sample pictures cannot be read from {path} ({exc!r}); reinstall this package"
         ) from exc
 
 
 def save_samples(samples: tuple[Sample, ...], folder: Path, about: dict[str, str]) -> None:
-    """Write what ``load_samples`` reads; the pictures are there already.
+    """Write ``samples.json``, which ``load_samples`` reads.
 
-    Beside each picture goes ``NAME.sketch.json``, its strokes, for ``tap-export run --sketch``.
+    The strokes of each picture are also written to ``NAME.sketch.json`` next to it, for
+    ``tap-export run --sketch``.
 
     Args:
-        samples: with pictures in ``folder``.
-        folder: to write to.
-        about: where they are from, and their licence.
+        samples: samples whose pictures are already in ``folder``.
+        folder: output folder.
+        about: origin and licence of the pictures, stored in the file.
     """
     items = []
     for sample in samples:

@@ -1,15 +1,15 @@
-"""Every error that this project raises on purpose.
+"""The exceptions of this project.
 
     TapError                     exit code 2: bad input or environment
-    ├── InputError               an image, prompt, option or config that cannot be used
-    ├── CheckpointError          weights that cannot be read, trusted or matched to the model
-    │   └── UnsafeCheckpointError    a pickle that asks for more than arrays and containers
-    ├── BundleError              a bundle that is incomplete, changed, or of another schema
-    ├── SessionError             a backend that is unknown, missing or failed to run a graph
-    ├── MissingDependencyError   an optional package that this command needs
+    ├── InputError               invalid image, prompt, option or config
+    ├── CheckpointError          weights that are unreadable or do not match the model
+    │   └── UnsafeCheckpointError    a pickle with anything besides arrays and plain containers
+    ├── BundleError              bundle missing, incomplete, modified or of another schema version
+    ├── SessionError             backend unknown or unavailable, or a graph failed to load or run
+    ├── MissingDependencyError   an optional package is not installed
     └── VerificationError        exit code 1: a check ran and failed
 
-A message is one line: what is wrong, what was found, what was expected, what to do next.
+Every message is one line: what is wrong, what was found, what was expected, what to do next.
 """
 
 import numbers
@@ -17,52 +17,52 @@ from typing import Any
 
 
 class TapError(Exception):
-    """Base of all errors of this project; ``exit_code`` is what the CLI returns for it."""
+    """Base class of all errors of this project; the CLI exits with ``exit_code``."""
 
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        # Paths and foreign errors may bring line breaks along; a message is one line.
+        # Paths and messages of other libraries may contain line breaks.
         super().__init__("".join(c if c.isprintable() else " " for c in message))
 
 
 class InputError(TapError, ValueError):
-    """An image, prompt, option or config that cannot be used."""
+    """Invalid image, prompt, option or config."""
 
 
 class CheckpointError(TapError):
-    """Weights that cannot be read, or do not fit the model."""
+    """Weights that are unreadable or do not match the model."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle that would rebuild something other than arrays, dtypes and plain containers."""
+    """A pickle with anything besides arrays, dtypes and plain containers."""
 
 
 class BundleError(TapError):
-    """A bundle that is missing, incomplete, changed or of another schema version."""
+    """A bundle that is missing, incomplete, modified or of another schema version."""
 
 
 class SessionError(TapError):
-    """A backend that is unknown or unavailable, or a graph that could not be run."""
+    """A backend that is unknown or unavailable, or a graph that failed to load or run."""
 
 
 class MissingDependencyError(TapError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra to install."""
 
 
 class VerificationError(TapError):
-    """A check ran to its end and failed."""
+    """A check that completed and failed."""
 
     exit_code = 1
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error that says something; its class if none does."""
+    """Return the first non-empty line of an error's message, or else its class name."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 def require_int(name: str, value: Any, minimum: int) -> None:
-    """Raise InputError unless a value is a whole number of at least ``minimum``."""
+    """Raise InputError unless a value is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")

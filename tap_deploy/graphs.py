@@ -1,8 +1,8 @@
-"""Names, axes and dtypes of every graph input and output: the only place that spells them.
+"""Names, axes and dtypes of every graph input and output.
 
-Symbolic axes are strings: ``B`` images, ``P`` prompts (regions), ``N`` points in a prompt,
-``M`` masks asked for per prompt, ``T`` slots of the KV cache, ``K`` candidates that a token is
-drawn from. Everything else is fixed by the config.
+Dynamic axes are strings: ``B`` images, ``P`` prompts (regions), ``N`` points per prompt,
+``M`` requested masks per prompt, ``T`` slots of the KV cache, ``K`` candidates that a token is
+drawn from. The config fixes all other axes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ NEXT_IDS = "next_ids"
 LOGITS = "logits"
 PRESENT_KEY_VALUES = "present_key_values"
 
-# An entry of ``mask_request``: the token that answers the prompt, by the rule of the reference.
+# Value of ``mask_request`` that selects the mask token by the rule of the reference model.
 ANSWERING_TOKEN = -1
-# Most candidates that a token is drawn from where the temperature is above 0.
+# Top-k of sampling: a token is drawn from this many candidates when the temperature is above 0.
 DRAW_CANDIDATES = 64
 
 Axis = int | str
@@ -44,7 +44,13 @@ Axis = int | str
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output: name, NumPy dtype name, axes (``str`` = dynamic)."""
+    """One graph input or output.
+
+    Attributes:
+        name: name of the tensor.
+        dtype: NumPy dtype name.
+        shape: axes; an int is fixed, a str is the name of a dynamic axis.
+    """
 
     name: str
     dtype: str
@@ -55,13 +61,19 @@ class TensorSpec:
 
     @property
     def dynamic_axes(self) -> dict[int, str]:
-        """Positions and names of the axes that may change from call to call."""
+        """Positions and names of the dynamic axes."""
         return {i: axis for i, axis in enumerate(self.shape) if isinstance(axis, str)}
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphSpec:
-    """One of the three graphs."""
+    """Inputs and outputs of one of the three graphs.
+
+    Attributes:
+        name: one of ``GRAPH_NAMES``.
+        inputs: input tensors, in order.
+        outputs: output tensors, in order.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -69,17 +81,17 @@ class GraphSpec:
 
 
 def kv_cache_shape(config: TapConfig, num_prompts: int, num_slots: int) -> tuple[int, ...]:
-    """Shape of a KV cache: ``[layers, 2 (K, V), P, heads, slots, head_dim]``.
+    """Return the shape of a KV cache: ``[layers, 2 (K, V), P, heads, slots, head_dim]``.
 
-    Keys and values of one layer lie together, and so do the slots of one head: products read
-    them where they are.
+    The keys (or values) of one layer are contiguous, and so are the slots of one head, so that
+    attention reads them without a copy.
     """
     heads, depth = config.text_heads, config.text_depth
     return (depth, 2, num_prompts, heads, num_slots, TEXT_HEAD_DIM)
 
 
 def past_names(config: TapConfig) -> tuple[str, ...]:
-    """Names of the inputs that hold the cache, in the order of its first two axes."""
+    """Return the names of the cache inputs, in the order of the cache's first two axes."""
     return tuple(
         f"{PAST_KEY_VALUES}.{layer}.{kind}"
         for layer in range(config.text_depth)
@@ -88,33 +100,33 @@ def past_names(config: TapConfig) -> tuple[str, ...]:
 
 
 def draw_candidates(config: TapConfig) -> int:
-    """Return how many candidates a token is drawn from."""
+    """Return the number of candidates that a token is drawn from."""
     return min(DRAW_CANDIDATES, config.vocab_size)
 
 
 def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, GraphSpec]:
     """Return the three graphs of a model.
 
-    ``image_encoder``: ``images`` are uint8 BGR pictures in the model frame (scaled, padded);
-    normalisation is inside.
+    ``image_encoder``: ``images`` are uint8 BGR pictures in the model frame (scaled, padded). The
+    graph normalises them.
 
-    ``prompt_decoder``: the embeddings of **one** image and P prompts of N points each,
+    ``prompt_decoder``: takes the embeddings of **one** image and P prompts of N points each:
     ``point_coords`` XY in pixels of the model frame, ``point_labels`` as in ``PointLabel``.
-    ``mask_request`` says which mask tokens' answers leave the graph: 0 … num_mask_tokens - 1, or
-    ``ANSWERING_TOKEN`` for the one that answers the prompt. Only their masks are computed.
-    ``mask_index`` names them, ``low_res_masks`` are logits, and ``iou_predictions`` are those of
-    all tokens.
+    ``mask_request`` selects the mask tokens to output: 0 … num_mask_tokens - 1, or
+    ``ANSWERING_TOKEN`` for the token that answers the prompt. Only the masks of these tokens are
+    computed. ``mask_index`` holds the selected tokens, ``low_res_masks`` are logits, and
+    ``iou_predictions`` cover all tokens.
 
-    ``text_decoder``: one autoregressive step for P regions. ``position`` counts from 0, where
-    the visual prefix stands (``input_ids`` is ignored there); BOS stands at 1. Slots ``0 …
-    position - 1`` of the cache are attended to, all others are masked, so that T may be any
-    number >= max(1, position). ``present_key_values`` is the new slot, to be written to slot
-    ``position`` before the next step. The next token is that of the K largest logits whose sum
-    of logit and ``gumbel_noise`` is the largest: ``[P, 1]`` zeros take the best token, Gumbel
-    noise times a temperature draws from the softmax at that temperature.
+    ``text_decoder``: one autoregressive step for P regions. ``position`` 0 is the visual prefix
+    (``input_ids`` is ignored there), ``position`` 1 is BOS. The step attends to the cache slots
+    ``0 … position - 1`` and masks all others, so T may be any number >= max(1, position).
+    ``present_key_values`` is the new slot; the caller writes it to slot ``position`` before the
+    next step. Among the K largest logits, the next token maximises logit plus ``gumbel_noise``:
+    zeros ``[P, 1]`` give greedy decoding; Gumbel noise times a temperature draws from the softmax
+    at that temperature.
 
-    Coordinates, labels, ids and positions keep their dtype in every precision; the other
-    floats take ``float_dtype``.
+    Coordinates, labels, ids, positions and noise keep their dtype in every precision; all other
+    floats are ``float_dtype``.
     """
     c, grid = config.image_embed_dim, config.grid_size
     size, low_res = config.image_size, config.low_res_mask_size

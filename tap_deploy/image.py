@@ -1,4 +1,4 @@
-"""Pictures: reading them strictly, and bringing them into the model frame."""
+"""Strict reading of pictures, and scaling and padding to the model frame."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from tap_deploy.pictures.source import Bands, ImageSource, ReadOptions, unpacked
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Where a picture lies in the square that the image encoder sees.
+    """Placement of a picture in the model frame, the square input of the image encoder.
 
-    The picture is scaled by ``scale`` to ``scaled_height`` x ``scaled_width`` and stands in
-    the left top corner of ``image_size`` x ``image_size``; the rest is padding. All in pixels.
+    The scaled picture occupies the top left corner; the rest is padding.
+
+    Attributes:
+        height: of the original picture, pixels.
+        width: of the original picture, pixels.
+        scaled_height: in the model frame, pixels.
+        scaled_width: in the model frame, pixels.
+        scale: pixels of the model frame per pixel of the picture.
+        image_size: side of the model frame, pixels.
     """
 
     height: int
@@ -34,7 +41,7 @@ class Frame:
         """Return the frame of a picture of ``height`` x ``width`` pixels.
 
         Raises:
-            InputError: the picture is empty, or so elongated that a scaled side would be 0.
+            InputError: the picture is empty, or so elongated that a scaled side rounds to 0.
         """
         if height < 1 or width < 1:
             raise InputError(f"image is {width} x {height} (width x height); expected pixels")
@@ -44,8 +51,8 @@ class Frame:
         scaled_height, scaled_width = int(height * scale + 0.5), int(width * scale + 0.5)
         if scaled_height == 0 or scaled_width == 0:
             raise InputError(
-                f"image is {width} x {height} (width x height): too elongated, nothing would be "
-                f"left of its short side in a frame of {image_size} pixels; crop it first"
+                f"image is {width} x {height} (width x height): too elongated, its short side "
+                f"scales to 0 pixels in a frame of {image_size}; crop it first"
             )
         return cls(
             height=height,
@@ -66,35 +73,35 @@ def load_image(
 ) -> npt.NDArray[np.uint8]:
     """Return a picture as ``uint8 [H, W, 3] RGB``, C-contiguous, upright.
 
-    Files are turned upright by their EXIF orientation, and so is a PIL image that is still the
-    one that ``Image.open`` returned. A PIL image that was made of another one (by ``rotate``,
-    ``transpose``, ``convert``, ``copy``, …) is taken as it is, whatever tag came along; a note to
-    the logger ``tap_deploy`` says so if its EXIF would turn it.
+    Files, and PIL images returned directly by ``Image.open``, are rotated by their EXIF
+    orientation. A PIL image derived from another one (``rotate``, ``transpose``, ``convert``,
+    ``copy``, …) is used unrotated; if its EXIF asks for a rotation, the logger ``tap_deploy``
+    says so.
 
-    A PIL image is judged by its file where that can still be read. If it was opened from a file
-    object and its pixels are loaded, Pillow has let go of the file, unless it is a PNG: whether the
-    samples had more than 8 bits is then no longer known.
+    The bit depth of a PIL image is read from its file where possible. Pillow drops a file object
+    once the pixels are loaded (except for PNG); the original bit depth is unknown then.
 
-    Of a file with several frames the first is taken; of a PIL image the current one. An array
-    that already fits is returned as it is, not copied.
+    Multi-frame files yield their first frame, a PIL image its current frame. An array that
+    already fits is returned without a copy.
 
     Args:
-        image: a path, the bytes of a file, a binary file object (read from where it stands to
-            its end, not closed), a PIL image, an array ``uint8 [H, W, 3] RGB``, or any of them
-            with options of its own, as a ``PictureFile``.
-        convert: turn into 8-bit RGB what is something else, instead of refusing it: greyscale,
-            palette, CMYK and YCbCr pictures; transparent ones, laid on white; and those of more
-            than 8 bits per channel, scaled as ``tap_deploy.pictures.scaling.scaled`` says, with a
-            note to the logger ``tap_deploy``. Pixels that hold no data become white.
-        bands: which bands are red, green and blue, counted from 1. They are required where a
-            file has more bands than it explains.
-        max_pixels: the largest file that is decoded, in pixels; None for
-            ``PIL.Image.MAX_IMAGE_PIXELS``. WebP and icons are never read beyond twice that one.
+        image: a path, the bytes of a file, a binary file object (read from its current position
+            to its end, not closed), a PIL image, an array ``uint8 [H, W, 3] RGB``, or a
+            ``PictureFile`` with any of them and its own options.
+        convert: convert other pictures to 8-bit RGB instead of rejecting them: greyscale,
+            palette, CMYK and YCbCr; transparent pictures, composited on white; and pictures of
+            more than 8 bits per channel, scaled by ``tap_deploy.pictures.scaling.scaled`` with a
+            message to the logger ``tap_deploy``. No-data pixels become white.
+        bands: numbers from 1 of the red, green and blue bands. Required for a file with bands
+            that it does not describe.
+        max_pixels: size limit of a decoded file, in pixels; None for
+            ``PIL.Image.MAX_IMAGE_PIXELS``. WebP and icons have a hard limit of twice that
+            constant.
 
     Raises:
-        InputError: there is no such file, it is not a picture or is broken, it is a drawing (EPS,
-            WMF, EMF), it is too large to decode safely or for the memory that is left, a side has
-            less than 2 pixels, or it is not 8-bit RGB.
+        InputError: the file does not exist, is not a picture, is corrupt, is a vector drawing
+            (EPS, WMF, EMF), exceeds the size limit or the free memory, has a side of less than
+            2 pixels, or is not 8-bit RGB.
         MissingDependencyError: rasterio, for pictures of many bits or bands, is not installed.
     """
     options = ReadOptions(convert=convert, bands=bands, max_pixels=max_pixels)
@@ -105,13 +112,13 @@ def load_image(
 
 
 def frame_image(image: ImageSource, image_size: int) -> tuple[npt.NDArray[np.uint8], Frame]:
-    """Return ``model_image(load_image(image), image_size)``, quicker for large files.
+    """Return ``model_image(load_image(image), image_size)``, faster for large files.
 
-    The picture is resized where Pillow decoded it: no array of its full size is made.
+    Pillow resizes its decoded picture directly, without a full-size NumPy array.
 
     Raises:
-        InputError: as the two.
-        MissingDependencyError: as ``load_image``.
+        InputError: as in ``load_image`` and ``model_image``.
+        MissingDependencyError: as in ``load_image``.
     """
     source, options = unpacked(image, ReadOptions())
     if isinstance(source, np.ndarray):
@@ -127,7 +134,7 @@ def model_image(rgb: npt.NDArray[np.uint8], image_size: int) -> tuple[npt.NDArra
         image_size: side of the model frame, in pixels.
 
     Returns:
-        ``uint8 [1, image_size, image_size, 3] BGR``, and the frame that maps back.
+        ``uint8 [1, image_size, image_size, 3] BGR``, and the frame for mapping back.
 
     Raises:
         InputError: the picture is too elongated for the frame.

@@ -1,4 +1,4 @@
-"""Mask logits at the size of the picture, made only where they can be above 0."""
+"""Mask logits at picture resolution, computed only where they can be positive."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tap_deploy.image import Frame
 
 Floats = npt.NDArray[np.float32]
 
-_TILE = 32  # pixels; fewer make more products, more make each of them mostly zeros
-_STRIP_TILES = 8  # columns of a strip, in tiles: what is made at once stays in the cache
+_TILE = 32  # pixels; smaller tiles mean more matrix products, larger ones mostly zero weights
+_STRIP_TILES = 8  # width of a strip in tiles; the working set of a strip fits into the CPU cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Strip:
-    """Logits of a part of the picture. Outside of the strips of a region none is above 0.
+    """Logits of a part of the picture; outside a region's strips no logit is positive.
 
     Attributes:
-        rows: of the picture.
-        columns: of the picture.
-        logits: float32 [rows, columns], or [columns, rows] if asked for with columns first.
+        rows: rows of the picture, pixels.
+        columns: columns of the picture, pixels.
+        logits: float32 [rows, columns], or [columns, rows] with ``columns_first``.
     """
 
     rows: slice
@@ -34,12 +34,13 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Axis:
-    """Both resizes and the crop along one axis: each tile of outputs needs K inputs in a row.
+    """Both resizes and the crop along one axis; a tile of outputs reads K consecutive inputs.
 
     Attributes:
-        size: outputs, pixels of the picture.
-        inputs: intp [tiles, K], which inputs a tile needs.
-        weights: float32 [tiles, _TILE, K], of the inputs; beyond ``size`` the last row repeats.
+        size: number of outputs, pixels of the picture.
+        inputs: indices of the inputs of each tile, intp [tiles, K].
+        weights: interpolation weights, float32 [tiles, _TILE, K]; rows beyond ``size`` repeat the
+            last one.
     """
 
     size: int
@@ -47,16 +48,16 @@ class _Axis:
     weights: Floats
 
     def pixels(self, tiles: slice) -> slice:
-        """Return the outputs of some tiles."""
+        """Return the output pixels of a range of tiles."""
         return slice(tiles.start * _TILE, min(tiles.stop * _TILE, self.size))
 
     def tiles_above_0(self, positive: npt.NDArray[np.bool_]) -> slice:
-        """Return the tiles whose outputs can be above 0, and what lies between them.
+        """Return the smallest range of tiles that contains all tiles with positive outputs.
 
-        Weights are not negative, so a tile needs an input above 0.
+        Weights are non-negative, so only a tile with a positive input can have a positive output.
 
         Args:
-            positive: bool [S, n], which inputs are.
+            positive: whether an input is positive, bool [S, n].
         """
         reached = np.logical_or.reduce(positive, axis=1)
         live = np.flatnonzero(np.logical_or.reduce(reached[self.inputs], axis=1))
@@ -64,16 +65,16 @@ class _Axis:
 
 
 def strips_above_0(logits: Floats, frame: Frame, *, columns_first: bool) -> Iterator[Strip]:
-    """Yield the strips of the picture where a region can be, from left to right.
+    """Yield the strips that can contain pixels of a region, from left to right.
 
-    Sums run over rows first and then over columns, in the order of the inputs, whatever the
-    strip: its logits are those of one product with the whole matrices, ``rows @ logits @
-    columns.T``, but for what a BLAS rounds differently for other sizes.
+    Rows are resized before columns, and sums run in the order of the inputs, independent of the
+    strips. The logits therefore equal the full product ``rows @ logits @ columns.T``, except for
+    BLAS rounding that depends on the matrix size.
 
     Args:
-        logits: float32 [S, S], in the model frame.
-        frame: where the picture lies in it.
-        columns_first: lay the logits of a strip out column by column.
+        logits: mask logits in the model frame, float32 [S, S].
+        frame: placement of the picture in the model frame.
+        columns_first: return the logits of a strip as [columns, rows].
     """
     rows, columns = _axes(frame, len(logits))
     positive = logits > 0
@@ -105,7 +106,7 @@ def _rows_first(windows: Floats, weights: Floats, count: int) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def _axes(frame: Frame, size: int) -> tuple[_Axis, _Axis]:
-    """Return rows and columns of the way from logits [size, size] to the picture."""
+    """Return the row and column resampling from logits [size, size] to the picture."""
     enlarge = _enlarge(size, frame.image_size)
     return (
         _axis(enlarge[: frame.scaled_height], frame.height),
@@ -114,7 +115,7 @@ def _axes(frame: Frame, size: int) -> tuple[_Axis, _Axis]:
 
 
 def _axis(enlarge: npt.NDArray[np.float64], size: int) -> _Axis:
-    """Return the axis that resizes what ``enlarge`` [n, S] gives to ``size`` outputs."""
+    """Return the composition of ``enlarge`` [n, S] with a resize from n to ``size`` outputs."""
     tiles = -(-size // _TILE)
     places = np.minimum(np.arange(tiles * _TILE), size - 1).reshape(tiles, _TILE)
     left, right, weight = _taps(places, len(enlarge), size)
@@ -131,7 +132,7 @@ def _axis(enlarge: npt.NDArray[np.float64], size: int) -> _Axis:
 
 @functools.lru_cache(maxsize=1)
 def _enlarge(size: int, image_size: int) -> npt.NDArray[np.float64]:
-    """Return the matrix [image_size, size] that enlarges logits to the model frame."""
+    """Return the matrix [image_size, size] that upsamples logits to the model frame."""
     left, right, weight = _taps(np.arange(image_size), size, image_size)
     matrix = np.zeros((image_size, size))
     matrix[np.arange(image_size), left] = 1 - weight
@@ -142,9 +143,9 @@ def _enlarge(size: int, image_size: int) -> npt.NDArray[np.float64]:
 def _taps(
     places: npt.NDArray[np.intp], found: int, size: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return the neighbours of outputs, and the weight of the right one: bilinear, no antialias.
+    """Return left and right input of each output, and the weight of the right one.
 
-    Pixels have half-pixel centres, and edges are repeated.
+    Bilinear, half-pixel centres, no antialiasing; edge pixels are repeated.
     """
     centres = ((places + 0.5) * (found / size) - 0.5).clip(0, found - 1)
     left = np.floor(centres).astype(np.intp)

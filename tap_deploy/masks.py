@@ -1,4 +1,4 @@
-"""Masks: the token that answers a prompt, logits to full-size masks, run-length encoding."""
+"""Mask token selection, conversion of logits to full-size masks, and run-length encoding."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tap_deploy.mask_strips import strips_above_0
 
 Rle = dict[str, list[int]]  # uncompressed COCO run lengths, see rle_from_mask
 
-BOX_BONUS = 500.0  # far above any IoU prediction: it decides between token 0 and the others
+BOX_BONUS = 500.0  # exceeds any IoU prediction, so it alone decides for or against token 0
 
 
 def select_mask_token(
     iou_predictions: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]
 ) -> npt.NDArray[np.int64]:
-    """Return which of the M mask tokens answers each prompt, int64 [P].
+    """Return the mask token that answers each prompt, int64 [P].
 
-    Token 0 answers prompts that begin with a box; of the others, which answer points, the one
-    with the highest predicted IoU is taken.
+    Token 0 answers prompts that start with a box. All others are answered by the token with the
+    highest predicted IoU among 1..M-1.
 
     Args:
         iou_predictions: float [P, M].
-        labels: int [P, N], codes of ``PointLabel``.
+        labels: codes of ``PointLabel``, int [P, N].
     """
     scores = np.array(iou_predictions, np.float64)
     boxed = labels[:, 0] == PointLabel.BOX_LEFT_TOP
@@ -39,27 +39,27 @@ def select_mask_token(
 
 
 def request_answers(num_prompts: int) -> npt.NDArray[np.int32]:
-    """Return the ``mask_request`` for the answering token of each prompt, int32 [P, 1]."""
+    """Return a ``mask_request`` for the answering token of each prompt, int32 [P, 1]."""
     return np.full((num_prompts, 1), ANSWERING_TOKEN, np.int32)
 
 
 def request_candidates(num_prompts: int, num_mask_tokens: int) -> npt.NDArray[np.int32]:
-    """Return the ``mask_request`` for every token of each prompt, int32 [P, M]."""
+    """Return a ``mask_request`` for all M tokens of each prompt, int32 [P, M]."""
     return np.tile(np.arange(num_mask_tokens, dtype=np.int32), (num_prompts, 1))
 
 
 def masks_from_logits(
     low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame
 ) -> npt.NDArray[np.bool_]:
-    """Bring mask logits back to the picture: bool [P, H, W] at its original size.
+    """Convert mask logits to masks at the original size of the picture, bool [P, H, W].
 
-    The logits are enlarged bilinearly to the model frame, cropped to the scaled picture,
-    resized bilinearly to the original size, and are foreground where they are above 0. Besides
-    the result, memory holds a strip of one region at a time (float32 [H, 256]).
+    The logits are upsampled bilinearly to the model frame, cropped to the scaled picture, resized
+    bilinearly to the original size, and thresholded at 0. Besides the result, memory holds one
+    strip of one region at a time (float32 [H, 256]).
 
     Args:
-        low_res_masks: float [P, S, S] logits, the chosen token of each prompt.
-        frame: where the picture lies in the model frame.
+        low_res_masks: logits of the selected token of each prompt, float [P, S, S].
+        frame: placement of the picture in the model frame.
 
     Raises:
         InputError: the logits are not [P, S, S].
@@ -73,14 +73,14 @@ def masks_from_logits(
 
 
 def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame) -> list[Rle]:
-    """Encode what ``masks_from_logits`` would return, without making a mask of the full size.
+    """Encode the masks of ``masks_from_logits`` without allocating a full-size mask.
 
     Args:
-        low_res_masks: float [P, S, S] logits, the chosen token of each prompt.
-        frame: where the picture lies in the model frame.
+        low_res_masks: logits of the selected token of each prompt, float [P, S, S].
+        frame: placement of the picture in the model frame.
 
     Returns:
-        For each region what ``rle_from_mask`` returns for its mask.
+        The run lengths of each region, as ``rle_from_mask`` returns them.
 
     Raises:
         InputError: the logits are not [P, S, S].
@@ -102,8 +102,8 @@ def rle_from_mask(mask: npt.NDArray[np.bool_]) -> Rle:
     """Encode a mask bool [H, W] as uncompressed COCO run lengths.
 
     Returns:
-        ``size`` [H, W], and ``counts``: lengths of alternating runs of background and
-        foreground, beginning with background, columns first.
+        ``size`` [H, W], and ``counts``: lengths of alternating background and foreground runs in
+        column-major order, starting with background.
     """
     mask = np.asarray(mask, np.bool_)
     x, y, width, height = box_from_mask(mask)
@@ -112,16 +112,16 @@ def rle_from_mask(mask: npt.NDArray[np.bool_]) -> Rle:
 
 
 def _run_ends(columns: npt.NDArray[np.bool_], x: int, y: int, height: int) -> npt.NDArray[np.int64]:
-    """Return where the runs of each column begin and end, in turns, int64 in ascending order.
+    """Return start and stop of each column's foreground runs, alternating, ascending, int64.
 
     Args:
-        columns: bool [w, h], a part of a mask, transposed.
-        x: column of the mask where the part begins.
-        y: row of the mask where the part begins.
-        height: of the mask; pixel (x, y) has the place x * height + y.
+        columns: transposed part of a mask, bool [w, h].
+        x: first column of the part in the mask.
+        y: first row of the part in the mask.
+        height: height of the mask; pixel (x, y) has the offset x * height + y.
     """
     w, h = columns.shape
-    flat = np.zeros(w * (h + 1) + 1, np.bool_)  # background before and after each column
+    flat = np.zeros(w * (h + 1) + 1, np.bool_)  # one background pixel before and after each column
     flat[1:].reshape(w, h + 1)[:, :h] = columns
     along, down = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 1)
     ends: npt.NDArray[np.int64] = (along + x) * height + (down + y)
@@ -130,7 +130,7 @@ def _run_ends(columns: npt.NDArray[np.bool_], x: int, y: int, height: int) -> np
 
 def _rle_from_run_ends(ends: npt.NDArray[np.int64], height: int, width: int) -> Rle:
     apart = np.ones(len(ends), np.bool_)
-    # A run that ends where the next begins goes on at the top of the next column.
+    # Merge a run that reaches the bottom of a column with one at the top of the next column.
     apart[1:-1] = np.repeat(ends[1:-1:2] != ends[2::2], 2)
     counts: list[int] = np.diff(ends[apart], prepend=0, append=height * width).tolist()
     if len(counts) > 1 and counts[-1] == 0:
@@ -139,7 +139,7 @@ def _rle_from_run_ends(ends: npt.NDArray[np.int64], height: int, width: int) -> 
 
 
 def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
-    """Decode what ``rle_from_mask`` gave, to a mask bool [H, W].
+    """Decode the output of ``rle_from_mask`` to a mask bool [H, W].
 
     Raises:
         InputError: ``size`` or ``counts`` is missing, or the runs do not fill the picture.
@@ -158,7 +158,7 @@ def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
 
 
 class MasksFromRles(Sequence[npt.NDArray[np.bool_]]):
-    """Masks bool [H, W] that are decoded one at a time, when they are asked for."""
+    """A sequence of masks bool [H, W] that decodes each mask on access."""
 
     def __init__(self, rles: Sequence[Rle]) -> None:
         self._rles = rles
@@ -171,7 +171,7 @@ class MasksFromRles(Sequence[npt.NDArray[np.bool_]]):
 
 
 def box_from_mask(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Return the box around a mask bool [H, W] as [x, y, width, height] in pixels.
+    """Return the bounding box of a mask bool [H, W] as [x, y, width, height] in pixels.
 
     An empty mask gives [0, 0, 0, 0].
     """
@@ -184,7 +184,7 @@ def box_from_mask(mask: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def box_from_rle(rle: Rle) -> list[int]:
-    """Return what ``box_from_mask`` returns for the mask that run lengths encode."""
+    """Return the bounding box of a run-length encoded mask, as ``box_from_mask`` does."""
     ends = np.cumsum(rle["counts"])
     stops = ends[1::2]
     starts = ends[: 2 * len(stops) : 2]
@@ -195,14 +195,14 @@ def box_from_rle(rle: Rle) -> list[int]:
     x, top = np.divmod(starts, height)
     last_x, bottom = np.divmod(stops - 1, height)
     left, right = int(x[0]), int(last_x[-1])
-    if (x < last_x).any():  # a run from one column to the next touches both borders
+    if (x < last_x).any():  # a run that spans columns touches the bottom and the top row
         return [left, 0, right + 1 - left, height]
     y = int(top.min())
     return [left, y, right + 1 - left, int(bottom.max()) + 1 - y]
 
 
 def area_from_rle(rle: Rle) -> int:
-    """Return the number of foreground pixels that run lengths encode."""
+    """Return the number of foreground pixels of a run-length encoded mask."""
     return sum(rle["counts"][1::2])
 
 
@@ -216,13 +216,13 @@ def _check_logits(low_res_masks: npt.NDArray[np.floating[Any]]) -> None:
 
 
 def mask_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the IoU of each pair of masks bool [P, H, W], float64 [P]; 1 for two empty ones."""
+    """Return the IoU of each pair of masks bool [P, H, W], float64 [P]; 1 if both are empty."""
     union = (a | b).sum(axis=(1, 2))
     ious: np.ndarray = np.where(union, (a & b).sum(axis=(1, 2)) / np.maximum(union, 1), 1.0)
     return ious
 
 
 def mask_iou(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
-    """Return intersection over union of two masks bool [H, W]; 1.0 if both are empty."""
+    """Return the IoU of two masks bool [H, W]; 1.0 if both are empty."""
     union = np.count_nonzero(found | true)
     return np.count_nonzero(found & true) / union if union else 1.0

@@ -1,4 +1,4 @@
-"""Optional packages: how they are imported, and who brings them."""
+"""Import of optional packages, and lookup of the distributions that provide them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import ModuleType
 
 from tap_deploy.errors import MissingDependencyError, first_line
 
-# What a module must have to be the one that is meant. Pip leaves a folder without it behind when
-# one of two packages that share the folder is uninstalled, and Python imports such a folder.
+# Attributes that identify a working module. When one of two packages that share a folder is
+# uninstalled, pip leaves an incomplete folder behind, which Python still imports.
 _API = {
     "cuda.bindings.runtime": ("cudaMalloc",),
     "cuda.cudart": ("cudaMalloc",),
@@ -35,11 +35,11 @@ _API = {
 
 
 def load_module(name: str) -> ModuleType:
-    """Import an optional module, and hold it against what it must have.
+    """Import an optional module and check that it has the attributes in ``_API``.
 
     Raises:
-        ModuleNotFoundError: it, or a module that it needs, is not installed.
-        ImportError: it is broken: a shared library is missing, or only a part of it is there.
+        ModuleNotFoundError: the module, or one that it imports, is not installed.
+        ImportError: the module is broken: a shared library or a part of it is missing.
     """
     if name == "onnxruntime":
         turn_telemetry_off()
@@ -47,7 +47,7 @@ def load_module(name: str) -> ModuleType:
         module = importlib.import_module(name)
     except ImportError:
         raise
-    # Foreign code; OSError is what ctypes raises where a shared library is missing.
+    # Third-party code may raise anything; ctypes raises OSError for a missing shared library.
     except Exception as exc:
         raise ImportError(f"{name}: {first_line(exc)}", name=name) from exc
     missing = next((part for part in _API.get(name, ()) if not hasattr(module, part)), None)
@@ -55,21 +55,21 @@ def load_module(name: str) -> ModuleType:
         places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))
         where = next(filter(None, places), "a module without a file")
         raise ImportError(
-            f"{where} has no {missing}: it is not {name}, or only what is left of it", name=name
+            f"{where} has no {missing}: it is not {name}, or a leftover of it", name=name
         )
     return module
 
 
 def require_module(name: str, use: str, extra: str) -> ModuleType:
-    """Import the optional module that a use of this library needs.
+    """Import the optional module that a feature needs.
 
     Args:
-        name: of the module.
-        use: what needs it, for the message: "COCO output".
-        extra: of tap-deploy, which brings it.
+        name: module to import.
+        use: name of the feature, for the message, such as "COCO output".
+        extra: extra of tap-deploy that installs the module.
 
     Raises:
-        MissingDependencyError: it is not installed, or broken; the message has the command.
+        MissingDependencyError: not installed, or broken; the message has the pip command.
     """
     command = f'pip install "tap-deploy[{extra}]"'
     try:
@@ -85,27 +85,27 @@ def require_module(name: str, use: str, extra: str) -> ModuleType:
 
 
 def turn_telemetry_off() -> None:
-    """Turn onnxruntime's telemetry off. Call it before anything imports onnxruntime.
+    """Turn onnxruntime's telemetry off; call this before the first import of onnxruntime.
 
-    From 1.29 on it looks up a host of Microsoft's in every process, keeps an id of the device in
-    the home folder, and runs a thread that a forked process waits for in vain. What the user has
-    set stays.
+    From 1.29 on, onnxruntime resolves a Microsoft host in every process, stores a device id in
+    the home folder, and starts a thread that makes forked processes hang. A value set by the user
+    is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def distributions_of(module: str) -> list[str]:
-    """Return what pip calls the installed packages that bring a module, in order."""
+    """Return the sorted names of the installed distributions that provide a module."""
     names = importlib.metadata.packages_distributions().get(module, ())
     return sorted({name for name in names if name})
 
 
 def version_of(module: str) -> str | None:
-    """Return the version of the package that brings a module, None where pip knows of none.
+    """Return the version of the distribution that provides a module, or None if there is none.
 
     The module is not imported.
     """
-    # Python 3.10 does not find the modules of every package; most are called as pip calls them.
+    # Python 3.10 cannot map every module to its distribution; most have the same name.
     for name in (*distributions_of(module), module):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)

@@ -1,4 +1,4 @@
-"""TapPredictor: encode a picture once, prompt it many times; or many pictures, one by one."""
+"""The prediction API: encode a picture once and prompt it many times, or stream many pictures."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 
 
 class TapPredictor:
-    """Masks, names and captions of regions of a picture, without torch.
+    """Segments, names and captions regions of a picture, without torch.
 
-    Threads may share one; processes, forked or not, load their own, see ``docs/runtime.md``.
+    Thread-safe. Every process, forked or not, must load its own; see ``docs/runtime.md``.
 
     Example:
         >>> predictor = TapPredictor.from_bundle("tap_vit_b")
@@ -67,16 +67,15 @@ class TapPredictor:
         tokenizer: Tokenizer | None = None,
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     ) -> None:
-        """Put a predictor together from parts; ``from_bundle`` is the usual way.
+        """Build a predictor from parts; most users call ``from_bundle`` instead.
 
         Args:
-            sessions: one session per graph name, or the graphs as a whole. The predictor closes
-                them.
+            sessions: one session per graph name, or a whole pipeline; the predictor closes them.
             config: sizes of the model.
-            vocabulary: concepts to choose names from.
-            tokenizer: turns caption ids into text.
-            memory_limit_bytes: bound on the working memory of a graph call, in bytes; more
-                prompts than fit are run in chunks. Engines have their own limit.
+            vocabulary: concepts that regions are classified into.
+            tokenizer: decodes caption ids to text.
+            memory_limit_bytes: bound on the working memory of a graph call, bytes. Prompts that
+                exceed it run in chunks. Engines are limited by their own profile instead.
         """
         require_int("memory_limit_bytes", memory_limit_bytes, 1)
         self.config = config
@@ -107,24 +106,24 @@ class TapPredictor:
         """Load a bundle.
 
         Args:
-            path: the folder of the bundle.
-            backend: what runs the graphs; see ``tap_deploy.sessions.opening.BACKENDS``.
-            precision: ``fp32``, or another one that the bundle holds.
-            threads: CPU threads of a call; None for one per core that this process may use.
+            path: folder of the bundle.
+            backend: backend that runs the graphs; see ``tap_deploy.sessions.opening.BACKENDS``.
+            precision: ``fp32``, or another precision of the bundle.
+            threads: CPU threads per call; None for one per core available to this process.
             device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
                 the first GPU with ``tensorrt`` and ``tensorrt_rtx``.
-            provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
+            provider: GPU execution provider of onnxruntime: ``cuda`` (default), ``tensorrt`` or
                 ``nv_tensorrt_rtx``.
-            device_options: choices for a GPU: calls at once, CUDA graphs, and more.
-            memory_limit_bytes: bound on the working memory of a graph call, in bytes.
-            check_hashes: compare the SHA-256 of every file with the manifest first.
-            allow_failed: also load a precision whose accuracy check failed, and engines whose
-                self-test did.
+            device_options: GPU options: concurrent calls, CUDA graphs, and more.
+            memory_limit_bytes: bound on the working memory of a graph call, bytes.
+            check_hashes: verify the SHA-256 of every file against the manifest first.
+            allow_failed: also load a precision that failed its accuracy check, and engines that
+                failed their self-test.
 
         Raises:
-            BundleError: the bundle is missing, incomplete or changed, or lacks the precision or
-                the engine; or they failed their check.
-            InputError: arguments that cannot be used, or not together.
+            BundleError: the bundle is missing, incomplete or modified, or lacks the precision or
+                the engine, or these failed their check.
+            InputError: invalid or conflicting arguments.
             SessionError: the backend is unknown, or a graph does not load.
             MissingDependencyError: a package is not installed.
         """
@@ -151,7 +150,7 @@ class TapPredictor:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """Concepts that names are chosen from; assign another to swap them."""
+        """Concepts that regions are classified into; assign another vocabulary to replace it."""
         return self._vocabulary
 
     @vocabulary.setter
@@ -163,16 +162,17 @@ class TapPredictor:
     def warm_up(self, num_regions: int = 1, *, draws: bool = False) -> None:
         """Make the first call as fast as later ones, in every context.
 
-        Every graph runs once on a blank picture, because backends load kernels and take memory
-        the first time. On a GPU, the steps of captions are recorded for this number of regions.
+        Runs every graph once on a blank picture, because backends load kernels and allocate
+        memory on first use. On a GPU, also records the caption steps as CUDA graphs.
 
         Args:
-            num_regions: of the calls that follow; call it once for each number that they have.
-            draws: whether they have a temperature above 0.
+            num_regions: regions per call. Warm up once for each number of regions in use.
+            draws: also prepare sampling, for calls with a temperature above 0.
 
         Raises:
-            InputError: ``num_regions`` is no number of regions.
-            SessionError: the backend failed, or the caller is within a call of this predictor.
+            InputError: ``num_regions`` is not a positive integer.
+            SessionError: the backend failed, or a call of this predictor is running in this
+                thread.
         """
         require_int("num_regions", num_regions, 1)
         request = blank_request(self.config.image_size, num_regions)
@@ -184,9 +184,9 @@ class TapPredictor:
         """Run the image encoder.
 
         Args:
-            image: path, bytes of a file, binary file object, PIL image, or uint8 ``[H, W, 3]``
-                RGB; or a ``PictureFile``, which says how it is read. ``load_image`` says which
-                are turned upright by their EXIF orientation.
+            image: path, bytes of a file, binary file object, PIL image, uint8 ``[H, W, 3]`` RGB,
+                or a ``PictureFile`` with read options. See ``load_image`` for the use of EXIF
+                orientation.
 
         Raises:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
@@ -197,7 +197,7 @@ class TapPredictor:
             return EncodedImage(embeddings=lane.encode(images), frame=frame, path=path_of(image))
 
     def set_image(self, image: ImageSource | EncodedImage) -> None:
-        """Encode a picture and keep it for calls of ``predict`` without an image."""
+        """Encode a picture and use it for later calls of ``predict`` without an image."""
         self._current = image if isinstance(image, EncodedImage) else self.encode(image)
 
     def predict(
@@ -221,34 +221,34 @@ class TapPredictor:
         """Segment, name and caption P regions.
 
         Args:
-            image: what ``encode`` takes or returned, or None for the picture given to
+            image: a picture as in ``encode``, an encoded picture, or None for the picture of
                 ``set_image``.
             points: float ``[P, N, 3]`` (x, y, label) in pixels of the original image, or a
                 list of P lists of any length. Labels: 0 background, 1 foreground, 2 and 3 the
                 left-top and right-bottom corners of a box, 4 padding.
-            boxes: float ``[P, 4]`` XYXY, pixels of the original image. With points as well,
-                region i is prompted by box i and the points of row i.
-            prompts: points, boxes or sketches made with ``Prompts``, in place of both.
+            boxes: float ``[P, 4]`` XYXY, pixels of the original image. If points are given too,
+                box i and the points of row i together prompt region i.
+            prompts: points, boxes or sketches as ``Prompts``, instead of points and boxes.
             top_k: names per region, best first.
-            masks: True makes full-size masks, ``"rle"`` only their run lengths (``Regions.rles``),
-                which takes no memory of the size of the picture; False makes neither.
+            masks: True for full-size masks, ``"rle"`` for run lengths only (``Regions.rles``),
+                without an allocation of the picture's size, False for neither.
             candidates: also return the masks of all M tokens with their scores, as run lengths
-                (``Regions.candidate_rles``); the prompt decoder runs twice.
-            captions: write captions; without, ``caption_ids`` hold BOS and padding.
-            vocabulary: concepts for this call, in place of the predictor's.
-            max_new_tokens: longest caption, in tokens; None for as long as the model allows.
-            temperature: 0 for the best token each time, above 0 to draw.
-            seed: makes draws repeatable.
-            clip: move points and boxes that reach out of the picture into it, in place of
-                refusing them, and log how many.
-            on_progress: called with a stage's name, regions done and regions in all.
+                (``Regions.candidate_rles``); this runs the prompt decoder a second time.
+            captions: write captions; if False, ``caption_ids`` contain BOS and padding.
+            vocabulary: concepts for this call, overriding the predictor's.
+            max_new_tokens: maximum caption length, tokens; None for the model's maximum.
+            temperature: 0 for greedy decoding, above 0 to sample.
+            seed: seed of the sampling.
+            clip: move points and boxes that lie outside the picture to its border instead of
+                raising an error, and log how many were moved.
+            on_progress: called with the stage name, regions done, and the total.
 
         Returns:
-            ``Regions``; empty for P = 0. All prompts of a call are padded to one number of
-            points, as in training, so a region's result may depend on its company a little.
+            ``Regions``; empty for P = 0. All prompts of a call are padded to the same number of
+            points, as in training, so a region's result can depend slightly on the other prompts.
 
         Raises:
-            InputError: an argument cannot be used; the message says which and why.
+            InputError: invalid argument; the message says which and why.
             SessionError: the backend failed.
         """
         options = PredictOptions(
@@ -296,10 +296,11 @@ class TapPredictor:
     ) -> Iterator[Regions]:
         """Segment, name and caption regions of many pictures; yield the regions in order.
 
-        Each picture gets what ``predict`` would return for it. The next pictures are read and
-        resized in threads while the graphs run on one, and the graphs on it while the masks of
-        the one before are made. Pictures of full size are held by the threads only, and no more
-        pictures are taken from ``images`` than ``read_ahead`` says.
+        Each result equals that of ``predict``. Reading, graph execution and mask postprocessing
+        of different pictures overlap: threads read and resize the next pictures while the graphs
+        run on one and the caller receives the masks of the previous one. Only the reader threads
+        hold full-size pictures, and at most ``read_ahead`` pictures are taken from ``images`` in
+        advance.
 
         Example:
             >>> pairs = ((path, Prompts.from_boxes(boxes)) for path, boxes in detections)
@@ -307,11 +308,11 @@ class TapPredictor:
             ...     print(regions.to_json())
 
         Args:
-            images: pictures as ``predict`` takes them, or pairs of a picture and its prompts.
-                Any iterable; items are taken from it in the thread of the caller.
-            points: for every picture; see ``predict``. Not with pairs.
-            boxes: for every picture; see ``predict``. Not with pairs.
-            prompts: for every picture, in place of both. Not with pairs.
+            images: iterable of pictures as in ``predict``, or of pairs (picture, ``Prompts``). It
+                is iterated in the caller's thread.
+            points: points for every picture; see ``predict``. Not with pairs.
+            boxes: boxes for every picture; see ``predict``. Not with pairs.
+            prompts: prompts for every picture, instead of points and boxes. Not with pairs.
             top_k: see ``predict``.
             masks: see ``predict``.
             candidates: see ``predict``.
@@ -319,17 +320,17 @@ class TapPredictor:
             vocabulary: see ``predict``.
             max_new_tokens: see ``predict``.
             temperature: see ``predict``.
-            seed: of every picture anew, as if each were a call of ``predict``.
+            seed: seed of the sampling, applied to each picture separately as in ``predict``.
             clip: see ``predict``.
-            read_ahead: pictures to prepare beyond the one that is asked for, each in a thread;
-                where the image encoder takes batches, at least one batch.
-            on_error: called in its turn with the number from 0 of a picture that cannot be used,
-                and why; nothing is yielded for it (``Regions.image_path`` says whose the others
-                are). None raises the error, which ends the iteration.
+            read_ahead: pictures prepared in advance, each in its own thread; at least one batch
+                if the image encoder takes batches.
+            on_error: called in order with the index (from 0) of an invalid picture and the error;
+                nothing is yielded for that picture, so use ``Regions.image_path`` to identify the
+                others. None raises the error, which ends the iteration.
 
         Raises:
-            InputError: an argument cannot be used; at once. What is wrong with a picture or its
-                prompts is raised in its turn, with its number from 0 and its path.
+            InputError: invalid argument, raised at the call. Errors of a picture or its prompts
+                are raised in order, with index and path of the picture.
             SessionError: the backend failed.
         """
         options = PredictOptions(
@@ -377,10 +378,10 @@ class TapPredictor:
                 yield regions_from(answer, options, self.tokenizer)
 
     def close(self) -> None:
-        """Wait for the calls that run, then free the sessions; a second time does nothing.
+        """Wait for running calls, then free the sessions. Closing twice has no effect.
 
         Raises:
-            SessionError: the caller is within a call of this predictor.
+            SessionError: a call of this predictor is running in this thread.
         """
         self._pipeline.close()
 
@@ -396,7 +397,7 @@ class TapPredictor:
         self.close()
 
     def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
-        """Return the vocabulary of a call, checked; the predictor's own if there is none."""
+        """Return the checked vocabulary of a call, or the predictor's if it has none."""
         if vocabulary is None:
             return self._vocabulary
         check_vocabulary(vocabulary, self.config)

@@ -1,4 +1,4 @@
-"""Rows of prompts: what callers give, read region by region as points (x, y, label)."""
+"""Parsing of callers' points, boxes and strokes into one row of points (x, y, label) a region."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tap_deploy.errors import InputError
 
 Row = npt.NDArray[np.float64]  # [n, 3] x, y, label
 
-SKETCH_POINTS = 9  # what the model was trained on
+SKETCH_POINTS = 9  # as in training
 LABELS_TEXT = ", ".join(f"{int(label)} {label.name.lower()}" for label in PointLabel)
 
 _LABEL_LIMIT = 2.0**31  # labels are kept as int32
 
 
 def point_rows(points: Any) -> list[Row]:
-    """Return the points of each region; no points are fine here.
+    """Return the points of each region; a region may have none.
 
     Raises:
-        InputError: not P lists of [n, 3], or a label that is not a whole number.
+        InputError: not P lists of [n, 3], or a label that is not an integer.
     """
     rows = [
         _numbers(row, 3, f"points of region {region}", "[n, 3]: (x, y, label) each")
@@ -41,10 +41,10 @@ def point_rows(points: Any) -> list[Row]:
 
 
 def box_rows(boxes: Any) -> list[Row]:
-    """Return two rows, the labelled corners, for each box of [P, 4] XYXY.
+    """Return the two labelled corners of each box of [P, 4] XYXY.
 
     Raises:
-        InputError: another shape.
+        InputError: wrong shape.
     """
     corners = _numbers(boxes, 4, "boxes", "[P, 4]: (x0, y0, x1, y1) each")
     labels = np.array([PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM], np.float64)
@@ -52,10 +52,10 @@ def box_rows(boxes: Any) -> list[Row]:
 
 
 def sketch_rows(strokes: Any) -> list[Row]:
-    """Pick 9 foreground points along each stroke [n, 2], evenly spaced by length.
+    """Sample 9 foreground points along each stroke [n, 2], evenly spaced by arc length.
 
     Raises:
-        InputError: another shape, an empty stroke, or NaN and infinity.
+        InputError: wrong shape, an empty stroke, NaN or infinity.
     """
     return [
         _sketch_row(stroke, region) for region, stroke in enumerate(_regions(strokes, "strokes"))
@@ -68,7 +68,7 @@ def _sketch_row(stroke: Any, region: int) -> Row:
         problem = "is empty" if len(line) == 0 else "holds NaN or infinity"
         raise InputError(f"stroke of region {region} {problem}; expected finite points (x, y)")
     row = np.full((SKETCH_POINTS, 3), float(PointLabel.FOREGROUND))
-    with np.errstate(over="ignore", invalid="ignore"):  # ends as NaN, see Prompts.check
+    with np.errstate(over="ignore", invalid="ignore"):  # gives NaN, which Prompts.check reports
         steps = np.hypot(*np.diff(line, axis=0).T)
         length = np.concatenate([[0.0], np.cumsum(steps)])  # [n], pixels from the first point
         picks = np.linspace(0.0, length[-1], SKETCH_POINTS)
@@ -83,7 +83,7 @@ def _regions(values: Any, name: str) -> list[Any]:
     if not isinstance(values, list | tuple):
         try:
             plain = np.asarray(_plain(values))
-        except Exception as exc:  # whatever foreign arrays raise
+        except Exception as exc:  # arrays of other libraries may raise anything
             raise InputError(_unreadable(values, name, expected)) from exc
     if isinstance(plain, np.ndarray) and plain.ndim == 0:
         raise InputError(_unreadable(values, name, expected))
@@ -93,7 +93,7 @@ def _regions(values: Any, name: str) -> list[Any]:
 def _numbers(values: Any, columns: int, name: str, expected: str) -> Row:
     try:
         rows = np.asarray(_plain(values), np.float64)
-    except Exception as exc:  # whatever foreign arrays raise
+    except Exception as exc:  # arrays of other libraries may raise anything
         raise InputError(_unreadable(values, name, expected)) from exc
     if rows.ndim and len(rows) == 0:
         return rows.reshape(0, columns)
@@ -103,13 +103,14 @@ def _numbers(values: Any, columns: int, name: str, expected: str) -> Row:
 
 
 def _plain(values: Any) -> Any:
-    """Return what NumPy reads: lists in place of tensors, whatever their dtype and device."""
+    """Return values that NumPy can read: tensors of any dtype and device become lists."""
     if isinstance(values, list | tuple):
         return [_plain(value) for value in values]
-    # NumPy would cut the imaginary parts of its own arrays off, but not those of lists.
+    # NumPy drops the imaginary part of a complex array, but raises for a complex list.
     is_real = isinstance(values, np.ndarray) and values.dtype.kind != "c"
     return values if is_real or not hasattr(values, "tolist") else values.tolist()
 
 
 def _unreadable(values: Any, name: str, expected: str) -> str:
-    return f"{name}: a {type(values).__name__} that is no array of numbers; expected {expected}"
+    kind = type(values).__name__
+    return f"{name}: a {kind} that is not an array of numbers; expected {expected}"

@@ -18,20 +18,19 @@ _PADDING_POINT = (0.0, 0.0, float(PointLabel.PADDING))
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prompts:
-    """P prompts, one a region, of N points each.
+    """P prompts, one per region, of N points each.
+
+    The model expects at least one padding point (0, 0, label 4) in a row without box corners, and
+    its results depend on N. The ``from_*`` methods add the padding and accept lists, arrays and
+    tensors of any dtype and device; the constructor stores the two arrays unchanged.
 
     Attributes:
-        coords: float32 [P, N, 2] XY, pixels of the original image.
-        labels: int32 [P, N], codes of ``PointLabel``. A box is its left top corner (2) and its
+        coords: XY in pixels of the original image, float32 [P, N, 2].
+        labels: codes of ``PointLabel``, int32 [P, N]. A box is its left top corner (2) and its
             right bottom corner (3), the first two points of its row.
 
-    The model expects a row without box corners to hold at least one padding point
-    (0, 0, label 4), and N is part of what it sees. The ``from_*`` methods take care of both, and
-    take lists, arrays and tensors of any dtype and device; the constructor takes the two arrays
-    as they are.
-
     Raises:
-        InputError: a shape or dtype is wrong. Values are looked at by ``check``.
+        InputError: wrong shape or dtype. ``check`` validates the values.
     """
 
     coords: npt.NDArray[np.float32]
@@ -66,7 +65,7 @@ class Prompts:
             points: float [P, N, 3], or a list of P lists of any length, [n, 3] each.
 
         Raises:
-            InputError: another shape, or a label that is not a whole number.
+            InputError: wrong shape, or a label that is not an integer.
         """
         return _from_rows(point_rows(points))
 
@@ -75,20 +74,20 @@ class Prompts:
         """Build prompts from boxes, float [P, 4] XYXY, pixels of the original image.
 
         Raises:
-            InputError: another shape.
+            InputError: wrong shape.
         """
         return _from_rows(box_rows(boxes))
 
     @classmethod
     def from_points_and_boxes(cls, points: Any, boxes: Any) -> Prompts:
-        """Build prompts of a box and points each: region i takes ``boxes[i]`` and ``points[i]``.
+        """Build prompts that combine a box with points: region i has ``boxes[i]``, ``points[i]``.
 
         Args:
             points: as in ``from_points``; a row may be empty.
             boxes: as in ``from_boxes``.
 
         Raises:
-            InputError: another shape, or not as many boxes as rows of points.
+            InputError: wrong shape, or a different number of boxes than rows of points.
         """
         with_points, with_boxes = point_rows(points), box_rows(boxes)
         if len(with_points) != len(with_boxes):
@@ -103,23 +102,22 @@ class Prompts:
 
     @classmethod
     def from_sketches(cls, strokes: Any) -> Prompts:
-        """Build prompts from strokes, one a region.
+        """Build prompts from strokes, one per region.
 
-        Each stroke becomes 9 foreground points, evenly spaced along its length (so that a slow
-        pen, which leaves many samples, draws no more attention than a quick one), and one
-        padding point.
+        Each stroke becomes 9 foreground points and one padding point. The points are evenly
+        spaced by arc length, so the speed of the pen does not matter.
 
         Args:
-            strokes: a list of P polylines, float [n, 2] XY, pixels of the original image, n >= 1.
+            strokes: P polylines, float [n, 2] XY, pixels of the original image, n >= 1.
 
         Raises:
-            InputError: another shape, an empty stroke, or NaN and infinity.
+            InputError: wrong shape, an empty stroke, NaN or infinity.
         """
         return _from_rows(sketch_rows(strokes))
 
     @classmethod
     def concatenate(cls, prompts: Sequence[Prompts]) -> Prompts:
-        """Join prompts, region after region; rows are padded to the longest."""
+        """Concatenate prompts; rows are padded to the longest one."""
         rows = [
             np.column_stack([coords, labels])
             for part in prompts
@@ -128,12 +126,12 @@ class Prompts:
         return _from_rows(rows)
 
     def check(self, width: int, height: int) -> None:
-        """Check every value against a picture of ``width`` x ``height`` pixels.
+        """Validate every value for a picture of ``width`` x ``height`` pixels.
 
         Raises:
-            InputError: NaN or infinity, a label outside 0..4, a point outside the picture
-                (padding excepted), a box with a missing or misplaced corner or without area,
-                or a region of padding only. The message names region and point from 0.
+            InputError: NaN or infinity, a label outside 0..4, a point outside the picture (except
+                padding), a box with a missing or misplaced corner or without area, or a region
+                with only padding. The message gives region and point, counted from 0.
         """
         self._check_finite()
         self._check_labels()
@@ -141,16 +139,16 @@ class Prompts:
         self._check_boxes()
 
     def clip(self, width: int, height: int) -> tuple[Prompts, int]:
-        """Move points and corners of boxes into a picture of ``width`` x ``height`` pixels.
+        """Clip points and box corners to a picture of ``width`` x ``height`` pixels.
 
         Returns:
-            The prompts, and how many of them were moved.
+            The clipped prompts, and how many of them changed.
 
         Raises:
-            InputError: a box has nothing of the picture in it.
+            InputError: a box lies outside the picture.
         """
         inside = self.coords.clip(0, (width, height)).astype(np.float32)
-        # Padding is not of the picture, and what is not finite stays for check to name.
+        # Padding has no place in the picture; non-finite points are left for ``check`` to report.
         fixed = (self.labels == PointLabel.PADDING) | ~np.isfinite(self.coords).all(axis=2)
         moved = (inside != self.coords).any(axis=2) & ~fixed
         for region in np.flatnonzero(moved.any(axis=1)):
@@ -158,8 +156,8 @@ class Prompts:
             boxed = self.labels[region, 0] == PointLabel.BOX_LEFT_TOP
             if boxed and (corners[0] < corners[1]).all() and not (kept[0] < kept[1]).all():
                 raise InputError(
-                    f"region {region}: box {corners.ravel().tolist()} has nothing of the picture "
-                    f"of {width} x {height} pixels in it; leave it out"
+                    f"region {region}: box {corners.ravel().tolist()} lies outside the picture of "
+                    f"{width} x {height} pixels; remove it"
                 )
         clipped = np.where(moved[..., None], inside, self.coords)
         return Prompts(coords=clipped, labels=self.labels), int(moved.any(axis=1).sum())
@@ -169,7 +167,7 @@ class Prompts:
         return self.coords * np.float32(scale)
 
     def _check_finite(self) -> None:
-        # Padding too: the model multiplies it by 0, and 0 * NaN is NaN.
+        # Includes padding: the model multiplies it by 0, and 0 * NaN is NaN.
         bad = np.argwhere(~np.isfinite(self.coords).all(axis=2))
         if len(bad):
             raise InputError(f"{self._point(bad[0])} is NaN or infinite; expected finite numbers")
@@ -184,7 +182,7 @@ class Prompts:
         blank = np.flatnonzero((self.labels == PointLabel.PADDING).all(axis=1))
         if len(blank):
             raise InputError(
-                f"region {blank[0]} has nothing but padding points; expected a point or a box"
+                f"region {blank[0]} has only padding points; expected a point or a box"
             )
 
     def _check_inside(self, width: int, height: int) -> None:
@@ -219,7 +217,7 @@ class Prompts:
             )
 
     def _point(self, place: npt.NDArray[np.intp]) -> str:
-        # All digits of a float32, not rounded: 600.00006 must not read as 600.
+        # Print all digits: 600.00006, just outside a picture, must not read as 600.
         x, y = (str(value).removesuffix(".0") for value in self.coords[tuple(place)])
         kinds = {
             PointLabel.BOX_LEFT_TOP: "left top corner of its box",
@@ -230,13 +228,13 @@ class Prompts:
 
 
 def _from_rows(rows: list[Row]) -> Prompts:
-    """Pad rows [n, 3] to one length; a row without box corners holds at least one padding."""
+    """Pad rows [n, 3] to one length; a row without box corners gets at least one padding point."""
     lengths = [len(row) + int(_needs_padding(row)) for row in rows]
     points = np.empty((len(rows), max(lengths, default=2), 3))
     points[:] = _PADDING_POINT
     for row, padded in zip(rows, points, strict=True):
         padded[: len(row)] = row
-    with np.errstate(over="ignore"):  # turns into infinity, which check() reports
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which check() reports
         coords = points[..., :2].astype(np.float32)
     return Prompts(coords=coords, labels=points[..., 2].astype(np.int32))
 

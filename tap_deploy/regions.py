@@ -1,4 +1,4 @@
-"""Regions: what the model says about each prompt, and the formats to hand it on."""
+"""Results of a prediction, and their conversion to other formats."""
 
 from __future__ import annotations
 
@@ -38,31 +38,33 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Regions:
-    """The answers to P prompts on one picture.
+    """Results for P prompts on one picture.
 
     Attributes:
-        masks: bool [P, H, W] at the size of the original picture; None if not asked for.
-        rles: the same as uncompressed COCO run lengths, one a region, see ``rle_from_mask``;
-            there in place of ``masks`` if they were asked for with ``masks="rle"``.
-        candidate_rles: run lengths of the masks of all M tokens of each prompt, if they were asked
-            for with ``candidates=True``; that of number ``mask_index`` is the answer.
-        candidate_iou_predictions: float32 [P, M], how well the model thinks that they fit.
-        iou_predictions: float32 [P], how well the model thinks that the mask fits.
-        mask_index: int64 [P], the mask token that answered, 0..M-1.
-        concepts: per region the (name, probability) of its likeliest concepts, likeliest
-            first; None without a vocabulary.
-        captions: one text a region; None without a tokenizer.
-        caption_ids: int64 [P, L-1], BOS, the caption, EOS and padding.
-        semantic_tokens: float32 [P, C] of the chosen token, what captions are made from.
-        semantic_embeddings: float32 [P, E] of the chosen token, what concepts are made from.
-        low_res_masks: float32 [P, S, S], mask logits of the chosen token in the model frame.
+        masks: masks at the size of the original picture, bool [P, H, W]; None unless requested.
+        rles: masks as uncompressed COCO run lengths, one per region, see ``rle_from_mask``;
+            replaces ``masks`` with ``masks="rle"``.
+        candidate_rles: run lengths of the masks of all M tokens per prompt, with
+            ``candidates=True``; entry ``mask_index`` is the selected one.
+        candidate_iou_predictions: predicted IoU of every candidate mask, float32 [P, M].
+        iou_predictions: predicted IoU of the selected mask, float32 [P].
+        mask_index: selected mask token, 0..M-1, int64 [P].
+        concepts: the most likely (name, probability) pairs of each region, best first; None
+            without a vocabulary.
+        captions: one text per region; None without a tokenizer.
+        caption_ids: BOS, caption, EOS and padding, int64 [P, L-1].
+        semantic_tokens: semantic tokens of the selected masks, the input of the captions,
+            float32 [P, C].
+        semantic_embeddings: semantic embeddings of the selected masks, the input of the concepts,
+            float32 [P, E].
+        low_res_masks: logits of the selected masks in the model frame, float32 [P, S, S].
         prompts: the P prompts, in pixels of the original picture.
         image_height: H, pixels.
         image_width: W, pixels.
-        image_path: of the file of the picture, as it was given; None where it was no file.
+        image_path: path of the picture as passed in; None if it was not a file.
 
     Raises:
-        InputError: a field does not hold one entry per prompt.
+        InputError: a field does not have one entry per prompt.
     """
 
     masks: npt.NDArray[np.bool_] | None
@@ -110,46 +112,46 @@ class Regions:
         return len(self.prompts)
 
     def mask(self, index: int) -> npt.NDArray[np.bool_] | None:
-        """Return the mask of a region, bool [H, W]; decoded if only its run lengths are there."""
+        """Return the mask of a region, bool [H, W], decoded from its run lengths if necessary."""
         if self.rles is not None:
             return mask_from_rle(self.rles[index])
         mask: npt.NDArray[np.bool_] | None = None if self.masks is None else self.masks[index]
         return mask
 
     def rle(self, index: int) -> Rle | None:
-        """Return the run lengths of a region, ``size`` and ``counts`` as COCO has them."""
+        """Return the uncompressed COCO run lengths of a region, ``size`` and ``counts``."""
         if self.rles is not None:
             return self.rles[index]
         return None if self.masks is None else rle_from_mask(self.masks[index])
 
     def box(self, index: int) -> list[int] | None:
-        """Return the box around a region's mask, [x, y, width, height] in pixels."""
+        """Return the bounding box of a region's mask, [x, y, width, height] in pixels."""
         rle = self.rle(index)
         return None if rle is None else box_from_rle(rle)
 
     def area(self, index: int) -> int | None:
-        """Return how many pixels a region's mask has."""
+        """Return the area of a region's mask, pixels."""
         rle = self.rle(index)
         return None if rle is None else area_from_rle(rle)
 
     def likeliest(self, index: int) -> tuple[str, float] | None:
-        """Return the likeliest concept of a region and its probability, None without concepts."""
+        """Return the most likely concept of a region and its probability; None without concepts."""
         return self.concepts[index][0] if self.concepts and self.concepts[index] else None
 
     def name(self, index: int) -> str | None:
-        """Return the likeliest concept of a region, None without concepts."""
+        """Return the most likely concept of a region; None without concepts."""
         likeliest = self.likeliest(index)
         return None if likeliest is None else likeliest[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the tensors as plain JSON types.
+        """Return everything except the tensors as plain JSON types.
 
-        ``image`` holds ``height`` and ``width`` in pixels; ``regions`` one object each: ``index``,
-        ``points`` (x, y, label, without padding), ``iou_prediction``, ``mask_index``, ``concepts``,
-        ``caption``, ``caption_ids``, ``bbox`` ([x, y, width, height]), ``area`` (pixels) and
-        ``segmentation`` (uncompressed COCO run lengths). What was not computed is null, but for
-        ``candidates``, which is there if it was asked for: one object per mask token, with
-        ``iou_prediction``, ``bbox``, ``area`` and ``segmentation``.
+        ``image`` has ``height`` and ``width`` in pixels. ``regions`` has one object per region:
+        ``index``, ``points`` (x, y, label, without padding), ``iou_prediction``, ``mask_index``,
+        ``concepts``, ``caption``, ``caption_ids``, ``bbox`` ([x, y, width, height]), ``area``
+        (pixels) and ``segmentation`` (uncompressed COCO run lengths); fields that were not
+        computed are null. ``candidates`` is present only if requested: one object per mask token
+        with ``iou_prediction``, ``bbox``, ``area`` and ``segmentation``.
         """
         return {
             "image": {"height": self.image_height, "width": self.image_width},
@@ -168,18 +170,17 @@ class Regions:
     ) -> list[dict[str, Any]]:
         """Return COCO annotations: ``bbox``, ``area``, ``score`` and a compressed RLE.
 
-        ``score`` is the IoU prediction; ``caption`` and ``category_name`` (the likeliest
-        concept) are there if they were computed. ``tap_deploy.formats.coco.coco_dataset`` makes a
-        file of the annotations of many pictures, ``to_coco_results`` what is evaluated against
-        one. An empty mask has an area of 0 and the box [0, 0, 0, 0].
+        ``score`` is the predicted IoU; ``caption`` and ``category_name`` (the most likely
+        concept) are present if they were computed. ``tap_deploy.formats.coco.coco_dataset``
+        builds a data set from the annotations of many pictures; ``to_coco_results`` returns
+        results to evaluate against one. An empty mask has area 0 and box [0, 0, 0, 0].
 
         Args:
-            image_id: of the picture, for all annotations.
-            category_ids: the id of every concept in the data set at hand, and of "region" for
-                regions without a name; without it all annotations are of category 1, as those
-                of class-agnostic proposals.
-            first_id: id of the first annotation, at least 1; the others count on. In a file with
-                annotations of several pictures no id may occur twice.
+            image_id: id of the picture.
+            category_ids: id of every concept, and of "region" for regions without a name. Without
+                it, all annotations have category 1, as class-agnostic proposals do.
+            first_id: id of the first annotation, at least 1; the others follow. Ids must be unique
+                within a data set.
 
         Raises:
             InputError: the regions have no masks, or a name has no category id.
@@ -192,13 +193,13 @@ class Regions:
     ) -> list[dict[str, Any]]:
         """Return COCO results, for ``COCO.loadRes`` and ``COCOeval`` of pycocotools.
 
-        Each has ``image_id``, ``category_id``, ``segmentation`` (compressed RLE) and ``score``
-        (the IoU prediction), and no more: with a caption ``loadRes`` takes results for captions
-        of pictures, and with a box it counts the pixels of the box in place of the mask's.
-        Results of several pictures are joined to one list.
+        Each result has only ``image_id``, ``category_id``, ``segmentation`` (compressed RLE) and
+        ``score`` (the predicted IoU): ``loadRes`` would treat a result with a caption as an image
+        caption, and take the area from a box instead of the mask. Concatenate the lists of
+        several pictures.
 
         Args:
-            image_id: of the picture in the data set to evaluate against.
+            image_id: id of the picture in the data set to evaluate against.
             category_ids: see ``to_coco``.
 
         Raises:
@@ -210,18 +211,18 @@ class Regions:
     def to_polygons(self, tolerance: float = 0.0) -> list[list[list[float]]]:
         """Return the outline of each mask as COCO polygons, ``[[x0, y0, x1, y1, ...], ...]``.
 
-        Coordinates are pixels of the picture; pixel (x, y) reaches from (x, y) to
-        (x + 1, y + 1), so that a polygon runs along the edges of pixels. COCO polygons have no
-        holes: a region with holes is cut along vertical lines through them into polygons that
-        share no area. An empty mask has no polygons.
+        Coordinates are pixels of the picture. Pixel (x, y) covers (x, y) to (x + 1, y + 1), so
+        polygons follow pixel edges. COCO polygons have no holes: a region with holes is cut along
+        vertical lines through the holes into non-overlapping polygons. An empty mask has no
+        polygons.
 
         Args:
-            tolerance: how far the outline may move to get by with fewer corners, pixels. 0 keeps
-                the edges of pixels: filled, all polygons of a region together are its mask. 1
-                does without the stairs of slanted edges.
+            tolerance: maximum displacement of the outline when it is simplified, pixels. 0 keeps
+                pixel edges: rasterised, the polygons of a region equal its mask. 1 removes the
+                staircase of slanted edges.
 
         Raises:
-            InputError: the regions have no masks, or the tolerance is not a number from 0 on.
+            InputError: the regions have no masks, or the tolerance is not a number >= 0.
             MissingDependencyError: shapely is not installed.
         """
         return coco_polygons(self._all_rles("polygons"), tolerance)
@@ -229,20 +230,20 @@ class Regions:
     def to_geojson(self, tolerance: float = 0.0) -> dict[str, Any]:
         """Return the outlines as a GeoJSON ``FeatureCollection`` (RFC 7946), plain JSON types.
 
-        Each region is a ``Feature``: ``id`` is its index; ``geometry`` a Polygon or MultiPolygon
-        with holes as inner rings, null for an empty mask; ``properties`` are ``name`` and
-        ``probability`` of the likeliest concept, ``caption`` and ``iou_prediction``, null where
-        not computed.
+        Each region is a ``Feature``: ``id`` is its index; ``geometry`` is a Polygon or
+        MultiPolygon with holes as inner rings, null for an empty mask; ``properties`` are ``name``
+        and ``probability`` of the most likely concept, ``caption`` and ``iou_prediction``, null
+        if not computed.
 
-        Coordinates are pixels of the picture, not degrees: x to the right and y **down** from its
-        upper left corner, see ``to_polygons``. In these numbers outer rings run counterclockwise
-        as the RFC has it; a program whose y points up shows the picture upside down.
+        Coordinates are pixels of the picture, not degrees: x to the right, y **down** from the
+        upper left corner, see ``to_polygons``. Outer rings are counterclockwise in these
+        coordinates, as the RFC requires; a viewer with y pointing up shows the picture flipped.
 
         Args:
             tolerance: see ``to_polygons``.
 
         Raises:
-            InputError: the regions have no masks, or the tolerance is not a number from 0 on.
+            InputError: the regions have no masks, or the tolerance is not a number >= 0.
             MissingDependencyError: shapely is not installed.
         """
         return feature_collection(self, self._all_rles("GeoJSON"), tolerance)
@@ -252,16 +253,16 @@ class Regions:
     ) -> supervision.Detections:
         """Return ``supervision.Detections``, for the annotators and trackers of that package.
 
-        ``xyxy`` float32 [P, 4] are the boxes around the masks in pixels, from the upper left
-        corner of a pixel to the lower right corner of another; ``mask`` is bool [P, H, W];
-        ``confidence`` float32 [P], the IoU predictions; ``class_id`` int64 [P]. ``data`` has
-        ``class_name``, the likeliest concepts, and ``caption``, text [P] each, if they were
-        computed.
+        ``xyxy`` float32 [P, 4] are the bounding boxes of the masks in pixels, from the upper left
+        corner of the first pixel to the lower right corner of the last; ``mask`` is bool
+        [P, H, W]; ``confidence`` float32 [P] are the predicted IoUs; ``class_id`` is int64 [P].
+        ``data`` has ``class_name`` (the most likely concepts) and ``caption``, text [P] each, if
+        they were computed.
 
         Args:
-            category_ids: the class id of every concept. Without it the names that occur in these
-                regions are numbered from 0 in the order in which they come: the ids of another
-                picture mean other names. Regions without names are all of class 0.
+            category_ids: class id of every concept. Without it, the names of these regions are
+                numbered from 0 in order of appearance, so ids are not comparable between
+                pictures. Regions without names have class 0.
 
         Raises:
             InputError: the regions have no masks, or a name has no class id.
@@ -276,18 +277,18 @@ class Regions:
         *,
         font: str | os.PathLike[str] | None = None,
     ) -> Image.Image:
-        """Draw masks, prompts and labels on the picture that was predicted on, mode RGB.
+        """Draw masks, prompts and labels on the picture, and return it in mode RGB.
 
         Args:
-            image: the picture.
-            scale: by how much its sides are enlarged first, 1..16; for small pictures.
-            font: a TrueType or OpenType file for the labels. What it lacks, or Pillow's own font
-                without it, comes from the fonts of the system; of what no font has a warning
-                tells the package to install.
+            image: the picture that was predicted on.
+            scale: factor by which the picture is enlarged first, 1..16; for small pictures.
+            font: TrueType or OpenType file for the labels; None for Pillow's own font. Missing
+                glyphs come from the system fonts; if no font has them, a warning names the
+                package to install.
 
         Raises:
-            InputError: the picture cannot be read, or has another size; no such scale; or a font
-                that cannot be read.
+            InputError: the picture cannot be read or has another size, the scale is out of range,
+                or the font cannot be read.
         """
         from tap_deploy.visualize import Drawing, draw_regions
 

@@ -1,4 +1,4 @@
-"""Timing: warm up, take turns, report the distribution."""
+"""Latency measurement: warm-up, interleaved calls, distribution."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ import numpy as np
 WARM_UP_SECONDS = 0.2
 MIN_ITERATIONS = 10
 MIN_SECONDS = 3.0
-# Above this coefficient of variation the machine was too busy for the mean to mean much.
+# Above this coefficient of variation, the machine was too busy for a reliable mean.
 NOISY_CV = 0.025
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Distribution of the wall-clock time of one call, in milliseconds."""
+    """Distribution of the wall-clock time of one call.
+
+    Attributes:
+        iterations: number of timed calls.
+        min_ms: minimum, ms.
+        mean_ms: mean, ms.
+        median_ms: median, ms.
+        p90_ms: 90th percentile, ms.
+        p95_ms: 95th percentile, ms.
+        p99_ms: 99th percentile, ms.
+        max_ms: maximum, ms.
+        cv: coefficient of variation, standard deviation over mean.
+    """
 
     iterations: int
     min_ms: float
@@ -31,7 +43,7 @@ class Latency:
 
     @classmethod
     def from_seconds(cls, seconds: list[float]) -> Latency:
-        """Summarise the durations of single calls."""
+        """Summarise the durations of single calls, in seconds."""
         ms = 1e3 * np.array(seconds)
         median, p90, p95, p99 = np.percentile(ms, [50, 90, 95, 99]).tolist()
         return cls(
@@ -48,7 +60,7 @@ class Latency:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the machine was too busy for a steady figure."""
+        """Whether the machine was too busy for a reliable mean."""
         return self.cv > NOISY_CV
 
 
@@ -59,10 +71,10 @@ def measure(
     min_seconds: float = MIN_SECONDS,
     warm_up_seconds: float = WARM_UP_SECONDS,
 ) -> dict[str, Latency]:
-    """Time candidates in turns, so that a busy spell of the machine hits all of them.
+    """Time candidates in turns, so that background load affects all of them equally.
 
-    Every candidate is called for at least ``warm_up_seconds`` beforehand, which do not count; then
-    until each has ``min_iterations`` calls and ``min_seconds`` behind it.
+    Each candidate first warms up for at least ``warm_up_seconds``, untimed. Timing ends once each
+    candidate has at least ``min_iterations`` calls and ``min_seconds`` in total.
     """
     for call in candidates.values():
         spent = 0.0
@@ -76,7 +88,7 @@ def measure(
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    # At least the clock's own resolution, so that an empty call cannot loop for ever.
+    # At least the resolution of the clock: with durations of 0, ``measure`` would never end.
     start = time.perf_counter()
     call()
     return max(time.perf_counter() - start, 1e-7)

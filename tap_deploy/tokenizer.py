@@ -1,4 +1,4 @@
-"""Tokenizer: caption ids to text, through SentencePiece."""
+"""Decoding of caption ids to text with SentencePiece."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tap_deploy.optional_modules import load_module
 
 
 class Tokenizer:
-    """The SentencePiece model that captions are written with.
+    """A SentencePiece model that decodes captions.
 
     Attributes:
-        vocab_size: number of pieces. The last id doubles as the padding id.
+        vocab_size: number of pieces; the last id is also the padding id.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Read a SentencePiece model.
+        """Load a SentencePiece model.
 
         Raises:
-            InputError: there is no such file, or it is not a SentencePiece model.
+            InputError: the file cannot be read, or is not a SentencePiece model.
             MissingDependencyError: sentencepiece is not installed.
         """
         try:
@@ -34,7 +34,7 @@ class Tokenizer:
             raise MissingDependencyError(
                 'sentencepiece is not installed; captions need it: pip install "sentencepiece"'
             ) from exc
-        # Through the bytes, because SentencePiece itself mixes up "missing" and "broken".
+        # Read the bytes here: SentencePiece reports missing and corrupt files alike.
         try:
             content = Path(path).read_bytes()
         except OSError as exc:
@@ -52,10 +52,10 @@ class Tokenizer:
     def decode(self, ids: npt.NDArray[np.integer[Any]]) -> list[str]:
         """Return the text of each row of ids, int [P, L].
 
-        Text is what stands after BOS (1) and before the first EOS (2); padding ids are left out.
+        BOS (1), padding, and everything from the first EOS (2) on are dropped.
 
         Raises:
-            InputError: not [P, L], or an id that the tokenizer does not have.
+            InputError: not [P, L], or an id outside the vocabulary.
         """
         if ids.ndim != 2:
             raise InputError(f"caption ids have shape {list(ids.shape)}; expected [P, L]")

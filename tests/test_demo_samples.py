@@ -72,10 +72,10 @@ def test_the_strokes_are_a_file_for_the_sketch_option_too(folder):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"samples": [{"picture": "1.png"}]}'])
 def test_samples_that_cannot_be_read_are_said(tmp_path, content):
-    with pytest.raises(InputError, match=r"samples\.json .*install this package anew"):
+    with pytest.raises(InputError, match=r"samples\.json .*reinstall this package"):
         load_samples(tmp_path)
     (tmp_path / "samples.json").write_text(content)
-    with pytest.raises(InputError, match=r"samples\.json .*install this package anew"):
+    with pytest.raises(InputError, match=r"samples\.json .*reinstall this package"):
         load_samples(tmp_path)
 
 

@@ -401,7 +401,7 @@ def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
     assert len(caplog.messages) == 1
     np.testing.assert_array_equal(regions.prompts.coords, inside.prompts.coords)
     np.testing.assert_array_equal(regions.masks, inside.masks)
-    with pytest.raises(InputError, match=r"region 0: box .* has nothing of the picture"):
+    with pytest.raises(InputError, match=r"region 0: box .* lies outside the picture"):
         predictor.predict(picture, boxes=[[-9, 0, -3, 40]], clip=True)
 
 

@@ -148,7 +148,7 @@ def test_boxes_for_every_picture_and_for_none(run, folder, tmp_path):
         ("3", "expected a list"),
         ('{"a.png": 3}', "of 'a.png': expected a list"),
         ('{"a.png": [[1, 2, 3]]}', "of 'a.png': boxes: shape is [1, 3]; expected [P, 4]"),
-        ('[["a", 1, 2, 3]]', "no array of numbers"),
+        ('[["a", 1, 2, 3]]', "not an array of numbers"),
     ],
 )
 def test_boxes_that_are_none(run, folder, tmp_path, text, message):

@@ -76,5 +76,5 @@ def test_masks_that_fill_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch)
     available = Memory(total_bytes=1, available_bytes=HEIGHT * WIDTH, swap_bytes=0, zram_bytes=0)
     monkeypatch.setattr(memory, "memory_of", lambda host: available)
     monkeypatch.setattr(memory, "SMALL_BYTES", 0)
-    with pytest.raises(InputError, match=r"2 masks of .* pixels take 0\.0 GB of memory"):
+    with pytest.raises(InputError, match=r"2 masks of .* pixels take 0\.0 GB; expected at most"):
         with_rles().to_supervision()
