@@ -112,7 +112,7 @@ def test_arguments_are_checked_before_the_first_picture(fake_predictor):
     [
         ("nowhere.jpg", r"^picture 2 \('nowhere.jpg'\): .* does not exist"),
         (np.zeros((5, 5, 3), np.uint8), "^picture 2: region 0, point 0 .* outside the picture"),
-        ((np.zeros((40, 60, 3), np.uint8), Prompts.from_points(POINTS)), "pass one or the other"),
+        ((np.zeros((40, 60, 3), np.uint8), Prompts.from_points(POINTS)), "pass only one of them"),
         (("x.jpg", [[1, 2, 3, 4]]), r"^picture 2 \('x.jpg'\): item is a tuple; expected"),
         ((), "^picture 2: item is a tuple"),
         (None, "^picture 2: image is of type NoneType"),

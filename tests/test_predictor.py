@@ -273,7 +273,7 @@ POINT = [[[1, 1, 1]]]
         ),
         (
             {"image": PICTURE, "points": POINT, "prompts": Prompts.from_boxes([[0, 0, 5, 5]])},
-            "prompts were given beside points",
+            "prompts were given with points",
         ),
         ({"image": PICTURE, "points": POINT, "top_k": 0}, "top_k is 0"),
         ({"image": PICTURE, "points": POINT, "top_k": 1.5}, r"top_k is 1\.5"),

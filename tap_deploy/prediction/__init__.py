@@ -1,1 +1,1 @@
-"""What a predictor does with a call: its inputs, options and answers."""
+"""Stages of a prediction: inputs, options, graph calls and results."""

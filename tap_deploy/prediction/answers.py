@@ -1,4 +1,4 @@
-"""Answers: what the graphs say about prompts on a picture, in chunks that fit in memory."""
+"""Graph calls of a prediction, in chunks that fit in memory, and conversion to ``Regions``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ _DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompt
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A picture and the prompts on it, both checked: all that the graphs need.
+    """A validated picture with its prompts: the input of the graphs.
 
-    images: uint8 ``[1, S, S, 3]`` BGR in the model frame; None if it was encoded before.
-    embeddings: of the picture; None before it is encoded.
-    path: of its file; None where it was no file.
+    Attributes:
+        prompts: prompts in pixels of the picture.
+        frame: placement of the picture in the model frame.
+        images: picture in the model frame, uint8 BGR ``[1, S, S, 3]``; None once encoded.
+        embeddings: image embeddings; None until encoded.
+        path: path of the picture; None if it was not a file.
     """
 
     prompts: Prompts
@@ -40,18 +43,28 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateMasks:
-    """All M masks of every prompt at the size of the picture; see ``Regions``."""
+    """All M masks of every prompt, at the size of the picture.
+
+    Attributes:
+        rles: run lengths, [P][M].
+        iou_predictions: predicted IoU, float32 ``[P, M]``.
+    """
 
     rles: list[list[Rle]]
-    iou_predictions: np.ndarray  # float32 [P, M]
+    iou_predictions: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What the graphs say about a request.
+    """Graph outputs for a request.
 
-    ids: int64 ``[P, L-1]`` of the captions.
-    candidates: masks and scores of all tokens, if they were asked for.
+    Attributes:
+        prompts: prompts of the request.
+        frame: placement of the picture in the model frame.
+        decoded: outputs of the prompt decoder.
+        ids: caption ids, int64 ``[P, L-1]``.
+        candidates: masks and scores of all mask tokens, if requested.
+        path: path of the picture; None if it was not a file.
     """
 
     prompts: Prompts
@@ -63,15 +76,15 @@ class Answer:
 
 
 class GraphCalls:
-    """The calls of the graphs for requests. Several threads may share one."""
+    """Runs the graphs on requests; thread-safe."""
 
     def __init__(self, pipeline: Pipeline, config: TapConfig, memory_limit_bytes: int) -> None:
-        """Take the graphs; see ``TapPredictor`` for ``memory_limit_bytes``."""
+        """Store the pipeline; see ``TapPredictor`` for ``memory_limit_bytes``."""
         self._pipeline, self.config = pipeline, config
         self._memory_limit_bytes = memory_limit_bytes
 
     def encode(self, lane: Lane, requests: list[Request]) -> list[Request]:
-        """Return the requests encoded; pictures that are not yet go through in one call."""
+        """Encode the requests that are not encoded yet, in one batch, and return all of them."""
         images = [request.images for request in requests if request.images is not None]
         fresh = iter(lane.encode_batch(np.concatenate(images)) if images else ())
         return [
@@ -82,14 +95,14 @@ class GraphCalls:
         ]
 
     def encode_in_lane(self, requests: list[Request]) -> list[Request]:
-        """Do ``encode`` in a lane of its own."""
+        """Take a lane and ``encode``."""
         with self._pipeline.lane() as lane:
             return self.encode(lane, requests)
 
     def answer(
         self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
     ) -> Answer:
-        """Decode the prompts of an encoded picture, and write captions."""
+        """Decode the prompts of an encoded request and write captions."""
         decoded = self._decode(lane, request, report)
         candidates = self._candidates(lane, request) if options.candidates else None
         ids = self._caption(lane, decoded.semantic_tokens, options, report)
@@ -103,7 +116,7 @@ class GraphCalls:
         )
 
     def warm_up(self, lane: Lane, request: Request, *, draws: bool) -> None:
-        """Run everything once, and record what can be recorded of captions."""
+        """Run every graph once and record the caption steps where the backend can."""
         for chunk in self._caption_chunks(len(request.prompts)):
             lane.record_captions(chunk.stop - chunk.start, draws=draws)
         one_token = PredictOptions(
@@ -119,7 +132,7 @@ class GraphCalls:
         self.answer(lane, request, one_token, no_progress)
 
     def answer_in_lane(self, request: Request, options: PredictOptions) -> Answer:
-        """Do ``answer`` in a lane of its own."""
+        """Take a lane and ``answer``."""
         with self._pipeline.lane() as lane:
             return self.answer(lane, request, options, no_progress)
 
@@ -140,7 +153,7 @@ class GraphCalls:
         return decoded
 
     def _candidates(self, lane: Lane, request: Request) -> CandidateMasks:
-        """Run the prompt decoder once more, for the masks of all tokens."""
+        """Run the prompt decoder again for the masks of all mask tokens."""
         assert request.embeddings is not None
         prompts, num_masks = request.prompts, self.config.num_mask_tokens
         found = CandidateMasks(
@@ -180,7 +193,7 @@ class GraphCalls:
         options: PredictOptions,
         report: OnProgress,
     ) -> np.ndarray:
-        """Write captions in chunks; these may be larger than those of the prompts."""
+        """Write captions in chunks, which may be larger than those of the prompt decoder."""
         rng, count = np.random.default_rng(options.seed), len(semantic_tokens)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
         for chunk in self._caption_chunks(count):
@@ -200,7 +213,7 @@ class GraphCalls:
 
 
 def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer | None) -> Regions:
-    """Return an answer in the pixels of the picture, and in words."""
+    """Convert an answer: logits to masks, embeddings to concepts, ids to text."""
     frame, decoded, vocabulary = answer.frame, answer.decoded, options.vocabulary
     logits, candidates = decoded.low_res_masks, answer.candidates
     embeddings = decoded.semantic_embeddings
@@ -221,7 +234,7 @@ def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer |
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Take the place of a progress callback."""
+    """Ignore progress; the default callback."""
 
 
 def _chunks(count: int, size: int) -> list[slice]:

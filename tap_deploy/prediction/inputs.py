@@ -1,4 +1,4 @@
-"""What callers give: pictures, encoded or not, and the prompts on them."""
+"""Validation of a caller's pictures and prompts, and their conversion to requests."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedImage:
-    """A picture that went through the image encoder.
+    """A picture after the image encoder.
 
-    embeddings: what the prompt decoder reads; on a GPU it stays there.
-    frame: where the picture lies in the model frame.
-    path: of its file; None where it was no file.
+    Attributes:
+        embeddings: image embeddings; they stay on the GPU if computed there.
+        frame: placement of the picture in the model frame.
+        path: path of the picture; None if it was not a file.
     """
 
     embeddings: Embeddings
@@ -38,7 +39,7 @@ class EncodedImage:
 
     @property
     def image_embeddings(self) -> np.ndarray:
-        """The embeddings as float32 ``[1, C, grid, grid]``; from a GPU they are fetched."""
+        """Embeddings as float32 ``[1, C, grid, grid]``, copied from the GPU if necessary."""
         return self.embeddings.numpy()
 
 
@@ -48,11 +49,10 @@ Picture = ImageSource | EncodedImage
 def request_from(
     image: Picture, prompts: Prompts, image_size: int, options: PredictOptions
 ) -> Request:
-    """Return picture and prompts, checked: that may fail, and needs no lane and no GPU.
+    """Read a picture, validate its prompts, and return both; needs no lane and no GPU.
 
     Raises:
-        InputError: the picture cannot be used, a prompt lies outside of it, or there is no
-            memory for the masks.
+        InputError: invalid picture, invalid prompts, or not enough memory for the masks.
     """
     if isinstance(image, EncodedImage):
         images, embeddings, frame = None, image.embeddings, image.frame
@@ -77,7 +77,7 @@ def request_from(
 
 
 def blank_request(image_size: int, num_regions: int) -> Request:
-    """Return a black picture in the model frame, with boxes around all of it."""
+    """Return a request of a black picture with ``num_regions`` boxes around the whole frame."""
     boxes = np.tile([0, 0, image_size - 1, image_size - 1], (num_regions, 1))
     return Request(
         prompts=Prompts.from_boxes(boxes),
@@ -90,10 +90,11 @@ def blank_request(image_size: int, num_regions: int) -> Request:
 def picture_and_prompts(
     item: Picture | tuple[Picture, Prompts], shared: Prompts | None
 ) -> tuple[Picture, Prompts]:
-    """Return an item of ``predict_many`` with its prompts: its own, or those for all pictures.
+    """Split an item of ``predict_many`` into picture and prompts (its own or the shared ones).
 
     Raises:
-        InputError: it is neither a picture nor such a pair, or has no prompts, or both kinds.
+        InputError: the item is neither a picture nor a pair, or has no prompts, or there are both
+            own and shared prompts.
     """
     if not isinstance(item, tuple):
         return item, gather_prompts(None, None, shared)
@@ -101,13 +102,13 @@ def picture_and_prompts(
         raise InputError("item is a tuple; expected a picture, or a pair (picture, Prompts)")
     if shared is not None:
         raise InputError(
-            "prompts came with the picture and for all pictures; pass one or the other"
+            "prompts were given both with the picture and for all pictures; pass only one of them"
         )
     return item
 
 
 def require_many(images: object) -> None:
-    """Raise InputError for what is one picture, where an iterable of pictures is expected."""
+    """Raise InputError if ``images`` is a single picture instead of an iterable of pictures."""
     one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, PictureFile))
     one = one or isinstance(images, (Image.Image, EncodedImage)) or hasattr(images, "read")
     one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
@@ -119,29 +120,29 @@ def require_many(images: object) -> None:
 
 
 def path_of(item: object) -> str | None:
-    """Return the path of a picture, or of the picture in a pair with prompts; None without one."""
+    """Return the path of a picture or of a pair's picture; None if it was not a file."""
     image = item[0] if isinstance(item, tuple) and item else item
     image = image.source if isinstance(image, PictureFile) else image
     return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
 
 
 def in_brackets(item: object) -> str:
-    """Return the path of an item's picture for a message, in brackets; empty if it has none."""
+    """Return the path of an item's picture in brackets, for messages; empty without a path."""
     path = path_of(item)
     return "" if path is None else f" ({path!r})"
 
 
 def gather_prompts(points: Any, boxes: Any, prompts: Prompts | None) -> Prompts:
-    """Return the prompts of a call, however they were given.
+    """Build ``Prompts`` from the arguments of a call.
 
     Raises:
-        InputError: they were given not at all, twice, or in a form that prompts do not have.
+        InputError: no prompts, both ``prompts`` and points or boxes, or invalid values.
     """
     if prompts is not None:
         if not isinstance(prompts, Prompts):
             raise InputError(f"prompts is a {type(prompts).__name__}; expected Prompts")
         if points is not None or boxes is not None:
-            raise InputError("prompts were given beside points or boxes; pass one or the other")
+            raise InputError("prompts were given with points or boxes; pass only one of them")
         return prompts
     if points is None and boxes is None:
         raise InputError("no prompt: pass points, boxes or prompts")

@@ -1,4 +1,4 @@
-"""Arguments of a prediction beside picture and prompts, checked."""
+"""Validated options of a prediction."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ Masks = bool | Literal["rle"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """See ``TapPredictor.predict``.
+    """Options of one prediction; see ``TapPredictor.predict`` for their meaning.
+
+    Attributes:
+        top_k: names per region.
+        masks: True for full-size masks, "rle" for run lengths, False for neither.
+        captions: whether captions are written.
+        vocabulary: concepts that regions are classified into; None for no names.
+        max_new_tokens: maximum caption length, tokens; None for the model's maximum.
+        temperature: 0 for greedy decoding, above 0 to sample.
+        seed: seed of the sampling; None for a random one.
+        candidates: whether the masks of all mask tokens are returned.
+        clip: whether prompts outside the picture are moved to its border.
 
     Raises:
-        InputError: a value cannot be used.
+        InputError: invalid value.
     """
 
     top_k: int
@@ -45,7 +56,7 @@ class PredictOptions:
 
 
 def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
-    """Raise InputError unless a vocabulary is one, and of the size of the model."""
+    """Raise InputError unless ``vocabulary`` is a ``Vocabulary`` for this model."""
     if not isinstance(vocabulary, Vocabulary):
         raise InputError(
             f"vocabulary is a {type(vocabulary).__name__}; expected a Vocabulary, "
@@ -60,7 +71,7 @@ def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
 
 
 def _require_temperature(value: Any) -> None:
-    smallest = np.finfo(np.float32).tiny  # below, the logits divided by it overflow
+    smallest = np.finfo(np.float32).tiny  # dividing logits by less overflows
     is_number = isinstance(value, numbers.Real)
     if not is_number or not (value == 0 or smallest <= value < float("inf")):
         raise InputError(f"temperature is {value!r}; expected 0, or {smallest:.0e} or more")

@@ -1,4 +1,4 @@
-"""Reading ahead: the next items are prepared in threads while one is worked on."""
+"""Pipelined processing of a stream of items in threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 
 class ReadAhead(ProcessBound, Generic[Item, Ready, Result]):
-    """Three steps from an item to its result; steps of different items run side by side.
+    """Runs three steps per item; steps of different items overlap.
 
-    ``prepare`` runs in as many threads as items are read ahead. ``join``, which takes several
-    items at once, and ``finish`` run in one more thread, in the order of the items.
+    ``prepare`` runs in one thread per item read ahead. ``join``, which takes a group of items, and
+    ``finish`` run in one more thread, in the order of the items.
     """
 
     def __init__(
@@ -31,28 +31,27 @@ class ReadAhead(ProcessBound, Generic[Item, Ready, Result]):
         group_size: int,
         read_ahead: int,
     ) -> None:
-        """Put the steps together.
+        """Store the steps.
 
         Args:
-            prepare: makes an item ready.
-            join: takes up to ``group_size`` prepared items to the next step.
-            finish: makes the result of an item.
-            group_size: items of a call of ``join``.
-            read_ahead: items that may be taken beyond the one whose result is yielded; a group
-                more where ``group_size`` is larger.
+            prepare: first step, per item.
+            join: second step, on a group of up to ``group_size`` prepared items.
+            finish: third step, per item; returns the result.
+            group_size: items per call of ``join``.
+            read_ahead: items taken in advance of the yielded one; at least ``group_size``.
         """
         self._prepare, self._join, self._finish = prepare, join, finish
         self._group_size, self._read_ahead = group_size, max(read_ahead, group_size)
 
     def run(self, items: Iterable[Item]) -> Generator[tuple[Item, Future[Result]], None, None]:
-        """Yield each item with its result to come, in order; a step's error is the result's.
+        """Yield each item with the future of its result, in order; the future carries errors.
 
-        Items are taken in the thread of the caller. When the caller stops early, what runs is
-        waited for, and the rest is dropped.
+        Items are taken in the caller's thread. If the caller stops early, running steps are
+        awaited and pending ones cancelled.
 
         Raises:
-            SessionError: the process was forked meanwhile, and this is the child: the threads
-                are not there.
+            SessionError: the process was forked since, and this is the child, which does not have
+                the threads.
         """
         readers, worker = ThreadPoolExecutor(self._read_ahead), ThreadPoolExecutor(1)
         pending: deque[tuple[Item, Future[Result]]] = deque()
@@ -77,7 +76,7 @@ class ReadAhead(ProcessBound, Generic[Item, Ready, Result]):
                     pool.shutdown()
 
     def _join_ready(self, prepared: list[Future[Ready]]) -> dict[Future[Ready], Ready]:
-        """Join what could be prepared; what could not raises its error in ``_finish_one``."""
+        """Join the items that were prepared; ``_finish_one`` raises the errors of the others."""
         ready = [future for future in prepared if future.exception() is None]
         if not ready:
             return {}
