@@ -144,7 +144,7 @@ def test_an_onnxruntime_that_does_not_load(site, micro_bundle, photo, code, reas
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: backend 'onnxruntime' cannot be loaded: ")
-    assert reason in line and line.endswith("tap-export doctor says what repairs it")
+    assert reason in line and line.endswith("tap-export doctor says how to fix it")
 
 
 @pytest.mark.parametrize(

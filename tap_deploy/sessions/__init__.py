@@ -1,1 +1,1 @@
-"""Sessions run the graphs: one contract, and a folder per backend."""
+"""Execution of the graphs: common interfaces here, one folder per backend."""

@@ -1,4 +1,4 @@
-"""The text decoder on host arrays, position by position, with the KV cache that it needs."""
+"""Step-by-step execution of the text decoder on host arrays, with its KV cache."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 
-if TYPE_CHECKING:  # the package of sessions imports this module
+if TYPE_CHECKING:  # avoids a circular import
     from tap_deploy.sessions.contract import Session
 
-# The cache starts with this many slots and grows by as many. Most captions are short, and every
-# step reads all slots that there are; but onnxruntime plans its memory anew for every size.
+# Initial size and growth increment of the cache. Small, because every step reads all slots and most
+# captions are short; not smaller, because onnxruntime replans its memory for every new size.
 GROWTH_SLOTS = 16
 
 
@@ -25,16 +25,16 @@ def step_inputs(
     cache: np.ndarray,
     gumbel_noise: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the inputs of the step graph at a position.
+    """Return the inputs of the text decoder for one position.
 
     Args:
         config: sizes of the model.
         semantic_tokens: ``[P, C]`` in the float dtype of the graph.
-        input_ids: int ``[P]``, the tokens at this position; any at position 0.
-        position: from 0.
-        cache: ``[layers, 2, P, heads, T, head_dim]``, in the float dtype of the graph; the first
+        input_ids: tokens at this position, int ``[P]``; ignored at position 0.
+        position: position of the step, from 0.
+        cache: ``[layers, 2, P, heads, T, head_dim]`` in the float dtype of the graph; the first
             ``position`` slots are filled.
-        gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None takes the best token.
+        gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None for greedy decoding.
     """
     if gumbel_noise is None:
         gumbel_noise = np.zeros((len(semantic_tokens), 1), np.float32)
@@ -49,20 +49,21 @@ def step_inputs(
 
 
 class CaptionSteps:
-    """The captions of some regions, written token by token.
+    """Decodes the captions of P regions token by token.
 
-    The graph reads keys and values where they lie; the new slot is copied to its place, which is a
-    hundredth of what a step reads.
+    The graph reads the cache in place. Copying the new slot into it costs about 1 % of the bytes
+    that a step reads.
 
-    logits: float ``[P, V]`` of the last step, in the dtype of the graph; the next step overwrites
-        them.
+    Attributes:
+        logits: logits of the last step, ``[P, V]`` in the float dtype of the graph; the next step
+            overwrites them.
     """
 
     def __init__(self, session: Session, config: TapConfig, semantic_tokens: np.ndarray) -> None:
-        """Allocate, and run position 0: the visual prefix.
+        """Allocate the cache and run position 0, the visual prefix.
 
         Args:
-            session: runs the text decoder.
+            session: session of the text decoder.
             config: sizes of the model.
             semantic_tokens: float ``[P, C]``, cast to the dtype of the graph.
 
@@ -81,8 +82,8 @@ class CaptionSteps:
         """Run the next position; the first call runs position 1.
 
         Args:
-            input_ids: int ``[P]``, the tokens at this position; BOS at position 1.
-            gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None takes the best token.
+            input_ids: tokens at this position, int ``[P]``; BOS at position 1.
+            gumbel_noise: float32 ``[P, K]``, see ``graphs.graph_specs``; None for greedy decoding.
 
         Returns:
             The next tokens, int32 ``[P]``; the next step overwrites them.
@@ -106,7 +107,7 @@ class CaptionSteps:
         return self._next_ids
 
     def keep(self, wanted: np.ndarray) -> None:
-        """Drop all rows but some, bool ``[P]``; this copies the cache."""
+        """Keep only the rows selected by ``wanted``, bool ``[P]``; this copies the cache."""
         self._tokens = self._tokens[wanted]
         self._cache = np.ascontiguousarray(self._cache[:, :, wanted])
         self._allocate_outputs()

@@ -1,4 +1,4 @@
-"""What every decode loop shares: arguments, ids, noise for draws, the blanks after EOS."""
+"""Base class and helpers of the decode loops: arguments, sampling noise, padding after EOS."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
 if TYPE_CHECKING:  # the package of sessions imports this module
     pass
 
-# At this temperature all candidates are nearly equally likely, and the noise still fits into fp16.
+# Cap on the temperature: the softmax is nearly uniform, and the noise still fits into fp16.
 HOTTEST = 1e3
 
 
 class CaptionWriter(abc.ABC):
-    """What every decode loop has in common: arguments, ids and draws."""
+    """Base class of the decode loops."""
 
     def __init__(self, config: TapConfig) -> None:
         self.config = config
@@ -34,15 +34,16 @@ class CaptionWriter(abc.ABC):
         """Write one caption per region.
 
         Args:
-            semantic_tokens: float ``[P, C]``, the token of the chosen mask; cast to the dtype
-                of the graph.
-            max_new_tokens: at most, and by default, ``config.max_new_tokens``.
-            temperature: 0 takes the best token, above 0 draws from the softmax over the
-                ``graphs.DRAW_CANDIDATES`` likeliest.
-            rng: random state for the draws.
+            semantic_tokens: semantic tokens of the selected masks, float ``[P, C]``; cast to the
+                dtype of the graph.
+            max_new_tokens: maximum caption length, tokens; None, and the upper bound, is
+                ``config.max_new_tokens``.
+            temperature: 0 for greedy decoding; above 0 draws from the softmax over the
+                ``graphs.DRAW_CANDIDATES`` largest logits.
+            rng: random generator of the sampling.
 
         Returns:
-            ids int64 ``[P, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
+            Caption ids, int64 ``[P, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
 
         Raises:
             InputError: more regions than the graph takes.
@@ -62,26 +63,26 @@ class CaptionWriter(abc.ABC):
     def _write(
         self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
     ) -> None:
-        """Write captions of P > 0 regions, until each has its EOS or ids are full.
+        """Decode captions of P > 0 regions until all have EOS or ``ids`` is full.
 
         Args:
-            ids: int64 ``[P, 1 + steps]``, filled from position 1 on; BOS stands at 0, and padding
-                elsewhere. What stands after EOS is blanked later.
+            ids: output, int64 ``[P, 1 + steps]``, initialised with BOS at 0 and padding elsewhere.
+                Tokens after EOS are replaced later.
             semantic_tokens: float ``[P, C]``.
-            noise: float32 ``[steps, P, K]``, see ``draw_noise``.
+            noise: float32 ``[steps, P, K]``, see ``draw_noise``; None for greedy decoding.
         """
 
 
 def finished_rows(ids: np.ndarray) -> np.ndarray:
-    """Return which rows of ids ``[P, positions]`` hold EOS, bool ``[P]``."""
+    """Return which rows of ids ``[P, positions]`` contain EOS, bool ``[P]``."""
     finished: np.ndarray = (ids == EOS_ID).any(axis=1)
     return finished
 
 
 def blank_after_eos(ids: np.ndarray, pad_id: int) -> np.ndarray:
-    """Replace what follows the first EOS of each row by padding.
+    """Replace everything after the first EOS of each row by padding.
 
-    Rows that have finished are decoded on while others have not.
+    Finished rows keep being decoded while other rows of the batch are not finished.
     """
     after = np.cumsum(ids == EOS_ID, axis=1) - (ids == EOS_ID) > 0
     return np.where(after, pad_id, ids)
@@ -94,14 +95,14 @@ def draw_noise(
     temperature: float,
     rng: np.random.Generator | None,
 ) -> np.ndarray | None:
-    """Return the noise that draws the tokens of a batch of captions, float32 ``[steps, rows, K]``.
+    """Return the sampling noise of a batch of captions, float32 ``[steps, rows, K]``.
 
-    The largest of logit plus temperature times Gumbel noise is a draw from the softmax of the
-    logits at that temperature. The noise of all steps is made at once: no step waits for the host,
-    and a caption does not depend on which others have finished.
+    Gumbel-max trick: the argmax of logits plus temperature times Gumbel noise is a sample of the
+    softmax at that temperature. The noise of all steps is generated up front, so that no step
+    waits for the host and a caption does not depend on which others have finished.
 
     Returns:
-        None at temperature 0, where nothing is drawn.
+        None at temperature 0.
     """
     if temperature == 0:
         return None

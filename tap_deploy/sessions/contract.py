@@ -1,4 +1,4 @@
-"""The one contract "run a graph": names, dtypes and shapes are checked here, and only here."""
+"""The ``Session`` interface, which runs a graph on host arrays, and its input validation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Tensors = Mapping[str, np.ndarray]
 class Session(ProcessBound, abc.ABC):
     """A loaded graph.
 
-    A backend implements ``_run``; everything it is handed has been checked against ``spec``.
-    Calls from several threads are safe, unless a backend says otherwise. It works in the process
-    that made it only, see ``ProcessBound``.
+    Backends implement ``_run``, whose arguments have been validated against ``spec``. Thread-safe
+    unless a backend says otherwise. Usable only in the process that created it, see
+    ``ProcessBound``.
 
-    spec: inputs and outputs.
-    limits: axis name -> largest size, where the graph was made for sizes, as engines are; empty
-        where any size will do.
+    Attributes:
+        spec: inputs and outputs of the graph.
+        limits: axis name -> largest size, for engines; empty if any size works.
     """
 
     def __init__(self, spec: GraphSpec) -> None:
@@ -39,14 +39,14 @@ class Session(ProcessBound, abc.ABC):
 
         Args:
             inputs: one C-contiguous array per input of the spec, by name.
-            into: arrays that receive outputs in place, by name; the others are allocated.
+            into: preallocated output arrays, by name; other outputs are allocated.
 
         Returns:
-            all outputs by name; those named in ``into`` are the very arrays given there.
+            All outputs by name, including the arrays of ``into``.
 
         Raises:
-            SessionError: a name, dtype or shape is not as the spec says, the backend failed, or
-                the session is of another process.
+            SessionError: a name, dtype or shape does not match the spec, the backend failed, or
+                the session was created in another process.
         """
         self.require_own_process()
         into = {} if into is None else into
@@ -59,14 +59,14 @@ class Session(ProcessBound, abc.ABC):
         return outputs
 
     def allocate(self, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """Return zeros in memory that this backend reads and writes without a copy."""
+        """Return a zeroed array that this backend reads and writes without a copy."""
         return np.zeros(tuple(shape), dtype)
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Free what the backend holds; the session must not be used afterwards.
+        """Free the resources of the backend; the session is unusable afterwards.
 
-        In a forked process nothing is freed.
+        In a forked process this does nothing.
         """
 
     def __enter__(self) -> Session:
@@ -82,7 +82,7 @@ class Session(ProcessBound, abc.ABC):
 
     @abc.abstractmethod
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Compute every output, written into the arrays of ``outputs``."""
+        """Run the graph and write every output into its array in ``outputs``."""
 
     def _outputs(self, into: Tensors, sizes: dict[str, int]) -> dict[str, np.ndarray]:
         known = {spec.name for spec in self.spec.outputs}
@@ -125,7 +125,7 @@ class Session(ProcessBound, abc.ABC):
 
 
 def _axis_fits(axis: Axis, size: int, sizes: dict[str, int]) -> bool:
-    """Compare one axis; a dynamic one is bound to the first size seen, which is at least 1."""
+    """Compare one axis; the first size (>= 1) of a dynamic axis binds it for all tensors."""
     if isinstance(axis, str):
         return size >= 1 and sizes.setdefault(axis, size) == size
     return size == axis
@@ -135,12 +135,12 @@ Found = Mapping[str, tuple[str, Sequence[int | str | None]]]
 
 
 def check_graph(spec: GraphSpec, inputs: Found, outputs: Found) -> None:
-    """Compare inputs and outputs that a backend found in a file with the spec.
+    """Compare the inputs and outputs of a graph file with the spec.
 
     Args:
-        spec: what the graph must look like.
-        inputs: name -> NumPy dtype name and axes; any axis that is no number is dynamic.
-        outputs: the same.
+        spec: expected inputs and outputs.
+        inputs: name -> NumPy dtype name and axes; an axis that is not an int is dynamic.
+        outputs: as ``inputs``.
 
     Raises:
         SessionError: they differ.
@@ -159,19 +159,20 @@ def check_graph(spec: GraphSpec, inputs: Found, outputs: Found) -> None:
 
 
 def _axes(shape: Sequence[int | str | None]) -> list[int | str]:
-    """A shape in which all dynamic axes look alike: files may call them as they like."""
+    """Return a shape with all dynamic axes as "*", because files may name them differently."""
     return [axis if isinstance(axis, int) else "*" for axis in shape]
 
 
 def resolve_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape of a tensor once its dynamic axes are known."""
+    """Return the shape of a tensor for given sizes of the dynamic axes."""
     return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
 
 
 def to_spec_dtypes(spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return inputs with their floats in the dtypes of a spec, contiguous; others as they are.
+    """Return inputs with float arrays cast to the dtypes of a spec and made contiguous.
 
-    What float16 cannot hold becomes infinite, without a warning: verification is what looks.
+    Values beyond the range of float16 become infinite without a warning; verification detects
+    them in the outputs.
     """
     dtypes = {tensor.name: tensor.dtype for tensor in spec.inputs}
     with np.errstate(over="ignore"):
@@ -184,7 +185,7 @@ def to_spec_dtypes(spec: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[st
 
 
 def to_float32(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return outputs with their floats as float32; what is float32 already is not copied."""
+    """Return outputs with float arrays cast to float32, without a copy if they already are."""
     return {
         name: array.astype(np.float32, copy=False) if array.dtype.name in _FLOATS else array
         for name, array in outputs.items()

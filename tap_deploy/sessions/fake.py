@@ -1,4 +1,4 @@
-"""A session without a backend: for tests of everything above the contract."""
+"""A session without a backend, for tests of the code above ``Session``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ Compute = Callable[[Tensors], Tensors]
 
 
 class FakeSession(Session):
-    """Runs a Python function in place of a graph, and records what it was given.
+    """Runs a Python function instead of a graph and records its calls.
 
-    ``compute`` maps inputs to some or all outputs; outputs that it leaves out are zeros.
-    ``calls`` holds the shapes of the inputs of every call.
+    Attributes:
+        compute: maps inputs to outputs; missing outputs are zeros.
+        closed: whether ``close`` was called.
+        calls: shapes of the inputs of every call, by name.
     """
 
     def __init__(self, spec: GraphSpec, compute: Compute | None = None) -> None:
@@ -32,5 +34,5 @@ class FakeSession(Session):
             np.copyto(array, computed.get(name, np.zeros((), array.dtype)))
 
     def close(self) -> None:
-        """Remember that it was closed."""
+        """Set ``closed``."""
         self.closed = True

@@ -1,4 +1,4 @@
-"""The decode loop of the text decoder: the best token or a draw, and an early stop."""
+"""The decode loop on host arrays, with an early stop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tap_deploy.config import TapConfig
 from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.caption_writer import CaptionWriter, finished_rows
 
-if TYPE_CHECKING:  # the package of sessions imports this module
+if TYPE_CHECKING:  # avoids a circular import
     from tap_deploy.sessions.contract import Session
 
 
 class Captioner(CaptionWriter):
-    """Writes captions with the step graph on host arrays.
+    """Writes captions with the text decoder on host arrays.
 
-    Once half of the rows have finished, these are dropped; that copies the cache, but at most once
-    per halving.
+    Drops finished rows once they are at least half of the batch, which bounds the number of cache
+    copies to log2 of the batch size.
     """
 
     def __init__(self, session: Session, config: TapConfig) -> None:
@@ -28,7 +28,7 @@ class Captioner(CaptionWriter):
     def _write(
         self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
     ) -> None:
-        rows = np.arange(len(ids))  # the caption of each row of the batch
+        rows = np.arange(len(ids))  # row of ``ids`` for each remaining row of the batch
         steps = CaptionSteps(self.session, self.config, semantic_tokens)
         for position in range(1, ids.shape[1]):
             chances = None if noise is None else noise[position - 1, rows]

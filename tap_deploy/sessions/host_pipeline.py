@@ -1,4 +1,4 @@
-"""The three graphs on host arrays."""
+"""The pipeline for backends that work on host arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ from tap_deploy.sessions.pipeline import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostEmbeddings(Embeddings):
-    """Embeddings in an array, in the dtype of the graph."""
+    """Image embeddings in a host array.
+
+    Attributes:
+        array: embeddings in the float dtype of the graph, ``[1, C, grid, grid]``.
+    """
 
     array: np.ndarray
 
@@ -38,25 +42,25 @@ class HostEmbeddings(Embeddings):
 
 
 class HostPipeline(Pipeline):
-    """Graphs behind the session contract; any number of threads may call it."""
+    """A pipeline over three sessions; any number of threads may call it at once."""
 
     def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
         self._sessions = dict(sessions)
         self._pool = LanePool([HostLane(self._sessions, config)], CLOSED, shared=True)
 
     def lane(self) -> contextlib.AbstractContextManager[Lane]:
-        """Take the one lane, without waiting."""
+        """Return the shared lane without waiting."""
         return self._pool.taken()
 
     def close(self) -> None:
-        """Wait for the calls that run, then close the sessions."""
+        """Wait for running calls, then close the sessions."""
         if self._pool.close():
             for session in self._sessions.values():
                 session.close()
 
 
 class HostLane(Lane):
-    """Takes and returns arrays; several threads may share it, as they may share sessions."""
+    """Runs the sessions on host arrays; thread-safe, as the sessions are."""
 
     def __init__(self, sessions: Mapping[str, Session], config: TapConfig) -> None:
         self._sessions, self.config = sessions, config
@@ -110,4 +114,4 @@ class HostLane(Lane):
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:
-        """Do nothing: a CPU records nothing."""
+        """Do nothing; there are no CUDA graphs to record."""

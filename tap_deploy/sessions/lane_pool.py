@@ -1,4 +1,4 @@
-"""Lanes that are handed out call by call, and an end that waits for the calls."""
+"""A pool that lends lanes to calls, and waits for the calls when it is closed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ Item = TypeVar("Item")
 
 
 class LanePool(ProcessBound, Generic[Item]):
-    """Hands out items; a caller waits while none is free. The one used last is warm, and next."""
+    """Lends items to callers, which wait while none is free.
+
+    The most recently returned item is lent first, because it is warm.
+    """
 
     def __init__(self, items: Sequence[Item], closed_message: str, *, shared: bool = False) -> None:
-        """Take the items; a shared one is for any number of calls at once."""
+        """Store the items; with ``shared``, any number of calls use the same item at once."""
         self._idle, self._shared = list(items), shared
         self._closed_message = closed_message
         self._changed = threading.Condition()
@@ -26,10 +29,10 @@ class LanePool(ProcessBound, Generic[Item]):
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[Item]:
-        """Yield an item that nobody else has meanwhile, unless it is shared.
+        """Yield an item, exclusively unless it is shared.
 
         Raises:
-            SessionError: the pool is closed, or of another process.
+            SessionError: the pool is closed, or was created in another process.
         """
         self.require_own_process()
         holder = threading.get_ident()
@@ -42,7 +45,7 @@ class LanePool(ProcessBound, Generic[Item]):
         try:
             yield item
         finally:
-            # A fork within a call: locks may be held by threads that the child does not have.
+            # In a child forked during a call, threads that hold the lock do not exist.
             if not self.is_of_another_process:
                 with self._changed:
                     if not self._shared:
@@ -51,10 +54,11 @@ class LanePool(ProcessBound, Generic[Item]):
                     self._changed.notify_all()
 
     def require_free(self, what: str) -> None:
-        """Refuse what waits for all items in a thread that holds one: it would wait for itself.
+        """Check that the calling thread holds no item; waiting for all items would deadlock.
 
         Raises:
-            SessionError: the calling thread holds an item, or the pool is of another process.
+            SessionError: the calling thread holds an item, or the pool was created in another
+                process.
         """
         self.require_own_process()
         with self._changed:
@@ -62,14 +66,14 @@ class LanePool(ProcessBound, Generic[Item]):
                 raise SessionError(f"a predictor cannot be {what} from within its own call")
 
     def close(self) -> bool:
-        """Hand out nothing any more, and wait for what is out.
+        """Stop lending and wait until all items are returned.
 
         Returns:
-            Whether what the items hold is now to be freed: False if it was closed before, and in
-            a forked process, which has nothing to free.
+            Whether the caller must free the items: False if the pool was already closed, and in a
+            forked process, which owns nothing.
 
         Raises:
-            SessionError: the calling thread holds an item itself.
+            SessionError: the calling thread holds an item.
         """
         if self.is_of_another_process:
             return False

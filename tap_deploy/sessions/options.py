@@ -1,4 +1,4 @@
-"""How a GPU runs a model: what a user may choose beside backend and precision."""
+"""Device selection and GPU options."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ MAX_CONTEXTS = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Choices for a model on a GPU.
+    """Options for running a model on a GPU.
 
-    contexts: calls that may run at once; each has a stream and buffers of its own. Further
-        calls wait. onnxruntime also loads the weights once per context.
-    eos_interval_steps: caption steps between two polls for EOS; each synchronises with the GPU.
-    cuda_graphs: record each caption step once and replay it, where the backend allows it.
-    zero_copy: let the GPU read and write mapped host memory in place of copies. Made for boards
-        whose CPU and GPU share DRAM; slow elsewhere.
-    max_prompts, max_points: buffers of onnxruntime; an engine has them from its profile.
-    cache_folder: where TensorRT-RTX keeps what it compiled for this GPU, and TensorRT in
-        onnxruntime its engines; None for ``$XDG_CACHE_HOME/tap_deploy`` or
-        ``~/.cache/tap_deploy``.
-    tf32: let onnxruntime round the factors of fp32 products to 10 bits, which GPUs from Ampere
-        on do faster; fp32 then misses its tolerances. Engines decide it when they are built.
+    Attributes:
+        contexts: number of concurrent calls, each with its own stream and buffers; further calls
+            wait. onnxruntime also loads the weights once per context.
+        eos_interval_steps: caption steps between two polls for EOS, because each poll synchronises
+            with the GPU.
+        cuda_graphs: record each caption step as a CUDA graph and replay it, if the backend can.
+        zero_copy: let the GPU access mapped host memory instead of copying. For boards whose CPU
+            and GPU share DRAM; slow on others.
+        max_prompts: prompts per call that onnxruntime's buffers hold; engines take theirs from
+            the profile.
+        max_points: points per prompt that onnxruntime's buffers hold; engines take theirs from
+            the profile.
+        cache_folder: folder for kernels compiled by TensorRT-RTX and engines built by TensorRT in
+            onnxruntime; None for ``$XDG_CACHE_HOME/tap_deploy`` or ``~/.cache/tap_deploy``.
+        tf32: allow onnxruntime to use TF32 (10-bit mantissa) in fp32 matrix products on Ampere and
+            later; faster, but fp32 then misses its tolerances. For engines, a build option.
 
     Raises:
-        InputError: a value cannot be used.
+        InputError: invalid value.
     """
 
     contexts: int = 1
@@ -56,7 +60,12 @@ class DeviceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """``cpu``, or ``cuda`` with the number of a GPU."""
+    """A device that runs the graphs.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        index: number of the GPU as CUDA counts it.
+    """
 
     kind: str
     index: int = 0
@@ -66,7 +75,7 @@ class Device:
         """Parse ``cpu``, ``cuda`` or ``cuda:1``.
 
         Raises:
-            InputError: it is none of them.
+            InputError: unknown device.
         """
         found = re.fullmatch(r"(cpu)|cuda(?::(\d{1,3}))?", name if isinstance(name, str) else "")
         if found is None:

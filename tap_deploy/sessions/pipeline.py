@@ -1,8 +1,8 @@
-"""The three graphs as one path from a picture to captions, wherever they run.
+"""Interfaces for running the three graphs as one pipeline: ``Pipeline``, ``Lane``, ``Embeddings``.
 
-A predictor takes a lane, encodes, decodes prompts and writes captions in it, and gives it back.
-Image embeddings stay where they are made: in an array of ``HostPipeline``, in device memory of
-``DevicePipeline``. All else that a predictor sees is an array.
+A predictor takes a lane, encodes a picture, decodes prompts, writes captions, and returns the lane.
+Image embeddings stay in host memory (``HostPipeline``) or device memory (``DevicePipeline``); all
+other inputs and outputs are host arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLOSED = "this predictor is closed; load the bundle again"
 
 
 class Embeddings(abc.ABC):
-    """Image embeddings of one picture, wherever they lie."""
+    """Image embeddings of one picture, in host or device memory."""
 
     @abc.abstractmethod
     def numpy(self) -> np.ndarray:
@@ -34,17 +34,25 @@ class Embeddings(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DecodedPrompts:
-    """The outputs of the prompt decoder for the token that answers each prompt."""
+    """Outputs of the prompt decoder for the mask token that answers each prompt.
 
-    low_res_masks: np.ndarray  # float32 [P, S, S]
-    iou_predictions: np.ndarray  # float32 [P]
-    mask_index: np.ndarray  # int64 [P]
-    semantic_tokens: np.ndarray  # float32 [P, C]
-    semantic_embeddings: np.ndarray  # float32 [P, E]
+    Attributes:
+        low_res_masks: mask logits in the model frame, float32 ``[P, S, S]``.
+        iou_predictions: predicted IoU, float32 ``[P]``.
+        mask_index: selected mask token, int64 ``[P]``.
+        semantic_tokens: input of the text decoder, float32 ``[P, C]``.
+        semantic_embeddings: input of the concept classifier, float32 ``[P, E]``.
+    """
+
+    low_res_masks: np.ndarray
+    iou_predictions: np.ndarray
+    mask_index: np.ndarray
+    semantic_tokens: np.ndarray
+    semantic_embeddings: np.ndarray
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> DecodedPrompts:
-        """Take the outputs of a call that asked for one token per prompt."""
+        """Convert the outputs of a call with one requested mask token per prompt."""
         index = outputs[graphs.MASK_INDEX][:, 0].astype(np.int64)
         scores = outputs[graphs.IOU_PREDICTIONS][np.arange(len(index)), index]
         names = (graphs.LOW_RES_MASKS, graphs.SEMANTIC_TOKENS, graphs.SEMANTIC_EMBEDDINGS)
@@ -57,14 +65,19 @@ class DecodedPrompts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Candidates:
-    """The masks of all M tokens of every prompt, of which one answers it."""
+    """Masks of all M mask tokens of every prompt.
 
-    low_res_masks: np.ndarray  # float32 [P, M, S, S]
-    iou_predictions: np.ndarray  # float32 [P, M]
+    Attributes:
+        low_res_masks: mask logits in the model frame, float32 ``[P, M, S, S]``.
+        iou_predictions: predicted IoU, float32 ``[P, M]``.
+    """
+
+    low_res_masks: np.ndarray
+    iou_predictions: np.ndarray
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, np.ndarray]) -> Candidates:
-        """Take the outputs of a call that asked for every token."""
+        """Convert the outputs of a call that requested every mask token."""
         return cls(
             low_res_masks=outputs[graphs.LOW_RES_MASKS].astype(np.float32, copy=False),
             iou_predictions=outputs[graphs.IOU_PREDICTIONS].astype(np.float32, copy=False),
@@ -72,7 +85,7 @@ class Candidates:
 
 
 class Lane(abc.ABC):
-    """The graphs as one call uses them; a pipeline lends it to one call at a time, or shares it."""
+    """The graphs with the state of a call; lent to one call at a time unless shared."""
 
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""
@@ -94,12 +107,13 @@ class Lane(abc.ABC):
         """Run the prompt decoder for the token that answers each prompt.
 
         Args:
-            embeddings: what ``encode`` returned.
+            embeddings: embeddings from ``encode`` of the same pipeline.
             coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
             labels: int32 ``[P, N]``.
 
         Raises:
-            InputError: more prompts or points than the graph takes, or foreign embeddings.
+            InputError: more prompts or points than the graph takes, or embeddings of another
+                pipeline.
             SessionError: the backend failed.
         """
 
@@ -107,13 +121,13 @@ class Lane(abc.ABC):
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
-        """Run the prompt decoder for the masks of all M tokens of P prompts.
+        """Run the prompt decoder for the masks of all M mask tokens of P prompts.
 
         Arguments as in ``decode_prompts``.
 
         Raises:
-            InputError: P x M is more than the prompts that the graph takes and than M, or as
-                ``decode_prompts``.
+            InputError: as in ``decode_prompts``, or P > 1 and P x M exceeds the number of prompts
+                that the graph takes.
             SessionError: the backend failed.
         """
 
@@ -130,22 +144,23 @@ class Lane(abc.ABC):
 
     @abc.abstractmethod
     def record_captions(self, rows: int, *, draws: bool) -> None:
-        """Prepare captions of ``rows`` regions, so that the first ones take no longer than others.
+        """Record the caption steps for ``rows`` regions, so that the first call is not slower.
 
         Args:
-            rows: regions of a batch.
-            draws: whether tokens are drawn, at a temperature above 0.
+            rows: regions per batch.
+            draws: record for sampling (temperature above 0) instead of greedy decoding.
         """
 
 
 class Pipeline(ProcessBound, abc.ABC):
-    """The graphs of a model, loaded. Calls from several threads are safe.
+    """The loaded graphs of a model; thread-safe.
 
-    It works in the process that made it only, see ``ProcessBound``.
+    Usable only in the process that created it, see ``ProcessBound``.
 
-    max_prompts: most prompts of one ``decode_prompts`` and rows of one ``caption``; None where
-        only memory limits them.
-    max_images: most pictures of one ``encode_batch``; 1 where a batch does not pay.
+    Attributes:
+        max_prompts: largest number of prompts per ``decode_prompts`` and rows per ``caption``;
+            None if only memory limits them.
+        max_images: largest number of pictures per ``encode_batch``; 1 if batches bring no speedup.
     """
 
     max_prompts: int | None = None
@@ -153,30 +168,30 @@ class Pipeline(ProcessBound, abc.ABC):
 
     @abc.abstractmethod
     def lane(self) -> contextlib.AbstractContextManager[Lane]:
-        """Take a lane for one call, waiting for one if all are taken.
+        """Lend a lane for one call, waiting while all are in use.
 
         Raises:
-            SessionError: the pipeline is closed, or of another process.
+            SessionError: the pipeline is closed, or was created in another process.
         """
 
     @contextlib.contextmanager
     def all_lanes(self) -> Iterator[Sequence[Lane]]:
-        """Take every lane there is.
+        """Lend all lanes.
 
         Raises:
-            SessionError: the pipeline is closed, or of another process.
+            SessionError: the pipeline is closed, or was created in another process.
         """
         with self.lane() as lane:
             yield [lane]
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Wait for the calls that run, and free everything.
+        """Wait for running calls, then free everything.
 
-        A second time, and in a forked process, it does nothing.
+        Does nothing the second time, and in a forked process.
 
         Raises:
-            SessionError: the caller is within a call.
+            SessionError: a call is running in this thread.
         """
 
 

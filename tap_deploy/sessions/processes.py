@@ -1,7 +1,7 @@
-"""Objects that work only in the process that made them: models with threads or a GPU.
+"""Protection of loaded models (threads, CUDA contexts) against use in forked processes.
 
-A fork copies the memory of a process, but neither its threads nor its way to the GPU. In the
-child a call would wait for threads that are not there, and so would freeing.
+A fork copies the memory of a process, but not its threads and its CUDA context. In the child, both
+using and freeing a model would deadlock.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Self = TypeVar("Self", bound="ProcessBound")
 
 
 class ProcessBound:
-    """Base of what must neither be used nor freed in another process.
+    """Base class of objects that may only be used and freed in the process that created them.
 
-    A forked child never frees it: the memory is shared with the parent anyway.
+    A forked child never frees them; their memory is shared with the parent.
     """
 
     _made_in: int
 
     def __new__(cls: type[Self], *args: Any, **options: Any) -> Self:
-        """Remember the process."""
+        """Store the id of the current process."""
         self = super().__new__(cls)
         self._made_in = os.getpid()
         _alive.add(self)
@@ -40,14 +40,14 @@ class ProcessBound:
 
     @property
     def is_of_another_process(self) -> bool:
-        """Whether this process was forked from the one that made it."""
+        """Whether the object was created in another process, before a fork."""
         return os.getpid() != self._made_in
 
     def require_own_process(self) -> None:
-        """Refuse to be used.
+        """Check that the current process created the object.
 
         Raises:
-            SessionError: this process did not make it.
+            SessionError: another process created it.
         """
         if self.is_of_another_process:
             raise SessionError(
@@ -56,7 +56,7 @@ class ProcessBound:
             )
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or deeply copied.
+        """Reject pickling and deep copies.
 
         Raises:
             SessionError: always.
@@ -68,10 +68,10 @@ _alive: weakref.WeakSet[ProcessBound] = weakref.WeakSet()
 
 
 def _keep_for_ever() -> None:
-    """Leak one reference to each object, so that a forked child never frees it."""
+    """Leak a reference to every live object, so that the forked child never frees it."""
     for thing in list(_alive):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-if hasattr(os, "register_at_fork"):  # where there are forks
+if hasattr(os, "register_at_fork"):  # POSIX only
     os.register_at_fork(after_in_child=_keep_for_ever)

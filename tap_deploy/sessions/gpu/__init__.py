@@ -1,1 +1,1 @@
-"""Graphs on a GPU: device memory, lanes, captions, whatever the backend."""
+"""GPU execution shared by all GPU backends: device memory, lanes, captions."""

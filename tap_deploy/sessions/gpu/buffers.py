@@ -1,4 +1,4 @@
-"""Buffers that are allocated once: device memory, and tensors that host and GPU both see."""
+"""Long-lived buffers: device memory, pinned memory, and staged tensors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tap_deploy.sessions.gpu.memory import DeviceMemory, aligned
 
 
 class Buffers:
-    """Everything that was allocated for one purpose, freed together and last first."""
+    """A group of allocations that are freed together, in reverse order."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self.memory = memory
         self._frees: list[Callable[[], None]] = []
 
     def device(self, size_bytes: int) -> int:
-        """Return the address of device memory."""
+        """Allocate device memory and return its address."""
         address = self.memory.alloc(aligned(max(1, size_bytes)))
         self._frees.append(lambda: self.memory.free(address))
         return address
 
     def staged(self, size_bytes: int, *, zero_copy: bool = False) -> StagedTensor:
-        """Return memory on both sides; with ``zero_copy`` it is one and the same."""
+        """Allocate a staged tensor; with ``zero_copy``, one mapped block serves both sides."""
         block = self.memory.alloc_pinned(aligned(max(1, size_bytes)), mapped=zero_copy)
         self._frees.append(lambda: self.memory.free_pinned(block))
         if block.device_address is not None:
@@ -33,29 +33,31 @@ class Buffers:
         return StagedTensor(self.memory, self.device(size_bytes), block.array, mapped=False)
 
     def pinned(self, size_bytes: int) -> np.ndarray:
-        """Return page-locked host memory, uint8 ``[size_bytes]``."""
+        """Allocate page-locked host memory, uint8 ``[size_bytes]``."""
         block = self.memory.alloc_pinned(aligned(max(1, size_bytes)))
         self._frees.append(lambda: self.memory.free_pinned(block))
         return block.array[:size_bytes]
 
     def stream(self) -> int:
-        """Return the handle of a stream."""
+        """Create a stream and return its handle."""
         stream = self.memory.create_stream()
         self._frees.append(lambda: self.memory.destroy_stream(stream))
         return stream
 
     def close(self) -> None:
-        """Free everything; what CUDA refuses to free does not keep the rest."""
+        """Free everything; an error of one allocation does not keep the others alive."""
         while self._frees:
             with contextlib.suppress(SessionError):
                 self._frees.pop()()
 
 
 class StagedTensor:
-    """Device memory with a pinned array beside it, or mapped host memory that is both.
+    """Device memory with a pinned host array, or one block of mapped host memory for both.
 
-    ``address`` is what a graph is given. The array is written before ``upload``, and read after
-    ``download`` and a synchronization.
+    Attributes:
+        memory: the GPU.
+        address: device address, for the graphs.
+        mapped: whether both sides are the same memory.
     """
 
     def __init__(
@@ -65,19 +67,19 @@ class StagedTensor:
         self._bytes = array
 
     def view(self, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """Return the first bytes of the host side as an array."""
+        """Return a view of the host side with the given shape and dtype."""
         count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         return self._bytes[:count].view(dtype).reshape(shape)
 
     def upload(self, array: np.ndarray, stream: int) -> None:
-        """Write an array into the host side and send it to the device side."""
+        """Copy an array to the host side and enqueue the transfer to the device."""
         staged = self.view(array.shape, array.dtype.name)
         np.copyto(staged, array)
         if not self.mapped:
             self.memory.copy_to_device(self.address, staged, stream)
 
     def download(self, shape: Sequence[int], dtype: str, stream: int) -> np.ndarray:
-        """Fetch a whole tensor; the array is valid once the stream was synchronized."""
+        """Enqueue the transfer to the host; the array is valid after the stream is synchronized."""
         staged = self.view(shape, dtype)
         if not self.mapped:
             self.memory.copy_to_host(staged, self.address, stream)

@@ -1,18 +1,18 @@
-"""The decode loop on a GPU: ids and cache stay there, and steps are replayed as CUDA graphs.
+"""The decode loop on a GPU: ids and cache stay in device memory, steps replay as CUDA graphs.
 
-Every position has addresses of its own, which never change:
+Every position has its own fixed addresses:
 
-- ``ids`` holds one row of token ids per position. The step at ``position`` reads row
-  ``position - 1`` and writes row ``position``, so that a token reaches the next step without
-  the host. Row 0 always holds BOS.
-- ``cache`` holds all slots of keys and values. A step reads all of them (those from ``position``
-  on are masked); its own keys and values are copied into their slot after it, row by row.
-- ``positions`` holds the numbers 0, 1, 2, … in device memory.
-- ``noise`` holds the noise of the draws at all positions: it is sent before the first step.
+- ``ids`` has one row of token ids per position. The step at ``position`` reads row
+  ``position - 1`` and writes row ``position``, so a token reaches the next step without the host.
+  Row 0 is always BOS.
+- ``cache`` has all slots of keys and values. A step reads all of them and masks those from
+  ``position`` on; afterwards a strided copy stores its own keys and values in their slot.
+- ``positions`` has the constants 0, 1, 2, … in device memory.
+- ``noise`` has the sampling noise of all positions, uploaded before the first step.
 
-For a number of rows, the step at a position is therefore always the same work at the same
-addresses: it is run once, recorded, and replayed from then on. The number of rows is rounded up to
-a power of two, which bounds the number of recordings; nobody reads the surplus rows.
+For a given number of rows, the step at a position therefore always does the same work at the same
+addresses: it runs once, is recorded, and is replayed from then on. The number of rows is rounded up
+to a power of two to bound the number of recordings; the surplus rows are ignored.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ NOISE_BYTES = 4  # float32
 
 
 class DeviceCaptioner(CaptionWriter):
-    """Writes captions for up to ``limits["P"]`` regions at once; belongs to one lane.
+    """Writes captions of up to ``limits["P"]`` regions per batch, in one lane.
 
-    steps_replayed: how many steps were replayed as CUDA graphs.
+    Attributes:
+        steps_replayed: number of steps replayed as CUDA graphs.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class DeviceCaptioner(CaptionWriter):
         self._check_alignment()
         self._executors: dict[tuple[int, int], DeviceExecutor] = {}
         self._recorded: dict[tuple[int, int, int], Recording] = {}
-        self._refused: set[tuple[int, int, int]] = set()  # steps that ran and could not be recorded
+        self._refused: set[tuple[int, int, int]] = set()  # steps that could not be recorded so far
         self._told = False
         self.steps_replayed = 0
         self._allocate()
@@ -78,9 +79,9 @@ class DeviceCaptioner(CaptionWriter):
                 )
 
     def _check_alignment(self) -> None:
-        """Refuse keys and values whose addresses TensorRT does not take.
+        """Check that keys and values of every layer are aligned as TensorRT requires.
 
-        With heads of 64 channels, all addresses are aligned in fp16 and fp32.
+        With heads of 64 channels, they always are in fp16 and fp32.
         """
         size = self._past_bytes(1)
         if size % ALIGNMENT_BYTES:
@@ -92,10 +93,10 @@ class DeviceCaptioner(CaptionWriter):
 
     def _allocate(self) -> None:
         config, buffers, most = self.config, self._buffers, self._most
-        self._row_bytes = aligned(ID_BYTES * most)  # of one position's ids
-        self._ids = buffers.staged((self._slots + 1) * self._row_bytes)  # the last: prefill's
+        self._row_bytes = aligned(ID_BYTES * most)  # ids of one position
+        self._ids = buffers.staged((self._slots + 1) * self._row_bytes)  # last row: prefill's
         self._positions = buffers.staged(self._slots * ALIGNMENT_BYTES)
-        self._noise_bytes = aligned(NOISE_BYTES * most * self._candidates)  # of one position
+        self._noise_bytes = aligned(NOISE_BYTES * most * self._candidates)  # noise of one position
         self._noise = buffers.staged(self._slots * self._noise_bytes)
         self._no_noise = buffers.device(NOISE_BYTES * most)
         self._tokens = buffers.staged(most * config.image_embed_dim * self._itemsize)
@@ -104,12 +105,12 @@ class DeviceCaptioner(CaptionWriter):
         self._slot = buffers.device(past_inputs * self._past_bytes(most) // self._slots)
         self._logits = buffers.device(most * config.vocab_size * self._itemsize)
         self._write_constants()
-        # onnxruntime loads its session with the first executor: now, not in the first call.
+        # onnxruntime loads its session with the first executor; do that here, not in a call.
         self._executor(self._batch(1), 1)
         self._record = self._options.cuda_graphs and self._graph.can_record
 
     def _past_bytes(self, rows: int) -> int:
-        """Bytes of the keys (or values) of one layer, for some regions."""
+        """Return the size of the keys (or values) of one layer for ``rows`` regions, bytes."""
         return rows * self.config.text_heads * self._slots * self._head_bytes()
 
     def _head_bytes(self) -> int:
@@ -147,38 +148,35 @@ class DeviceCaptioner(CaptionWriter):
                     break
 
     def record(self, rows: int, *, draws: bool) -> None:
-        """Run and record every position once for a number of regions."""
+        """Run and record every position for a batch of ``rows`` regions."""
         batch, candidates = self._batch(rows), self._candidates if draws else 1
         self._clear_cache(batch)
         for position in range(self.config.max_new_tokens + 1):
             self._step(batch, candidates, position)
 
     def _clear_cache(self, batch: int) -> None:
-        """Fill the cache with zeros: a masked slot has no effect only if it is finite.
-
-        Fresh memory, or what an earlier caption left, need not be.
-        """
+        """Zero the cache: masking only works on finite values, which memory need not contain."""
         cache_bytes = len(graphs.past_names(self.config)) * self._past_bytes(batch)
         self._memory.clear(self._cache, cache_bytes, self._stream)
 
     def _send_noise(self, noise: np.ndarray | None) -> int:
-        """Send the noise of all positions; return how many candidates a token is drawn from."""
+        """Upload the noise of all positions; return the number of candidates K."""
         if noise is None:
             return 1
         steps, rows, candidates = (int(size) for size in noise.shape)
         width = self._noise_bytes // NOISE_BYTES
-        staged = np.zeros((steps + 1, width), np.float32)  # position 0 draws nothing
+        staged = np.zeros((steps + 1, width), np.float32)  # position 0 draws no token
         staged[1:, : rows * candidates] = noise.reshape(steps, -1)
         self._noise.upload(staged, self._stream)
         return candidates
 
     def _batch(self, rows: int) -> int:
-        """Return how many rows are run: a power of two, or all that the graph takes."""
+        """Return the batch size for a number of rows: the next power of two within the limits."""
         rounded = max(1 << (rows - 1).bit_length(), self._graph.minima["P"])
         return min(rounded, self._most)
 
     def _step(self, batch: int, candidates: int, position: int) -> None:
-        """Replay one position if it was recorded, else run and record it."""
+        """Replay the step of a position if it is recorded; otherwise run and record it."""
         key = (batch, candidates, position)
         if key in self._recorded:
             self._recorded[key].launch()
@@ -191,7 +189,7 @@ class DeviceCaptioner(CaptionWriter):
             self._try_to_record(executor, key)
 
     def _fill_slot(self, batch: int, position: int) -> None:
-        """Copy the new keys and values to where the next steps read them."""
+        """Copy the new keys and values to their slot of the cache."""
         head_bytes = self._head_bytes()
         self._memory.copy_rows_on_device(
             self._cache + position * head_bytes,
@@ -204,9 +202,9 @@ class DeviceCaptioner(CaptionWriter):
         )
 
     def _try_to_record(self, executor: DeviceExecutor, key: tuple[int, int, int]) -> None:
-        """Record the step that has just run."""
+        """Record the step that just ran."""
         if not executor.can_record():
-            # The first time, TensorRT-RTX may still compile for these shapes.
+            # On the first run, TensorRT-RTX may still be compiling for these shapes.
             self._note_refusal(key)
             return
         batch, _, position = key
@@ -219,7 +217,7 @@ class DeviceCaptioner(CaptionWriter):
             logger.warning("CUDA graphs are off, captions take longer: %s", str(exc))
 
     def _note_refusal(self, key: tuple[int, int, int]) -> None:
-        """Warn once that steps stay unrecorded; recording them is still tried each time."""
+        """Warn once when a step cannot be recorded twice; recording is retried on every run."""
         if key in self._refused and not self._told:
             self._told = True
             logger.warning(
@@ -231,7 +229,7 @@ class DeviceCaptioner(CaptionWriter):
         self._refused.add(key)
 
     def _executor(self, batch: int, candidates: int) -> DeviceExecutor:
-        """Return that of a shape: a recording is void once the shapes of its context change."""
+        """Return the executor of a shape; changing its shapes would invalidate its recordings."""
         if (batch, candidates) not in self._executors:
             executor = self._graph.executor(self._stream, self._scratch)
             self._executors[batch, candidates] = executor
@@ -263,7 +261,7 @@ class DeviceCaptioner(CaptionWriter):
         return self._ids.address + position * self._row_bytes
 
     def _fetch_ids(self, first: int, last: int, rows: int) -> np.ndarray:
-        """Synchronise with the GPU; return ids of some positions, int32 ``[rows, positions]``."""
+        """Synchronise with the GPU and return ids of a range, int32 ``[rows, positions]``."""
         width = self._row_bytes // ID_BYTES
         whole = self._ids.view((self._slots + 1, width), "int32")
         fetched = whole[first : last + 1]
@@ -272,7 +270,7 @@ class DeviceCaptioner(CaptionWriter):
         return fetched[:, :rows].T
 
     def close(self) -> None:
-        """Free recordings and executors; the lane owns the buffers."""
+        """Free recordings and executors; the lane frees the buffers."""
         while self._recorded:
             with contextlib.suppress(SessionError):
                 self._recorded.popitem()[1].close()

@@ -1,4 +1,4 @@
-"""CUDA through NVIDIA's own binding, cuda-python."""
+"""``DeviceMemory`` on NVIDIA's binding, cuda-python."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tap_deploy.sessions.gpu.memory import DeviceMemory, PinnedBlock
 def _import_runtime() -> Any:
     try:
         return load_module("cuda.bindings.runtime")
-    except ModuleNotFoundError:  # before 12.6 the same functions were here
+    except ModuleNotFoundError:  # the location before 12.6
         return load_module("cuda.cudart")
 
 
 class CudaPythonMemory(DeviceMemory):
     """``DeviceMemory`` on ``cuda.bindings.runtime``, or on the older ``cuda.cudart``.
 
-    The runtime API uses the primary context by itself, like TensorRT and torch.
+    The runtime API uses the primary context, like TensorRT and torch.
     """
 
     name = "cuda-python"
 
     def __init__(self, device_index: int = 0) -> None:
-        self._cuda = _import_runtime()  # ImportError: not installed
+        self._cuda = _import_runtime()  # ImportError if not installed
         self.device_index = device_index
         count = self._call("cudaGetDeviceCount")
         if device_index >= count:
@@ -38,7 +38,7 @@ class CudaPythonMemory(DeviceMemory):
 
     @contextlib.contextmanager
     def activated(self) -> Iterator[None]:
-        """Choose the GPU for this thread; another choice made before comes back afterwards."""
+        """Select the GPU in this thread, and restore the previous one afterwards."""
         before = self._call("cudaGetDevice")
         self._call("cudaSetDevice", self.device_index)
         try:
@@ -49,7 +49,7 @@ class CudaPythonMemory(DeviceMemory):
 
     @property
     def compute_capability(self) -> str:
-        """The architecture, such as ``8.7``."""
+        """Compute capability, such as ``8.7``."""
         attributes = self._cuda.cudaDeviceAttr
         major, minor = (
             self._call("cudaDeviceGetAttribute", attribute, self.device_index)
@@ -61,15 +61,15 @@ class CudaPythonMemory(DeviceMemory):
         return f"{major}.{minor}"
 
     def alloc(self, size_bytes: int) -> int:
-        """Return the address of new device memory."""
+        """Allocate device memory and return its address."""
         return int(self._call("cudaMalloc", size_bytes))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def alloc_pinned(self, size_bytes: int, *, mapped: bool = False) -> PinnedBlock:
-        """Return page-locked host memory."""
+        """Allocate page-locked host memory."""
         cuda = self._cuda
         flags = cuda.cudaHostAllocMapped if mapped else cuda.cudaHostAllocDefault
         address = int(self._call("cudaHostAlloc", size_bytes, int(flags)))
@@ -79,19 +79,19 @@ class CudaPythonMemory(DeviceMemory):
         return PinnedBlock(array, int(self._call("cudaHostGetDevicePointer", address, 0)))
 
     def free_pinned(self, block: PinnedBlock) -> None:
-        """Give page-locked memory back."""
+        """Free page-locked host memory."""
         self._call("cudaFreeHost", block.array.ctypes.data)
 
     def copy_to_device(self, address: int, array: np.ndarray, stream: int) -> None:
-        """Copy a host array to an address."""
+        """Copy a host array to a device address."""
         self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice", stream)
 
     def copy_to_host(self, array: np.ndarray, address: int, stream: int) -> None:
-        """Fill a host array from an address."""
+        """Copy from a device address to a host array."""
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost", stream)
 
     def copy_on_device(self, target: int, source: int, size_bytes: int, stream: int) -> None:
-        """Copy between two addresses."""
+        """Copy between two device addresses."""
         self._copy(target, source, size_bytes, "cudaMemcpyDeviceToDevice", stream)
 
     def copy_rows_on_device(
@@ -104,7 +104,7 @@ class CudaPythonMemory(DeviceMemory):
         rows: int,
         stream: int,
     ) -> None:
-        """Copy rows between two addresses."""
+        """Copy rows between two device addresses."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call(
             "cudaMemcpy2DAsync",
@@ -127,12 +127,12 @@ class CudaPythonMemory(DeviceMemory):
         self._call("cudaMemsetAsync", address, 0, size_bytes, stream)
 
     def create_stream(self) -> int:
-        """Return the handle of a new stream."""
+        """Create a stream and return its handle."""
         flags = int(self._cuda.cudaStreamNonBlocking)
         return int(self._call("cudaStreamCreateWithFlags", flags))
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
@@ -145,7 +145,7 @@ class CudaPythonMemory(DeviceMemory):
         try:
             enqueue()
         except BaseException:
-            # Leave capture mode; that the capture was spoilt is known already.
+            # Leave capture mode; CUDA reports the invalid capture again, which is not news.
             with contextlib.suppress(SessionError):
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
@@ -156,22 +156,22 @@ class CudaPythonMemory(DeviceMemory):
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Replay a graph."""
+        """Launch a CUDA graph."""
         self._call("cudaGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Destroy a CUDA graph."""
         self._call("cudaGraphExecDestroy", graph)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the runtime API; return its one result, if it has one."""
+        """Call a function of the runtime API and return its result, or None if it has none."""
         try:
             error, *results = getattr(self._cuda, function)(*arguments)
-        # Some errors come as exceptions of the binding: no driver library, a wrong argument.
+        # The binding raises for a missing driver library or a wrong argument.
         except Exception as exc:
             raise SessionError(f"CUDA: {function} failed: {first_line(exc)}") from exc
         if int(error):
-            self._cuda.cudaGetLastError()  # forget it, or a later call reports it again
+            self._cuda.cudaGetLastError()  # clears the error, which later calls would report again
             raise SessionError(f"CUDA: {function} failed: {self._described(error)}")
         return results[0] if results else None
 

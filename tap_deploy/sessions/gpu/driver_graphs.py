@@ -1,7 +1,7 @@
-"""CUDA graphs through the driver's own library, for a package that has none.
+"""CUDA graphs through the driver library, for pycuda, which does not support them.
 
-No released pycuda (2026.1 is the newest) records streams. The driver's handles are the same for
-everyone in the process, so that streams of pycuda can be recorded beside it.
+No released pycuda (the newest is 2026.1) can capture streams. Driver handles are valid in the whole
+process, so the driver library can capture streams created by pycuda.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tap_deploy.errors import SessionError
 LIBRARY = "libcuda.so.1"
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _HANDLE, _HANDLE_POINTER = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-# cuda.h; all of them are in the drivers of CUDA 11.4 and later.
+# Declarations from cuda.h; drivers of CUDA 11.4 and later have all of them.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
     "cuStreamEndCapture": (_HANDLE, _HANDLE_POINTER),
@@ -29,37 +29,37 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 def load_driver() -> Any:
-    """Load the driver's library.
+    """Load the driver library.
 
     Raises:
-        OSError: it is not there.
+        OSError: the library is missing.
     """
     return ctypes.CDLL(LIBRARY)
 
 
 class DriverGraphs:
-    """Records streams and replays what was recorded; a context must be current in the thread.
+    """Captures and launches CUDA graphs; a context must be current in the thread.
 
     Raises:
-        SessionError: CUDA refused, whatever the method; one line with CUDA's name for it.
+        SessionError: from any method, if a CUDA call fails; one line with CUDA's error name.
     """
 
     def __init__(self) -> None:
         try:
             driver = load_driver()
             self._functions = {name: getattr(driver, name) for name in _ARGUMENTS}
-        except (OSError, AttributeError) as exc:  # AttributeError: an older driver
+        except (OSError, AttributeError) as exc:  # AttributeError: the driver is too old
             raise SessionError(f"CUDA: {LIBRARY} cannot be used: {exc}; update the driver") from exc
         for name, function in self._functions.items():
             function.argtypes, function.restype = _ARGUMENTS[name], ctypes.c_int
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """Record what ``enqueue`` puts into the stream; return the handle of the graph."""
+        """Capture the work that ``enqueue`` puts into the stream; return the graph's handle."""
         self._call("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
         try:
             enqueue()
         except BaseException:
-            # Leave capture mode; that the capture was spoilt is known already.
+            # Leave capture mode; CUDA reports the invalid capture again, which is not news.
             with contextlib.suppress(SessionError):
                 self._call("cuGraphDestroy", self._ended(stream))
             raise
@@ -76,11 +76,11 @@ class DriverGraphs:
         return graph
 
     def launch(self, graph: int, stream: int) -> None:
-        """Replay a graph."""
+        """Launch a CUDA graph."""
         self._call("cuGraphLaunch", graph, stream)
 
     def destroy(self, graph: int) -> None:
-        """Give a graph back."""
+        """Destroy a CUDA graph."""
         self._call("cuGraphExecDestroy", graph)
 
     def _call(self, function: str, *arguments: Any) -> None:

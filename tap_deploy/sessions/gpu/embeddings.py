@@ -1,4 +1,4 @@
-"""Image embeddings that stay on the GPU for as long as a program refers to them."""
+"""Image embeddings in device memory, recycled when they are garbage-collected."""
 
 from __future__ import annotations
 
@@ -23,39 +23,44 @@ class DeviceEmbeddings(Embeddings, ProcessBound):
 
     @property
     def address(self) -> int:
-        """Where they lie.
+        """Device address of the embeddings.
 
         Raises:
-            SessionError: their memory was freed with the pipeline.
+            SessionError: the pipeline is closed, and their memory freed.
         """
         if self.store.closed:
             raise SessionError(CLOSED)
         return self._address
 
     def numpy(self) -> np.ndarray:
-        """Fetch them as float32 ``[1, C, grid, grid]``."""
+        """Copy the embeddings to the host, float32 ``[1, C, grid, grid]``."""
         return self.store.download(self.address)
 
 
 class EmbeddingStore:
-    """Device memory for embeddings; memory that nothing refers to any more is used again.
+    """Pool of device memory for embeddings; unreferenced embeddings return their memory.
 
-    A program that encodes picture after picture allocates once; one that keeps a hundred encoded
-    pictures allocates a hundred times.
+    Encoding picture after picture allocates once; keeping a hundred encoded pictures allocates a
+    hundred times.
+
+    Attributes:
+        size_bytes: size of the embeddings of one picture, bytes.
+        download: copies embeddings from a device address to the host.
+        closed: whether the memory is freed.
     """
 
     def __init__(
         self, memory: DeviceMemory, size_bytes: int, download: Callable[[int], np.ndarray]
     ) -> None:
         self._buffers, self.size_bytes = Buffers(memory), size_bytes
-        # The garbage collector may give memory back in the middle of ``take``, in the same
-        # thread: a lock would wait for itself, but the methods of a deque are atomic.
+        # The garbage collector may return memory during ``take`` in the same thread. A lock would
+        # deadlock; the methods of a deque are atomic.
         self._idle: collections.deque[int] = collections.deque()
         self.download = download
         self.closed = False
 
     def take(self) -> DeviceEmbeddings:
-        """Return memory for one picture; CUDA must be activated."""
+        """Return memory for the embeddings of one picture; CUDA must be activated."""
         try:
             address = self._idle.pop()
         except IndexError:
@@ -65,6 +70,6 @@ class EmbeddingStore:
         return embeddings
 
     def close(self) -> None:
-        """Free all of it, even what is still referred to."""
+        """Free all memory, including that of live embeddings."""
         self.closed = True
         self._buffers.close()

@@ -1,4 +1,4 @@
-"""A graph whose inputs and outputs are device addresses: what the engines have in common."""
+"""Interfaces of a graph with inputs and outputs in device memory, common to GPU backends."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ WHAT_AXES_COUNT = {
 
 
 class Recording(abc.ABC):
-    """A run that was recorded as a CUDA graph: the same work at the same addresses."""
+    """A run recorded as a CUDA graph: the same work at the same addresses."""
 
     @abc.abstractmethod
     def launch(self) -> None:
-        """Put the work into the stream that it was recorded in, and return.
+        """Enqueue the work in the stream it was recorded in, and return.
 
         Raises:
-            SessionError: the backend refused.
+            SessionError: the backend failed.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give it back; its stream is idle."""
+        """Free the recording; its stream must be idle."""
 
 
 class CapturedWork(Recording):
-    """What a stream captured."""
+    """A recording made by stream capture."""
 
     def __init__(self, memory: DeviceMemory, stream: int, work: Callable[[], None]) -> None:
-        """Capture ``work``, without doing it.
+        """Capture the kernels that ``work`` enqueues, without executing them.
 
         Raises:
-            SessionError: it cannot be captured.
+            SessionError: ``work`` cannot be captured.
         """
         self._memory, self._stream = memory, stream
         self._graph = memory.capture(stream, work)
 
     def launch(self) -> None:
-        """Replay it."""
+        """Replay the captured work."""
         self._memory.launch(self._graph, self._stream)
 
     def close(self) -> None:
@@ -57,38 +57,38 @@ class CapturedWork(Recording):
 
 
 class DeviceExecutor(abc.ABC):
-    """One way through a graph: its own shapes and addresses, in one stream."""
+    """An execution state of a graph: its own shapes and addresses, in one stream."""
 
     @abc.abstractmethod
     def set_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Fix the dynamic axes of all inputs, by axis name."""
+        """Set the sizes of the dynamic axes of all inputs, by axis name."""
 
     @abc.abstractmethod
     def bind(self, name: str, address: int) -> None:
-        """Say where an input or output lies; it stays there until it is bound elsewhere."""
+        """Set the device address of an input or output; it holds until the next ``bind``."""
 
     @abc.abstractmethod
     def enqueue(self) -> None:
-        """Put one run into the stream and return.
+        """Enqueue one run in the stream and return.
 
         Raises:
-            SessionError: the backend refused.
+            SessionError: the backend failed.
         """
 
     def can_record(self) -> bool:
-        """Whether the next run could be recorded."""
+        """Whether the next run can be recorded."""
         return True
 
     def record(self, memory: DeviceMemory, stream: int, then: Callable[[], None]) -> Recording:
-        """Record a run with the sizes and addresses of now, and ``then`` behind it.
+        """Record a run with the current sizes and addresses, followed by ``then``.
 
         Args:
             memory: the GPU.
-            stream: the executor's.
-            then: puts more work into the stream.
+            stream: stream of the executor.
+            then: enqueues more work in the stream.
 
         Raises:
-            SessionError: it cannot be recorded.
+            SessionError: the run cannot be recorded.
         """
 
         def work() -> None:
@@ -99,17 +99,19 @@ class DeviceExecutor(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of what the backend holds for it; its stream is idle."""
+        """Free the executor's resources; its stream must be idle."""
 
 
 class DeviceGraph(abc.ABC):
-    """A loaded graph on a GPU; names, dtypes and shapes have been held against ``spec``.
+    """A graph loaded on a GPU, validated against ``spec``.
 
-    limits: axis name -> largest size, for the dynamic axes.
-    minima: axis name -> smallest size.
-    scratch_bytes: memory that an executor needs while it runs. Executors of one stream can
-        share it, as they run one after the other.
-    can_record: whether runs can be recorded at all.
+    Attributes:
+        spec: inputs and outputs.
+        limits: axis name -> largest size, for the dynamic axes.
+        minima: axis name -> smallest size, for the dynamic axes.
+        scratch_bytes: scratch memory of a running executor, bytes. Executors of the same stream
+            can share it, because they run one after the other.
+        can_record: whether runs can be recorded as CUDA graphs.
     """
 
     spec: GraphSpec
@@ -120,17 +122,17 @@ class DeviceGraph(abc.ABC):
 
     @abc.abstractmethod
     def executor(self, stream: int, scratch_address: int) -> DeviceExecutor:
-        """Return a new executor for a stream."""
+        """Create an executor for a stream."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Free the graph and all of its executors."""
+        """Free the graph and all its executors."""
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Compare sizes of dynamic axes with the limits.
+        """Check sizes of dynamic axes against the limits.
 
         Raises:
-            InputError: a size is beyond what the graph was made for.
+            InputError: a size exceeds its limit.
         """
         for axis, size in sizes.items():
             if axis in self.limits and size > self.limits[axis]:
@@ -140,7 +142,7 @@ class DeviceGraph(abc.ABC):
                 )
 
     def remedy(self, axis: str) -> str:
-        """What to do about a size beyond the limits."""
+        """Return how to raise the limit of an axis, for the error message."""
         option = {"P": "max-prompts", "N": "max-points"}.get(axis)
         return f"build an engine with a larger --{option}" if option else "split the call"
 
@@ -148,14 +150,14 @@ class DeviceGraph(abc.ABC):
 def axis_bounds(
     spec: GraphSpec, shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return smallest and largest size of each dynamic axis.
+    """Return the smallest and the largest size of each dynamic axis.
 
     Args:
-        spec: the graph.
-        shapes: input name -> its smallest and its largest shape.
+        spec: inputs of the graph.
+        shapes: input name -> smallest and largest shape.
 
     Raises:
-        SessionError: an axis that inputs share has no size that all of them take.
+        SessionError: the inputs that share an axis have no common size.
     """
     minima: dict[str, int] = {}
     limits: dict[str, int] = {}
@@ -174,7 +176,7 @@ def axis_bounds(
 
 
 def size_bytes(spec: TensorSpec, sizes: Mapping[str, int], itemsize: int) -> int:
-    """Return the bytes of a tensor once its dynamic axes are known."""
+    """Return the size of a tensor for given sizes of the dynamic axes, bytes."""
     total = itemsize
     for axis in spec.shape:
         total *= sizes[axis] if isinstance(axis, str) else axis

@@ -1,4 +1,4 @@
-"""A lane on a GPU: a stream, and buffers for the largest call."""
+"""A lane on a GPU: one stream with buffers for the largest call."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tap_deploy.sessions.pipeline import FOREIGN, Candidates, DecodedPrompts, Em
 
 
 class DeviceLane(Lane):
-    """The graphs in one stream: each finds what the one before has written, without a wait.
+    """The graphs in one stream, so that each reads the previous one's outputs without a sync.
 
-    Pictures, coordinates, labels and the semantic tokens of captions go to the GPU. The answers of
-    the prompt decoder, one token per prompt, and caption ids come to the host. Image embeddings
-    and the KV cache stay on the GPU.
+    Pictures, coordinates, labels and semantic tokens are copied to the GPU; the outputs of the
+    prompt decoder (one mask token per prompt) and caption ids are copied to the host. Image
+    embeddings and the KV cache stay on the GPU.
     """
 
     def __init__(
@@ -37,20 +37,20 @@ class DeviceLane(Lane):
         config: TapConfig,
         store: EmbeddingStore,
     ) -> None:
-        """Allocate nothing: a lane can be stopped and closed, however far ``allocate`` came."""
+        """Store the arguments; a lane can be closed even if ``allocate`` fails halfway."""
         self._memory, self._config, self._store = memory, config, store
         self._encoder_graph = device_graphs[graphs.IMAGE_ENCODER]
         self._decoder_graph = device_graphs[graphs.PROMPT_DECODER]
         self._buffers = Buffers(memory)
         self._captioner: DeviceCaptioner | None = None
         self._executors: list[DeviceExecutor] = []
-        self._landing = np.empty(0, np.uint8)  # pinned; what ``download`` fetches
+        self._landing = np.empty(0, np.uint8)  # pinned memory for ``download``
 
     def allocate(self, device_graphs: Mapping[str, DeviceGraph], options: DeviceOptions) -> None:
         """Allocate everything; CUDA must be activated."""
         buffers = self._buffers
         self._stream = buffers.stream()
-        # One scratch for all: in one stream, one run ends before the next begins.
+        # All executors share one scratch buffer: runs in the same stream do not overlap.
         scratch = buffers.device(max(graph.scratch_bytes for graph in device_graphs.values()))
         self._encoder = self._encoder_graph.executor(self._stream, scratch)
         self._decoder = self._decoder_graph.executor(self._stream, scratch)
@@ -83,7 +83,7 @@ class DeviceLane(Lane):
         self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
     ) -> dict[str, StagedTensor]:
         limits = dict(graph.limits) | {"M": 1}
-        if "P" in limits:  # room for all masks of one prompt, see decode_candidates
+        if "P" in limits:  # all masks of one prompt must fit, see decode_candidates
             limits["P"] = max(limits["P"], self._config.num_mask_tokens)
         return {
             spec.name: self._buffers.staged(
@@ -94,7 +94,7 @@ class DeviceLane(Lane):
         }
 
     def encode_batch(self, images: np.ndarray) -> list[Embeddings]:
-        """Run the image encoder; each result owns the memory of its embeddings."""
+        """Run the image encoder; each result owns its device memory."""
         _check(self._encoder_graph.spec, 0, images)
         sizes = {"B": len(images)}
         self._encoder_graph.check_sizes(sizes)
@@ -117,7 +117,7 @@ class DeviceLane(Lane):
     def decode_prompts(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> DecodedPrompts:
-        """Run the prompt decoder; synchronises with the GPU once, for the answers."""
+        """Run the prompt decoder; synchronises with the GPU once, to fetch the outputs."""
         sizes = self._enqueue_decoder(embeddings, coords, labels, masks=1)
         names = [spec.name for spec in self._decoder_graph.spec.outputs]
         return DecodedPrompts.from_outputs(self._fetch(names, sizes))
@@ -125,7 +125,7 @@ class DeviceLane(Lane):
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
-        """Run the prompt decoder for all tokens, in the buffers of the answers."""
+        """Run the prompt decoder for all mask tokens, in the buffers of ``decode_prompts``."""
         masks, room = self._config.num_mask_tokens, self._decoder_graph.limits["P"]
         if len(labels) * masks > max(room, masks):
             raise InputError(f"{len(labels)} prompts of {masks} masks; expected at most {room}")
@@ -160,7 +160,7 @@ class DeviceLane(Lane):
         return sizes
 
     def _fetch(self, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Wait for outputs of the prompt decoder, and copy them: the next call overwrites them."""
+        """Synchronise and copy outputs of the prompt decoder, which the next call overwrites."""
         specs = [spec for spec in self._decoder_graph.spec.outputs if spec.name in names]
         fetched = {
             spec.name: self._outputs[spec.name].download(
@@ -186,12 +186,12 @@ class DeviceLane(Lane):
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:
-        """Run every position once, so that it is recorded."""
+        """Run and record every position."""
         assert self._captioner is not None
         self._captioner.record(rows, draws=draws)
 
     def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
-        """Fetch floats of the graphs' dtype from an address, as float32."""
+        """Copy floats of the graphs' dtype from a device address, and return them as float32."""
         count = int(np.prod(array_shape)) * np.dtype(self._dtype).itemsize
         if count > len(self._landing):
             self._landing = self._buffers.pinned(count)
@@ -206,11 +206,11 @@ class DeviceLane(Lane):
 
     @property
     def steps_replayed(self) -> int:
-        """How many caption steps were replayed as CUDA graphs."""
+        """Number of caption steps replayed as CUDA graphs."""
         return 0 if self._captioner is None else self._captioner.steps_replayed
 
     def stop(self) -> None:
-        """Wait for the stream, and close all that uses the graphs, which are closed next."""
+        """Wait for the stream and close captioner and executors, before the graphs are closed."""
         with contextlib.suppress(Exception):
             self.synchronize()
         if self._captioner is not None:
@@ -219,12 +219,12 @@ class DeviceLane(Lane):
             executor.close()
 
     def close(self) -> None:
-        """Free buffers and stream, once the graphs are closed."""
+        """Free buffers and stream; the graphs must be closed."""
         self._buffers.close()
 
 
 def _check(spec: GraphSpec, index: int, array: np.ndarray) -> None:
-    """Compare an input with the spec before it is copied as bytes."""
+    """Validate an input against the spec before it is copied as bytes."""
     expected = spec.inputs[index]
     fits = array.dtype == np.dtype(expected.dtype) and array.ndim == len(expected.shape)
     if not fits or any(

@@ -1,9 +1,8 @@
-"""Memory, streams and graphs of a GPU, behind one small contract.
+"""The ``DeviceMemory`` interface: memory, streams and CUDA graphs of a GPU.
 
-Addresses and stream handles are plain integers: that is what TensorRT and onnxruntime take.
-Two packages can stand behind it, cuda-python and pycuda; ``open_device_memory`` takes the one
-that is there. Foreign errors are translated in their two modules and in ``driver_graphs``, and
-nowhere else.
+Addresses and stream handles are plain integers, as TensorRT and onnxruntime expect them. There are
+two implementations, on cuda-python and on pycuda; ``open_device_memory`` selects the installed one.
+Only these two modules and ``driver_graphs`` convert CUDA errors to ``SessionError``.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ import numpy as np
 
 from tap_deploy.errors import SessionError
 
-ALIGNMENT_BYTES = 256  # what TensorRT asks of every tensor address, and cudaMalloc gives
+ALIGNMENT_BYTES = 256  # required by TensorRT for tensor addresses; guaranteed by cudaMalloc
 
-_recording = threading.RLock()  # what calls ``capture`` may be undisturbed already
+_recording = threading.RLock()  # reentrant: ``capture`` may run inside ``undisturbed``
 
 
 def aligned(size_bytes: int) -> int:
-    """Round a size up, so that what follows is aligned."""
+    """Round a size up to a multiple of ``ALIGNMENT_BYTES``."""
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep away, while something is recorded, what would spoil it.
+    """Prevent interference with a stream capture.
 
-    One recording at a time in the process: what drivers allow two threads to do meanwhile differs.
-    No garbage collection: it may free memory of the GPU, which a recording does not allow.
+    Only one capture runs at a time in the process, because drivers differ in what other threads may
+    do meanwhile. Garbage collection is off, because it may free device memory, which invalidates a
+    capture.
     """
     with _recording:
         collects = gc.isenabled()
@@ -49,20 +49,29 @@ def undisturbed() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PinnedBlock:
-    """Page-locked host memory: uint8 ``[size]``, and its device address if it is mapped."""
+    """Page-locked host memory.
+
+    Attributes:
+        array: the memory, uint8 ``[size]``.
+        device_address: its device address if mapped, else None.
+    """
 
     array: np.ndarray
     device_address: int | None = None
 
 
 class DeviceMemory(abc.ABC):
-    """What the sessions need of CUDA. Every method but ``activated`` must run inside it.
+    """The CUDA functions that sessions use; all other methods must run inside ``activated``.
 
-    Copies and ``clear`` are put into a stream and return at once; host arrays must be pinned,
-    contiguous, and left alone until the stream was synchronized.
+    Copies and ``clear`` are asynchronous. Host arrays must be pinned and contiguous, and must not
+    be touched until the stream is synchronized.
+
+    Attributes:
+        name: package that implements the interface.
+        device_index: number of the GPU as CUDA counts it.
 
     Raises:
-        SessionError: CUDA refused, whatever the method; one line with CUDA's name for it.
+        SessionError: from any method, if a CUDA call fails; one line with CUDA's error name.
     """
 
     name: str
@@ -70,40 +79,40 @@ class DeviceMemory(abc.ABC):
 
     @abc.abstractmethod
     def activated(self) -> contextlib.AbstractContextManager[Any]:
-        """Make the GPU's primary context current in this thread."""
+        """Return a context manager that makes the GPU's primary context current in this thread."""
 
     @property
     @abc.abstractmethod
     def compute_capability(self) -> str:
-        """The architecture, such as ``8.7``."""
+        """Compute capability, such as ``8.7``."""
 
     @abc.abstractmethod
     def alloc(self, size_bytes: int) -> int:
-        """Return the address of new memory, aligned to ``ALIGNMENT_BYTES``."""
+        """Allocate device memory, aligned to ``ALIGNMENT_BYTES``, and return its address."""
 
     @abc.abstractmethod
     def free(self, address: int) -> None:
-        """Give back what ``alloc`` returned."""
+        """Free device memory of ``alloc``."""
 
     @abc.abstractmethod
     def alloc_pinned(self, size_bytes: int, *, mapped: bool = False) -> PinnedBlock:
-        """Return page-locked host memory; mapped, the GPU can use it where it is."""
+        """Allocate page-locked host memory; if ``mapped``, the GPU can access it directly."""
 
     @abc.abstractmethod
     def free_pinned(self, block: PinnedBlock) -> None:
-        """Give back what ``alloc_pinned`` returned; its array must not be used afterwards."""
+        """Free a block of ``alloc_pinned``; its array must not be used afterwards."""
 
     @abc.abstractmethod
     def copy_to_device(self, address: int, array: np.ndarray, stream: int) -> None:
-        """Copy a host array to an address."""
+        """Copy a host array to a device address."""
 
     @abc.abstractmethod
     def copy_to_host(self, array: np.ndarray, address: int, stream: int) -> None:
-        """Fill a host array from an address."""
+        """Copy from a device address to a host array."""
 
     @abc.abstractmethod
     def copy_on_device(self, target: int, source: int, size_bytes: int, stream: int) -> None:
-        """Copy between two addresses that do not overlap."""
+        """Copy between two non-overlapping device ranges."""
 
     @abc.abstractmethod
     def copy_rows_on_device(
@@ -116,9 +125,9 @@ class DeviceMemory(abc.ABC):
         rows: int,
         stream: int,
     ) -> None:
-        """Copy rows of ``row_bytes`` each between two addresses that do not overlap.
+        """Copy rows of ``row_bytes`` between two non-overlapping device ranges.
 
-        A pitch is the distance in bytes from the beginning of one row to that of the next.
+        A pitch is the distance between the starts of two consecutive rows, in bytes.
         """
 
     @abc.abstractmethod
@@ -127,21 +136,21 @@ class DeviceMemory(abc.ABC):
 
     @abc.abstractmethod
     def create_stream(self) -> int:
-        """Return the handle of a stream that does not wait for the default stream."""
+        """Create a stream that does not synchronise with the default stream; return its handle."""
 
     @abc.abstractmethod
     def destroy_stream(self, stream: int) -> None:
-        """Give back what ``create_stream`` returned."""
+        """Destroy a stream of ``create_stream``."""
 
     @abc.abstractmethod
     def synchronize(self, stream: int) -> None:
-        """Wait until everything in the stream has happened."""
+        """Wait until all work in the stream is done."""
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """Record what ``enqueue`` puts into the stream, without doing it; return a graph.
+        """Capture the work that ``enqueue`` puts into the stream, and return an executable graph.
 
-        ``enqueue`` is called again if the first recording fails: what spoilt it may be over. The
-        stream is usable again whether that works or not.
+        If the capture fails, it is retried once, because the cause may be transient. The stream is
+        usable afterwards in either case.
         """
         with undisturbed():
             try:
@@ -151,12 +160,12 @@ class DeviceMemory(abc.ABC):
 
     @abc.abstractmethod
     def _capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """Record once, in CUDA's thread-local mode: other threads may allocate meanwhile."""
+        """Capture once, in thread-local mode, so that other threads may allocate meanwhile."""
 
     @abc.abstractmethod
     def launch(self, graph: Any, stream: int) -> None:
-        """Put a recorded graph into a stream: the same work at the same addresses."""
+        """Enqueue a captured graph in a stream."""
 
     @abc.abstractmethod
     def destroy_graph(self, graph: Any) -> None:
-        """Give back what ``capture`` returned."""
+        """Destroy a graph of ``capture``."""

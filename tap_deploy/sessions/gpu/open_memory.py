@@ -1,4 +1,4 @@
-"""Opens the memory of a GPU with the CUDA package that is installed."""
+"""Selection of the installed CUDA package."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from tap_deploy.sessions.gpu.memory import DeviceMemory
 
 
 def open_device_memory(device_index: int = 0) -> DeviceMemory:
-    """Return the contract on cuda-python, else on pycuda.
+    """Return a ``DeviceMemory`` on cuda-python, or else on pycuda.
 
     Args:
-        device_index: number of the GPU, as CUDA counts them.
+        device_index: number of the GPU as CUDA counts it.
 
     Raises:
         MissingDependencyError: neither package is installed.
-        SessionError: there is no such GPU, or no driver.
+        SessionError: no such GPU, or no driver.
     """
-    # cuda-python first: it is NVIDIA's own, and has CUDA graphs itself.
+    # Prefer cuda-python: it is maintained by NVIDIA and supports CUDA graphs.
     from tap_deploy.sessions.gpu.cuda_python import CudaPythonMemory
     from tap_deploy.sessions.gpu.pycuda import PycudaMemory
 
@@ -25,9 +25,9 @@ def open_device_memory(device_index: int = 0) -> DeviceMemory:
     for kind in (CudaPythonMemory, PycudaMemory):
         try:
             return kind(device_index)
-        except ImportError as exc:  # also a package that does not find its libraries
+        except ImportError as exc:  # not installed, or a shared library is missing
             reasons.append(f"{kind.name}: {first_line(exc)}")
-        except SessionError as exc:  # made for a newer driver: the other one need not be
+        except SessionError as exc:  # one package may need a newer driver than the other
             failures.append(exc)
     if failures:
         raise failures[0]

@@ -1,4 +1,4 @@
-"""A model on a GPU: graphs, lanes, and their end."""
+"""The pipeline on a GPU: owns graphs and lanes, and frees them in the right order."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ LoadGraph = Callable[[GraphSpec], DeviceGraph]
 
 
 class DevicePipeline(Pipeline):
-    """Graphs on a GPU; see ``DeviceLane`` for what moves and what stays.
+    """A pipeline whose graphs run on a GPU; see ``DeviceLane`` for the data transfers.
 
-    The constructor allocates everything. It is freed by ``close``, when the object is collected,
-    or when the program ends, whichever comes first.
+    The constructor allocates everything. ``close``, garbage collection or the end of the program
+    frees it, whichever comes first.
+
+    Attributes:
+        lanes: all lanes, one per context.
     """
 
     def __init__(
@@ -41,17 +44,17 @@ class DevicePipeline(Pipeline):
         config: TapConfig,
         options: DeviceOptions,
     ) -> None:
-        """Load three graphs and allocate for their largest calls.
+        """Load the three graphs and allocate buffers for their largest calls.
 
         Args:
             memory: the GPU.
             load: loads a graph; called once per graph, with CUDA activated.
-            specs: what the graphs must look like, by name.
+            specs: expected inputs and outputs of the graphs, by name.
             config: sizes of the model.
-            options: choices of the user.
+            options: GPU options.
 
         Raises:
-            SessionError: a graph does not load, or memory does not suffice; nothing is left.
+            SessionError: a graph does not load, or out of memory; everything is freed again.
         """
         self._memory = memory
         resources = _Resources(memory)
@@ -79,20 +82,20 @@ class DevicePipeline(Pipeline):
         self.lanes = tuple(resources.lanes)
         self._all_lanes = threading.Lock()
         self._replays = options.cuda_graphs and device_graphs[graphs.TEXT_DECODER].can_record
-        # Not finalize's own hook: registered here, this runs before what CUDA's packages
-        # registered when they were imported, while the context still is.
+        # Registered with atexit here instead of by finalize: it must run before the hooks that
+        # CUDA packages registered at import, while the CUDA context still exists.
         self._finalizer = weakref.finalize(self, resources.close)
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
     @contextlib.contextmanager
     def lane(self) -> Iterator[Lane]:
-        """Take a lane; it is idle when it is given back, also after an error."""
+        """Lend a lane, and wait until it is idle afterwards, also after an error."""
         with self._pool.taken() as lane, self._memory.activated():
             try:
                 yield lane
             except BaseException:
-                # The error that led here is the one to report.
+                # Report the original error, not one of the synchronisation.
                 with contextlib.suppress(Exception):
                     lane.synchronize()
                 raise
@@ -100,22 +103,24 @@ class DevicePipeline(Pipeline):
 
     @contextlib.contextmanager
     def all_lanes(self) -> Iterator[Sequence[Lane]]:
-        """Take every lane, waiting for the calls that run."""
+        """Lend all lanes, after waiting for running calls."""
         self._pool.require_free("warmed up")
-        # One at a time: two that each wait for the other's lanes would wait for ever.
+        # One caller at a time: two that each hold some of the lanes would deadlock.
         with self._all_lanes, contextlib.ExitStack() as stack:
             yield [stack.enter_context(self.lane()) for _ in self.lanes]
 
     def download(self, address: int) -> np.ndarray:
-        """Fetch embeddings, float32 ``[1, C, grid, grid]``."""
+        """Copy embeddings to the host, float32 ``[1, C, grid, grid]``."""
         with self._pool.taken() as lane, self._memory.activated():
             return lane.download(address, self._embeddings_shape)
 
     def require_replay(self) -> None:
-        """Demand that captions, written twice, were replayed as CUDA graphs where they can be.
+        """Check, after captions were written twice, that steps replayed as CUDA graphs.
+
+        Does nothing if CUDA graphs are disabled or not supported.
 
         Raises:
-            SessionError: not one step was replayed.
+            SessionError: no step was replayed.
         """
         if self._replays and not self.steps_replayed:
             raise SessionError(
@@ -125,18 +130,18 @@ class DevicePipeline(Pipeline):
 
     @property
     def steps_replayed(self) -> int:
-        """How many caption steps were replayed as CUDA graphs, in all lanes."""
+        """Number of caption steps replayed as CUDA graphs, in all lanes."""
         return sum(lane.steps_replayed for lane in self.lanes)
 
     def close(self) -> None:
-        """Wait for the calls that run, then free everything."""
+        """Wait for running calls, then free everything."""
         if self._pool.close():
             atexit.unregister(self._finalizer)
             self._finalizer()
 
 
 class _Resources(ProcessBound):
-    """All that a pipeline must free; it does not refer to the pipeline, so it can outlive it."""
+    """The resources of a pipeline; holds no reference to it, so that it can be collected."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory = memory
@@ -145,19 +150,19 @@ class _Resources(ProcessBound):
         self.store: EmbeddingStore | None = None
 
     def add_graph(self, graph: DeviceGraph) -> DeviceGraph:
-        """Remember a loaded graph."""
+        """Register a loaded graph and return it."""
         self._graphs.append(graph)
         return graph
 
     def close(self) -> None:
-        """Free users before what they use, in spite of failures.
+        """Free everything in order of dependency, continuing after errors.
 
-        Recordings come first, then contexts and engines, then the streams and buffers of the
-        lanes, then embeddings.
+        The order is: recordings, execution contexts and engines, streams and buffers of the lanes,
+        embeddings.
         """
-        if self.is_of_another_process:  # a fork runs this when it ends
+        if self.is_of_another_process:  # a forked child runs this at its exit
             return
-        # When the program ends, or the GPU is lost, there may be nothing to free.
+        # At exit, or after a lost GPU, the context may be gone.
         with contextlib.suppress(SessionError), self._memory.activated():
             for free in (
                 *(lane.stop for lane in self.lanes),
@@ -172,7 +177,7 @@ class _Resources(ProcessBound):
 
 
 def _downloader(pipeline: weakref.ref[DevicePipeline]) -> Callable[[int], np.ndarray]:
-    """Return ``pipeline.download`` without keeping the pipeline alive."""
+    """Return ``pipeline.download`` without a strong reference to the pipeline."""
 
     def download(address: int) -> np.ndarray:
         alive = pipeline()

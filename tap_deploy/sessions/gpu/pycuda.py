@@ -1,4 +1,4 @@
-"""CUDA through pycuda, which builds against the CUDA that JetPack ships."""
+"""``DeviceMemory`` on pycuda, which builds against the CUDA of any JetPack."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING; pycuda has no name for it
 
 @functools.cache
 def _primary_context(driver: Any, device_index: int) -> tuple[Any, Any]:
-    """Return a GPU and its primary context, which stays for as long as the process.
+    """Return a GPU and its primary context, retained until the process ends.
 
-    pycuda's destructor pushes a context that is not current, releases it, and pops nothing.
-    ``pycuda.autoprimaryctx`` will not do: it leaves the context on the stack of the thread that
-    imports it, and pycuda aborts the process when such a thread ends.
+    It is never released: pycuda's destructor pushes a context that is not current, releases it, and
+    does not pop it. ``pycuda.autoprimaryctx`` is no alternative: it leaves the context on the stack
+    of the importing thread, and pycuda aborts the process when that thread ends.
     """
     driver.init()
     device = driver.Device(device_index)
@@ -33,15 +33,15 @@ def _primary_context(driver: Any, device_index: int) -> tuple[Any, Any]:
 class PycudaMemory(DeviceMemory):
     """``DeviceMemory`` on ``pycuda.driver``.
 
-    It works in the GPU's primary context, the one that TensorRT and torch use:
-    ``pycuda.autoinit`` would make another, in which their addresses mean nothing. A thread must
-    push the context before it uses it; ``activated`` does that.
+    It uses the GPU's primary context, like TensorRT and torch. ``pycuda.autoinit`` would create
+    another context, in which their addresses are invalid. A thread must push the context before
+    using it; ``activated`` does so.
     """
 
     name = "pycuda"
 
     def __init__(self, device_index: int = 0) -> None:
-        self._driver: Any = load_module("pycuda.driver")  # ImportError: not installed
+        self._driver: Any = load_module("pycuda.driver")  # ImportError if not installed
         self.device_index = device_index
         with self._translated("primary context"):
             self._device, self._context = _primary_context(self._driver, device_index)
@@ -61,25 +61,25 @@ class PycudaMemory(DeviceMemory):
 
     @property
     def compute_capability(self) -> str:
-        """The architecture, such as ``8.7``."""
+        """Compute capability, such as ``8.7``."""
         with self._translated("Device.compute_capability"):
             major, minor = self._device.compute_capability()
         return f"{major}.{minor}"
 
     def alloc(self, size_bytes: int) -> int:
-        """Return the address of new device memory."""
+        """Allocate device memory and return its address."""
         with self._translated("mem_alloc"):
             allocation = self._driver.mem_alloc(size_bytes)
         self._allocations[int(allocation)] = allocation
         return int(allocation)
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         with self._translated("DeviceAllocation.free"):
             self._allocations.pop(address).free()
 
     def alloc_pinned(self, size_bytes: int, *, mapped: bool = False) -> PinnedBlock:
-        """Return page-locked host memory."""
+        """Allocate page-locked host memory."""
         flags = self._driver.host_alloc_flags.DEVICEMAP if mapped else 0
         with self._translated("pagelocked_empty"):
             array = self._driver.pagelocked_empty(size_bytes, np.uint8, mem_flags=flags)
@@ -88,22 +88,22 @@ class PycudaMemory(DeviceMemory):
         return PinnedBlock(array, device_address)
 
     def free_pinned(self, block: PinnedBlock) -> None:
-        """Give page-locked memory back."""
+        """Free page-locked host memory."""
         with self._translated("PagelockedHostAllocation.free"):
             self._pinned.pop(block.array.ctypes.data).free()
 
     def copy_to_device(self, address: int, array: np.ndarray, stream: int) -> None:
-        """Copy a host array to an address."""
+        """Copy a host array to a device address."""
         with self._translated("memcpy_htod_async"):
             self._driver.memcpy_htod_async(address, array, self._streams[stream])
 
     def copy_to_host(self, array: np.ndarray, address: int, stream: int) -> None:
-        """Fill a host array from an address."""
+        """Copy from a device address to a host array."""
         with self._translated("memcpy_dtoh_async"):
             self._driver.memcpy_dtoh_async(array, address, self._streams[stream])
 
     def copy_on_device(self, target: int, source: int, size_bytes: int, stream: int) -> None:
-        """Copy between two addresses."""
+        """Copy between two device addresses."""
         with self._translated("memcpy_dtod_async"):
             self._driver.memcpy_dtod_async(target, source, size_bytes, self._streams[stream])
 
@@ -117,7 +117,7 @@ class PycudaMemory(DeviceMemory):
         rows: int,
         stream: int,
     ) -> None:
-        """Copy rows between two addresses."""
+        """Copy rows between two device addresses."""
         with self._translated("Memcpy2D"):
             copy = self._driver.Memcpy2D()
             copy.set_src_device(source)
@@ -132,14 +132,14 @@ class PycudaMemory(DeviceMemory):
             self._driver.memset_d8_async(address, 0, size_bytes, self._streams[stream])
 
     def create_stream(self) -> int:
-        """Return the handle of a new stream."""
+        """Create a stream and return its handle."""
         with self._translated("Stream"):
             stream = self._driver.Stream(NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def destroy_stream(self, stream: int) -> None:
-        """Give a stream back; pycuda destroys it with its last reference."""
+        """Destroy a stream by dropping its last reference."""
         del self._streams[stream]
 
     def synchronize(self, stream: int) -> None:
@@ -155,21 +155,21 @@ class PycudaMemory(DeviceMemory):
         return self._recorder.capture(stream, enqueue)
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Replay a graph."""
+        """Launch a CUDA graph."""
         self._recorder.launch(graph, stream)
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a graph back."""
+        """Destroy a CUDA graph."""
         self._recorder.destroy(graph)
 
     @contextlib.contextmanager
     def _translated(self, call: str) -> Iterator[None]:
         try:
             yield
-        # pycuda has an error class per kind of failure, and Boost adds its own.
+        # pycuda has one error class per kind of failure, and Boost.Python adds its own.
         except Exception as exc:
             advice = "; use fewer contexts or an engine for fewer prompts"
-            is_memory = isinstance(exc, self._driver.MemoryError)  # not Python's own
+            is_memory = isinstance(exc, self._driver.MemoryError)  # not the built-in MemoryError
             raise SessionError(
                 f"CUDA: {call} failed: {first_line(exc)}{advice if is_memory else ''}"
             ) from exc

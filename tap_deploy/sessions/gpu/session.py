@@ -1,4 +1,4 @@
-"""A graph on a GPU behind the contract of host arrays."""
+"""A ``Session`` for a graph on a GPU, with host arrays."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tap_deploy.sessions.processes import ProcessBound
 
 
 class DeviceSession(Session):
-    """An engine that takes arrays and gives arrays: for verification, graph by graph.
+    """Runs an engine on host arrays, to verify graphs one by one.
 
-    It copies all inputs in and all outputs out; a predictor runs on ``DevicePipeline`` instead.
-    Calls are made one at a time.
+    Every call copies all inputs to the GPU and all outputs back; predictors use ``DevicePipeline``
+    instead. Concurrent calls run one after the other.
     """
 
     def __init__(self, memory: DeviceMemory, load: Callable[[], DeviceGraph]) -> None:
-        """Load a graph and allocate for the largest sizes that it takes.
+        """Load a graph and allocate buffers for its largest sizes.
 
         Raises:
-            SessionError: it does not load, or memory does not suffice; nothing is left then.
+            SessionError: the graph does not load, or out of memory; everything is freed again.
         """
         self._memory = memory
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class DeviceSession(Session):
             try:
                 graph = self._resources.graph = load()
                 super().__init__(graph.spec)
-                self.limits = {a: n for a, n in graph.limits.items() if a != "B"}  # it is split
+                self.limits = {a: n for a, n in graph.limits.items() if a != "B"}  # B is split
                 buffers = self._resources.buffers
                 self._stream = buffers.stream()
                 scratch = buffers.device(graph.scratch_bytes)
@@ -49,7 +49,7 @@ class DeviceSession(Session):
             except BaseException:
                 self._resources.close()
                 raise
-        # As in DevicePipeline: before CUDA's packages end, which were imported earlier.
+        # See DevicePipeline: this must run before the exit hooks of CUDA packages.
         self._finalizer = weakref.finalize(self, self._resources.close)
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
@@ -75,13 +75,13 @@ class DeviceSession(Session):
                 name: self._tensors[name].download(array.shape, array.dtype.name, self._stream)
                 for name, array in outputs.items()
             }
-        finally:  # also after a failure: the next call writes into the same buffers
+        finally:  # also after an error, because the next call reuses the buffers
             self._memory.synchronize(self._stream)
         for name, array in outputs.items():
             np.copyto(array, fetched[name])
 
     def close(self) -> None:
-        """Free graph and buffers; a second time does nothing."""
+        """Free graph and buffers. Closing twice has no effect."""
         if self.is_of_another_process:
             return
         with self._lock:
@@ -90,15 +90,15 @@ class DeviceSession(Session):
 
 
 class _Resources(ProcessBound):
-    """What a session must free; it can outlive the session."""
+    """The resources of a session; holds no reference to it, so that it can be collected."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory, self.buffers = memory, Buffers(memory)
         self.graph: DeviceGraph | None = None
 
     def close(self) -> None:
-        """Free the graph with its executor, then the buffers and the stream, which it uses."""
-        if self.is_of_another_process:  # where it runs when the program ends
+        """Free the graph with its executor, then the buffers and the stream that it uses."""
+        if self.is_of_another_process:  # a forked child runs this at its exit
             return
         with contextlib.suppress(SessionError), self._memory.activated():
             if self.graph is not None:
@@ -120,7 +120,7 @@ def _allocated(
 
 
 def _parts(graph: DeviceGraph, inputs: Tensors) -> list[slice]:
-    """Pictures are independent, and engines take few at once: split them."""
+    """Split a batch of pictures into batches that the engine takes; other inputs stay whole."""
     most = graph.limits.get("B")
     if most is None:
         return [slice(None)]

@@ -1,1 +1,1 @@
-"""Graphs on onnxruntime."""
+"""The onnxruntime backend."""

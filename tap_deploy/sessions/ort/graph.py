@@ -1,4 +1,4 @@
-"""Graphs on a GPU provider of onnxruntime, with inputs and outputs in device memory."""
+"""``DeviceGraph`` on a GPU execution provider of onnxruntime."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tap_deploy.sessions.ort.providers import CUDA, NO_GRAPH, Provider
 from tap_deploy.sessions.ort.session import import_onnxruntime, load_session
 
 logger = logging.getLogger(__name__)
-# Without it, a run waits for the GPU, and cannot be recorded. With it, onnxruntime never frees the
-# host memory that some operators send tables from: it is for graphs that have none of these.
+# Without this option, a run waits for the GPU and cannot be recorded. With it, onnxruntime leaks
+# the host memory from which some operators upload tables, so it is only for graphs without them.
 DO_NOT_WAIT = ("disable_synchronize_execution_providers", "1")
 
-# Older ones use the host memory again that a recorded copy reads.
+# Older versions reuse host memory that a recorded copy still reads.
 RECORDS_SINCE = (1, 31)
 
 
 class OnnxRuntimeGraph(DeviceGraph):
-    """A graph on a GPU provider; it is loaded once per stream, as a session has one stream.
+    """A graph on a GPU provider, loaded once per stream because a session has one stream.
 
-    Runs on CUDA's provider are recorded as those of an engine are, from outside. onnxruntime's
-    own recordings wait after each replay, belong to the thread that made them, and break when
-    another thread allocates meanwhile.
+    Runs of the CUDA provider are recorded by stream capture, like those of an engine.
+    onnxruntime's own CUDA graphs synchronise after each replay, are bound to one thread, and fail
+    if another thread allocates during the capture.
     """
 
     def __init__(self, path: str | os.PathLike[str], spec: GraphSpec, provider: Provider) -> None:
-        """Remember what to load.
+        """Store the arguments; ``executor`` loads the graph.
 
         Args:
             path: the ONNX file.
-            spec: what the graph must look like.
-            provider: who is to run it, with the largest size of each dynamic axis.
+            spec: expected inputs and outputs.
+            provider: provider that runs the graph, with the largest size of each dynamic axis.
         """
         axes = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
         self.spec, self._path, self._provider = spec, path, provider
@@ -53,7 +53,7 @@ class OnnxRuntimeGraph(DeviceGraph):
         self._executors: list[OnnxRuntimeExecutor] = []
 
     def executor(self, stream: int, scratch_address: int) -> OnnxRuntimeExecutor:
-        """Return a new IO binding to the session of a stream."""
+        """Create an IO binding to the session of a stream."""
         session = self._sessions.get(stream)
         if session is None:
             session = self._sessions[stream] = self._load(stream)
@@ -66,7 +66,7 @@ class OnnxRuntimeGraph(DeviceGraph):
         try:
             return load_session(self._path, self.spec, provider=provider)
         except SessionError as exc:
-            # onnxruntime refuses graphs with control flow, or with copies to the CPU and back.
+            # onnxruntime cannot record graphs with control flow or with copies to the CPU.
             if not self.can_record or "cannot use the" not in str(exc):
                 raise
             self.can_record = False
@@ -74,23 +74,23 @@ class OnnxRuntimeGraph(DeviceGraph):
             return self._load(stream)
 
     def close(self) -> None:
-        """Drop the executors and the sessions: onnxruntime frees what nobody refers to."""
+        """Drop the executors and sessions; onnxruntime frees unreferenced sessions."""
         for executor in self._executors:
             executor.close()
         self._executors.clear()
         self._sessions.clear()
 
     def remedy(self, axis: str) -> str:
-        """What to do about a size beyond the limits."""
+        """Return how to raise the limit of an axis, for the error message."""
         option = {"P": "max_prompts", "N": "max_points"}.get(axis)
         return f"raise DeviceOptions.{option}" if option else super().remedy(axis)
 
 
 class OnnxRuntimeExecutor(DeviceExecutor):
-    """An IO binding at device addresses.
+    """An IO binding to device addresses.
 
-    What the CPU consumes is copied when it is bound, not when it is run: such inputs are bound
-    anew for each run, after waiting for the GPU.
+    onnxruntime copies inputs that the CPU consumes when they are bound, not when the graph runs.
+    Such inputs are therefore bound again for each run, after waiting for the GPU.
     """
 
     def __init__(self, graph: OnnxRuntimeGraph, session: Any, device_index: int) -> None:
@@ -106,19 +106,19 @@ class OnnxRuntimeExecutor(DeviceExecutor):
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
 
     def set_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Remember the sizes; shapes are part of a binding here."""
+        """Store the sizes; onnxruntime takes shapes with each binding."""
         self._sizes = dict(sizes)
 
     def bind(self, name: str, address: int) -> None:
-        """Remember the address."""
+        """Store the address."""
         self._addresses[name] = address
 
     def enqueue(self) -> None:
-        """Bind what changed, and run."""
+        """Bind changed tensors and run."""
         try:
             self._bind_all()
             self._session.run_with_iobinding(self._binding, self._options)
-        # onnxruntime raises a class of its own per status code, with no common base.
+        # onnxruntime raises one class per status code, without a common base.
         except Exception as exc:
             self._bound.clear()
             raise SessionError(
@@ -126,26 +126,26 @@ class OnnxRuntimeExecutor(DeviceExecutor):
             ) from exc
 
     def can_record(self) -> bool:
-        """Whether the session was loaded for it and nothing waits for the host."""
+        """Whether the session was loaded for recording and no input goes through the CPU."""
         return self._graph.can_record and not self._copied
 
     def record(self, memory: DeviceMemory, stream: int, then: Callable[[], None]) -> Recording:
-        """Record a run with the sizes and addresses of now, and ``then`` behind it.
+        """Record a run with the current sizes and addresses, followed by ``then``.
 
         Raises:
-            SessionError: it cannot be recorded.
+            SessionError: the run cannot be recorded.
         """
-        # With new shapes, the first run measures what it needs, and the second allocates that in
-        # one piece. A recording must not allocate.
+        # With new shapes, the first run measures the memory it needs, and the second one allocates
+        # it as one block. A recording must not allocate.
         self.enqueue()
         try:
             return super().record(memory, stream, then)
         except SessionError:
-            self.enqueue()  # outside of a recording, what it lacked can be allocated
+            self.enqueue()  # allocates what was missing during the recording
             return super().record(memory, stream, then)
 
     def close(self) -> None:
-        """Let go of binding and session."""
+        """Drop binding and session."""
         self._binding = self._session = self._options = None
         self._bound.clear()
 
@@ -166,7 +166,7 @@ class OnnxRuntimeExecutor(DeviceExecutor):
 
 
 def _can_be_recorded(spec: GraphSpec) -> bool:
-    """Whether this onnxruntime keeps the host memory that a recorded run reads."""
+    """Whether this onnxruntime keeps host memory alive that a recorded run reads."""
     version = import_onnxruntime().__version__
     known = tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= RECORDS_SINCE
     if not known:
@@ -180,7 +180,7 @@ def _can_be_recorded(spec: GraphSpec) -> bool:
 
 
 def inputs_on_the_cpu(session: Any, spec: GraphSpec) -> set[str]:
-    """Return the inputs that onnxruntime copies to the CPU; all of them, if it does not say."""
+    """Return the inputs that onnxruntime copies to the CPU; all inputs if it cannot tell."""
     if not hasattr(session, "get_input_memory_infos"):  # before 1.23.2
         return {tensor.name for tensor in spec.inputs}
     infos = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)

@@ -1,4 +1,4 @@
-"""Where the GPU providers of onnxruntime come from, and why one does not load."""
+"""Shared libraries and plugins of onnxruntime's GPU providers, and diagnosis of load errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LIBRARIES = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
     "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
 }
-SHARED_LIBRARY = "libonnxruntime_providers_shared.so"  # the others need it to be loaded
+SHARED_LIBRARY = "libonnxruntime_providers_shared.so"  # dependency of the provider libraries
 
 
 @functools.cache
 def preload_libraries(runtime: Any, provider: str) -> None:
-    """Load what a provider needs out of pip's packages, where the linker does not look."""
-    if hasattr(runtime, "preload_dlls"):  # from 1.21 on: CUDA and cuDNN
-        # It prints what it misses; a provider that cannot do without says so itself.
+    """Load a provider's dependencies from pip packages, where the dynamic linker does not look."""
+    if hasattr(runtime, "preload_dlls"):  # CUDA and cuDNN, from 1.21 on
+        # It prints missing libraries; a provider that needs them raises its own error.
         with contextlib.redirect_stdout(io.StringIO()):
             runtime.preload_dlls()
     if provider == "TensorrtExecutionProvider":
@@ -33,9 +33,9 @@ def preload_libraries(runtime: Any, provider: str) -> None:
 
 
 def library_error(runtime: Any, provider: str) -> str | None:
-    """Return why a provider's library does not load; None if it does, or there is none.
+    """Return why a provider's library does not load, or None if it loads or does not exist.
 
-    onnxruntime writes the reason into its log only.
+    onnxruntime itself only logs the reason.
     """
     folder = pathlib.Path(runtime.__file__).parent / "capi"
     if provider not in LIBRARIES:
@@ -50,10 +50,10 @@ def library_error(runtime: Any, provider: str) -> str | None:
 
 
 def plugin_device(runtime: Any, index: int) -> Any:
-    """Return the ``OrtEpDevice`` of TensorRT-RTX on a GPU, by the number that CUDA gives it.
+    """Return the ``OrtEpDevice`` of TensorRT-RTX for a GPU, numbered as CUDA counts it.
 
     Raises:
-        MissingDependencyError: the plugin is not installed, or this onnxruntime takes none.
+        MissingDependencyError: the plugin is not installed, or this onnxruntime has no plugins.
         SessionError: the plugin does not load, or does not support the GPU.
     """
     name = _registered_plugin(runtime)
@@ -69,7 +69,7 @@ def plugin_device(runtime: Any, index: int) -> Any:
 
 @functools.cache
 def _registered_plugin(runtime: Any) -> str:
-    """Register the plugin, once per process; return the provider's name."""
+    """Register the plugin once per process and return the provider's name."""
     try:
         plugin: Any = load_module(PLUGIN_MODULE)
     except ImportError as exc:
@@ -79,7 +79,7 @@ def _registered_plugin(runtime: Any) -> str:
     name = str(plugin.get_ep_name())
     try:
         runtime.register_execution_provider_library(name, plugin.get_library_path())
-    # onnxruntime raises a class of its own per status code, with no common base.
+    # onnxruntime raises one class per status code, without a common base.
     except Exception as exc:
         raise SessionError(
             f"{name} does not load: {first_line(exc)}; is NVIDIA's driver installed? See nvidia-smi"

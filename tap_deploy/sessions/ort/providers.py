@@ -1,8 +1,8 @@
-"""GPU providers of onnxruntime, and the proof that one really works.
+"""GPU providers of onnxruntime: session options, and a check that the GPU does the work.
 
-``get_available_providers()`` lists what was compiled in. A provider whose libraries or kernels
-are missing is dropped with a line in the log, and the CPU runs the graph: slowly, and without
-an error. So every graph is run once, profiled, and the profile says who did the work.
+``get_available_providers()`` only lists what was compiled in. If a provider's libraries or kernels
+are missing, onnxruntime logs a line and runs the graph on the CPU without an error. Every graph is
+therefore run once with profiling, and the profile shows which provider ran the nodes.
 """
 
 from __future__ import annotations
@@ -35,25 +35,29 @@ PROVIDERS = {
     "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
 }
 CUDA, TENSORRT, PLUGIN = PROVIDERS.values()
-# What a GPU is for. Small nodes about shapes are left to the CPU on purpose, by CUDA's own rule.
+# Operators that must run on the GPU. The CUDA provider leaves small shape nodes to the CPU on
+# purpose.
 HEAVY = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
-# What TensorRT chooses its kernels for, where it is not the largest size.
+# Optimisation sizes of TensorRT's profile, if below the maximum.
 USUAL = {"P": 16, "N": 2}
-# onnxruntime records a run by itself unless it has this number; its recordings belong to a
-# thread, and cannot be made while another one allocates.
+# Keeps onnxruntime from recording a run by itself: its CUDA graphs are bound to one thread, and
+# fail if another thread allocates during the capture.
 NO_GRAPH = ("gpu_graph_id", "-1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provider:
-    """A provider on a GPU, and how it is to work.
+    """A GPU provider and its settings.
 
-    stream: handle of the stream that it is to use; 0: one of its own.
-    limits: axis name -> largest size. TensorRT builds one engine for all sizes up to these; a
-        graph with another dynamic axis gets a new engine per size, which takes minutes each.
-    cache_folder: where TensorRT keeps what it built; None: nowhere.
-    tf32: whether fp32 products may be computed in TF32.
-    record: whether runs will be recorded; only CUDA's provider looks at it.
+    Attributes:
+        name: full name of the provider.
+        device_index: number of the GPU as CUDA counts it.
+        stream: handle of the stream to use; 0 for a stream of its own.
+        limits: axis name -> largest size. TensorRT builds one engine for all sizes up to these; a
+            graph with another dynamic axis gets an engine per size, which takes minutes each.
+        cache_folder: folder for the engines that TensorRT builds; None for no cache.
+        tf32: whether fp32 matrix products may use TF32.
+        record: whether runs will be recorded as CUDA graphs; used by the CUDA provider only.
     """
 
     name: str
@@ -66,10 +70,10 @@ class Provider:
 
     @classmethod
     def from_name(cls, name: str | None, device_index: int) -> Provider:
-        """Return a provider by its short or full name; None is CUDA's.
+        """Return a provider by its short or full name; None for the CUDA provider.
 
         Raises:
-            InputError: there is no such provider.
+            InputError: unknown provider.
         """
         full = PROVIDERS.get("cuda" if name is None else name, name)
         if full not in PROVIDERS.values():
@@ -77,12 +81,12 @@ class Provider:
         return cls(name=str(full), device_index=device_index)
 
     def add_to(self, runtime: Any, options: Any, spec: GraphSpec) -> list[Any]:
-        """Return the list that ``InferenceSession`` takes; the CPU is always behind it.
+        """Return the ``providers`` argument of ``InferenceSession``.
 
-        A plugin is put into the session options, and the list is empty.
+        For a plugin, the provider is added to the session options, and the list is empty.
 
         Raises:
-            SessionError: it is not there.
+            SessionError: this onnxruntime does not have the provider.
             MissingDependencyError: the plugin is not installed.
         """
         if self.name == PLUGIN:
@@ -98,20 +102,20 @@ class Provider:
         preload_libraries(runtime, self.name)
         if self.name == CUDA:
             return [(CUDA, self._cuda_settings())]
-        # What an engine cannot take, CUDA can.
+        # The CUDA provider runs the nodes that TensorRT does not support.
         return [(TENSORRT, self._tensorrt_settings(spec)), (CUDA, self._cuda_settings())]
 
     def forbid_tf32(self) -> None:
-        """Keep TensorRT from TF32, which obeys an environment variable only.
+        """Disable TF32 for TensorRT in onnxruntime, which only an environment variable can do.
 
-        CUDA's libraries read it once, and all of the process with them: this has to come before
-        the first use of CUDA. What the user has set stays.
+        CUDA libraries read the variable once per process, so this must run before the first use of
+        CUDA. A value set by the user is kept.
         """
         if self.name != CUDA and not self.tf32:
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
     def has_profile(self, spec: GraphSpec) -> bool:
-        """Whether a graph gets one engine for all sizes up to the limits."""
+        """Whether one engine covers all sizes of a graph up to the limits."""
         return self.name != CUDA and bool(_axes(spec)) and _axes(spec) <= self.limits.keys()
 
     def _cuda_settings(self) -> dict[str, str]:
@@ -138,18 +142,18 @@ class Provider:
         return settings | ({"user_compute_stream": str(self.stream)} if self.stream else {})
 
     def _made_cache_folder(self) -> str | None:
-        """Return the folder; what cannot be kept is no error."""
+        """Create and return the cache folder; None, after a warning, if that fails."""
         if self.cache_folder is None:
             return None
         try:
             self.cache_folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            logger.warning("%s builds anew at every start: %s", self.name, exc)
+            logger.warning("%s has no cache and rebuilds at every start: %s", self.name, exc)
             return None
         return str(self.cache_folder)
 
     def _profile(self, spec: GraphSpec, prefix: str) -> dict[str, str]:
-        """Return smallest, usual and largest shapes, as ``name:1x2,other:3x4``."""
+        """Return minimum, optimisation and maximum shapes as ``name:1x2,other:3x4``."""
         if not self.has_profile(spec):
             return {}
         sizes = {
@@ -182,19 +186,19 @@ def require_real_inference(
     provider: Provider,
     load: Load,
 ) -> Any:
-    """Load a graph and run it once, at its smallest, with zeros; return the session.
+    """Load a graph, run it once at its smallest size on zeros, and return the session.
 
     Args:
         runtime: the module onnxruntime.
         path: the ONNX file.
-        spec: what the graph must look like.
-        options: of the session; profiling is turned on in them.
-        provider: who is to run it.
-        load: makes the session.
+        spec: expected inputs and outputs.
+        options: session options; profiling is turned on in them.
+        provider: provider that must run the graph.
+        load: creates the session.
 
     Raises:
-        SessionError: the provider is not there, fails, or leaves the work to the CPU.
-        MissingDependencyError: the plugin that brings the provider is not installed.
+        SessionError: the provider is missing, fails, or leaves the work to the CPU.
+        MissingDependencyError: the plugin of the provider is not installed.
     """
     providers = provider.add_to(runtime, options, spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +221,7 @@ def require_real_inference(
 
 
 def _loaded(runtime: Any, spec: GraphSpec, provider: Provider, load: Callable[[], Any]) -> Any:
-    """Return a session that has the provider; say what the linker says if it has not."""
+    """Return a session with the provider; otherwise raise with the dynamic linker's reason."""
     try:
         session = load()
     except SessionError as exc:

@@ -1,4 +1,4 @@
-"""Graphs on onnxruntime: the default backend, which needs no GPU."""
+"""``Session`` on onnxruntime, the default backend, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.ort.providers import Provider, require_real_inference
 
-# x86 CPUs without VNNI (AMD before Zen 4, say) add int8 products in pairs, in 16 bits that two
-# large ones overflow: results are then clipped, and wrong. This makes onnxruntime take a slower
-# way on these CPUs, and changes nothing on others.
+# x86 CPUs without VNNI (AMD before Zen 4, for example) add pairs of int8 products in saturating
+# 16-bit arithmetic, so large products give wrong results. This selects a slower, exact kernel on
+# these CPUs and has no effect on others.
 EXACT_INT8 = ("session.x64quantprecision", "1")
 ERRORS_ONLY = 3  # onnxruntime's log severity
-# A GPU computes: threads that wait for work by spinning only take cores from others.
+# The GPU does the work; spinning CPU threads would only take cores from other threads.
 NO_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 
-# It gives biases of convolutions a form that no GPU has kernels for: they went to and fro.
+# Quantizes biases of convolutions in a way that no GPU provider has kernels for; the tensors would
+# be copied to the CPU and back.
 FOR_CPUS_ONLY = ["WeightBiasQuantization"]
 
 
 def import_onnxruntime() -> Any:
-    """Import onnxruntime, with its telemetry off.
+    """Import onnxruntime with its telemetry off.
 
     Raises:
-        MissingDependencyError: it is not installed, or broken.
+        MissingDependencyError: not installed, or broken.
     """
     try:
         return load_module("onnxruntime")
@@ -44,17 +45,18 @@ def import_onnxruntime() -> Any:
             ) from exc
         raise MissingDependencyError(
             f"backend 'onnxruntime' cannot be loaded: {first_line(exc)}; "
-            "tap-export doctor says what repairs it"
+            "tap-export doctor says how to fix it"
         ) from exc
 
 
 def session_options(runtime: Any, threads: int | None = None) -> Any:
-    """Return new options for a session: log errors only, compute with as many threads.
+    """Return session options that log errors only and use the given number of threads.
 
     Args:
         runtime: the module onnxruntime.
-        threads: None for one per core that this process may use. Left to itself, onnxruntime
-            pins one to each core of the machine, also to those that the process may not use.
+        threads: number of threads; None for one per core available to this process.
+            onnxruntime's own default pins one thread to every core of the machine, including
+            those that the process may not use.
     """
     options = runtime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -69,11 +71,12 @@ def load_session(
     threads: int | None = None,
     provider: Provider | None = None,
 ) -> Any:
-    """Load a file and hold it against a spec; a provider must prove that it works.
+    """Load an ONNX file, check it against a spec, and check that the provider runs it.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        SessionError: the file does not load or is another graph, or the provider does not run it.
+        SessionError: the file does not load, does not match the spec, or the provider does not
+            run it.
     """
     runtime = import_onnxruntime()
     options = session_options(runtime, threads)
@@ -92,7 +95,7 @@ def _checked(
     on_cpu = providers == ["CPUExecutionProvider"]
     try:
         with linked_weights(options, path):
-            # Without its own retry on the CPU: that would pass for the provider asked for.
+            # No fallback: a silent retry on the CPU would hide that the provider failed.
             session = runtime.InferenceSession(
                 os.fspath(path),
                 options,
@@ -100,7 +103,7 @@ def _checked(
                 enable_fallback=0,
                 disabled_optimizers=None if on_cpu else FOR_CPUS_ONLY,
             )
-    # onnxruntime raises a class of its own per status code, with no common base.
+    # onnxruntime raises one class per status code, without a common base.
     except Exception as exc:
         raise SessionError(
             f"graph {spec.name}: onnxruntime cannot load {path}: {first_line(exc)}"
@@ -111,17 +114,17 @@ def _checked(
 
 @contextlib.contextmanager
 def linked_weights(options: Any, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let onnxruntime load a graph that links keep in another folder than its weights.
+    """Let onnxruntime load a graph and weights that are symlinks into different folders.
 
-    By itself it refuses weights outside of the folder that the graph is in once links are
-    followed. It copies what it is given here, where it would map the file otherwise.
+    After resolving links, onnxruntime rejects weights outside the graph's folder. Passing the
+    weights in memory avoids that check, but copies them, whereas files are mapped.
 
     Args:
-        options: ``onnxruntime.SessionOptions`` for a session that the block makes.
-        path: the ONNX file; a bundle vouches for it, and for ``<file>.data`` beside it.
+        options: ``onnxruntime.SessionOptions`` of the session that the block creates.
+        path: the ONNX file; the bundle has verified it and ``<file>.data``.
     """
     graph, data = pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}.data")
-    # onnxruntime 1.23 has neither this method nor that check.
+    # onnxruntime 1.23 has neither this method nor the check.
     give = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if give is None or not data.is_file() or data.resolve().parent == graph.resolve().parent:
         yield
@@ -130,15 +133,14 @@ def linked_weights(options: Any, path: str | os.PathLike[str]) -> Iterator[None]
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     give([data.name], [content], [len(content)])
     yield
-    content.close()  # not earlier: options hold its address, not the mapping
+    content.close()  # not earlier: the options hold its address without a reference
 
 
 class OnnxRuntimeSession(Session):
-    """A graph on onnxruntime, on the CPU or on a GPU provider, with arrays of the host.
+    """Runs a graph with onnxruntime on host arrays, on the CPU or a GPU provider.
 
-    Inputs and outputs are bound at the addresses of the NumPy arrays (IO binding): nothing is
-    copied on the way in or out, and an output can be written into a slot of the KV cache. A GPU
-    provider copies behind that; ``OnnxRuntimeGraph`` keeps tensors on the device.
+    IO binding reads and writes the NumPy arrays in place, without copies on the CPU. A GPU provider
+    still copies to and from the device; ``OnnxRuntimeGraph`` keeps tensors there.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class OnnxRuntimeSession(Session):
             self.limits = provider.limits
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
-        session = self._session  # a call that runs keeps it, whoever closes it
+        session = self._session  # keeps the session alive if another thread closes it
         if session is None:
             raise self._error("the session is closed; load it again")
         binding = session.io_binding()
@@ -179,6 +181,6 @@ def _described(nodes: Any) -> dict[str, tuple[str, Sequence[int | str | None]]]:
 
 
 def _numpy_name(onnxruntime_type: str) -> str:
-    """Turn ``tensor(float)`` into ``float32``."""
+    """Convert a type name such as ``tensor(float)`` to a NumPy dtype name."""
     inner = onnxruntime_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)

@@ -1,1 +1,1 @@
-"""Graphs on TensorRT and TensorRT-RTX."""
+"""The TensorRT and TensorRT-RTX backends."""

@@ -1,4 +1,4 @@
-"""Graphs on TensorRT and TensorRT-RTX: one module, as their Python API is one."""
+"""``DeviceGraph`` on TensorRT and TensorRT-RTX, which share one Python API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tap_deploy.sessions.trt.log import error_log
 from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile
 from tap_deploy.sessions.trt.versions import ContextFactory
 
-PROFILE = 0  # tap-export build makes one
+PROFILE = 0  # engines of tap-export build have one profile
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -26,7 +26,7 @@ DTYPES = {
 
 
 class TensorRtEngine(DeviceGraph):
-    """A deserialised engine. Its plan must have been confirmed by ``plans.load_plan``."""
+    """A deserialised engine; the plan must come from ``plans.load_plan``, which verifies it."""
 
     can_record = True
 
@@ -43,17 +43,17 @@ class TensorRtEngine(DeviceGraph):
 
         Args:
             trt: the module, ``tensorrt`` or ``tensorrt_rtx``.
-            plan: the bytes of the plan.
-            spec: what the engine must look like.
-            cache_file: where TensorRT-RTX keeps what it compiles; None for TensorRT.
-            host_code: run code of the plan on the CPU, as version-compatible plans need.
+            plan: serialized engine.
+            spec: expected inputs and outputs.
+            cache_file: cache of the kernels that TensorRT-RTX compiles; None for TensorRT.
+            host_code: allow host code of the plan, which version-compatible plans contain.
 
         Raises:
-            SessionError: TensorRT refuses the plan, or the engine is not the graph of ``spec``.
+            SessionError: TensorRT rejects the plan, or the engine does not match ``spec``.
         """
         self.spec = spec
         self._log = error_log(trt)
-        self._log.take()  # what was logged before is not about this engine
+        self._log.take()  # discards earlier errors, which are not about this engine
         self._runtime = self._started(trt)
         if host_code:
             self._runtime.engine_host_code_allowed = True
@@ -68,7 +68,7 @@ class TensorRtEngine(DeviceGraph):
         self._executors: list[TensorRtExecutor] = []
 
     def executor(self, stream: int, scratch_address: int) -> TensorRtExecutor:
-        """Return a new execution context for a stream."""
+        """Create an execution context for a stream."""
         context = self.contexts.create()
         if context is None:
             raise self.error("cannot create an execution context")
@@ -78,7 +78,7 @@ class TensorRtEngine(DeviceGraph):
         return executor
 
     def close(self) -> None:
-        """Free the contexts, then the engine, then the runtime: each needs the next."""
+        """Free contexts, engine and runtime, in this order because each needs the next."""
         for executor in self._executors:
             executor.close()
         self._executors.clear()
@@ -87,7 +87,7 @@ class TensorRtEngine(DeviceGraph):
         self._runtime = None
 
     def error(self, message: str) -> SessionError:
-        """Return an error that names the graph and says what TensorRT logged."""
+        """Return an error with the graph's name and the errors that TensorRT logged."""
         logged = self._log.take()
         reason = f": {logged}" if logged else ""
         return SessionError(f"graph {self.spec.name}: TensorRT {message}{reason}")
@@ -95,7 +95,7 @@ class TensorRtEngine(DeviceGraph):
     def _started(self, trt: Any) -> Any:
         try:
             return trt.Runtime(self._log)
-        except TypeError as exc:  # the binding got a null pointer, e.g. as the driver is too old
+        except TypeError as exc:  # the binding got a null pointer, e.g. with too old a driver
             raise self.error("does not start here, see: tap-export doctor --for tensorrt") from exc
 
     def _check_engine(self, trt: Any) -> None:
@@ -121,7 +121,7 @@ class TensorRtEngine(DeviceGraph):
 
 
 class TensorRtExecutor(DeviceExecutor):
-    """One execution context; what did not change is not set again."""
+    """An execution context that only sets changed shapes and addresses."""
 
     def __init__(self, engine: TensorRtEngine, context: Any, stream: int) -> None:
         self._graph, self._context, self._stream = engine, context, stream
@@ -129,7 +129,7 @@ class TensorRtExecutor(DeviceExecutor):
         self._addresses: dict[str, int] = {}
 
     def set_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Set the shapes of the inputs that have dynamic axes."""
+        """Set the shapes of inputs with dynamic axes."""
         for tensor in self._graph.spec.inputs:
             shape = resolve_shape(tensor, sizes) if tensor.dynamic_axes else None
             if shape is not None and self._shapes.get(tensor.name) != shape:
@@ -147,7 +147,7 @@ class TensorRtExecutor(DeviceExecutor):
             self._addresses[name] = address
 
     def enqueue(self) -> None:
-        """Put one run into the stream."""
+        """Enqueue one run in the stream."""
         if not self._context.execute_async_v3(self._stream):
             raise self._graph.error("failed to run")
 
@@ -156,5 +156,5 @@ class TensorRtExecutor(DeviceExecutor):
         return self._graph.contexts.can_capture(self._context, self._stream)
 
     def close(self) -> None:
-        """Let go of the context."""
+        """Drop the context."""
         self._context = None

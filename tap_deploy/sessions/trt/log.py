@@ -1,8 +1,8 @@
-"""The logger of TensorRT: one for the process, as TensorRT keeps a pointer to a single one.
+"""The process-wide TensorRT logger.
 
-The first logger that a builder or runtime brings is used for all that follow, until none of them
-is left. A logger per engine would miss the errors of the second engine, and be gone while the
-second one still writes to it, if the first is closed before.
+TensorRT keeps a pointer to the logger of the first builder or runtime and uses it for all others
+until none is left. With a logger per engine, the second engine's errors would go to the first one's
+logger, and to freed memory once the first engine is closed.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import collections
 import functools
 from typing import Any
 
-MOST_ERRORS = 4  # the last ones; one failure may log several
+MOST_ERRORS = 4  # number of last errors kept; one failure may log several
 
 
 @functools.cache
 def error_log(trt: Any) -> Any:
     """Return the logger of a module, ``tensorrt`` or ``tensorrt_rtx``; it is never freed.
 
-    ``take()`` returns the errors since the last ``take()``, joined, and forgets them.
+    Its ``take()`` returns the errors since the last ``take()``, joined, and clears them.
     """
 
     class ErrorLog(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors, so that they can be part of ours; the rest is noise."""
+        """Collects errors for the messages of our exceptions, and drops everything else."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -34,7 +34,7 @@ def error_log(trt: Any) -> Any:
 
         def take(self) -> str:
             errors = []
-            while self._errors:  # another thread may take, too
+            while self._errors:  # another thread may pop from it at the same time
                 errors.append(self._errors.popleft())
             return "; ".join(errors)
 

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiled for this GPU, kept on disk: the next start is quicker."""
+"""On-disk cache of the kernels that TensorRT-RTX compiles at run time, for faster starts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class RuntimeCacheFile:
-    """One file per engine and version; a file that cannot be read or written is no error."""
+    """The cache file of one engine and TensorRT-RTX version; I/O errors are not fatal."""
 
     def __init__(self, folder: pathlib.Path | None, plan: bytes, version: str) -> None:
-        """Choose the file; without a folder nothing is kept."""
+        """Derive the file name; without a folder nothing is stored."""
         digest = hashlib.sha256(plan).hexdigest()[:32]
         self._path = folder and folder / f"tensorrt_rtx-{version}-{digest}.cache"
         self._known = b""
 
     def read(self) -> bytes | None:
-        """Return what was stored, if anything."""
+        """Return the stored bytes, or None."""
         if self._path is None:
             return None
         try:
@@ -34,7 +34,7 @@ class RuntimeCacheFile:
         return self._known or None
 
     def write(self, data: bytes) -> None:
-        """Store, unless it is what was read."""
+        """Store the bytes, unless they are unchanged since ``read``."""
         if self._path is None or not data or data == self._known:
             return
         try:
@@ -46,14 +46,15 @@ class RuntimeCacheFile:
 
 
 def default_cache_folder() -> pathlib.Path | None:
-    """Return the folder of this program below the user's cache folder; None for a user without.
+    """Return the default cache folder in the user's home; None for a user without a home.
 
-    There is no other place: what others could write in a shared folder would be run.
+    There is no fallback to a shared folder: the cached code is executed, and other users could
+    write to it.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return pathlib.Path(base or pathlib.Path.home() / ".cache") / "tap_deploy"
-    except RuntimeError:  # no HOME, and a user id without a name, as containers have them
+    except RuntimeError:  # no HOME and no passwd entry, as in some containers
         _warn_once()
         return None
 
@@ -61,6 +62,6 @@ def default_cache_folder() -> pathlib.Path | None:
 @functools.cache
 def _warn_once() -> None:
     logger.warning(
-        "nothing compiled is kept, each start takes longer: this user has no home folder; "
+        "compiled kernels are not cached, so every start is slow: this user has no home folder; "
         "set XDG_CACHE_HOME or DeviceOptions.cache_folder"
     )

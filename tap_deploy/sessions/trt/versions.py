@@ -1,6 +1,6 @@
-"""Where TensorRT 10.3 to 11.x and TensorRT-RTX differ at run time: all of it is in this file.
+"""Runtime differences between TensorRT 10.3 to 11.x and TensorRT-RTX.
 
-The calls of ``tensorrt.py`` itself have one name and one meaning in all of them.
+``engine.py`` uses only the API that is the same in all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def import_tensorrt(backend: str) -> Any:
     """Import the module of a backend.
 
     Raises:
-        MissingDependencyError: it is not installed, or broken.
+        MissingDependencyError: not installed, or broken.
     """
     try:
         return load_module(backend)
@@ -36,24 +36,24 @@ def import_tensorrt(backend: str) -> Any:
 
 
 class ContextFactory:
-    """Makes execution contexts whose scratch memory is ours.
+    """Creates execution contexts with user-managed scratch memory.
 
-    TensorRT takes the allocation strategy itself. TensorRT-RTX compiles for the GPU at run
-    time: it takes a runtime configuration, which carries the cache of what it compiled.
+    TensorRT takes the allocation strategy directly. TensorRT-RTX, which compiles kernels at run
+    time, takes a runtime configuration that also carries its kernel cache.
     """
 
     def __init__(
         self, trt: Any, engine: Any, cache_file: RuntimeCacheFile | None, *, recorded: bool
     ) -> None:
-        """Prepare.
+        """Prepare the runtime configuration.
 
         Args:
-            trt: the module.
-            engine: deserialised.
-            cache_file: where TensorRT-RTX keeps what it compiles; None for TensorRT.
-            recorded: runs become CUDA graphs. By default, TensorRT-RTX compiles kernels for a
-                shape in the background and runs slower ones meanwhile; those would stay in the
-                recordings for good. So it compiles before the first run with a shape.
+            trt: the module, ``tensorrt`` or ``tensorrt_rtx``.
+            engine: the deserialised engine.
+            cache_file: cache of the kernels that TensorRT-RTX compiles; None for TensorRT.
+            recorded: whether runs are recorded as CUDA graphs. By default, TensorRT-RTX compiles
+                the kernels of a new shape in the background and uses slower ones meanwhile, which
+                a recording would keep forever; with ``recorded`` it compiles before the first run.
         """
         self._engine = engine
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -69,25 +69,26 @@ class ContextFactory:
             self._cache = self._config.create_runtime_cache()
             stored = cache_file.read()
             if stored is not None:
-                # False: made by another version or for another GPU; it begins empty then.
+                # Returns False for a cache of another version or GPU, and starts empty.
                 self._cache.deserialize(stored)
             self._config.set_runtime_cache(self._cache)
 
     def create(self) -> Any:
-        """Return a new execution context, or None if TensorRT refuses."""
+        """Create an execution context; None if TensorRT fails."""
         if self._config is None:
             return self._engine.create_execution_context(self._strategy)
         return self._engine.create_execution_context(self._config)
 
     def can_capture(self, context: Any, stream: int) -> bool:
-        """Whether a run in this state can become part of a CUDA graph.
+        """Whether a run with the current shapes can be captured as a CUDA graph.
 
-        Only TensorRT-RTX can be asked: it may have to compile first. TensorRT is tried.
+        Only TensorRT-RTX answers this, because it may have to compile first. For TensorRT it is
+        always True, and the capture itself may fail.
         """
         return self._config is None or bool(context.is_stream_capturable(stream))
 
     def close(self) -> None:
-        """Store the cache and let go of the engine."""
+        """Store the cache and drop the engine."""
         if self._cache is not None and self._file is not None:
             serialized = self._cache.serialize()
             if serialized is not None:
