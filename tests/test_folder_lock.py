@@ -130,7 +130,8 @@ def replace(target):
 def require_locked(folder):
     """Let another process try."""
     program = (
-        "import pathlib, sys; from tap_deploy.storage import folder_lock; folder_lock.WAIT_SECONDS = 0.0\n"
+        "import pathlib, sys; from tap_deploy.storage import folder_lock\n"
+        "folder_lock.WAIT_SECONDS = 0.0\n"
         "with folder_lock.locked_folder(pathlib.Path(sys.argv[1])): pass"
     )
     command = [sys.executable, "-c", program, str(folder)]
