@@ -167,9 +167,9 @@ def test_what_is_left_of_others(site, module, check, remedy):
 @pytest.mark.parametrize(
     ("module", "call", "reason"),
     [
-        ("tensorrt", "tensorrt_versions.import_tensorrt('tensorrt')", "tensorrt has no Runtime"),
-        ("cuda/bindings/runtime", "device_memory.open_device_memory()", "has no cudaMalloc"),
-        ("pycuda/driver", "device_memory.open_device_memory()", "driver has no Device"),
+        ("tensorrt", "versions.import_tensorrt('tensorrt')", "tensorrt has no Runtime"),
+        ("cuda/bindings/runtime", "open_memory.open_device_memory()", "has no cudaMalloc"),
+        ("pycuda/driver", "open_memory.open_device_memory()", "driver has no Device"),
         (
             "onnxruntime_ep_nv_tensorrt_rtx",
             "provider_libraries.plugin_device(types, 0)",
@@ -182,7 +182,9 @@ def test_what_is_left_of_others_is_never_an_internal_error(site, module, call, r
     code = (
         "import types\n"
         "from tap_deploy.errors import MissingDependencyError\n"
-        "from tap_deploy.sessions import device_memory, provider_libraries, tensorrt_versions\n"
+        "from tap_deploy.sessions.gpu import open_memory\n"
+        "from tap_deploy.sessions.ort import provider_libraries\n"
+        "from tap_deploy.sessions.trt import versions\n"
         f"try: {call}\n"
         "except MissingDependencyError as exc: print(exc)\n"
     )
@@ -198,7 +200,7 @@ def test_a_missing_library_of_a_cuda_binding_is_named(site):
         "raise ImportError('libdoor.so: gone')\n"
     )
     code = (
-        "from tap_deploy.sessions.gpu.memory import open_device_memory\n"
+        "from tap_deploy.sessions.gpu.open_memory import open_device_memory\n"
         "try: open_device_memory()\n"
         "except Exception as exc: print(exc)\n"
     )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.test_errors import PRODUCT, PROJECT
 
-THE_PLACE = PROJECT / "tap_deploy" / "sessions" / "onnxruntime.py"
+THE_PLACE = PROJECT / "tap_deploy" / "sessions" / "ort" / "session.py"
 PREDICT = (
     "import sys; from tap_deploy import TapPredictor\n"
     "with TapPredictor.from_bundle(sys.argv[1]) as predictor:\n"
