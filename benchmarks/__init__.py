@@ -1,1 +1,1 @@
-"""Latency next to what a user would run instead, measured in the same run."""
+"""Latency benchmarks, with a baseline measured in the same run."""

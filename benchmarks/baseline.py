@@ -1,4 +1,4 @@
-"""PyTorch eager on the reference model, beside a backend: same inputs, same machine."""
+"""PyTorch eager baseline: the reference model on the same inputs and machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tap_deploy.reference.checkpoint import load_checkpoint
 
 
 class TorchBaseline:
-    """The calls of the reference model, on the GPU if PyTorch has one and one is used.
+    """The stages on the reference model, on the GPU if ``on_gpu`` and PyTorch sees one.
 
     Args:
         checkpoint: the weights.
-        config: sizes of the model.
-        on_gpu: whether the other side runs on a GPU.
-        threads: CPU threads, as the other side has; None for one per usable core.
+        config: configuration of the model.
+        on_gpu: whether the measured backend runs on a GPU.
+        threads: CPU threads of the measured backend; None for one per usable core.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TorchBaseline:
         self.config = config
 
     def with_baseline(self, stage: Stage, inputs: Inputs) -> Callable[[], object]:
-        """Return the call that stands beside a stage."""
+        """Return the call in PyTorch that corresponds to a stage."""
         images = torch.from_numpy(inputs.images).to(self.device)
         coords, labels = (torch.from_numpy(a).to(self.device) for a in inputs.first(stage.prompts))
         with torch.inference_mode():
@@ -46,7 +46,7 @@ class TorchBaseline:
             DECODE: lambda: self.model.decode_prompts(embeddings, coords, labels),
             CAPTION: lambda: self.model.generate(tokens),
         }
-        # Masks of the original size are left to the other side: this one is not slowed by them.
+        # Full-size masks are left out here, in favour of the baseline.
         whole = lambda: self.model.generate(  # noqa: E731
             self._tokens(self.model.encode_image(images), coords, labels)
         )

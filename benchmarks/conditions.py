@@ -1,4 +1,4 @@
-"""What a figure depends on: machine, clocks, versions, precision, engines, memory."""
+"""Conditions of a measurement: machine, clocks, versions, precision, engines, memory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryMark:
-    """Memory at one time. ``gpu`` is what the driver says is in use; None on a Jetson."""
+    """Memory use at one time.
+
+    Attributes:
+        available_bytes: available host memory, bytes.
+        gpu: used GPU memory as printed by ``nvidia-smi``; None if unknown, as on a Jetson.
+    """
 
     available_bytes: int
     gpu: str | None
 
     @classmethod
     def now(cls, host: Host) -> MemoryMark:
-        """Look."""
+        """Return the current memory use."""
         answer = host.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader"])
         lines = [line for line in answer.output.splitlines() if line.strip()[:1].isdigit()]
         used = lines[0].strip() if lines else None
@@ -43,13 +48,13 @@ class MemoryMark:
 def conditions(
     bundle: Bundle, backend: str, precision: str, variant: str, settings: dict[str, Any], host: Host
 ) -> dict[str, Any]:
-    """Return everything that the figures of a run depend on, JSON types.
+    """Return the conditions of a run as JSON types.
 
     Args:
-        bundle: what is run.
-        backend: by what.
-        precision: as it was asked for.
-        variant: the graphs that stand for it.
+        bundle: the bundle.
+        backend: the backend.
+        precision: the requested precision.
+        variant: the graph variant of that precision.
         settings: the options of the run.
         host: the machine.
     """
@@ -64,15 +69,15 @@ def conditions(
         "variant": variant,
         "settings": settings,
         "engines": _engines(bundle, backend, variant, state.compute_capability),
-        "scope": "pictures in the model frame and results in host memory, transfers counted; "
-        "end to end includes full-size masks, but no decoding of picture files",
+        "scope": "pictures in the model frame and results in host memory, transfers included; "
+        "end to end includes full-size masks, but not decoding of picture files",
         "versions": {"tap-deploy": __version__, "python": platform.python_version(), **_versions()},
         "gpu_before": gpu_conditions(host),
     }
 
 
 def peak_memory(before: MemoryMark, after: MemoryMark) -> dict[str, Any]:
-    """Return the memory that loading and running took; on a Jetson the GPU's is in both figures."""
+    """Return the memory use of loading and running; on a Jetson it includes GPU memory."""
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
     return {
@@ -97,7 +102,7 @@ def _versions() -> dict[str, str]:
 def _engines(
     bundle: Bundle, backend: str, variant: str, compute_capability: str | None
 ) -> list[dict[str, Any]]:
-    """Return what the sidecars say of the engines that may have run: builder, size, layers."""
+    """Return builder, size and layers of the engines that may have run, from their sidecars."""
     if backend not in ENGINE_BACKENDS:
         return []
     fields = ("graph", "backend_version", "compute_capabilities", "driver", "size_bytes")

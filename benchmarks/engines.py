@@ -1,4 +1,4 @@
-"""Every stage of a bundle on any backend, with what the figures depend on.
+"""Benchmarks every stage of a bundle on any backend, and reports the conditions.
 
 python -m benchmarks.engines BUNDLE --backend tensorrt --precision fp16 --json FILE
 """
@@ -32,7 +32,22 @@ BASELINE = "PyTorch eager fp32"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is made; see the options of the command."""
+    """Settings of a run; see the options of the command.
+
+    Attributes:
+        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``.
+        precision: requested precision.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None for the default of the backend.
+        provider: execution provider of onnxruntime on a GPU; None for the default.
+        threads: CPU threads; None for all cores.
+        prompts: numbers of regions per call to measure.
+        tokens: maximum number of caption tokens; None for the model's limit.
+        iterations: minimum number of measured calls.
+        seconds: minimum time per stage, seconds.
+        cuda_graphs: use CUDA graphs.
+        zero_copy: use mapped host memory.
+        allow_failed: also measure engines and graphs that failed their self-test.
+    """
 
     backend: str
     precision: str
@@ -67,7 +82,7 @@ class Settings:
     multiple=True,
     default=(1, 16, 64),
     show_default=True,
-    help="Regions of a call; may be repeated.",
+    help="Regions per call; may be repeated.",
 )
 @click.option("--tokens", type=click.IntRange(min=1), help="Longest caption; default: the model's.")
 @click.option("--iterations", type=click.IntRange(min=1), default=MIN_ITERATIONS, show_default=True)
@@ -76,13 +91,13 @@ class Settings:
     type=click.FloatRange(min=0),
     default=MIN_SECONDS,
     show_default=True,
-    help="Least time of each stage.",
+    help="Minimum time per stage.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--zero-copy", is_flag=True, help="Mapped host memory, for boards that share DRAM.")
-@click.option("--allow-failed", is_flag=True, help="Also time what failed its self-test.")
-@click.option("--peaks", help="Also give shares of the peaks of a device, as for plan.")
-@click.option("--checkpoint", type=FILE, help="Time PyTorch on these weights beside it.")
+@click.option("--allow-failed", is_flag=True, help="Also time graphs that failed their self-test.")
+@click.option("--peaks", help="Also report shares of the peak performance of a device profile.")
+@click.option("--checkpoint", type=FILE, help="Also time PyTorch with these weights.")
 @click.option("--json", "json_path", type=FILE, help="Write figures and conditions to a file.")
 def main(
     bundle: pathlib.Path,
@@ -91,7 +106,7 @@ def main(
     json_path: pathlib.Path | None,
     **options: Any,
 ) -> None:
-    """Time encoder, prompt decoder, captions and the whole on this machine."""
+    """Time encoder, prompt decoder, captions and the whole pipeline on this machine."""
     opened, settings = Bundle.open(bundle), Settings(**options)
     report = run(opened, settings, checkpoint, on_row=click.echo)
     if peaks is not None:
@@ -112,17 +127,17 @@ def run(
     host: Host | None = None,
     on_row: Any = lambda line: None,
 ) -> dict[str, Any]:
-    """Time the stages; return figures and conditions as JSON types.
+    """Time the stages; return results and conditions as JSON types.
 
     Raises:
-        InputError: no number of prompts fits the engines.
-        TapError: the bundle does not load on this backend.
+        InputError: every number of prompts exceeds the limit of the engines.
+        TapError: the bundle cannot be loaded on this backend.
     """
     host = Host() if host is None else host
     variant = variant_for(settings.precision, on_cpu=settings.on_cpu)
     values = dataclasses.asdict(settings)
     if settings.on_cpu:
-        values["cuda_graphs"] = values["zero_copy"] = None  # there are none
+        values["cuda_graphs"] = values["zero_copy"] = None  # not applicable
     report = conditions(bundle, settings.backend, settings.precision, variant, values, host)
     before = MemoryMark.now(host)
     pipeline = _pipeline(bundle, settings)
@@ -161,11 +176,11 @@ def _fitting(prompts: tuple[int, ...], most: int | None) -> tuple[int, ...]:
     fitting = tuple(count for count in prompts if most is None or count <= most)
     if not fitting:
         raise InputError(
-            f"prompts are {list(prompts)}, the engines take {most}; lower --prompts, or build them "
-            "with a larger --max-prompts"
+            f"prompts are {list(prompts)}; expected at most {most}, the limit of the engines; "
+            "lower --prompts, or build the engines with a larger --max-prompts"
         )
     for count in sorted(set(prompts) - set(fitting)):
-        click.echo(f"note: P={count} is left out: the engines take {most} prompts", err=True)
+        click.echo(f"note: P={count} skipped: the engines take at most {most} prompts", err=True)
     return fitting
 
 
@@ -198,7 +213,7 @@ def _timed(
 
 
 def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str, Any]:
-    """Return a stage and its figures as JSON types; throughput is calls by wall time."""
+    """Return the results of a stage as JSON types; throughput is from the mean latency."""
     latency = results[backend]
     seconds = latency.mean_ms / 1e3
     values = {
@@ -213,7 +228,7 @@ def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str
         ),
     }
     if stage.kind == CAPTION:
-        steps = stage.tokens + 1  # the visual prefix is a step, too
+        steps = stage.tokens + 1  # the visual prefix is also a step
         values["microseconds_per_step"] = 1e3 * latency.median_ms / steps
         values["tokens_per_second"] = stage.prompts * stage.tokens / seconds
     if BASELINE in results:
@@ -223,14 +238,14 @@ def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str
 
 
 def header(settings: Settings, has_baseline: bool) -> str:
-    """Return the head of the Markdown table."""
+    """Return the header of the Markdown table."""
     columns = [f"{settings.backend} {settings.precision}", "median ms", "p90", "p99", "cv", "per s"]
     columns += [f"{BASELINE}, median ms", "ratio"] * has_baseline
     return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def table_row(stage: Stage, results: dict[str, Latency], backend: str) -> str:
-    """Return one Markdown row."""
+    """Return the Markdown row of a stage."""
     latency = results[backend]
     noisy = " (noisy)" if latency.is_noisy else ""
     cells = [stage.name, *(f"{ms:.2f}" for ms in (latency.median_ms, latency.p90_ms))]
@@ -243,7 +258,7 @@ def table_row(stage: Stage, results: dict[str, Latency], backend: str) -> str:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return the conditions in a few lines, and what is wrong with them."""
+    """Return the conditions in a few lines, with warnings about them."""
     values = report["conditions"]
     machine, board = values["machine"], values["machine"]["jetson"]
     lines = [
@@ -257,17 +272,17 @@ def summary(report: dict[str, Any]) -> str:
         mode = board["power_mode"]["name"] if board["power_mode"] else "unknown"
         lines.append(f"power mode {mode}, GPU clock {board['gpu_clock']}")
         if board["gpu_clock"] and board["gpu_clock"]["min_hz"] != board["gpu_clock"]["max_hz"]:
-            lines.append("warning: the GPU clock may move; hold it: sudo jetson_clocks")
+            lines.append("warning: the GPU clock is not locked; lock it: sudo jetson_clocks")
     for share in report.get("peaks", []):
         lines.append(
-            f"{share['stage']}: {100 * share['share_of_arithmetic_peak']:.0f} % of the peak of "
-            f"arithmetic, {100 * share['share_of_bandwidth']:.0f} % of the bandwidth of a "
+            f"{share['stage']}: {100 * share['share_of_arithmetic_peak']:.0f} % of the peak "
+            f"arithmetic, {100 * share['share_of_bandwidth']:.0f} % of the peak bandwidth of "
             f"{share['device']}"
         )
     noisy = [stage["stage"] for stage in report["stages"] if stage["is_noisy"]]
     if noisy:
         lines.append(
-            f"warning: above 2.5 % variation, the machine was not quiet: {', '.join(noisy)}"
+            f"warning: variation above 2.5 %, the machine was not idle: {', '.join(noisy)}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Masks at the size of the picture, beside two dense products a region, in turns.
+"""Benchmarks full-size masks against two dense matrix products per region, interleaved.
 
 python -m benchmarks.masks [--regions 47] [--size 1920x1080] [--json FILE]
 """
@@ -36,7 +36,7 @@ LOGITS, IMAGE_SIZE = 256, 1024
 @click.option("--iterations", type=click.IntRange(1), default=MIN_ITERATIONS, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=pathlib.Path))
 def main(regions: int, size: str, iterations: int, json_path: pathlib.Path | None) -> None:
-    """Time masks of blobs of 1 to 15 % of the picture, and of regions as large as it."""
+    """Time masks of blobs of 1 to 15 % of the picture, and of the whole picture."""
     width, height = (int(side) for side in size.split("x"))
     frame = Frame.for_image(height, width, IMAGE_SIZE)
     rows = []
@@ -54,7 +54,7 @@ def main(regions: int, size: str, iterations: int, json_path: pathlib.Path | Non
 
 
 def cases(regions: int, frame: Frame) -> dict[str, np.ndarray]:
-    """Return logits float32 [P, S, S] of typical and of the largest masks."""
+    """Return logits float32 [P, S, S] of typical and of full-size masks, by name."""
     rng = np.random.default_rng(0)
     whole = rng.normal(5, 1, (regions, LOGITS, LOGITS)).astype(np.float32)
     return {"blobs of 1 to 15 %": blobs(regions, frame, rng), "whole picture": whole}
@@ -75,7 +75,7 @@ def blobs(count: int, frame: Frame, rng: np.random.Generator) -> np.ndarray:
 
 
 def dense_masks(logits: np.ndarray, frame: Frame) -> Callable[[], np.ndarray]:
-    """Return a call that makes masks bool [P, H, W] with matrices that are mostly zeros."""
+    """Return a call that computes masks bool [P, H, W] by dense products with resize matrices."""
     rows, columns = matrices(frame, logits.shape[1])
 
     def call() -> np.ndarray:
@@ -90,14 +90,14 @@ def dense_masks(logits: np.ndarray, frame: Frame) -> Callable[[], np.ndarray]:
 
 
 def matrices(frame: Frame, size: int) -> list[np.ndarray]:
-    """Return [H, size] and [W, size]: both resizes and the crop along one axis each."""
+    """Return matrices [H, size] and [W, size] that resize twice and crop along one axis."""
     enlarge = _bilinear(np.eye(size), frame.image_size)
     axes = (frame.scaled_height, frame.height), (frame.scaled_width, frame.width)
     return [_bilinear(enlarge[:scaled], full).astype(np.float32) for scaled, full in axes]
 
 
 def _bilinear(signal: np.ndarray, size: int) -> np.ndarray:
-    """Resize the first axis: half-pixel centres, edges repeated, no antialiasing."""
+    """Resize the first axis bilinearly: half-pixel centres, clamped edges, no antialiasing."""
     last = len(signal) - 1
     centres = ((np.arange(size) + 0.5) * (len(signal) / size) - 0.5).clip(0, last)
     left = np.floor(centres).astype(np.intp)
@@ -107,14 +107,14 @@ def _bilinear(signal: np.ndarray, size: int) -> np.ndarray:
 
 
 def check(logits: np.ndarray, frame: Frame) -> None:
-    """Stop unless what is timed gives the same masks; a BLAS may round a logit of 0 otherwise."""
+    """Check that all candidates give the same masks; BLAS may round logits near 0 differently."""
     masks = masks_from_logits(logits, frame)
     assert (masks != dense_masks(logits, frame)()).mean() < 1e-6
     assert rles_from_logits(logits, frame) == [rle_from_mask(mask) for mask in masks]
 
 
 def candidates(logits: np.ndarray, frame: Frame) -> dict[str, Callable[[], object]]:
-    """Return what is timed; the last in as many threads as there are CPUs, a region in each."""
+    """Return the calls to time; the last one uses a thread per CPU, one region per task."""
     pool = concurrent.futures.ThreadPoolExecutor(usable_cpus())
     return {
         DENSE: dense_masks(logits, frame),
@@ -127,13 +127,13 @@ def candidates(logits: np.ndarray, frame: Frame) -> dict[str, Callable[[], objec
 
 
 def header() -> str:
-    """Return the head of the Markdown table."""
+    """Return the header of the Markdown table."""
     columns = ("masks", f"{DENSE}, median ms (cv)", *(f"{n} (ratio)" for n in (MASKS, RLES)))
     return f"| {' | '.join((*columns, f'{THREADED} (ratio)'))} |\n|{'---|' * 5}"
 
 
 def table_row(name: str, result: dict[str, Latency]) -> str:
-    """Return one Markdown row: medians, noise, and how many times faster ours are."""
+    """Return one Markdown row: medians, variation, and the speed-up over dense products."""
     dense = result[DENSE]
     cells = [f"{dense.median_ms:.1f} ({100 * dense.cv:.1f} %)"]
     for kind in (MASKS, RLES, THREADED):
@@ -144,7 +144,7 @@ def table_row(name: str, result: dict[str, Latency]) -> str:
 
 
 def conditions(regions: int, size: str) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the conditions of the measurement."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(Host()),

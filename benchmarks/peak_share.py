@@ -1,4 +1,4 @@
-"""How near a measured stage comes to what the device could do at its stated peaks."""
+"""Compares measured stages with the peak performance of a device."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ GRAPHS = {
 def peak_shares(
     bundle: Bundle, precision: str, profile: str, timed: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return, per stage of one graph, its share of the peaks of arithmetic and of bandwidth.
+    """Return the shares of peak arithmetic and peak bandwidth of each single-graph stage.
 
     Args:
-        bundle: what ran.
-        precision: in which precision.
+        bundle: the measured bundle.
+        precision: the measured precision.
         profile: name of the device in ``device_profiles``.
         timed: the stages of a report, see ``benchmarks.engines``.
 
     Raises:
-        InputError: there is no such device.
+        InputError: the device is unknown.
     """
     device, quantized = device_profile(profile), quantized_nodes(bundle.manifest)
     shares = []
@@ -40,7 +40,7 @@ def peak_shares(
         if graph is None:
             continue
         calls = stage["tokens"] + 1 if stage["kind"] == CAPTION else 1
-        # A step reads the slots before it: half of them on average.
+        # A step reads the filled slots of the KV cache: half of them on average.
         works = graph_works(
             bundle.config,
             prompts=stage["prompts"],

@@ -1,4 +1,4 @@
-"""What is timed: each stage of a model behind the pipeline contract, and the whole."""
+"""The stages to time: each stage of a pipeline, and end to end."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ POINTS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Something to call and to time.
+    """A stage to time.
 
     Attributes:
         kind: ``encode``, ``decode``, ``caption`` or ``end to end``.
-        prompts: regions of a call; 1 for the encoder.
-        tokens: steps of the text decoder after the prefix; 0 where none runs.
-        call: does it once, and returns when it is done.
+        prompts: regions per call; 1 for the encoder.
+        tokens: steps of the text decoder after the prefix; 0 if it does not run.
+        call: runs the stage once, synchronously.
     """
 
     kind: str
@@ -37,18 +37,19 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The stage in words."""
+        """Name of the stage with its sizes."""
         count = "1 image" if self.kind == ENCODE else f"P={self.prompts}"
         return f"{self.kind} {count}" + (f", {self.tokens} tokens" if self.tokens else "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """A random picture and random boxes on it; the work does not depend on what they show.
+    """A random picture and random boxes; the work does not depend on the content.
 
-    images: uint8 ``[1, S, S, 3]``.
-    coords: float32 ``[P, 2, 2]`` XY, pixels of the model frame.
-    labels: int32 ``[P, 2]``, both corners of a box.
+    Attributes:
+        images: picture in the model frame, uint8 ``[1, S, S, 3]``.
+        coords: box corners XY, pixels of the model frame, float32 ``[P, 2, 2]``.
+        labels: labels of the two corners, int32 ``[P, 2]``.
     """
 
     images: np.ndarray
@@ -57,7 +58,7 @@ class Inputs:
 
     @classmethod
     def random(cls, config: TapConfig, prompts: int) -> Inputs:
-        """Make the inputs of a model; the same ones every time."""
+        """Return inputs for a model, drawn with a fixed seed."""
         rng = np.random.default_rng(0)
         size = config.image_size
         corners = np.sort(rng.uniform(0, size, (prompts, 2, POINTS)), axis=2)
@@ -68,7 +69,7 @@ class Inputs:
         )
 
     def first(self, prompts: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return coordinates and labels of the first prompts."""
+        """Return coordinates and labels of the first ``prompts`` prompts."""
         return self.coords[:prompts], self.labels[:prompts]
 
 
@@ -76,14 +77,14 @@ class Inputs:
 def stages(
     bundle: Bundle, pipeline: Pipeline, prompts: Sequence[int], max_new_tokens: int | None
 ) -> Iterator[list[Stage]]:
-    """Yield the stages of a model; the lane that they run in is taken until the end.
+    """Yield the stages of a pipeline, while holding the lane that they run in.
 
     Args:
-        bundle: has the sizes.
-        pipeline: runs the graphs.
+        bundle: the bundle.
+        pipeline: the loaded bundle.
         prompts: numbers of regions to time.
-        max_new_tokens: longest caption; None for as long as the model writes. Captions that end
-            earlier are not prolonged: the steps that ran are counted.
+        max_new_tokens: maximum number of caption tokens; None for the model's limit. Captions may
+            end earlier; ``Stage.tokens`` counts the steps that ran.
     """
     config, inputs = bundle.config, Inputs.random(bundle.config, max(prompts))
     with pipeline.lane() as lane:
@@ -99,7 +100,7 @@ def stages(
 
 
 class _Bench:
-    """The calls of one lane."""
+    """The stages of one lane."""
 
     def __init__(
         self, lane: Lane, config: TapConfig, inputs: Inputs, max_new_tokens: int | None
@@ -118,7 +119,7 @@ class _Bench:
 
     def encode(self) -> object:
         embeddings = self.lane.encode(self.inputs.images)
-        if isinstance(self.lane, DeviceLane):  # others are done when they return
+        if isinstance(self.lane, DeviceLane):  # other lanes are synchronous
             self.lane.synchronize()
         return embeddings
 
@@ -137,7 +138,7 @@ class _Bench:
         )
 
     def end_to_end(self, prompts: int) -> object:
-        """From a picture in the model frame to masks and token ids."""
+        """Run all stages: a picture in the model frame to masks and token ids."""
         embeddings = self.lane.encode(self.inputs.images)
         decoded = self.lane.decode_prompts(embeddings, *self.inputs.first(prompts))
         ids = self._caption(decoded.semantic_tokens)
@@ -145,5 +146,5 @@ class _Bench:
 
 
 def steps_of(ids: np.ndarray, config: TapConfig) -> int:
-    """Return how many tokens the longest caption of ids ``[P, positions]`` has, EOS included."""
+    """Return the length of the longest caption of ids ``[P, positions]``, tokens with EOS."""
     return int((ids[:, 1:] != config.pad_id).sum(axis=1).max(initial=0))

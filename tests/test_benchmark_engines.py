@@ -91,7 +91,7 @@ def test_a_board_is_described(micro_bundle):
     lines = summary(run(micro_bundle, settings(prompts=(1,), tokens=1), host=host))
     assert "NVIDIA Jetson Orin NX" in lines
     assert "power mode 15W" in lines
-    assert "hold it: sudo jetson_clocks" in lines
+    assert "lock it: sudo jetson_clocks" in lines
 
 
 def test_stages_do_the_work_of_the_predictor(micro_bundle, predictor):

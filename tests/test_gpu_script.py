@@ -122,11 +122,11 @@ def test_no_step_stops_the_next(trial, tmp_path):
     }
     assert steps["raises"]["reason"] == "ValueError: this is wrong"
     assert "Traceback" in steps["raises"]["log_tail"][0]
-    assert steps["crashes"]["reason"] == "it crashed with SIGSEGV"
-    assert steps["hangs"]["reason"] == "it was not done after 4 s and was killed"
+    assert steps["crashes"]["reason"] == "crashed with SIGSEGV"
+    assert steps["hangs"]["reason"] == "timed out after 4 s and was killed"
     assert steps["skips"]["reason"] == "nothing to see here"
     assert steps["passes-lacking"]["reason"] == "no_such_module or nor_this is not installed"
-    assert steps["passes-late"]["reason"].endswith("s are left, it needs 1000")
+    assert steps["passes-late"]["reason"].endswith("s left, 1000 s needed")
     assert steps["passes-options"]["notes"] == {"headline": "twice"}
     # What they had found before they ended, and where one of them hung.
     assert steps["raises"]["notes"]["found"] == 1
@@ -178,7 +178,7 @@ def test_nothing_could_run(trial):
     [
         (["--steps", "parity,bogus"], "there is no step 'bogus'; expected some of versions, "),
         (["--bundle", "/nowhere"], "/nowhere is not a prepared folder; make one with: "),
-        (["--markdown", "/nowhere"], "/nowhere is no report"),
+        (["--markdown", "/nowhere"], "/nowhere is not a report"),
     ],
 )
 def test_bad_arguments(capsys, arguments, message):
@@ -324,7 +324,7 @@ def test_parity(context, notes, cuda, monkeypatch):
     parity.run(context, notes, "fp32")
     checks = {check["name"]: check for check in notes.values["checks"]}
     assert len(checks) == 8 and all(check["passed"] for check in checks.values())
-    assert checks["as on the CPU"]["masks"] == 1.0
+    assert checks["same as on the CPU"]["masks"] == 1.0
     assert len(checks["verify"]["comparisons"]) == 9
     assert cuda.leaks() == {}
     with pytest.raises(Skipped, match="no fp16"):
@@ -338,7 +338,7 @@ def test_parity_tells_other_answers_from_the_same(predictor, photo):
     ]
     for compare in (parity.require_same, parity.require_similar):
         compare(*regions[:2])
-        with pytest.raises(StepFailed, match=r"differ|off by|are the same"):
+        with pytest.raises(StepFailed, match=r"differ|off by|is equal"):
             compare(*regions[1:])
 
 
@@ -406,7 +406,7 @@ def test_pytest_and_its_counts(context, notes, tmp_path, monkeypatch, outcome):
         assert notes.values["headline"] == "1 passed"
     else:
         words = {
-            "fail": "1 of 1 failed, first test_it.py::test_it: assert 0",
+            "fail": "1 of 1 failed; first failure: test_it.py::test_it: assert 0",
             "skip": "no GPU",
             "none": "no test for a GPU",
         }

@@ -1,5 +1,5 @@
-"""What a machine with a GPU has to show: one process a step, one report; see ``scripts/test-gpu``.
+"""GPU tests and benchmarks: each step runs in its own process; see ``scripts/test-gpu``.
 
-What runs the steps and reports needs nothing but Python, so that a broken package is a line in the
-report and not its end. Only the steps import the rest, inside their own process.
+The runner and the report need only Python, so that a broken package fails a step and not the run.
+Only the steps import other packages, in their own process.
 """

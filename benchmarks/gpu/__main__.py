@@ -21,26 +21,27 @@ from benchmarks.gpu.runner import StepResult, child, run_steps, this_command
 from benchmarks.gpu.steps import STEPS, Step, select
 
 DESCRIPTION = (
-    "Prove the project on a machine with an NVIDIA GPU, step by step, without installing it."
+    "Test and benchmark the project on a machine with an NVIDIA GPU, without installing it."
 )
 EPILOG = """\
-Each step runs in its own process under its own time limit; a step that fails, crashes or hangs does
-not stop the next. gpu-report.json is rewritten after every step; gpu-report/ keeps every log.
+Each step runs in its own process with its own time limit; if a step fails, crashes or hangs, the
+run continues. gpu-report.json is rewritten after every step; gpu-report/ contains all logs.
 
-Exit codes: 0 what could run passed, 1 a step failed, 2 no GPU step could run, or bad arguments.
+Exit codes: 0 every step that could run passed, 1 a step failed, 2 no GPU step could run, or bad
+arguments.
 
-Where time is short or there is no network: make the bundles elsewhere, on a CPU, send the folder
-along, and hand it over:
+If time is short or the machine has no network, make the bundles on another machine (a CPU is
+enough), copy the folder, and pass it to the run:
 
-  scripts/test-gpu --prepare FOLDER        some minutes, needs the export extra
+  scripts/test-gpu --prepare FOLDER        takes minutes, needs the export extra
   scripts/test-gpu --bundle FOLDER --budget 420 --against torch
 
-docs/gpu.md says how to read the report.
+docs/gpu.md explains the report.
 """
 
 
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
-    """Run what the arguments ask for; return the exit code."""
+    """Run the command line; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--child"]:
         (step,) = [step for step in steps if step.name == arguments[1]]
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     problem = gpu_problem()
     if problem is not None and not options.steps and any(step.uses_gpu for step in chosen):
         return _refuse(f"there is no GPU to test ({problem}); --steps host needs none")
-    # Else a step would outlive this program, and keep the GPU.
+    # Without the handler, a step would outlive this program and occupy the GPU.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return _run(options, chosen)
@@ -82,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, folder = parser.add_argument, pathlib.Path
-    add("--steps", metavar="A,B", help="only these steps or groups, and what they build on")
-    add("--against", metavar="torch", help="also a baseline: PyTorch with the same weights")
-    add("--budget", type=_seconds, metavar="S", help="seconds for everything; default: no bound")
-    add("--seconds", type=_seconds, default=1.0, metavar="S", help="of each measurement (1)")
-    add("--bundle", type=folder, metavar="FOLDER", help="what --prepare made; default: made here")
-    add("-o", "--output", type=folder, default=folder(), metavar="FOLDER", help="for the report")
-    add("--list", action="store_true", help="print the steps, and run none")
+    add("--steps", metavar="A,B", help="run only these steps or groups, and their prerequisites")
+    add("--against", metavar="torch", help="also run a baseline: PyTorch with the same weights")
+    add("--budget", type=_seconds, metavar="S", help="seconds for all steps; default: no limit")
+    add("--seconds", type=_seconds, default=1.0, metavar="S", help="seconds per measurement (1)")
+    add("--bundle", type=folder, metavar="FOLDER", help="output of --prepare; default: made here")
+    add("-o", "--output", type=folder, default=folder(), metavar="FOLDER", help="report folder (.)")
+    add("--list", action="store_true", help="print the steps and exit")
     add("--prepare", type=folder, metavar="FOLDER", help="make the bundles; needs no GPU")
     add("--markdown", type=folder, metavar="REPORT", help="print tables of a gpu-report.json")
     return parser
@@ -131,7 +132,7 @@ def _run(options: argparse.Namespace, chosen: Sequence[Step]) -> int:
 def _print_tables(path: pathlib.Path) -> int:
     report = read_json(path)
     if not report.get("steps"):
-        return _refuse(f"{path} is no report; expected a {REPORT_FILE}")
+        return _refuse(f"{path} is not a report; expected a {REPORT_FILE}")
     _print(markdown(report))
     return 0
 
@@ -161,14 +162,14 @@ def _names(text: str | None) -> list[str]:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds >= 0")
     return value
 
 
 def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # who read it has left; the report is still to be written
+    except BrokenPipeError:  # the reader of the pipe has exited; still write the report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

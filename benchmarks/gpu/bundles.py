@@ -1,4 +1,4 @@
-"""Steps: the bundles, from a prepared folder, or made here if what that takes is installed."""
+"""Steps: the bundles, from a prepared folder, or exported here if the packages are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tap_deploy.bundle.bundle import Bundle
 
 
 def run_micro(context: Context, notes: Notes) -> None:
-    """Put the micro bundle into the work folder, where tests may write to it."""
+    """Put the micro bundle into the work folder, which tests may modify."""
     target = context.work / MICRO
     if context.prepared is not None:
         shutil.copytree(context.prepared / MICRO, target)
@@ -24,7 +24,7 @@ def run_micro(context: Context, notes: Notes) -> None:
 
 
 def run_vit_b(context: Context, notes: Notes) -> None:
-    """Put the bundle of the published size into the work folder, with made-up weights."""
+    """Put a bundle of the published size with synthetic weights into the work folder."""
     target = context.work / VIT_B
     if context.prepared is not None:
         from benchmarks.gpu.strip import restore_bundle
@@ -41,7 +41,9 @@ def run_vit_b(context: Context, notes: Notes) -> None:
 def _require_export(name: str) -> None:
     reason = missing(EXPORT)
     if reason is not None:
-        raise Skipped(f"{reason}; make the {name} bundle elsewhere, see --prepare and --bundle")
+        raise Skipped(
+            f"{reason}; make the {name} bundle on another machine, see --prepare and --bundle"
+        )
 
 
 def _describe(bundle: Bundle, notes: Notes) -> None:

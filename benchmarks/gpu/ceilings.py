@@ -1,4 +1,4 @@
-"""Step: what copies and products of matrices reach on this GPU at best, by CuPy or torch."""
+"""Step: peak throughput of copies and matrix products on this GPU, by CuPy or torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 5
 
 
 def run(context: Context, notes: Notes) -> None:
-    """Note GB/s of copies and TFLOP/s of products, the best of some rounds each."""
+    """Note GB/s of copies and TFLOP/s of matrix products, the best of ``ROUNDS`` each."""
     device = _device()
     notes.put("by", device.name)
     for name, call, amount in device.candidates():
@@ -39,11 +39,11 @@ def _device() -> _Torch | _Cupy:
             return _Torch()
     if importlib.util.find_spec("cupy"):
         return _Cupy()
-    raise Skipped("this torch sees no GPU, and CuPy is not installed")
+    raise Skipped("torch sees no GPU, and CuPy is not installed; install one of them with CUDA")
 
 
 def _seconds(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """Return the seconds of one call, of several in a row; the first ones warm up."""
+    """Return the mean seconds per call over ``REPEATS`` calls, after one warm-up call."""
     call()
     wait()
     start = time.perf_counter()
@@ -54,7 +54,7 @@ def _seconds(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
 
 
 class _Torch:
-    """Copies and products by torch."""
+    """Copies and matrix products in torch."""
 
     def __init__(self) -> None:
         import torch
@@ -71,7 +71,7 @@ class _Torch:
         return [
             ("H2D GB/s", lambda: left.copy_(host, non_blocking=True), gigabytes),
             ("D2H GB/s", lambda: host.copy_(left, non_blocking=True), gigabytes),
-            ("D2D GB/s", lambda: right.copy_(left), 2 * gigabytes),  # read and written
+            ("D2D GB/s", lambda: right.copy_(left), 2 * gigabytes),  # read and write
             ("fp16 TFLOP/s", self._product("float16"), teraflops),
             ("TF32 TFLOP/s", self._product("float32", tf32=True), teraflops),
             ("fp32 TFLOP/s", self._product("float32"), teraflops),
@@ -94,7 +94,7 @@ class _Torch:
 
 
 class _Cupy:
-    """Copies and products by CuPy; TF32 is chosen by a variable that is read once."""
+    """Copies and matrix products in CuPy, without TF32, which only an environment variable sets."""
 
     def __init__(self) -> None:
         cupy: Any = load_module("cupy")

@@ -1,4 +1,4 @@
-"""What a step is given, and what it leaves behind, also when it is killed."""
+"""Inputs of a step, and its notes, which survive if the step is killed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ MICRO, VIT_B = "micro", "tap_vit_b"
 
 
 class Skipped(Exception):
-    """A step cannot run here; the text says what is missing and how to get it."""
+    """A step cannot run here; the message says what is missing and how to get it."""
 
 
 class StepFailed(Exception):
-    """A step ran and found something wrong; the text says what."""
+    """A step ran and found a fault; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """Where a step finds things.
+    """Folders and settings of a step.
 
     Attributes:
         project: the checkout.
-        logs: folder for what steps leave behind: ``STEP.json``, ``STEP.log`` and more.
+        logs: folder for the output of steps: ``STEP.json``, ``STEP.log`` and more.
         work: folder for large files, removed at the end of the run.
-        prepared: folder that ``--prepare`` made; None if bundles are to be made here.
-        seconds: least time of each measurement.
-        model: the bundle that latency is measured on.
-        deadline: when this step is killed, in seconds since the epoch; None: never.
+        prepared: output of ``--prepare``; None to make the bundles here.
+        seconds: minimum time per measurement, seconds.
+        model: name of the bundle to measure latency on.
+        deadline: time at which this step is killed, seconds since the epoch; None for never.
     """
 
     project: pathlib.Path
@@ -50,10 +50,10 @@ class Context:
         return float("inf") if self.deadline is None else self.deadline - time.time()
 
     def bundle(self, name: str) -> pathlib.Path:
-        """Return the folder of a bundle that an earlier step has put there.
+        """Return the folder of a bundle made by an earlier step.
 
         Raises:
-            Skipped: it is not there.
+            Skipped: the bundle does not exist.
         """
         path = self.work / name
         if not (path / "manifest.json").exists():
@@ -61,11 +61,11 @@ class Context:
         return path
 
     def notes_of(self, step: str) -> dict[str, Any]:
-        """Return what another step has left so far; empty if nothing."""
+        """Return the notes of another step; empty if it has none."""
         return read_json(self.logs / f"{step}.json")
 
     def to_json(self) -> str:
-        """Return it as text for another process."""
+        """Return the context as JSON, for another process."""
         values = dataclasses.asdict(self)
         return json.dumps(
             {n: str(v) if isinstance(v, os.PathLike) else v for n, v in values.items()}
@@ -73,7 +73,7 @@ class Context:
 
     @classmethod
     def from_json(cls, text: str) -> Context:
-        """Return what ``to_json`` gave."""
+        """Return the context from the JSON of ``to_json``."""
         values = json.loads(text)
         for name in ("project", "logs", "work", "prepared"):
             values[name] = None if values[name] is None else pathlib.Path(values[name])
@@ -81,26 +81,27 @@ class Context:
 
 
 class Notes:
-    """The findings of a step, in a JSON file that is whole after every one of them."""
+    """Notes of a step, in a JSON file that is rewritten atomically at every change."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self.values: dict[str, Any] = {}
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a value under a name."""
+        """Set a value."""
         self.values[name] = value
         write_json(self.path, self.values)
 
     def add(self, name: str, value: Any) -> None:
-        """Append a value to the list under a name."""
+        """Append a value to a list."""
         self.put(name, [*self.values.get(name, []), value])
 
     @contextlib.contextmanager
     def check(self, name: str) -> Iterator[dict[str, Any]]:
-        """Record whether a block ends well; an error is noted and the next check goes on.
+        """Note whether the block succeeds; errors and ``Skipped`` are noted, not raised.
 
-        ``Skipped`` is noted, too. The block may put details into what is yielded.
+        Yields:
+            A dict; the block may add details to it.
         """
         found: dict[str, Any] = {"name": name, "passed": True}
         start = time.perf_counter()
@@ -114,11 +115,11 @@ class Notes:
         self.add("checks", found)
 
     def require(self) -> None:
-        """Raise what the checks have found.
+        """Raise an error unless the checks passed.
 
         Raises:
-            StepFailed: one of them failed.
-            Skipped: none of them could be made.
+            StepFailed: a check failed.
+            Skipped: all checks were skipped.
         """
         checks = self.values.get("checks", [])
         wrong = [check for check in checks if check["passed"] is False]
@@ -129,21 +130,21 @@ class Notes:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the kind and the first line of an error that says something."""
+    """Return the type and the first non-empty line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0][:300] if lines else "no text"
     return text if isinstance(error, (Skipped, StepFailed)) else f"{type(error).__name__}: {text}"
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Write a JSON file that is either the old one or the new one, whenever the process ends."""
+    """Write a JSON file atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(values, indent=2, default=str) + "\n", "utf-8")
     os.replace(partial, path)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if there is none."""
+    """Return the object in a JSON file; an empty dict if there is none."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

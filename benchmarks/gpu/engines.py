@@ -1,4 +1,4 @@
-"""Steps: engines, where a builder is installed: build, self-test, latency."""
+"""Steps: build, self-test and latency of engines, if the builder is installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RTX = "tensorrt_rtx"
 
 
 def run(context: Context, notes: Notes, backend: str) -> None:
-    """Build and test the micro bundle in every precision, then build and time the large one.
+    """Build and test the micro bundle in every precision, then build and time the large bundle.
 
-    A builder that does not take this GPU says so itself: its words are the finding.
+    If the builder does not support this GPU, its error message is the finding.
     """
     path = context.bundle(MICRO)
     precisions = [name for name in PRECISIONS if name in Bundle.open(path).manifest.graphs]
@@ -33,7 +33,7 @@ def run(context: Context, notes: Notes, backend: str) -> None:
 
 
 def _build(path: pathlib.Path, backend: str, precision: str) -> float:
-    """Build the engines of a bundle with the command of the user; return the seconds it took."""
+    """Build the engines of a bundle with ``tap-export build``; return the seconds it took."""
     start = time.perf_counter()
     command = ["build", str(path), "--backend", backend, "--precision", precision]
     command += ["--compute-capability", "current"] if backend == RTX else []

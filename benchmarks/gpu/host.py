@@ -1,4 +1,4 @@
-"""Steps: what the host does before and after the GPU, by threads of NumPy and by callers."""
+"""Steps: latency of the host's work, by NumPy threads and by concurrent callers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def run(
 ) -> None:
     """Note the median of every task in milliseconds.
 
-    With one thread, also by several callers at once, where it may use as many CPUs.
+    With one NumPy thread, also with several concurrent callers, if as many CPUs are usable.
 
     Args:
-        context: where to put a picture.
-        notes: take the figures.
-        threads: that NumPy's products use; the environment has set it.
-        regions: masks of a call.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        context: its work folder receives a picture.
+        notes: notes for the results.
+        threads: threads of NumPy's matrix products, as set by the environment.
+        regions: masks per call.
+        width: width of the picture, pixels.
+        height: height of the picture, pixels.
     """
     cpus = usable_cpus()
     notes.put("cpus", cpus)
@@ -60,11 +60,11 @@ def run(
 def _tasks(
     context: Context, regions: int, width: int, height: int
 ) -> dict[str, Callable[[], object]]:
-    """Return what is timed, by name."""
+    """Return the calls to time, by name."""
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (height, width, 3), np.uint8)
     path = context.work / "picture.jpg"
-    # Noise would be the hardest of pictures to unpack: smooth it.
+    # Smooth the noise, which would be the worst case of JPEG decoding.
     small = Image.fromarray(rgb).resize((width // 16 + 1, height // 16 + 1))
     small.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
     frame = Frame.for_image(height, width, 1024)

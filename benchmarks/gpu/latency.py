@@ -1,4 +1,4 @@
-"""Steps: latency of every stage on onnxruntime's CUDA provider or an engine."""
+"""Steps: latency of every stage on onnxruntime's CUDA provider or on engines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(
     *,
     tf32: bool = False,
 ) -> None:
-    """Time encode, decode, caption and end to end, with CUDA graphs and without."""
+    """Time encode, decode, caption and end to end, with and without CUDA graphs."""
     if backend == ONNXRUNTIME:
         require_provider()
     bundle = Bundle.open(context.bundle(context.model), check_hashes=False)
@@ -58,7 +58,7 @@ def time_bundle(
     *,
     tf32: bool = False,
 ) -> None:
-    """Time every stage; each figure is kept as soon as it is there."""
+    """Time every stage; each result is noted at once."""
     host, variant = Host(), variant_for(precision, on_cpu=False)
     settings = {"seconds": context.seconds, "tf32": tf32}
     notes.put("conditions", conditions(bundle, backend, precision, variant, settings, host))
@@ -102,12 +102,12 @@ def _time_one_way(
 
 
 def is_wanted(stage: Stage) -> bool:
-    """From end to end only the largest number of regions is timed."""
+    """Return whether a stage is timed; end to end only for the largest number of regions."""
     return stage.kind != END_TO_END or stage.prompts == max(PROMPTS)
 
 
 def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
-    """Run once; NaN would be quicker, or slower, than what is to be timed.
+    """Run once and check the results, as NaN changes the run time.
 
     Raises:
         StepFailed: a result is not finite.
@@ -118,7 +118,7 @@ def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
     regions = predictor.predict(inputs.images[0], boxes=boxes, captions=False)
     for name in ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings"):
         if not np.isfinite(getattr(regions, name)).all():
-            raise StepFailed(f"{name} are not finite; figures of this precision mean nothing")
+            raise StepFailed(f"{name} are not finite; latency in this precision is meaningless")
 
 
 def _timed(stage: Stage, context: Context, backend: str, cuda_graphs: bool) -> dict[str, Any]:
@@ -131,18 +131,18 @@ def _timed(stage: Stage, context: Context, backend: str, cuda_graphs: bool) -> d
 
 
 def _recorded(pipeline: Pipeline) -> dict[str, Any]:
-    """Return how many caption steps were replayed, where the pipeline counts them."""
+    """Return the number of replayed caption steps; None if the pipeline does not count them."""
     replayed = pipeline.steps_replayed if isinstance(pipeline, DevicePipeline) else None
     return {"steps_replayed": replayed}
 
 
 def _note_share(context: Context, notes: Notes, precision: str) -> None:
-    """Note the encoder's share of the product that was measured in this run, if it was."""
+    """Note the encoder's share of the matrix product peak, if this run measured the peak."""
     ceiling = context.notes_of("ceilings").get("values", {}).get(f"{precision} TFLOP/s")
     encode = next((s for s in notes.values["stages"] if s["kind"] == ENCODE), None)
     gflop = ENCODER_GFLOP.get(context.model)
     if ceiling and encode and gflop:
-        reached = gflop / encode["latency"]["median_ms"]  # GFLOP in a ms: TFLOP/s
+        reached = gflop / encode["latency"]["median_ms"]  # GFLOP per ms = TFLOP/s
         notes.put("encoder_tflops", reached)
         notes.put("encoder_share_of_gemm", reached / ceiling)
 

@@ -1,4 +1,4 @@
-"""What this machine has, found out without loading any of it."""
+"""Detects the GPU and packages of this machine without importing the packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL = {
 
 
 def gpu_problem() -> str | None:
-    """Return why no GPU can be used; None if one can."""
+    """Return why no GPU is usable; None if one is."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as exc:
@@ -25,8 +25,8 @@ def gpu_problem() -> str | None:
     count = ctypes.c_int(0)
     code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if code:
-        return f"the NVIDIA driver refuses to start: CUDA error {code}"
-    return None if count.value else "the NVIDIA driver knows no GPU"
+        return f"the NVIDIA driver failed to initialise: CUDA error {code}"
+    return None if count.value else "the NVIDIA driver finds no GPU"
 
 
 def missing(needs: tuple[str, ...]) -> str | None:
@@ -47,9 +47,9 @@ def missing(needs: tuple[str, ...]) -> str | None:
 
 
 def library_path() -> dict[str, str]:
-    """Return ``LD_LIBRARY_PATH`` with the CUDA libraries that came as Python packages behind it.
+    """Return ``LD_LIBRARY_PATH`` with the CUDA libraries of installed Python packages appended.
 
-    onnxruntime does not look for them there by itself.
+    onnxruntime does not search there by itself.
     """
     folders = [
         str(f) for entry in sys.path for f in sorted(pathlib.Path(entry).glob("nvidia/*/lib"))
@@ -63,5 +63,5 @@ def library_path() -> dict[str, str]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # of the package that a module should be in
+    except (ImportError, ValueError):  # the parent package is missing or broken
         return False

@@ -1,4 +1,4 @@
-"""Tables for docs/benchmarks.md from a report."""
+"""Makes the tables of docs/benchmarks.md from a report."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 LATENCY, TORCH, HOST = "latency", "torch", "host"
-# What PyTorch does in the precision of ours; int8 stands beside the fastest that it has.
+# Precision of ours -> precision of PyTorch to compare with; for int8 it is PyTorch's fastest.
 BESIDE = {"fp16": "fp16", "tf32": "tf32", "fp32": "fp32", "int8": "fp16"}
-HEADS = ("stage", "CUDA graphs, median ms", "p90", "p99", "cv", "without, ms", "per s", "µs a step")
+HEADS = (
+    *("stage", "CUDA graphs, median ms", "p90", "p99", "cv"),
+    *("without, ms", "per s", "µs per step"),
+)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return what a report says, as Markdown."""
+    """Return a report as Markdown."""
     notes = {step["step"]: step["notes"] for step in report.get("steps", [])}
     parts = [_machine(report, notes), _steps(report)]
     for name in [name for name in notes if name.split("-")[0] == LATENCY]:
@@ -59,7 +62,7 @@ def _latency(name: str, notes: dict[str, dict[str, Any]]) -> list[str]:
         rows.append(row)
     heads = HEADS + ((f"PyTorch {other}, ms", "ratio") if torch else ())
     share = notes[f"{LATENCY}-{name}"].get("encoder_share_of_gemm")
-    note = f"The encoder reaches {100 * share:.0f} % of the measured product." if share else ""
+    note = f"The encoder reaches {100 * share:.0f} % of the measured peak." if share else ""
     return [f"### tap_vit_b {name}", _table(heads, rows), note]
 
 

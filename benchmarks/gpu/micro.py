@@ -1,4 +1,4 @@
-"""The bundle of the tests: the micro model with concepts, a tokenizer, and every precision."""
+"""Makes the micro bundle of the tests: concepts, a tokenizer, and every precision."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SEED = 0
 
 
 def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
-    """Export the model whose answers ``tests/data`` holds, in fp32, fp16 and int8.
+    """Export the model whose outputs are stored in ``tests/data``, in fp32, fp16 and int8.
 
     Args:
         data: ``tests/data`` of the checkout.
-        output: the folder to make.
+        output: the folder to write.
     """
     from tap_deploy.engines.fp16.convert import add_fp16
     from tap_deploy.engines.int8.make import make_int8
@@ -55,7 +55,7 @@ def make_micro(data: pathlib.Path, output: pathlib.Path) -> Bundle:
             tokenizer=tokenizer,
         ).bundle
     add_fp16(bundle)
-    # One picture: what is asked is whether a GPU computes these graphs, not whether they are good.
+    # One picture is enough: the steps test whether a GPU runs the graphs, not their accuracy.
     options = Int8Options(
         quantize=QuantizeOptions(calibration_data=data / "coffee.jpg", samples=1),
         smoothquant=OFF,
@@ -73,7 +73,7 @@ def _concepts(data: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 
 
 def trained_tokenizer(vocab_size: int) -> bytes:
-    """Train a SentencePiece model on made words; it is the same one every time."""
+    """Return a SentencePiece model trained on random words with a fixed seed."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Steps: what the GPU answers for the micro bundle, beside the reference and the CPU."""
+"""Steps: parity of the micro bundle on the GPU with the reference and the CPU."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from tap_deploy.verify.tolerances import TOLERANCES, Tolerances, tolerances_for
 BACKEND = "onnxruntime"
 BOXES = [[10, 20, 200, 250], [172, 17, 412, 308], [0, 0, 599, 399], [285, 160, 300, 180]] * 3
 FLOATS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
-# The same work twice, and in fp32; a session may have found other kernels than the one before.
+# Tolerance of equal fp32 computations; two sessions may select different kernels.
 SAME = 1e-3
-# In fewer bits other kernels round otherwise: floats as a share of the largest, choices as a share.
+# Below fp32, kernels round differently: error as a share of the largest value, share of equal
+# choices.
 SIMILAR, CHOSEN_ALIKE = 0.02, 0.9
 CYCLES = 4
 LEAK_BYTES = 32 << 20
 
 
 def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> None:
-    """Verify, then predict in every way that a predictor can be loaded; each way is a check."""
+    """Verify the graphs, then predict with every way to load a predictor; each is a check."""
     require_provider()
     bundle = Bundle.open(context.bundle(MICRO))
     variant = variant_for(precision, on_cpu=False)
@@ -49,12 +50,12 @@ def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> N
     bench = _Bench(bundle.path, precision, pictures, exact=exact, tf32=tf32)
     for name, check in (
         ("A, B, A", bench.sequence),
-        ("as on the CPU", bench.like_cpu),
+        ("same as on the CPU", bench.like_cpu),
         ("without CUDA graphs", lambda: bench.another_way(cuda_graphs=False)),
         ("zero copy", lambda: bench.another_way(zero_copy=True)),
-        ("a poll every step", lambda: bench.another_way(eos_interval_steps=1)),
+        ("EOS poll every step", lambda: bench.another_way(eos_interval_steps=1)),
         ("two contexts", bench.two_contexts),
-        ("close gives the memory back", bench.memory_left),
+        ("close frees GPU memory", bench.memory_left),
     ):
         with notes.check(name) as found:
             found |= check() or {}
@@ -62,8 +63,8 @@ def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> N
 
 
 def _verify(bundle: Bundle, precision: str, variant: str, tf32: bool) -> list[str]:
-    """Hold every graph against the golden sample; return one line a comparison."""
-    # TF32 has as many bits as fp16, and the same tolerance.
+    """Compare every graph with the golden sample; return one line per comparison."""
+    # TF32 has as many mantissa bits as fp16, and the same tolerance.
     tolerances: Tolerances = (
         TOLERANCES[FP16]
         if tf32
@@ -96,7 +97,12 @@ def _verify(bundle: Bundle, precision: str, variant: str, tf32: bool) -> list[st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pictures:
-    """Two pictures, uint8 ``[H, W, 3]`` RGB, of one size."""
+    """Two pictures of equal size.
+
+    Attributes:
+        a: first picture, RGB uint8 ``[H, W, 3]``.
+        b: second picture, RGB uint8 ``[H, W, 3]``.
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -109,7 +115,7 @@ def _pictures(project: pathlib.Path) -> _Pictures:
 
 
 class _Bench:
-    """Predictions of one precision; each method returns details, or raises what is wrong."""
+    """Checks of one precision; each returns details or raises StepFailed."""
 
     def __init__(
         self,
@@ -127,7 +133,7 @@ class _Bench:
 
     @contextlib.contextmanager
     def _loaded(self, **options: Any) -> Iterator[TapPredictor]:
-        # 12 boxes: two chunks.
+        # 12 boxes with 8 prompts per call: two chunks.
         chosen = DeviceOptions(max_prompts=8, max_points=8, tf32=self._tf32, **options)
         with TapPredictor.from_bundle(
             self._path,
@@ -140,13 +146,13 @@ class _Bench:
             yield predictor
 
     def _a(self) -> Regions:
-        """What the default way answers for picture A."""
+        """Return the regions of picture A with default options."""
         if self._first is None:
-            raise Skipped("there is nothing to compare with: the first prediction failed")
+            raise Skipped("nothing to compare with: the first prediction failed")
         return self._first
 
     def sequence(self) -> None:
-        """The answer for a picture does not depend on what came before it."""
+        """Check that the result for a picture does not depend on the picture before it."""
         with self._loaded() as predictor:
             first, other, again = (
                 predictor.predict(picture, boxes=BOXES)
@@ -158,7 +164,7 @@ class _Bench:
         self._first = first
 
     def like_cpu(self) -> dict[str, Any]:
-        """Agreement with fp32 on the CPU; fp32 without TF32 has to be the same."""
+        """Return the agreement with fp32 on the CPU; fp32 without TF32 must be the same."""
         with TapPredictor.from_bundle(self._path) as predictor:
             expected = predictor.predict(self._pictures.a, boxes=BOXES)
         if self._exact:
@@ -166,13 +172,13 @@ class _Bench:
         return agreement(self._a(), expected)
 
     def another_way(self, **options: Any) -> None:
-        """Three predictions, as later ones are replayed."""
+        """Compare three predictions with other options; the later ones replay CUDA graphs."""
         with self._loaded(**options) as predictor:
             for _ in range(3):
                 self._compare(predictor.predict(self._pictures.a, boxes=BOXES), self._a())
 
     def two_contexts(self) -> None:
-        """Four threads, two lanes, two pictures in turns."""
+        """Compare predictions of four threads on two lanes, with alternating pictures."""
         with (
             self._loaded(contexts=2) as predictor,
             concurrent.futures.ThreadPoolExecutor(4) as pool,
@@ -185,7 +191,7 @@ class _Bench:
             self._compare(answer, answers[1])
 
     def memory_left(self) -> dict[str, Any]:
-        """Bytes of the GPU that loading, predicting and closing keeps; the first time may."""
+        """Check that load, predict and close free GPU memory; the first cycle may keep some."""
         free = []
         for _ in range(CYCLES):
             with self._loaded() as predictor:
@@ -193,15 +199,15 @@ class _Bench:
             free.append(_free_bytes())
         lost = free[0] - free[-1]
         if lost > LEAK_BYTES:
-            raise StepFailed(f"{lost / 1e6:.0f} MB are gone after {CYCLES - 1} more cycles")
+            raise StepFailed(f"{lost / 1e6:.0f} MB leaked in {CYCLES - 1} cycles after the first")
         return {"free_bytes": free}
 
 
 def require_same(actual: Regions, expected: Regions) -> None:
-    """Compare two answers for the same picture.
+    """Check that two results for a picture are equal.
 
     Raises:
-        StepFailed: choices or captions differ, or a float by more than ``SAME``.
+        StepFailed: choices or captions differ, or a float differs by more than ``SAME``.
     """
     for name in ("caption_ids", "mask_index"):
         found, wanted = getattr(actual, name), getattr(expected, name)
@@ -214,25 +220,26 @@ def require_same(actual: Regions, expected: Regions) -> None:
 
 
 def require_similar(actual: Regions, expected: Regions) -> None:
-    """Compare two answers of one precision, made by sessions that may use other kernels.
+    """Check that two results of one precision are similar; kernels may differ.
 
     Raises:
-        StepFailed: too many choices differ, or a float of regions with the same choice does.
+        StepFailed: too many choices differ, or a float differs by more than ``SIMILAR`` in a region
+            with the same choice.
     """
     for name in ("caption_ids", "mask_index"):
         share = float((getattr(actual, name) == getattr(expected, name)).mean())
         if share < CHOSEN_ALIKE:
-            raise StepFailed(f"{name}: {share:.2f} are the same, expected {CHOSEN_ALIKE}")
+            raise StepFailed(f"{name}: share {share:.2f} is equal, expected {CHOSEN_ALIKE}")
     rows = actual.mask_index == expected.mask_index
     for name in FLOATS:
         wanted = getattr(expected, name)[rows]
         off = float(np.abs(getattr(actual, name)[rows] - wanted).max() / np.abs(wanted).max())
         if not off <= SIMILAR:
-            raise StepFailed(f"{name}: off by {off:.3g} of the largest, expected {SIMILAR}")
+            raise StepFailed(f"{name}: off by {off:.3g} of the largest value, expected {SIMILAR}")
 
 
 def agreement(actual: Regions, expected: Regions) -> dict[str, float]:
-    """Return which share of choices, tokens and mask pixels is the same, and the largest errors."""
+    """Return the shares of equal choices, tokens and mask pixels, and the largest errors."""
     shares = {
         name: float((getattr(actual, name) == getattr(expected, name)).mean())
         for name in ("caption_ids", "mask_index", "masks")
@@ -248,9 +255,7 @@ def _free_bytes() -> int:
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError as exc:
-        raise Skipped(
-            f"cuda-bindings is not installed, which knows the free memory: {exc}"
-        ) from exc
+        raise Skipped(f"cuda-bindings is needed to query free memory: {exc}") from exc
     error, free, _ = runtime.cudaMemGetInfo()
     if int(error):
         raise StepFailed(f"cudaMemGetInfo: {error}")

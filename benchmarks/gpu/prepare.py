@@ -1,4 +1,4 @@
-"""Bundles to send along, made on a CPU: micro whole, the published model without its weights."""
+"""Prepares bundles on a CPU: micro complete, the published model without its weights."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Say = Callable[[str], None]
 
 
 def prepare(output: pathlib.Path, say: Say) -> dict[str, Any]:
-    """Make everything that ``scripts/test-gpu --bundle`` takes; return what is said about it.
+    """Make the folder for ``scripts/test-gpu --bundle``; return its description.
 
-    The graphs of the published size go without weights.
+    The graphs of the published size are stored without weights.
 
     Args:
-        output: the folder to make; what an earlier call left there is replaced.
-        say: called before each stage.
+        output: the folder to write; bundles of an earlier call are replaced.
+        say: called with a text before each stage.
     """
     output.mkdir(parents=True, exist_ok=True)
     for name in (MICRO, VIT_B):
@@ -41,7 +41,7 @@ def prepare(output: pathlib.Path, say: Say) -> dict[str, Any]:
     make_micro(DATA, output / MICRO)
     with tempfile.TemporaryDirectory(dir=output) as work:
         bundle = make_vit_b(pathlib.Path(work, VIT_B), say)
-        say(f"{VIT_B}: take the weights out")
+        say(f"{VIT_B}: strip the weights")
         recipes = Recipes(bundle.config)
         sizes = strip_bundle(bundle.path, output / VIT_B, recipes)
     found = {
@@ -55,7 +55,7 @@ def prepare(output: pathlib.Path, say: Say) -> dict[str, Any]:
 
 
 def make_vit_b(output: pathlib.Path, say: Say) -> Bundle:
-    """Export the published size with synthetic weights, add fp16 and int8, and drop the rest."""
+    """Export the published size with synthetic weights, fp16 and int8; drop unneeded files."""
     from tap_deploy.engines.fp16.convert import add_fp16
     from tap_deploy.engines.int8.make import make_int8
     from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
@@ -87,7 +87,7 @@ def make_vit_b(output: pathlib.Path, say: Say) -> Bundle:
 
 
 def _drop_what_latency_needs_not(bundle: pathlib.Path) -> None:
-    """Remove golden samples, which are of other weights later, and the graphs of a CPU."""
+    """Remove golden samples, which do not fit restored weights, and CPU graphs."""
     for folder in ("golden", "calibration", f"onnx/{INT8_FP32}"):
         shutil.rmtree(bundle / folder, ignore_errors=True)
     path = bundle / MANIFEST_NAME
@@ -99,5 +99,5 @@ def _drop_what_latency_needs_not(bundle: pathlib.Path) -> None:
 
 
 def folder_bytes(folder: pathlib.Path) -> int:
-    """Return the size of all files below a folder."""
+    """Return the total size of the files in a folder, bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Step: one product of matrices on onnxruntime's CUDA provider, and that the GPU made it."""
+"""Step: check that one matrix product runs on the GPU with onnxruntime's CUDA provider."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPSET, IR_VERSION = 20, 10
 
 
 def run(context: Context, notes: Notes) -> None:
-    """Multiply in fp32 and fp16; hold the results against NumPy, and the nodes against the log."""
+    """Multiply in fp32 and fp16; compare with NumPy, and check the provider in the profile."""
     onnxruntime = import_onnxruntime()
     require_provider()
     for dtype in ("float32", "float16"):
@@ -26,7 +26,7 @@ def run(context: Context, notes: Notes) -> None:
 
 
 def require_provider() -> None:
-    """Ask onnxruntime whether it was built for CUDA; whether that works is another question.
+    """Check that onnxruntime was built with the CUDA provider, not that the provider works.
 
     Raises:
         Skipped: it was not.
@@ -34,8 +34,8 @@ def require_provider() -> None:
     available = import_onnxruntime().get_available_providers()
     if PROVIDER not in available:
         raise Skipped(
-            f"this onnxruntime has no {PROVIDER}, only {', '.join(available)}; "
-            "install onnxruntime-gpu in its place"
+            f"onnxruntime has no {PROVIDER}, only {', '.join(available)}; "
+            "replace it by onnxruntime-gpu"
         )
 
 
@@ -62,7 +62,7 @@ def _multiply(runtime: object, dtype: str, folder: pathlib.Path) -> float:
     error = float(
         np.abs(result.astype("float64") - a.astype("float64") @ b.astype("float64")).max()
     )
-    if not error < (0.1 if dtype == "float32" else 0.2):  # TF32 has 10 bits, as fp16
+    if not error < (0.1 if dtype == "float32" else 0.2):  # TF32 has 10 mantissa bits, as fp16
         raise StepFailed(f"the product is off by {error:.3g}")
     return error
 

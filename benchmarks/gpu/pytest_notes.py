@@ -1,4 +1,4 @@
-"""A plugin of pytest: the outcome of every test, kept as soon as it is there."""
+"""Pytest plugin that writes the outcome of every test to the notes at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _kept: list[dict[str, Any]] = []
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Keep what the call of a test came to, and whatever before or after it did not pass."""
+    """Note the outcome of a test's call, and of setup or teardown if they did not pass."""
     if report.when == "call" or report.outcome != "passed":
         found = {
             "test": report.nodeid.split("/")[-1],
@@ -27,7 +27,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def _why(report: Any) -> str:
-    if isinstance(report.longrepr, tuple):  # file, line, text of what was skipped
+    if isinstance(report.longrepr, tuple):  # file, line and reason of a skip
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     return str(crash.message if crash else report.longrepr).strip().split("\n")[0][:300]

@@ -1,4 +1,4 @@
-"""Steps: PyTorch with the same weights does the same, from pictures to masks and ids."""
+"""Steps: the PyTorch baseline with the same weights, from pictures to masks and ids."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(context: Context, notes: Notes, mode: str) -> None:
     config = VARIANTS[context.model]
     eager = Eager(config, Inputs.random(config, max(PROMPTS)), mode, device="cuda")
     notes.put("conditions", {"torch": torch.__version__, "cuda": torch.version.cuda, "mode": mode})
-    # Only its encoder is compiled, so what has none of it is as in the mode beside it.
+    # Only the encoder is compiled; stages without it are the same as in fp16.
     kinds = (ENCODE, END_TO_END) if mode == COMPILED else (ENCODE, DECODE, CAPTION, END_TO_END)
     for stage in filter(is_wanted, eager.stages(kinds, PROMPTS)):
         results = measure({mode: stage.call}, min_seconds=context.seconds)
@@ -40,26 +40,26 @@ def run(context: Context, notes: Notes, mode: str) -> None:
 
 
 class Eager:
-    """The calls of ``benchmarks.stages`` in PyTorch, from host memory to host memory."""
+    """The stages of ``benchmarks.stages`` in PyTorch, from host memory to host memory."""
 
     def __init__(self, config: TapConfig, inputs: Inputs, mode: str, device: str) -> None:
         """Make the model.
 
         Args:
-            config: its sizes.
-            inputs: as many prompts as the largest stage has.
-            mode: ``fp32``, ``tf32``, ``fp16`` or ``compiled``, which is fp16, too.
-            device: of torch.
+            config: configuration of the model.
+            inputs: inputs with as many prompts as the largest stage.
+            mode: ``fp32``, ``tf32``, ``fp16`` or ``compiled`` (fp16 with ``torch.compile``).
+            device: torch device.
 
         Raises:
-            StepFailed: a result is not finite.
+            StepFailed: the masks are not finite.
         """
         self.config, self.inputs, self.device = config, inputs, device
         self.model: Any = synthetic_model(config, 0).to(device)
         self.half = mode in (FP16, COMPILED)
         if self.half:
             self.model = self.model.half()
-            self.model.prompt_encoder.float()  # pixels up to 1024 want more than 11 bits
+            self.model.prompt_encoder.float()  # pixels up to 1024 need more than fp16's 11 bits
         if mode == COMPILED:
             self.model.image_encoder = torch.compile(self.model.image_encoder)
         self.frame = Frame.for_image(config.image_size, config.image_size, config.image_size)
@@ -70,7 +70,7 @@ class Eager:
             raise StepFailed(f"PyTorch's masks are not finite in mode {mode}")
 
     def stages(self, kinds: tuple[str, ...], prompts: tuple[int, ...]) -> list[Stage]:
-        """Return what can be timed, in order."""
+        """Return the stages to time, in order."""
         calls: dict[str, Callable[[int], object]] = {
             ENCODE: lambda count: self.encode(),
             DECODE: self.decode,
@@ -89,25 +89,25 @@ class Eager:
 
     @torch.inference_mode()
     def encode(self) -> None:
-        """From a picture to embeddings, which stay."""
+        """Encode the picture; the embeddings stay on the device."""
         self._encoded()
-        with contextlib.suppress(AssertionError):  # torch without CUDA has nothing to wait for
+        with contextlib.suppress(AssertionError):  # raised by torch without CUDA
             torch.cuda.synchronize()
 
     @torch.inference_mode()
     def decode(self, prompts: int) -> object:
-        """From prompts to chosen masks on the host."""
+        """Decode prompts to the chosen masks on the host."""
         return self._decoded(prompts, self.embeddings)
 
     @torch.inference_mode()
     def caption(self, prompts: int) -> np.ndarray:
-        """From tokens to ids on the host, as many steps as the model has."""
+        """Generate captions from semantic tokens to ids on the host, up to the maximum length."""
         ids = self.model.generate(self.tokens[:prompts], stop_at_eos=False)
         return np.asarray(ids.cpu().numpy())
 
     @torch.inference_mode()
     def end_to_end(self, prompts: int) -> object:
-        """From a picture to masks of its size and ids."""
+        """Run all stages: a picture to full-size masks and ids."""
         logits, tokens = self._decoded(prompts, self._encoded())
         ids = self.model.generate(tokens, stop_at_eos=False).cpu().numpy()
         return masks_from_logits(logits, self.frame), ids
@@ -116,7 +116,7 @@ class Eager:
         return self.model.encode_image(torch.from_numpy(self.inputs.images).to(self.device))
 
     def _decoded(self, prompts: int, embeddings: Any) -> tuple[np.ndarray, Any]:
-        """Return chosen mask logits float32 ``[P, S, S]`` on the host, and tokens."""
+        """Return the chosen mask logits, float32 ``[P, S, S]`` on the host, and their tokens."""
         coords, labels = self.inputs.first(prompts)
         tensors = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
         sparse = self.model.prompt_encoder(*tensors).to(embeddings.dtype)

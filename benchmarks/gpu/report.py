@@ -1,4 +1,4 @@
-"""The report: a JSON file that is whole after every step, and lines for who waits."""
+"""The report: a JSON file rewritten after every step, and one line of output per step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from benchmarks.gpu.runner import FAILED, PASSED, StepResult
 
 REPORT_FILE = "gpu-report.json"
 SCOPE = (
-    "tap_vit_b has made-up weights (seed 0 of the reference, or random numbers of the same "
-    "spread): they do not change the work, and its masks and captions mean nothing. Pictures are "
-    "in the model frame and results in host memory, transfers counted; end to end includes "
-    "full-size masks, but no decoding of picture files."
+    "tap_vit_b has synthetic weights (seed 0 of the reference, or random numbers of the same mean "
+    "and deviation): the amount of work is the same, but masks and captions are meaningless. "
+    "Pictures are in the model frame and results in host memory, transfers included; end to end "
+    "includes full-size masks, but not decoding of picture files."
 )
 
 
 class Report:
-    """Results as they come."""
+    """Collects results and writes them to a file."""
 
     def __init__(self, path: pathlib.Path, settings: dict[str, Any]) -> None:
         self._path, self._settings = path, settings
@@ -31,7 +31,7 @@ class Report:
         self.save()
 
     def add(self, result: StepResult) -> None:
-        """Keep a result, also on disk."""
+        """Add a result and write the file."""
         self.results.append(result)
         self.save()
 
@@ -40,7 +40,7 @@ class Report:
         write_json(self._path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON types."""
+        """Return the report as JSON types."""
         return {
             "date": self._date,
             "python": platform.python_version(),
@@ -53,7 +53,10 @@ class Report:
 
 
 def exit_code(results: list[StepResult]) -> int:
-    """Return 1 if a step failed, 2 if none could run of those for a GPU, else 0."""
+    """Return 1 if a step failed, 2 if no GPU step passed, else 0.
+
+    Without GPU steps, all steps count.
+    """
     if any(result.status == FAILED for result in results):
         return 1
     asked = [result for result in results if result.uses_gpu] or results
@@ -61,13 +64,13 @@ def exit_code(results: list[StepResult]) -> int:
 
 
 def line(result: StepResult) -> str:
-    """Return a step in one line, with what it found out."""
+    """Return the result of a step in one line."""
     told = result.reason or headline(result.notes)
     return f"{result.step:<20} {result.status:<8} {result.seconds:6.1f} s  {told}".rstrip()
 
 
 def headline(notes: dict[str, Any]) -> str:
-    """Return the findings of a step in a few words: its own, else its checks or medians."""
+    """Return the findings of a step in brief: its headline, else its medians or checks."""
     if "headline" in notes:
         return str(notes["headline"])
     if "stages" in notes:

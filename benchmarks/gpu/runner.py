@@ -1,4 +1,4 @@
-"""One step in a process of its own: it may raise, crash or hang, and the next one goes on."""
+"""Runs each step in its own process, so that a step may raise, crash or hang."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from benchmarks.gpu.steps import Step
 PASSED, FAILED, SKIPPED, NO_TIME = "passed", "failed", "skipped", "no time"
 TAIL_LINES = 30
 SKIP_CODE = 77
-GRACE_S = 2.0  # to write down where it hangs
+GRACE_S = 2.0  # time for faulthandler to print the stacks of a hanging step
 FOR_CHILDREN = {"PYTHONFAULTHANDLER": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """How a step ended.
+    """Result of a step.
 
     Attributes:
-        step: its name.
-        title: what it answers.
-        status: one of the constants of this module.
-        reason: why it did not pass; empty if it did.
-        seconds: how long it took, its start included.
-        uses_gpu: whether it shows something about a GPU.
-        notes: what it found; of a killed step what it had until then.
-        log_tail: the end of what it printed, if it failed.
+        step: name of the step.
+        title: title of the step.
+        status: ``PASSED``, ``FAILED``, ``SKIPPED`` or ``NO_TIME``.
+        reason: why the step did not pass; empty if it passed.
+        seconds: run time with the start of the process, seconds.
+        uses_gpu: whether the step tests a GPU.
+        notes: notes of the step; if it was killed, the notes up to then.
+        log_tail: last lines of its output, if it failed.
     """
 
     step: str
@@ -62,12 +62,12 @@ def run_steps(
     """Run steps one after the other.
 
     Args:
-        steps: in order.
-        context: for all of them.
-        command: runs a step; its name and the context as JSON are added.
-        budget_s: seconds for all of them; None for their own limits only.
-        on_result: called with each result at once.
-        on_start: called with a step and its limit before it begins.
+        steps: the steps, in order.
+        context: context of all steps.
+        command: command that runs a step; its name and the context as JSON are appended.
+        budget_s: seconds for all steps; None for the limits of the steps only.
+        on_result: called with each result.
+        on_start: called with a step and its limit in seconds before it starts.
     """
     start = time.monotonic()
     for step in steps:
@@ -77,7 +77,7 @@ def run_steps(
             on_result(_result(step, SKIPPED, reason))
         elif left < step.min_s:
             on_result(
-                _result(step, NO_TIME, f"{max(left, 0):.0f} s are left, it needs {step.min_s:.0f}")
+                _result(step, NO_TIME, f"{max(left, 0):.0f} s left, {step.min_s:.0f} s needed")
             )
         else:
             on_start(step, min(step.limit_s, left))
@@ -85,7 +85,7 @@ def run_steps(
 
 
 def run_step(step: Step, context: Context, command: Sequence[str], limit_s: float) -> StepResult:
-    """Run a step in a process group of its own, and end the whole group when it is over."""
+    """Run a step in its own process group, and kill the group at the end."""
     log, notes = context.logs / f"{step.name}.log", context.logs / f"{step.name}.json"
     notes.unlink(missing_ok=True)
     context = dataclasses.replace(context, deadline=time.time() + limit_s)
@@ -111,7 +111,7 @@ def run_step(step: Step, context: Context, command: Sequence[str], limit_s: floa
 
 
 def child(step: Step, context: Context) -> int:
-    """Do a step in this process; return its exit code. Why it did not pass goes to its notes."""
+    """Run a step in this process; return the exit code. The reason of a failure is noted."""
     notes = Notes(context.logs / f"{step.name}.json")
     try:
         step.call(context, notes)
@@ -124,17 +124,17 @@ def child(step: Step, context: Context) -> int:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether something is not installed; ours says so, too, if ours was loaded at all."""
+    """Whether an error means a missing package: Skipped, or MissingDependencyError if loaded."""
     ours = getattr(sys.modules.get("tap_deploy.errors"), "MissingDependencyError", Skipped)
     return isinstance(error, (Skipped, ours))
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
-    """Return the exit code; None if the time is over, after it wrote where it was."""
+    """Return the exit code; None after a timeout, once the step has printed its stacks."""
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        # faulthandler prints the stacks; one process after the other, or their lines would mix.
+        # faulthandler prints the stacks. Signal the parent first, or the lines would interleave.
         process.send_signal(signal.SIGABRT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
@@ -144,8 +144,8 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    _signal(process, signal.SIGKILL)  # also children that outlived it
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for good
+    _signal(process, signal.SIGKILL)  # includes children that outlived it
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it may be stuck in the driver
         process.wait(10)
 
 
@@ -159,12 +159,12 @@ def _judge(code: int | None, notes: pathlib.Path, limit_s: float) -> tuple[str, 
     if code == 0:
         return PASSED, ""
     if code == SKIP_CODE:
-        return SKIPPED, reason or "it skipped itself"
+        return SKIPPED, reason or "skipped without a reason"
     if code is None:
-        return FAILED, f"it was not done after {limit_s:.0f} s and was killed"
+        return FAILED, f"timed out after {limit_s:.0f} s and was killed"
     if code < 0:
-        return FAILED, f"it crashed with {signal.Signals(-code).name}"
-    return FAILED, reason or f"it ended with exit code {code}"
+        return FAILED, f"crashed with {signal.Signals(-code).name}"
+    return FAILED, reason or f"ended with exit code {code}"
 
 
 def _tail(log: pathlib.Path) -> tuple[str, ...]:
@@ -193,5 +193,5 @@ def _result(
 
 
 def this_command() -> list[str]:
-    """Return what runs a step as the process that runs here was run."""
+    """Return the command that runs a step, with the interpreter and program of this process."""
     return [sys.executable, "-X", "faulthandler", sys.argv[0], "--child"]

@@ -1,4 +1,4 @@
-"""The steps, in the order of what they are worth when time is short."""
+"""The steps, most important first, in case time is short."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ EXPORT = ("torch", "onnx", "onnxscript", "onnx_ir")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One process.
+    """A step, run in its own process.
 
     Attributes:
-        name: its group is what stands before the first dash.
-        title: what it answers.
-        limit_s: it is killed after so many seconds.
-        min_s: with fewer seconds left it is not begun.
-        needs: see ``machine.missing``.
-        after: steps whose results it uses; they are run first.
+        name: name; the part before the first dash is the group.
+        title: short description.
+        limit_s: time limit, seconds; the step is killed after it.
+        min_s: the step is not started with less time left, seconds.
+        needs: requirements, see ``machine.missing``.
+        after: steps that it depends on; they run first.
         function: ``module:function``, called with ``Context``, ``Notes`` and ``options``.
-        options: further arguments.
-        environment: variables of its process.
-        asked_for: only run by name or by ``--against``.
+        options: further arguments of the function.
+        environment: environment variables of its process.
+        asked_for: run only by name or with ``--against``.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Step:
 
     @property
     def group(self) -> str:
-        """Name under which it is asked for together with others."""
+        """Name of the group of steps that it belongs to."""
         return self.name.split("-")[0]
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether it shows something about a GPU; that there are bundles does not."""
+        """Whether the step tests a GPU; making bundles does not count."""
         return GPU in self.needs and self.group != "bundle"
 
     def call(self, context: Context, notes: Notes) -> None:
-        """Do it, in this process."""
+        """Run the step in this process."""
         module, _, name = self.function.partition(":")
         function: Callable[..., None] = getattr(importlib.import_module(module), name)
         function(context, notes, **self.options)
@@ -134,7 +134,7 @@ def _tests(
 def _host(threads: int) -> Step:
     return Step(
         name=f"host-{threads}",
-        title=f"the host's work for 47 regions at 1920x1080, threads of NumPy: {threads}",
+        title=f"host work for 47 regions at 1920x1080, NumPy threads: {threads}",
         limit_s=45,
         needs=RUNTIME[:-1],
         function=_here("host", "run"),
@@ -148,7 +148,7 @@ LAYER = "tests/test_gpu_cuda_layer.py"
 STEPS = (
     Step(
         name="versions",
-        title="what is installed, and how the GPU stands",
+        title="installed packages and state of the GPU",
         limit_s=30,
         min_s=2,
         needs=("numpy",),
@@ -156,7 +156,7 @@ STEPS = (
     ),
     Step(
         name="ceilings",
-        title="what copies and products reach here at best",
+        title="peak throughput of copies and matrix products",
         limit_s=45,
         needs=(GPU, "numpy", "cupy|torch"),
         function=_here("ceilings", "run"),
@@ -172,7 +172,7 @@ STEPS = (
     _tests("captioner", "the caption loop over a kernel", 60, file=LAYER, k="captioner"),
     Step(
         name="bundle-micro",
-        title="the bundle for parity: unpacked, or made here",
+        title="bundle for parity: copied or exported",
         limit_s=180,
         min_s=2,
         needs=(GPU, *RUNTIME),
@@ -184,7 +184,7 @@ STEPS = (
     _parity("tf32", "fp32", tf32=True),
     Step(
         name="bundle-tap_vit_b",
-        title="the bundle for latency: weights filled in, or made here",
+        title="bundle for latency: weights restored, or exported",
         limit_s=900,
         min_s=15,
         needs=(GPU, *RUNTIME),
@@ -208,29 +208,29 @@ STEPS = (
 def select(
     names: Sequence[str], against: Sequence[str] = (), steps: Sequence[Step] = STEPS
 ) -> list[Step]:
-    """Return steps in order, with those that they come after.
+    """Return the selected steps and their prerequisites, in order.
 
     Args:
-        names: of steps or groups; none for all that need not be asked for.
-        against: groups that are run besides.
-        steps: to choose from.
+        names: names of steps or groups; empty for all steps without ``asked_for``.
+        against: groups to add.
+        steps: the steps to select from.
 
     Raises:
-        ValueError: there is no such step.
+        ValueError: a name is neither a step nor a group.
     """
     known = {step.name for step in steps} | {step.group for step in steps}
     for name in (*names, *against):
         if name not in known:
             raise ValueError(
                 f"there is no step {name!r}; expected some of "
-                f"{', '.join(step.name for step in steps)}, or the part before a dash"
+                f"{', '.join(step.name for step in steps)}, or a group, the part before the dash"
             )
     wanted = {
         step.name
         for step in steps
         if {step.name, step.group} & {*names, *against} or not (names or step.asked_for)
     }
-    for step in reversed(steps):  # what a step comes after stands before it
+    for step in reversed(steps):  # prerequisites stand before their steps
         if step.name in wanted:
             wanted.update(step.after)
     return [step for step in steps if step.name in wanted]

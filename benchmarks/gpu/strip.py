@@ -1,7 +1,7 @@
-"""Bundles without their weights, which are put back elsewhere, byte by byte.
+"""Strips weights from a bundle and restores them on another machine.
 
-Weights are cut out of the files of a bundle as they lie there, whatever is around them: to put them
-back takes neither onnx nor any knowledge of the graphs.
+Weights are cut out of the files as byte ranges, so that restoring them needs neither onnx nor any
+knowledge of the graphs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ CHUNK_BYTES = 1 << 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Where weights were: before byte ``offset`` of the whole file, and how to make them."""
+    """Weights that were cut out of a file.
+
+    Attributes:
+        offset: offset in the original file, bytes.
+        size_bytes: size of the weights, bytes.
+        recipe: how to make the weights.
+    """
 
     offset: int
     size_bytes: int
@@ -34,12 +40,15 @@ class Cut:
 
 
 def strip_bundle(source: pathlib.Path, target: pathlib.Path, recipes: Recipes) -> dict[str, int]:
-    """Copy a bundle without weights that have a recipe; return how many bytes each way makes.
+    """Copy a bundle without the weights that have a recipe; return the bytes per kind.
 
     Args:
         source: the bundle.
-        target: a folder that is not there yet.
-        recipes: finds them.
+        target: the folder to write; it must not exist.
+        recipes: finds the recipe of a tensor.
+
+    Returns:
+        Bytes of ``entries`` of the state dict, of ``random`` weights, and of ``kept`` data.
     """
     sizes = {"entries": 0, "random": 0, "kept": 0}
     cuts: dict[str, list[dict[str, Any]]] = {}
@@ -60,11 +69,11 @@ def strip_bundle(source: pathlib.Path, target: pathlib.Path, recipes: Recipes) -
 
 
 def restore_bundle(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy a stripped bundle with its weights made again, and a manifest that is true of it.
+    """Copy a stripped bundle, make its weights, and update its manifest.
 
     Args:
-        source: what ``strip_bundle`` wrote.
-        target: a folder that is not there yet.
+        source: output of ``strip_bundle``.
+        target: the folder to write; it must not exist.
     """
     parsed = json.loads((source / CUTS_FILE).read_text("utf-8"))
     cuts = {
@@ -80,7 +89,7 @@ def restore_bundle(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def update_manifest(bundle: pathlib.Path) -> None:
-    """Write down the sizes and digests that the files of a bundle have, and forget those gone."""
+    """Update sizes and digests of files in the manifest, and remove missing files from it."""
     path = bundle / MANIFEST_NAME
     values = json.loads(path.read_text("utf-8"))
     records = file_records(bundle)
@@ -91,7 +100,7 @@ def update_manifest(bundle: pathlib.Path) -> None:
 
 
 def _cuts(path: pathlib.Path, recipes: Recipes) -> Iterator[Cut]:
-    """Yield the weights of a file that need not travel, in the order in which they lie there."""
+    """Yield the weights of a file that have a recipe, in file order."""
     import onnx
 
     content = path.read_bytes()
@@ -104,7 +113,7 @@ def _cuts(path: pathlib.Path, recipes: Recipes) -> Iterator[Cut]:
         offset = content.find(raw, position)
         if offset < 0:
             raise ValueError(
-                f"{path}: the weights {tensor.name} do not lie in the order of the graph"
+                f"{path}: weights {tensor.name} are not stored in the order of the graph"
             )
         position = offset + len(raw)
         recipe = recipes.find(np.frombuffer(raw, dtype).reshape(tuple(tensor.dims)))
@@ -113,7 +122,7 @@ def _cuts(path: pathlib.Path, recipes: Recipes) -> Iterator[Cut]:
 
 
 def _copy_without(source: pathlib.Path, target: pathlib.Path, cuts: list[Cut]) -> int:
-    """Copy a file but for its cuts; return how many bytes that are."""
+    """Copy a file without its cuts; return the number of bytes written."""
     with source.open("rb") as whole, target.open("wb") as rest:
         for cut in cuts:
             rest.write(whole.read(cut.offset - whole.tell()))
@@ -134,6 +143,8 @@ def _copy_with(
             whole.write(rest.read(cut.offset - whole.tell()))
             weights = bytes_of(cut.recipe)
             if len(weights) != cut.size_bytes:
-                raise ValueError(f"{source}: weights of {len(weights)} bytes for {cut.size_bytes}")
+                raise ValueError(
+                    f"{source}: weights have {len(weights)} bytes; expected {cut.size_bytes}"
+                )
             whole.write(weights)
         shutil.copyfileobj(rest, whole, CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""Step: what is installed, and how the GPU stands."""
+"""Step: installed packages and state of the GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = re.compile(
 
 
 def run(context: Context, notes: Notes) -> None:
-    """Note versions, machine and clocks; what cannot be asked is noted with its reason."""
+    """Note versions, machine and clocks; note the error of a package that cannot be loaded."""
     notes.put("python", platform.python_version())
     notes.put("packages", _packages())
     notes.put("machine", state_as_dict(machine_state()))
@@ -34,14 +34,14 @@ def run(context: Context, notes: Notes) -> None:
     (context.logs / "nvidia-smi.txt").write_text(answer.output or str(answer.problem), "utf-8")
     title = notes.values["machine"]["title"]
     notes.put("headline", title)
-    for name, ask in QUESTIONS.items():  # last: a broken library may end the process
+    for name, ask in QUESTIONS.items():  # last: a broken library may kill the process
         notes.put(name, _answer(ask))
     providers = notes.values["onnxruntime"]
     notes.put("headline", f"{title}, onnxruntime {providers}")
 
 
 def _packages() -> dict[str, str]:
-    """Return name -> version of what a figure may depend on."""
+    """Return the installed packages that results may depend on, name -> version."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"])
@@ -53,7 +53,7 @@ def _packages() -> dict[str, str]:
 def _answer(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
-    except Exception as exc:  # whatever a package does that does not find its libraries
+    except Exception as exc:  # packages raise anything if their libraries are missing
         return one_line(exc)
 
 

@@ -1,8 +1,8 @@
-"""Weights as recipes: which entry of the synthetic state dict a tensor is, or its spread.
+"""Recipes for weights: an entry of the synthetic state dict, or random numbers.
 
-A graph of a published model is nearly all weights. Synthetic ones can be made again anywhere, so
-only the recipe travels. Where no entry gives a tensor bit by bit (tables, int8), random numbers of
-the same mean and deviation stand in: the work is the same, and so is the size of what flows.
+Weights are most of the size of a published graph. Synthetic weights can be made on any machine, so
+only their recipes are copied. A tensor that is not bit-identical to an entry (tables, int8) is
+replaced by random numbers of the same mean and deviation, which keeps the work and the magnitudes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.machine.cpu import usable_cpus
 
 SEED = 0
-# Smaller ones travel as they are. So do vectors that no entry gives: scales must stay positive.
+# Smaller tensors are copied. So are vectors without an entry, as scales must stay positive.
 MIN_BYTES, MIN_RANDOM_BYTES = 1 << 10, 1 << 16
 DTYPES = ("float32", "float16", "int8")
 Array = np.ndarray[Any, Any]
@@ -31,11 +31,12 @@ class Recipe:
     """How to make a tensor.
 
     Attributes:
-        entry: of the state dict; None for random numbers.
-        axes: of the entry, in the order in which the tensor has them.
-        dtype: of the tensor.
-        shape: of the entry, or of the random numbers.
-        mean, std: of the tensor.
+        entry: name in the state dict; None for random numbers.
+        axes: permutation of the entry's axes that gives the tensor.
+        dtype: dtype of the tensor.
+        shape: shape of the entry or of the random numbers.
+        mean: mean of the tensor.
+        std: standard deviation of the tensor.
     """
 
     entry: str | None
@@ -47,7 +48,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
-        """Return what ``dataclasses.asdict`` gave."""
+        """Return the recipe from the values of ``dataclasses.asdict``."""
         lists = {name: tuple(values[name]) for name in ("axes", "shape")}
         return cls(**{**values, **lists})
 
@@ -65,7 +66,7 @@ class Recipes:
             self._by_range.setdefault(key, []).append(name)
 
     def find(self, tensor: Array) -> Recipe | None:
-        """Return how to make a tensor; None if it has to travel."""
+        """Return the recipe of a tensor; None if it must be copied."""
         if tensor.nbytes < MIN_BYTES or tensor.dtype.name not in DTYPES:
             return None
         mean, std = float(tensor.mean(dtype=np.float64)), float(tensor.std(dtype=np.float64))
@@ -82,11 +83,12 @@ class Recipes:
 
 
 def made(recipes: Iterable[Recipe], *, reference: bool = True) -> Callable[[Recipe], bytes]:
-    """Draw what recipes need, on all cores; return what gives the bytes of each.
+    """Make the entries of recipes on all cores; return a function from a recipe to its bytes.
 
     Args:
-        recipes: that will be asked for.
-        reference: whether PyTorch is there, which the reference needs; else all is random.
+        recipes: the recipes that will be needed.
+        reference: whether PyTorch, which the reference needs, is installed; without it, all
+            weights are random.
     """
     make = _entry if reference else _random
     names = {recipe.entry: recipe for recipe in recipes if recipe.entry is not None}
@@ -117,7 +119,7 @@ def _random(recipe: Recipe) -> Array:
 
 
 def _fingerprint(array: Array) -> tuple[Any, ...]:
-    """What does not change with the order of axes."""
+    """Return a key that does not depend on the order of axes."""
     if not array.size:
         return (array.dtype.name, 0)
     return (array.dtype.name, array.size, float(array.min()), float(array.max()))
