@@ -316,7 +316,7 @@ def test_whole_names_stay_as_they_are(tmp_path, config, weights):
 def test_one_of_several_models_is_not_guessed(tmp_path, config, weights, suffix, make, found):
     path = write(tmp_path / f"micro{suffix}", make(weights))
     message = load_error(path, config)
-    assert f"holds 2 models ({found}); expected one: save the weights that you mean" in message
+    assert f"contains 2 models ({found}); expected one; save the weights to use" in message
 
 
 def test_an_average_of_the_parameters_alone_is_no_second_model(tmp_path, config, weights):
@@ -334,7 +334,7 @@ def test_one_model_under_two_keys_is_one(tmp_path, config, weights):
 def test_a_name_with_and_without_a_wrapper_is_reported(tmp_path, config, weights):
     weights["module.pixel_mean"] = weights["pixel_mean"]
     message = save_and_fail(tmp_path, weights, config)
-    assert "holds entry pixel_mean twice, the second time as module.pixel_mean" in message
+    assert "contains entry pixel_mean twice, the second time as module.pixel_mean" in message
 
 
 def test_what_is_wrong_below_a_prefix_is_reported_with_it(tmp_path, config, weights):
@@ -354,7 +354,9 @@ def test_deep_and_circular_dicts_end(tmp_path):
     circular: dict = {"a": np.zeros(3)}
     circular["b"] = circular
     path.write_bytes(pickle.dumps({"model": circular}))
-    with pytest.raises(CheckpointError, match=r"no entry pixel_rsig; found model\.a: is it"):
+    with pytest.raises(
+        CheckpointError, match=r"no entry pixel_rsig; found model\.a; check that it is"
+    ):
         read_checkpoint(path)
     # Each layer names the next one ten times: 10 ** 5 ways to the bottom.
     layer: dict = {"a": np.zeros(3)}
@@ -463,17 +465,19 @@ def test_nan_and_infinity_are_reported_by_name(tmp_path, config, weights, value,
     broken = weights[WEIGHT].astype(dtype)
     broken[3, 4] = value
     weights[WEIGHT] = broken
-    assert f"entry {WEIGHT} holds NaN" in save_and_fail(tmp_path, weights, config)
+    assert f"entry {WEIGHT} contains NaN" in save_and_fail(tmp_path, weights, config)
 
 
 def test_a_number_beyond_float32_is_reported(tmp_path, config, weights):
     weights["pixel_mean"] = np.array([1e39, 0, 0])
-    assert "entry pixel_mean holds NaN or inf" in save_and_fail(tmp_path, weights, config)
+    assert "entry pixel_mean contains NaN or inf" in save_and_fail(tmp_path, weights, config)
 
 
 def test_a_wrong_relative_position_index_is_reported(tmp_path, config, weights):
     weights[INDEX] = relative_index(16).numpy().T.copy()
-    assert f"entry {INDEX} is not the index" in save_and_fail(tmp_path, weights, config)
+    assert f"entry {INDEX} is wrong; expected the relative position index" in save_and_fail(
+        tmp_path, weights, config
+    )
 
 
 @pytest.mark.parametrize("name", ["pixel_mean", "pixel_rsig"])
@@ -511,10 +515,13 @@ ABSURD = [
     ({"encoder_dim": 12 * 2**40}, "field encoder_dim"),
     ({"vocab_size": 2**80}, "field vocab_size"),
     ({"image_size": 16 * 10**9, "window_size": 10**9}, "field image_size"),
-    ({"image_size": 2**20, "patch_size": 1, "window_size": 2**20}, "more than torch can count"),
-    ({"image_size": 2**18, "window_size": 2**12}, r"model of \d+ numbers; expected at most"),
-    ({"text_dim": 2**17}, r"model of \d+ numbers"),
-    ({"encoder_dim": 12 * 2**14, "encoder_depth": 1024}, r"model of \d+ numbers"),
+    (
+        {"image_size": 2**20, "patch_size": 1, "window_size": 2**20},
+        "more parameters than torch supports",
+    ),
+    ({"image_size": 2**18, "window_size": 2**12}, r"model with \d+ parameters; expected at most"),
+    ({"text_dim": 2**17}, r"model with \d+ parameters"),
+    ({"encoder_dim": 12 * 2**14, "encoder_depth": 1024}, r"model with \d+ parameters"),
 ]
 
 
@@ -555,10 +562,10 @@ def test_a_float_counter_is_reported(tmp_path, config, weights):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ([np.zeros(3)], "holds a list"),
-        (np.zeros(3), "holds a ndarray"),
-        (None, "holds a NoneType"),
-        ({}, "holds an empty dict"),
+        ([np.zeros(3)], "contains a list"),
+        (np.zeros(3), "contains a ndarray"),
+        (None, "contains a NoneType"),
+        ({}, "contains an empty dict"),
         ({"model": {}}, "no entry pixel_rsig; found only empty dicts"),
         ({3: np.zeros(3)}, "a key of type int"),
         ({"a": np.array(["x", "y"])}, "entry a is an array of dtype <U1"),
@@ -567,7 +574,7 @@ def test_a_float_counter_is_reported(tmp_path, config, weights):
         ({"a\n\x1b[2J": [1.0]}, "entry a\\n\\x1b[2J is a list"),
         ({"epoch": 3, "net": {"a\n": np.zeros(3)}}, "no entry pixel_rsig; found epoch, net.a\\n"),
         ({3: {"a": np.zeros(3)}}, "no entry pixel_rsig; found only"),
-        ({f"layer{i}": {"w": np.zeros(3)} for i in range(7)}, "layer4.w, ...: is it"),
+        ({f"layer{i}": {"w": np.zeros(3)} for i in range(7)}, "layer4.w, ...; check that it is"),
     ],
 )
 def test_a_pickle_of_something_else_is_reported(tmp_path, content, expected):

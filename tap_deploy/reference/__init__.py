@@ -1,1 +1,1 @@
-"""The PyTorch reference: what every exported graph is measured against. Needs torch."""
+"""The PyTorch reference model, which exported graphs are compared with. Needs torch."""

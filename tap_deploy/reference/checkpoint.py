@@ -1,4 +1,4 @@
-"""Checkpoints: official ``.pkl``, torch ``.pth`` and ``.safetensors`` files."""
+"""Reads and writes checkpoints: official ``.pkl``, torch ``.pth`` and ``.safetensors`` files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tap_deploy.storage.unpickle import printable
 
 PathLike = str | os.PathLike[str]
 
-# First digits of the MD5 that the authors of TAP publish beside each file.
+# First digits of the MD5 that the authors of TAP publish with each file.
 KNOWN_MD5_PREFIXES = {
     "4bdfb9": "tap_vit_h_v1_1",
     "c1d41f": "tap_vit_l_v1_1",
@@ -38,10 +38,15 @@ HASH_CHUNK_BYTES = 4 << 20
 class Checkpoint:
     """The content of a checkpoint file.
 
-    ``state_dict`` holds CPU tensors by name; ``sha256`` and ``md5`` are hex digests of the
-    file; ``known_as`` is the official file whose published MD5 begins like that, such as
-    ``tap_vit_l_v1_1``; ``format`` is ``pickle``, ``torch`` or ``safetensors``;
-    ``removed`` is what the names in the file have besides, such as ``model.module.``.
+    Attributes:
+        state_dict: CPU tensors by name.
+        sha256: SHA-256 of the file, hex digits.
+        md5: MD5 of the file, hex digits.
+        known_as: official file with the same MD5 prefix, such as ``tap_vit_l_v1_1``; None
+            without one.
+        format: ``pickle``, ``torch`` or ``safetensors``.
+        removed: prefixes that were removed from the names in the file, such as
+            ``model.module.``.
     """
 
     state_dict: dict[str, torch.Tensor] = dataclasses.field(repr=False)
@@ -53,16 +58,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: PathLike) -> Checkpoint:
-    """Read a checkpoint; its content decides on the format, not its suffix.
+    """Read a checkpoint; the format is detected from the content, not from the suffix.
 
-    No code from the file is run. Tensors keep their dtype and are not copied. Weights are found
-    under the keys and prefixes that training programs put before their names; ``find_weights``.
+    No code from the file is executed. Tensors keep their dtype and are not copied. Keys and
+    prefixes that training programs add to the names are removed, see ``find_weights``.
 
     Raises:
         UnsafeCheckpointError: the file asks for more than arrays, tensors and containers.
-        CheckpointError: the file is missing, broken, of no known format, or holds something
-            else than arrays by name, or several models.
-        MissingDependencyError: a safetensors file, and safetensors is not installed.
+        CheckpointError: the file is missing, corrupt or of unknown format, or it does not contain
+            arrays by name, or contains several models.
+        MissingDependencyError: the file is a safetensors file, and safetensors is not installed.
     """
     path = Path(path)
     kind = detect_format(path)
@@ -83,13 +88,13 @@ def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkp
     """Read a checkpoint into a float32 model on the CPU, ready for inference.
 
     Returns:
-        the model, and the checkpoint, whose ``state_dict`` is by now that of the model.
+        The model, and the checkpoint, whose ``state_dict`` is that of the model.
 
     Raises:
-        CheckpointError: as ``read_checkpoint``, or the entries do not fit ``config``: some are
-            missing, unexpected, misshapen, of an unfit dtype, or not finite, or
-            ``pixel_mean`` or ``pixel_rsig`` is not that of ``Preprocessing``.
-        InputError: the sizes of ``config`` are beyond every machine.
+        CheckpointError: see ``read_checkpoint``; or the entries do not fit ``config``: some are
+            missing, unexpected, of wrong shape or dtype, or not finite, or ``pixel_mean`` or
+            ``pixel_rsig`` differ from ``Preprocessing``.
+        InputError: the sizes in ``config`` exceed the limits of ``meta_model``.
     """
     checkpoint = read_checkpoint(path)
     source = printable(path)
@@ -103,15 +108,15 @@ def save_checkpoint(
     model_or_state_dict: torch.nn.Module | Mapping[str, torch.Tensor | np.ndarray[Any, Any]],
     path: PathLike,
 ) -> None:
-    """Write weights in the format that the suffix names; a file in the way is replaced.
+    """Write weights in the format of the suffix; an existing file is replaced atomically.
 
     ``.pkl`` is the official format, a pickled dict of NumPy arrays; ``.pth`` and ``.pt`` are
-    torch's; ``.safetensors`` is the best to pass on. The file appears when it is complete.
+    torch files; ``.safetensors`` is recommended for sharing.
 
     Raises:
-        InputError: another suffix, or the file cannot be written.
-        CheckpointError: the library of the format failed; a dtype may have no place in it.
-        MissingDependencyError: ``.safetensors``, and safetensors is not installed.
+        InputError: the suffix is not supported, or the file cannot be written.
+        CheckpointError: the library of the format failed, for example on an unsupported dtype.
+        MissingDependencyError: the suffix is ``.safetensors``, and safetensors is not installed.
     """
     path = Path(path)
     if path.suffix not in WRITERS:
@@ -126,7 +131,7 @@ def save_checkpoint(
         with atomic_file(path) as partial:
             mode = partial.stat().st_mode
             WRITERS[path.suffix](state, partial)
-            partial.chmod(mode)  # safetensors makes files that nobody else can read
+            partial.chmod(mode)  # safetensors makes the file readable by its owner only
     except (TypeError, RuntimeError) as exc:
         raise CheckpointError(f"cannot write {printable(path)}: {printable(exc)}") from exc
 
@@ -138,14 +143,14 @@ def _tensors(values: Mapping[Any, Any], source: str) -> dict[str, torch.Tensor]:
 def _name(key: Any, source: str) -> str:
     if type(key) is not str:
         raise CheckpointError(
-            f"{source} holds an entry with a key of type {type(key).__name__}; expected names: "
-            "is it a checkpoint of TAP?"
+            f"{source} contains an entry with a key of type {type(key).__name__}; expected names; "
+            "check that it is a checkpoint of TAP"
         )
     return key
 
 
 def _tensor(name: str, value: Any, source: str) -> torch.Tensor:
-    """Return one entry as a dense CPU tensor that shares the memory of ``value`` if it can."""
+    """Return an entry as a dense CPU tensor, sharing the memory of ``value`` if possible."""
     if isinstance(value, np.ndarray | np.generic):
         try:
             return torch.from_numpy(np.require(value, requirements="W"))
@@ -163,7 +168,7 @@ def _tensor(name: str, value: Any, source: str) -> torch.Tensor:
 
 
 def _digests(path: Path) -> tuple[str, str]:
-    """SHA-256 and MD5 of a file, in one pass."""
+    """Return SHA-256 and MD5 of a file, read once."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""PyTorch eager, to be timed beside the graphs."""
+"""PyTorch eager calls, as a baseline for the latency of the graphs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def eager_calls(
     """Return a call per graph that does the same work in PyTorch.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: the model, in evaluation mode, on the CPU.
         images: uint8 ``[1, S, S, 3]`` BGR, model frame.
         image_embeddings: float32 ``[1, C, grid, grid]``.
         point_coords: float32 ``[P, N, 2]``, model frame.
         point_labels: int32 ``[P, N]``.
         semantic_tokens: float32 ``[P, C]``.
-        num_tokens: how many tokens a caption shall have, EOS or not.
+        num_tokens: number of tokens to generate per caption, regardless of EOS.
     """
     prompts = [torch.from_numpy(a) for a in (image_embeddings, point_coords, point_labels)]
     pictures, tokens = torch.from_numpy(images), torch.from_numpy(semantic_tokens)

@@ -20,12 +20,13 @@ from tap_deploy.reference.layers import (
 
 
 class PromptOutputs(typing.NamedTuple):
-    """What the prompt decoder says about P prompts.
+    """Outputs of the prompt decoder for P prompts.
 
-    low_res_masks: mask logits, float ``[P, M, 4 * grid, 4 * grid]``.
-    iou_predictions: float ``[P, M]``.
-    semantic_tokens: float ``[P, M, C]``, input of the text decoder.
-    semantic_embeddings: float ``[P, M, E]``, to be compared with concepts.
+    Attributes:
+        low_res_masks: mask logits, float ``[P, M, 4 * grid, 4 * grid]``.
+        iou_predictions: predicted IoU of each mask, float ``[P, M]``.
+        semantic_tokens: input of the text decoder, float ``[P, M, C]``.
+        semantic_embeddings: embeddings to compare with concepts, float ``[P, M, E]``.
     """
 
     low_res_masks: torch.Tensor
@@ -35,7 +36,7 @@ class PromptOutputs(typing.NamedTuple):
 
 
 class Attention(nn.Module):
-    """Attention between two sets of tokens, at a width of its own."""
+    """Attention from one set of tokens to another, with its own inner width."""
 
     def __init__(self, dim: int, inner_dim: int, heads: int) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(inner_dim, dim)
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """``q`` [P, Q, D] looks at ``k``, ``v`` [P or 1, K, D]; returns [P, Q, D]."""
+        """Attend from ``q`` [P, Q, D] to ``k`` and ``v`` [P or 1, K, D]; return [P, Q, D]."""
         out = attend(
             split_heads(self.q_proj(q), self.heads),
             split_heads(self.k_proj(k), self.heads),
@@ -57,7 +58,7 @@ class Attention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens look at themselves and at the image, then the image looks at the tokens."""
+    """Self-attention of the tokens, then cross-attention from tokens to image and back."""
 
     def __init__(self, dim: int, heads: int, *, is_first: bool) -> None:
         super().__init__()
@@ -76,8 +77,8 @@ class TwoWayBlock(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Update tokens ``q`` [P, T, D] and image ``k`` [P or 1, S, D].
 
-        While no prompt has touched the image side its batch axis may be 1, which computes
-        what all prompts of an image share only once.
+        Until the image side attends to the prompts, its batch size may be 1, so that work shared
+        by all prompts of an image is done once.
         """
         if self.is_first:
             q = self.norm1(self.self_attn(q, q, q))
@@ -91,7 +92,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """The blocks and a last look of the tokens at the image."""
+    """The blocks, and a final attention from tokens to image."""
 
     def __init__(self, dim: int, heads: int, depth: int) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, tokens: torch.Tensor, image: torch.Tensor, image_pos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [P, T, D], image [P or 1, S, D], position [S, D] to [P, T, D], [P, S, D]."""
+        """Map tokens [P, T, D], image [P or 1, S, D], position [S, D] to [P, T, D], [P, S, D]."""
         q, k = tokens, image
         for block in self.blocks:
             q, k = block(q, k, tokens, image_pos)
@@ -135,7 +136,7 @@ class ImageDecoder(nn.Module):
         self.sem_pred = Head(dim, config.sem_embed_dim, config.sem_embed_dim)
 
     def query_tokens(self, sparse_prompt_embeddings: torch.Tensor) -> torch.Tensor:
-        """Put the output tokens before the prompt [P, N, C]: [P, 2 * M + 1 + N, C]."""
+        """Prepend the output tokens to the prompt [P, N, C]; return [P, 2 * M + 1 + N, C]."""
         own = torch.cat([self.sem_tokens.weight, self.iou_token.weight, self.mask_tokens.weight])
         own = own.unsqueeze(0).expand(sparse_prompt_embeddings.shape[0], -1, -1)
         return torch.cat([own, sparse_prompt_embeddings], dim=1)
@@ -146,7 +147,7 @@ class ImageDecoder(nn.Module):
         return tokens[:, :m], tokens[:, m], tokens[:, m + 1 : 2 * m + 1]
 
     def mask_kernels(self, mask_tokens: torch.Tensor) -> torch.Tensor:
-        """Mask tokens [P, M, C] to the vectors [P, M, C / 8] that draw the masks."""
+        """Map mask tokens [P, M, C] to mask kernels [P, M, C / 8]."""
         kernels = [head(mask_tokens[:, i]) for i, head in enumerate(self.mask_pred)]
         return torch.stack(kernels, dim=1)
 
@@ -171,14 +172,17 @@ class ImageDecoder(nn.Module):
         sparse_prompt_embeddings: torch.Tensor,
         image_pos: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Arguments as of ``forward``; return tokens ``[P, T, C]`` and image ``[P, S, C]``."""
+        """Run the transformer; return tokens ``[P, T, C]`` and image ``[P, S, C]``.
+
+        The arguments are those of ``forward``.
+        """
         tokens = self.query_tokens(sparse_prompt_embeddings)
         image = image_embeddings.flatten(2).transpose(1, 2)  # [P or 1, S, C]
         attended: tuple[torch.Tensor, torch.Tensor] = self.transformer(tokens, image, image_pos)
         return attended
 
     def read(self, tokens: torch.Tensor, image: torch.Tensor) -> PromptOutputs:
-        """Turn what ``attend`` returned into answers."""
+        """Compute the outputs from the tokens and image that ``attend`` returns."""
         semantic, iou, mask = self.split_tokens(tokens)
         image = image.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         upscaled = self.output_conv(image)  # [P, C / 8, 4 * grid, 4 * grid]

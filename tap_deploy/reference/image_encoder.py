@@ -1,4 +1,4 @@
-"""The image encoder: a ViT that attends inside windows only, joined by convolutions."""
+"""The image encoder: a ViT with window attention only, and convolutions across windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tap_deploy.reference.layers import (
 
 
 def relative_index(window_size: int) -> torch.Tensor:
-    """Row of the bias table for every pair of tokens in a window, int64 ``[S, S]``.
+    """Return the column of the bias table for every pair of tokens in a window, int64 ``[S, S]``.
 
     ``S = window_size ** 2``; the offset is query position minus key position.
     """
@@ -29,7 +29,7 @@ def relative_index(window_size: int) -> torch.Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """A learned bias per head and offset."""
+    """A learned bias per head and relative offset."""
 
     index: torch.Tensor
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions over the whole map: the only place where windows meet."""
+    """Convolutions over the whole map: the only connection between windows."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Bottleneck(nn.Module):
 
 
 class Neck(nn.Module):
-    """Reduce the width to that of the image embeddings."""
+    """Reduces the number of channels to that of the image embeddings."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Neck(nn.Module):
 
     @property
     def lateral_layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-        """The convolution that changes the width, and its norm."""
+        """The convolution that reduces the channels, and its norm."""
         return tuple(self.lateral_conv[0].children())  # type: ignore[return-value]
 
     @property
@@ -128,7 +128,7 @@ class Neck(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches and project each."""
+    """Cuts the image into patches and projects each."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class PatchEmbed(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """One learned vector per token of the grid."""
+    """A learned vector per grid token."""
 
     def __init__(self, num_tokens: int, dim: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class PositionTable(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Normalised image to image embeddings."""
+    """Encodes a normalised image as image embeddings."""
 
     def __init__(self, config: TapConfig) -> None:
         super().__init__()

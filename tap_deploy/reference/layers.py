@@ -1,4 +1,4 @@
-"""Layers that more than one part of the model uses."""
+"""Layers shared by several parts of the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def attend(
     value: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention, written so that engine builders recognise it.
+    """Scaled dot-product attention, in a form that engine builders recognise and fuse.
 
-    The scale sits on the query, and the bias is a plain addend before the softmax.
+    The scale is applied to the query, and the bias is added before the softmax.
 
     Args:
         query: float ``[B, heads, Q, head_dim]``.
@@ -39,29 +39,29 @@ def attend(
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """``[B, S, heads * head_dim]`` to ``[B, heads, S, head_dim]``."""
+    """Reshape ``[B, S, heads * head_dim]`` to ``[B, heads, S, head_dim]``."""
     split: torch.Tensor = x.unflatten(-1, (heads, x.shape[-1] // heads))
     return split.transpose(1, 2)
 
 
 def merge_heads(x: torch.Tensor) -> torch.Tensor:
-    """``[B, heads, S, head_dim]`` to ``[B, S, heads * head_dim]``."""
+    """Reshape ``[B, heads, S, head_dim]`` to ``[B, S, heads * head_dim]``."""
     return x.transpose(1, 2).flatten(2)
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
-    """LayerNorm with the epsilon that all of TAP uses."""
+    """Return a LayerNorm with the epsilon of TAP."""
     return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of a ``[B, C, H, W]`` map."""
+    """LayerNorm over the channels of a map ``[B, C, H, W]``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise ``[B, C, H, W]`` at every pixel over C."""
+        """Normalise ``[B, C, H, W]`` over C at every pixel."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Module):
-    """Three Linear layers with ReLU between them, on one kind of output token."""
+    """Three Linear layers with ReLU, applied to one kind of output token."""
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()

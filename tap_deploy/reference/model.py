@@ -16,7 +16,7 @@ class TapModel(nn.Module):
     """Tokenize Anything: image encoder, prompt encoder, image decoder, text decoder.
 
     ``state_dict()`` has the names and shapes of the official checkpoints, so that they load
-    with ``strict=True``. Everything runs on a CPU; no attention package is needed.
+    with ``strict=True``. The model runs on a CPU and needs no attention package.
 
     Source: *Tokenize Anything via Prompting*, arXiv 2312.09128.
     """
@@ -36,7 +36,7 @@ class TapModel(nn.Module):
         self.text_decoder = TextDecoder(config)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures in the model frame, uint8 BGR ``[B, H, W, 3]``, to float ``[B, 3, H, W]``."""
+        """Normalise pictures in the model frame, uint8 BGR ``[B, H, W, 3]``: ``[B, 3, H, W]``."""
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) * self.pixel_rsig
         return normalized.permute(0, 3, 1, 2)
 
@@ -47,7 +47,7 @@ class TapModel(nn.Module):
             images: uint8 BGR ``[B, image_size, image_size, 3]``, scaled and padded.
 
         Returns:
-            image embeddings, float ``[B, C, grid, grid]``.
+            Image embeddings, float ``[B, C, grid, grid]``.
         """
         embeddings: torch.Tensor = self.image_encoder(self.normalize(images))
         return embeddings
@@ -78,18 +78,19 @@ class TapModel(nn.Module):
         generator: torch.Generator | None = None,
         stop_at_eos: bool = True,
     ) -> torch.Tensor:
-        """Write captions, with a KV cache.
+        """Generate captions with a KV cache.
 
         Args:
-            semantic_tokens: float ``[P, C]``, the token of the chosen mask.
-            max_new_tokens: at most, and by default, ``config.max_new_tokens``.
-            temperature: 0 takes the best token, above 0 draws from the softmax.
-            generator: random state for the draws.
-            stop_at_eos: fill finished rows with padding and stop when all are finished;
-                else go on, as the public code does.
+            semantic_tokens: token of the chosen mask, float ``[P, C]``.
+            max_new_tokens: maximum number of tokens; None for ``config.max_new_tokens``, which is
+                also the upper limit.
+            temperature: 0 for greedy decoding; above 0 tokens are drawn from the softmax.
+            generator: random generator for the draws.
+            stop_at_eos: pad finished rows, and stop when all are finished. False continues after
+                EOS, like the public code.
 
         Returns:
-            ids int64 ``[P, text_seq_len - 1]``: BOS, the caption, padding.
+            Ids int64 ``[P, text_seq_len - 1]``: BOS, the caption, padding.
         """
         limit = self.config.max_new_tokens
         count = limit if max_new_tokens is None else min(max_new_tokens, limit)

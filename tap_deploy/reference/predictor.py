@@ -1,4 +1,4 @@
-"""A predictor on the PyTorch model, with the answers of ``TapPredictor``."""
+"""A predictor on the PyTorch model, with the results of ``TapPredictor``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tap_deploy.tokenizer import Tokenizer
 
 
 class ReferencePredictor:
-    """Answers prompts with a model, on the device it is on.
+    """Predicts regions with a PyTorch model, on the device of the model.
 
     Args:
-        model: float32, in evaluation mode.
-        vocabulary: concepts to choose names from.
-        tokenizer: turns caption ids into text.
+        model: the model, float32, in evaluation mode.
+        vocabulary: the concepts.
+        tokenizer: decodes caption ids.
     """
 
     def __init__(self, model: TapModel, vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:
@@ -29,7 +29,7 @@ class ReferencePredictor:
 
     @torch.no_grad()
     def predict(self, image: npt.NDArray[np.uint8], *, prompts: Prompts, top_k: int = 5) -> Regions:
-        """Answer P prompts on uint8 [H, W, 3] RGB; see ``TapPredictor.predict``."""
+        """Predict P prompts on uint8 [H, W, 3] RGB; see ``TapPredictor.predict``."""
         device = self._model.pixel_mean.device
         pixels, frame = model_image(image, self._model.config.image_size)
         outputs = self._model.decode_prompts(

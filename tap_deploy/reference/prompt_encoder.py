@@ -1,4 +1,4 @@
-"""The prompt encoder: points and labels to sparse embeddings, by Fourier features."""
+"""The prompt encoder: points and labels to sparse embeddings, with Fourier features."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import nn
 
 from tap_deploy.config import NUM_POINT_LABELS, PointLabel, TapConfig
 
-# The model was trained with this many digits; torch.pi would move the features by 1e-7.
+# The model was trained with this value; torch.pi would change the features by 1e-7.
 PI = 3.1415926
 
 
 class PromptEncoder(nn.Module):
-    """Points in the model frame to sparse prompt embeddings."""
+    """Embeds points in the model frame as sparse prompt embeddings."""
 
     coord_matrix: torch.Tensor
 
@@ -28,7 +28,7 @@ class PromptEncoder(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def image_position_encoding(self) -> torch.Tensor:
-        """Features of the centres of the grid cells, row by row: ``[grid * grid, C]``."""
+        """Return the features of the grid cell centres, row by row, ``[grid * grid, C]``."""
         centre = (torch.arange(self.grid_size, device=self.coord_matrix.device) + 0.5) / (
             self.grid_size
         )

@@ -1,4 +1,4 @@
-"""Fit a state dict to the model: names, shapes, dtypes, derivable and broken entries."""
+"""Loads a state dict into the model, and checks names, shapes, dtypes and values."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ StateDict = dict[str, torch.Tensor]
 
 INDEX_SUFFIX = "rel_pos_embed.index"
 COUNTER_SUFFIX = "num_batches_tracked"
-MAX_LISTED = 5  # entries that a message names
-# The largest published model has 32 layers and 0.8 billion numbers. Beyond these limits torch
-# fails in ways of its own, or the system ends the process.
+MAX_LISTED = 5  # entries named in a message
+# The largest published model has 32 layers and 0.8 billion parameters. Above these limits, torch
+# raises unclear errors, or the system kills the process.
 MAX_LAYERS = 1024
-MAX_SIDE = 2**20  # of anything that is not a number of layers
+MAX_SIDE = 2**20  # limit of every size that is not a number of layers
 MAX_NUMBERS = 2**31
 LAYER_FIELDS = ("encoder_depth", "prompt_decoder_depth", "text_depth", "num_mask_tokens")
-PIXEL_TOLERANCE = 1e-3  # relative; rounding to float16 takes half of it
+PIXEL_TOLERANCE = 1e-3  # relative; twice the rounding error of float16
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    """Return the dtype as NumPy spells it, such as ``float32``."""
+    """Return the NumPy name of a dtype, such as ``float32``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def meta_model(config: TapConfig) -> TapModel:
-    """Return a model that has names and shapes, but no memory behind them.
+    """Return a model on the meta device, which has names and shapes but no memory.
 
     Raises:
-        InputError: the sizes are beyond every machine.
+        InputError: a size exceeds ``MAX_LAYERS``, ``MAX_SIDE`` or ``MAX_NUMBERS``.
     """
     for field in dataclasses.fields(config):
         limit = MAX_LAYERS if field.name in LAYER_FIELDS else MAX_SIDE
@@ -47,39 +47,38 @@ def meta_model(config: TapConfig) -> TapModel:
         with torch.device("meta"):
             model = TapModel(config)
     except RuntimeError as exc:  # a tensor of 2**63 bytes or more
-        raise InputError(_too_large("more than torch can count")) from exc
+        raise InputError(_too_large("more parameters than torch supports")) from exc
     numbers = sum(entry.numel() for entry in model.state_dict().values())
     if numbers > MAX_NUMBERS:
-        raise InputError(_too_large(str(numbers)))
+        raise InputError(_too_large(f"{numbers} parameters"))
     return model
 
 
 def _too_large(numbers: str) -> str:
     return (
-        f"config describes a model of {numbers} numbers; expected at most {MAX_NUMBERS}: "
-        "check its sizes"
+        f"config describes a model with {numbers}; expected at most {MAX_NUMBERS}; check its sizes"
     )
 
 
 def model_from_state_dict(state: StateDict, config: TapConfig, *, source: str) -> TapModel:
-    """Build a float32 model around the tensors of a state dict, without copying them.
+    """Return a float32 model that uses the tensors of a state dict, without copying them.
 
-    Relative position indices and batch counters are filled in where they are missing. Entries
-    of another float dtype are converted one by one; ``state`` is emptied meanwhile, so that
-    memory holds little more than one set of weights.
+    Missing relative position indices and batch counters are added. Entries of another float dtype
+    are converted one at a time and removed from ``state``, so that peak memory is little more than
+    one set of weights.
 
     Args:
         state: tensors by name, on the CPU; empty afterwards.
-        config: sizes of the model.
-        source: what error messages call the checkpoint.
+        config: configuration of the model.
+        source: name of the checkpoint in messages.
 
     Returns:
-        the model in evaluation mode, without gradients.
+        The model in evaluation mode, without gradients.
 
     Raises:
-        CheckpointError: entries are missing, unexpected or misshapen, hold NaN or infinity,
-            have a dtype that fits no weight, or normalise pixels unlike ``Preprocessing``.
-        InputError: the sizes are beyond every machine.
+        CheckpointError: entries are missing or unexpected, have a wrong shape or dtype, contain
+            NaN or infinity, or normalise pixels differently from ``Preprocessing``.
+        InputError: see ``meta_model``.
     """
     model = meta_model(config)
     expected = model.state_dict()
@@ -126,7 +125,7 @@ def _listed(kind: str, found: list[str]) -> str:
 
 
 def _advice(state: StateDict, config: TapConfig) -> str:
-    """What to do about a checkpoint that does not fit: is it another published variant?"""
+    """Return what to do about a checkpoint that does not fit; detect published variants."""
     table = state.get("image_encoder.pos_embed.weight")
     blocks = {name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")}
     for name, variant in VARIANTS.items():
@@ -134,7 +133,7 @@ def _advice(state: StateDict, config: TapConfig) -> str:
         fits = table is not None and table.shape == shape and len(blocks) == variant.encoder_depth
         if fits and variant != config:
             return f"this looks like {name}: pass --model {name}"
-    return "expected the entries of this config: check --model or --config"
+    return "expected the entries of this config; check --model or --config"
 
 
 def _check_indices(state: StateDict, config: TapConfig, source: str) -> None:
@@ -142,13 +141,13 @@ def _check_indices(state: StateDict, config: TapConfig, source: str) -> None:
     for name, value in state.items():
         if name.endswith(INDEX_SUFFIX) and not torch.equal(value.to(index.dtype), index):
             raise CheckpointError(
-                f"{source}: entry {name} is not the index that a window of "
-                f"{config.window_size} x {config.window_size} has; download the file again"
+                f"{source}: entry {name} is wrong; expected the relative position index of a "
+                f"{config.window_size} x {config.window_size} window; download the file again"
             )
 
 
 def _ready(name: str, value: torch.Tensor, expected: torch.Tensor, source: str) -> torch.Tensor:
-    """Return an entry in the dtype of the model; memory is shared where none is converted."""
+    """Return an entry in the dtype of the model, sharing memory unless it is converted."""
     is_float = expected.is_floating_point()
     if value.dtype not in (FLOAT_DTYPES if is_float else INTEGER_DTYPES):
         raise CheckpointError(
@@ -158,26 +157,26 @@ def _ready(name: str, value: torch.Tensor, expected: torch.Tensor, source: str) 
     value = value.to(expected.dtype).contiguous()
     if is_float and not torch.isfinite(value).all():
         raise CheckpointError(
-            f"{source}: entry {name} holds NaN or infinity; expected finite weights: "
+            f"{source}: entry {name} contains NaN or infinity; expected finite weights; "
             "download the file again, or train with a lower learning rate"
         )
     return value
 
 
 def _check_pixels(state: StateDict, stored: dict[str, torch.dtype], source: str) -> None:
-    """Every manifest promises the mean and deviation of ``Preprocessing``; hold weights to it."""
+    """Raise CheckpointError if mean or deviation differ from ``Preprocessing``, as in manifests."""
     contract = Preprocessing()
     expected = {
         "pixel_mean": torch.tensor(contract.mean),
         "pixel_rsig": 1.0 / torch.tensor(contract.std),
     }
     for name, values in expected.items():
-        tolerance = max(PIXEL_TOLERANCE, torch.finfo(stored[name]).eps / 2)  # bfloat16 is coarse
+        tolerance = max(PIXEL_TOLERANCE, torch.finfo(stored[name]).eps / 2)  # for bfloat16
         if not torch.allclose(state[name], values, rtol=tolerance, atol=0):
             found, wanted = (
                 [round(value, 6) for value in tensor.tolist()] for tensor in (state[name], values)
             )
             raise CheckpointError(
-                f"{source}: entry {name} is {found}; expected {wanted}, in the order BGR: "
-                "the weights were made for other pixels"
+                f"{source}: entry {name} is {found}; expected {wanted}, in BGR order; "
+                "use weights trained with this preprocessing"
             )

@@ -1,7 +1,7 @@
-"""Deterministic stand-in weights: the shape and scale of a trained model, and none of its sense.
+"""Deterministic synthetic weights with the shapes and scales of a trained model.
 
-Every tensor is drawn from a generator seeded by its own name, so that any program which knows
-the names and shapes can rebuild the same model without storing it.
+Every tensor is drawn from a generator seeded by its name, so that any program that knows names
+and shapes can rebuild the same model.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _EMBEDDINGS = ("point_embed", "tokens.", "tok_embeddings", "iou_token")
 def synthetic_array(
     name: str, shape: tuple[int, ...], dtype: str, seed: int = 0
 ) -> np.ndarray[Any, Any]:
-    """Return the stand-in for one entry of a state dict.
+    """Return the synthetic value of one entry of a state dict.
 
     Args:
-        name: the name of the entry; it decides on the distribution and seeds the draw.
-        shape: of the result.
-        dtype: of the result, a NumPy dtype name; the draw itself is float64.
-        seed: another seed gives another model.
+        name: name of the entry; it selects the distribution and seeds the generator.
+        shape: shape of the result.
+        dtype: NumPy dtype name of the result; numbers are drawn as float64.
+        seed: additional seed.
     """
     if name == "pixel_mean":
         return np.array(Preprocessing().mean, dtype)
@@ -48,7 +48,7 @@ def synthetic_array(
 
 
 def _scaled(name: str, draw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Give a normal draw the spread that keeps the size of the activations; reuses ``draw``."""
+    """Scale normal numbers so that activations keep their size; may reuse ``draw``."""
     if name.endswith("running_mean"):
         return 0.1 * draw
     if name.endswith("coord_matrix"):
@@ -61,16 +61,16 @@ def _scaled(name: str, draw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return 1 + 0.1 * draw if name.endswith("weight") else 0.05 * draw
     if any(part in name for part in _EMBEDDINGS):
         return 0.5 * draw
-    # A division, as where these weights were first made: a product differs in the last bit.
+    # A division as in the original weights: a product would differ in the last bit.
     draw /= math.sqrt(math.prod(draw.shape[1:]))
     return draw
 
 
 def synthetic_state_dict(config: TapConfig, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Return stand-in weights by name, in the dtypes of the model (float32 and int64).
+    """Return synthetic weights by name, in the dtypes of the model (float32 and int64).
 
     Raises:
-        InputError: the sizes are beyond every machine, or the memory of this one.
+        InputError: see ``meta_model``; or the weights do not fit into memory.
     """
     try:
         return {
@@ -84,10 +84,10 @@ def synthetic_state_dict(config: TapConfig, seed: int = 0) -> dict[str, np.ndarr
 
 
 def synthetic_model(config: TapConfig, seed: int = 0) -> TapModel:
-    """Return a model with stand-in weights, in evaluation mode, without gradients.
+    """Return a model with synthetic weights, in evaluation mode, without gradients.
 
     Raises:
-        InputError: as ``synthetic_state_dict``.
+        InputError: see ``synthetic_state_dict``.
     """
     model = meta_model(config)
     state = {k: torch.from_numpy(v) for k, v in synthetic_state_dict(config, seed).items()}

@@ -1,4 +1,4 @@
-"""The text decoder: a causal transformer that writes a caption from one semantic token."""
+"""The text decoder: a causal transformer that generates a caption from one semantic token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tap_deploy.reference.layers import FeedForward, attend, layer_norm, merge_h
 
 
 def rotary_table(num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of the rotary embedding, float32 ``[positions, head_dim / 2]`` each."""
+    """Return cosine and sine of rotary embeddings, float32 ``[positions, head_dim / 2]`` each."""
     exponent = torch.arange(0, TEXT_HEAD_DIM, 2, dtype=torch.float32) / TEXT_HEAD_DIM
     position = torch.arange(num_positions, dtype=torch.float32)
     angle = torch.outer(position, 1.0 / ROTARY_BASE**exponent)
@@ -32,7 +32,7 @@ def rotate_interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
 
 
 class CausalAttention(nn.Module):
-    """Self-attention with rotary positions and a cache of keys and values."""
+    """Self-attention with rotary embeddings and a KV cache."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ class CausalAttention(nn.Module):
         """Attend from S new positions to the ``past`` cached ones and to themselves.
 
         Args:
-            x: ``[P, S, D]``.
-            cos: ``[S, head_dim / 2]`` at the new positions.
-            sin: ``[S, head_dim / 2]`` at the new positions.
+            x: input of the new positions, ``[P, S, D]``.
+            cos: cosine at the new positions, ``[S, head_dim / 2]``.
+            sin: sine at the new positions, ``[S, head_dim / 2]``.
             cache: ``[2, P, heads, positions, head_dim]``; the new slots are written in place.
-            past: number of slots already filled.
+            past: number of filled slots.
         """
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
         q, k = rotate_interleaved(q, cos, sin), rotate_interleaved(k, cos, sin)
@@ -96,7 +96,7 @@ class TextTransformer(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Semantic tokens to caption token ids."""
+    """Generates caption token ids from semantic tokens."""
 
     def __init__(self, config: TapConfig) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class TextDecoder(nn.Module):
     def decode(
         self, x: torch.Tensor, cache: torch.Tensor | Sequence[torch.Tensor], past: int
     ) -> torch.Tensor:
-        """Run S new embeddings [P, S, D] through the blocks; returns logits [P, S, V].
+        """Run S new embeddings [P, S, D] through the blocks; return logits [P, S, V].
 
-        The cache is that of ``new_cache``, or its layers one by one.
+        The cache is that of ``new_cache``, or a sequence of its layers.
         """
         cos, sin = (t.to(x) for t in rotary_table(past + x.shape[1]))
         for layer, block in enumerate(self.transformer.blocks):
@@ -128,14 +128,14 @@ class TextDecoder(nn.Module):
 
         Args:
             semantic_tokens: float ``[P, C]``.
-            input_ids: integer ``[P, L]``, beginning with BOS.
+            input_ids: integer ``[P, L]``, starting with BOS.
 
         Returns:
-            logits float ``[P, L, V]``; entry ``i`` predicts the token after ``input_ids[:, i]``.
+            Logits float ``[P, L, V]``; entry ``i`` predicts the token after ``input_ids[:, i]``.
         """
         prefix = self.encoder(semantic_tokens).unsqueeze(1)
         x = torch.cat([prefix, self.transformer.tok_embeddings(input_ids)], dim=1)
-        # Each layer in memory of its own: gradients need what a layer wrote left alone.
+        # Separate memory per layer: autograd rejects tensors modified in place by later layers.
         cache = [layer.clone() for layer in self.new_cache(len(x))]
         return self.decode(x, cache, past=0)[:, 1:]
 
@@ -147,7 +147,7 @@ class TextDecoder(nn.Module):
         generator: torch.Generator | None,
         stop_at_eos: bool,
     ) -> torch.Tensor:
-        """See ``TapModel.generate``."""
+        """Generate captions; see ``TapModel.generate``."""
         num_prompts, device = len(semantic_tokens), semantic_tokens.device
         shape = (num_prompts, self.config.text_seq_len - 1)
         ids = torch.full(shape, self.config.pad_id, dtype=torch.int64, device=device)
@@ -170,7 +170,7 @@ class TextDecoder(nn.Module):
 def choose_tokens(
     logits: torch.Tensor, temperature: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Pick one id per row of ``logits`` [P, V]: the best, or a draw if the temperature is > 0."""
+    """Return an id per row of ``logits`` [P, V]: the argmax, or drawn if the temperature is > 0."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / temperature).softmax(dim=-1)

@@ -1,7 +1,7 @@
-"""The three file formats that weights come in: pickle, torch, safetensors.
+"""Readers and writers of the weight file formats: pickle, torch, safetensors.
 
-Readers return what the file holds, unchecked but for safety: no code from the file is run.
-Writers take tensors by name.
+Readers never execute code from the file and do not check its content otherwise. Writers take
+tensors by name.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tap_deploy.errors import (
 from tap_deploy.storage.unpickle import load_pickle, printable, refusal
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# Protocol 2 and an integer of ten bytes: how torch before 1.6 begins a file.
+# Files of torch before 1.6 start with pickle protocol 2 and a ten-byte integer.
 _LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def detect_format(path: Path) -> str:
-    """Tell ``pickle``, ``torch`` and ``safetensors`` apart by the first bytes of a file.
+    """Return the format of a file, from its first bytes: ``pickle``, ``torch``, ``safetensors``.
 
     Raises:
         CheckpointError: the file cannot be opened, or is empty.
@@ -47,42 +47,42 @@ def detect_format(path: Path) -> str:
         raise CheckpointError(f"checkpoint {printable(path)} is empty: download it again")
     if head.startswith((_ZIP_MAGIC, _LEGACY_TORCH_MAGIC)):
         return "torch"
-    # safetensors: the length of a JSON object (8 bytes), then the object.
+    # A safetensors file starts with the length of a JSON object (8 bytes) and the object.
     return "safetensors" if head[8:9] == b"{" else "pickle"
 
 
 def read_torch(path: Path) -> Any:
-    """Read a file of ``torch.save``; the tensors of a zip archive stay on the disk until used.
+    """Read a file of ``torch.save``; tensors in a zip archive are memory-mapped.
 
     Raises:
-        UnsafeCheckpointError: it asks for more than tensors and plain containers.
-        CheckpointError: it is broken, or another kind of zip archive.
+        UnsafeCheckpointError: the file asks for more than tensors and plain containers.
+        CheckpointError: the file is corrupt, or another kind of zip archive.
     """
     try:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; errors say enough
+            warnings.simplefilter("ignore")  # warnings about pickle protocols
             if path.suffix != ".safetensors":
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-            with path.open("rb") as file:  # by its name, torch would take it for safetensors
+            with path.open("rb") as file:  # with the path, torch would read safetensors
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         found = _REFUSED_GLOBAL.search(str(exc))
         what = printable(found[1]) if found else "an instruction that weights do not need"
         raise UnsafeCheckpointError(refusal(what, printable(path), "tensors")) from exc
-    except Exception as exc:  # torch raises whatever a broken file leads it to
+    except Exception as exc:  # torch raises anything on corrupt files
         reason = printable(first_line(exc))
         raise CheckpointError(
-            f"{printable(path)} is not a whole torch file ({reason}); download it again"
+            f"{printable(path)} is not a complete torch file ({reason}); download it again"
         ) from exc
 
 
 def _check_zip(path: Path) -> None:
-    """Check the sums that mapping the file into memory would skip."""
+    """Verify the checksums, which torch skips for memory-mapped files."""
     with zipfile.ZipFile(path) as archive:
-        # torch stores its records as they are; a packed one could unfold to any size.
+        # torch stores records uncompressed; a compressed one could expand to any size.
         if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
             raise ValueError("its records are compressed; expected a file of torch.save")
         broken = archive.testzip()
@@ -94,15 +94,15 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
     Raises:
-        CheckpointError: it is broken.
+        CheckpointError: the file is corrupt.
         MissingDependencyError: safetensors is not installed.
     """
     safetensors_torch = _import_safetensors()
     try:
         tensors: dict[str, torch.Tensor] = safetensors_torch.load_file(path)
-    except Exception as exc:  # SafetensorError, or what torch makes of a broken header
+    except Exception as exc:  # SafetensorError, or an error of torch on a corrupt header
         raise CheckpointError(
-            f"{printable(path)} is not a whole safetensors file ({printable(exc)}); "
+            f"{printable(path)} is not a complete safetensors file ({printable(exc)}); "
             "download it again"
         ) from exc
     return tensors
@@ -112,7 +112,7 @@ def write_pickle(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write the official format: a pickled dict of NumPy arrays."""
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
     with path.open("wb") as file:
-        # Protocol 5 writes arrays straight from their memory; older ones copy all of them first.
+        # Protocol 5 writes arrays directly from their memory; older protocols copy them first.
         pickle.dump(arrays, file, protocol=5)
 
 
@@ -125,13 +125,13 @@ def write_safetensors(state: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file.
 
     Raises:
-        CheckpointError: it cannot be written, or two entries share memory.
+        CheckpointError: the file cannot be written, or two entries share memory.
         MissingDependencyError: safetensors is not installed.
     """
     safetensors_torch = _import_safetensors()
     try:
         safetensors_torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
-    except Exception as exc:  # SafetensorError, which only the lazy import knows
+    except Exception as exc:  # SafetensorError, which is imported lazily
         reason = printable(first_line(exc))
         raise CheckpointError(f"cannot write {printable(path)}: {reason}") from exc
 

@@ -1,4 +1,4 @@
-"""Where in a checkpoint the weights of TAP lie, and what programs put before their names."""
+"""Finds the weights of TAP in a checkpoint, and removes prefixes of training programs."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from typing import Any
 from tap_deploy.errors import CheckpointError
 from tap_deploy.storage.unpickle import printable
 
-# An entry of every TAP model, at its root, and of hardly any other model.
+# An entry at the root of every TAP model, and of hardly any other model.
 _ROOT_ENTRY = "pixel_rsig"
-# DataParallel and torch.compile put these before the names of the module that they wrap.
+# Prefixes that DataParallel and torch.compile add to the names of a wrapped module.
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
-_MAX_DEPTH = 4  # of dicts in dicts
+_MAX_DEPTH = 4  # nesting depth of dicts
 _MAX_LISTED = 5  # names in a message
 
 
 def find_weights(payload: object, source: str) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """Return the values of one model by name, and what was taken off the names.
+    """Return the values of one model by name, and the prefixes removed from the names.
 
-    The model may lie in dicts, such as ``{"model": {...}, "optimizer": {...}}``, and its names
-    may have a prefix, such as ``module.``. Both are found by the one entry that the root of
-    every TAP model has. A flat dict without that entry is returned as it is.
+    The model may be nested in dicts, such as ``{"model": {...}, "optimizer": {...}}``, and its
+    names may have prefixes, such as ``module.``. It is located by an entry that every TAP model
+    has at its root. A flat dict without that entry is returned unchanged.
 
     Args:
-        payload: what a file held.
-        source: what error messages call the file.
+        payload: content of the file.
+        source: name of the file in messages.
 
     Raises:
-        CheckpointError: it holds no dict, no model, or several of them.
+        CheckpointError: the payload is not a dict, or contains no model or several.
     """
     if not isinstance(payload, dict) or not payload:
         found = "an empty dict" if isinstance(payload, dict) else f"a {type(payload).__name__}"
         raise CheckpointError(
-            f"{source} holds {found}; expected a state dict, arrays by name: "
-            "is it a checkpoint of TAP?"
+            f"{source} contains {found}; expected a state dict, arrays by name; "
+            "check that it is a checkpoint of TAP"
         )
     entries = list(_entries(payload, "", 1, set()))
     roots = [name for name, _ in entries if f".{name}".endswith(f".{_ROOT_ENTRY}")]
     if len(roots) > 1:
         raise CheckpointError(
-            f"{source} holds {len(roots)} models ({_listed(roots)}); expected one: save the "
-            "weights that you mean in a file of their own"
+            f"{source} contains {len(roots)} models ({_listed(roots)}); expected one; save the "
+            "weights to use in a separate file"
         )
     if roots:
         return _without_prefixes(entries, roots[0].removesuffix(_ROOT_ENTRY), source)
     if any(isinstance(value, dict) for value in payload.values()):
         found = _listed([name for name, _ in entries]) or "only empty dicts"
         raise CheckpointError(
-            f"{source} holds no entry {_ROOT_ENTRY}; found {found}: is it a checkpoint of TAP?"
+            f"{source} contains no entry {_ROOT_ENTRY}; found {found}; check that it is a "
+            "checkpoint of TAP"
         )
     return payload, ()
 
@@ -57,7 +58,7 @@ def find_weights(payload: object, source: str) -> tuple[dict[Any, Any], tuple[st
 def _entries(
     values: dict[Any, Any], prefix: str, depth: int, seen: set[int]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield what dicts in dicts hold, with the keys joined by dots; each dict once."""
+    """Yield the values of nested dicts with keys joined by dots; each dict once."""
     for key, value in values.items():
         if not isinstance(key, str):
             continue
@@ -81,8 +82,8 @@ def _without_prefixes(
         name = _WRAPPERS.sub("", name)
         if name in weights:
             raise CheckpointError(
-                f"{source} holds entry {printable(name)} twice, the second time as "
-                f"{printable(full_name)}; expected one model: save it in a file of its own"
+                f"{source} contains entry {printable(name)} twice, the second time as "
+                f"{printable(full_name)}; expected one model; save it in a separate file"
             )
         weights[name] = value
     return weights, tuple(map(printable, removed))
