@@ -73,7 +73,15 @@ class AnsweringToken(nn.Module):
 
 
 class GraphOutputs(typing.NamedTuple):
-    """The outputs of the graph, in the order and shapes of its spec; see ``graphs.graph_specs``."""
+    """The outputs of the graph, in the order of its spec; see ``graphs.graph_specs``.
+
+    Attributes:
+        low_res_masks: logits of the requested masks, float ``[P, M, 4 * grid, 4 * grid]``.
+        iou_predictions: predicted IoU of every mask token, float ``[P, tokens]``.
+        mask_index: mask token of each requested mask, int32 ``[P, M]``.
+        semantic_tokens: input of the text decoder, float ``[P, M, C]``.
+        semantic_embeddings: embeddings to compare with concepts, float ``[P, M, E]``.
+    """
 
     low_res_masks: torch.Tensor
     iou_predictions: torch.Tensor
