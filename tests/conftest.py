@@ -28,7 +28,7 @@ turn_telemetry_off()  # tests import onnxruntime themselves
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, np.ndarray]:
-    """What the public implementation answers; tests/data/README.md lists the keys."""
+    """Outputs of the public implementation; tests/data/README.md lists the keys."""
     with np.load(micro_files.GOLDEN) as arrays:
         return dict(arrays)
 

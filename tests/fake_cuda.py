@@ -1,4 +1,4 @@
-"""A fake GPU that computes: an address space, streams that dawdle, graphs with frozen addresses.
+"""A fake GPU that computes: an address space, lazy streams, graphs with fixed addresses.
 
 What a test can rely on:
 
@@ -53,7 +53,7 @@ class CudaError(enum.IntEnum):
 
 
 class CudaFault(Exception):
-    """What a call of the fake ends with; the packages in front turn it into theirs."""
+    """Error of a call of the fake; the installed packages translate it into their own."""
 
     def __init__(self, code: CudaError, detail: str = "") -> None:
         super().__init__(f"{code.name} {detail}")
@@ -563,7 +563,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, library: bool = True) ->
                 return found
 
     class Owned:
-        """What belongs to the context that was current when it was made."""
+        """An object that belongs to the context in which it was made."""
 
         def __init__(self) -> None:
             self.context = stack()[-1]
@@ -693,7 +693,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, library: bool = True) ->
 
 
 class DriverFunction:
-    """A C function, called as the program declared it: a wrong declaration shows."""
+    """A C function, called as the program declared it, so that a wrong declaration fails."""
 
     argtypes: Any = None
     restype: Any = None

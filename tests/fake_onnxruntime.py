@@ -1,4 +1,4 @@
-"""onnxruntime as if it had GPU providers: the CPU computes, on the memory of a ``FakeCuda``.
+"""A fake onnxruntime with GPU providers: the CPU computes on the memory of a ``FakeCuda``.
 
 Work that is bound to ``cuda`` is put into the stream that the session was given, and happens when
 that stream is synchronized. TensorRT-RTX is a plugin, as it is in life. ``behaviour`` makes a

@@ -1,4 +1,4 @@
-"""Run by tests/test_jetpack6.py in two environments: predict, and write down what came out.
+"""Run by tests/test_jetpack6.py in two environments: predict, and write the results.
 
 python jetpack6_program.py BUNDLE PICTURE OUTPUT
 """

@@ -1,4 +1,4 @@
-"""Regions made by hand, for the tests of what they are handed on as."""
+"""Hand-made regions, for the tests of the output formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test needs besides Python packages; without it the test is skipped, and says why."""
+"""Skips tests whose requirements other than Python packages are missing, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures for tests, PNG files chunk by chunk, and what is said about those that are refused."""
+"""Test pictures, PNG files made from chunks, and the messages for rejected pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_rgb() -> np.ndarray:
 
 
 def message_of(image: Any, **options: Any) -> str:
-    """The one line with which a picture is refused."""
+    """Return the message, one line, with which a picture is rejected."""
     with pytest.raises(InputError) as caught:
         load_image(image, **options)
     message = str(caught.value)

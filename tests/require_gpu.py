@@ -1,6 +1,6 @@
-"""``TAP_REQUIRE_GPU=1``: a test run in which no test used a GPU has failed.
+"""``TAP_REQUIRE_GPU=1``: fail a test run in which no test used a GPU.
 
-Where an engine cannot run its tests skip, and a run of nothing but skips is green.
+Tests of engines that cannot run are skipped, and a run with only skipped tests would pass.
 """
 
 from __future__ import annotations

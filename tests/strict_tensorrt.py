@@ -57,7 +57,7 @@ ADDED_NAMES = {
     "ILogger": {"log", "Severity", *_SEVERITIES},
     "Logger": {"log", "Severity", *_SEVERITIES},
 }
-# Enumerators whose numbers are documented, or whose order is.
+# Enumerators with documented numbers or a documented order.
 REAL_VALUES = {
     "10": {"NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}},
     "11": {"NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}},
@@ -125,7 +125,7 @@ class Severity(NativeEnum):
 
 
 class StrictType(type):
-    """Holds the attributes of a class against the version's list."""
+    """Checks the attributes of a class against the list of the version."""
 
     def __getattribute__(cls, name: str) -> Any:
         if not name.startswith("_") and "_names" in type.__getattribute__(cls, "__dict__"):
@@ -190,7 +190,7 @@ class Logger(ILogger):
     min_severity = property(lambda self: self._min_severity)
 
     def log(self, severity: Severity, msg: str) -> None:
-        """Swallow it: the real one prints."""
+        """Ignore the message; the real logger prints it."""
 
 
 class IProgressMonitor(Strict):
@@ -267,7 +267,7 @@ class OnnxParser(Strict):
         except OSError as exc:
             return self._refuse(f"cannot open {model}: {exc.strerror}")
         except Exception:
-            return True  # as the real one: what is no protobuf becomes an empty network
+            return True  # like the real one: an invalid protobuf gives an empty network
         opset = max((o.version for o in proto.opset_import if not o.domain), default=0)
         if opset > OPSETS[self._trt._version]:
             return self._refuse(f"unsupported ONNX opset {opset}")
@@ -407,7 +407,7 @@ class IBuilderConfig(_Unconstructible):
 
 
 class Builder(Strict):
-    """Builds a plan of the layout above; refuses what the real one is known to refuse."""
+    """Builds a plan of the layout above; rejects what the real builder is known to reject."""
 
     def __init__(self, logger: Any) -> None:
         assert isinstance(logger, self._trt.ILogger)
@@ -559,7 +559,7 @@ def strict_module(version: str, backend: str = "tensorrt", **implementations: An
     """
     module = _StrictModule(backend)
     module.__version__, module._version = f"{version}.0.1", version
-    module._building = weakref.WeakSet()  # builders, networks and parsers that somebody holds
+    module._building = weakref.WeakSet()  # live builders, networks and parsers
     label = f"{backend} {version}"
     chosen = BUILDER_SIDE | implementations
     for name, members in _api(backend, version).items():

@@ -1,4 +1,4 @@
-"""Agreement counts what differs, where it differs, and how close a call it was."""
+"""Agreement counts differences, their places, and the margins of the choices."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_disturbed_text_decoder_costs_captions_alone(answers, sessions):
 
 
 def test_margins_are_those_of_the_reference(micro_bundle, sessions, answers):
-    """The margin at a place is the gap between the logits that the decode loop saw there."""
+    """The margin at a position is the gap between the logits in the decode loop."""
     config, session = micro_bundle.config, sessions["text_decoder"]
     seen: list[np.ndarray] = []
     recorder = AlteredSession(session, lambda found: seen.append(found[graphs.LOGITS].copy()))

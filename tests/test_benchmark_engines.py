@@ -1,4 +1,4 @@
-"""The benchmark of backends: what it calls, counts and says; what the clock says is not tested."""
+"""The benchmark of backends: its calls, counts and output; times are not tested."""
 
 from __future__ import annotations
 

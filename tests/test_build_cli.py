@@ -1,4 +1,4 @@
-"""``tap-export build``, and what ``inspect`` says of the engines."""
+"""``tap-export build``, and the output of ``inspect`` for engines."""
 
 from __future__ import annotations
 

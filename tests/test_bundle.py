@@ -1,4 +1,4 @@
-"""Opening bundles: whole ones open, all others are refused with the reason."""
+"""Opening bundles: complete ones open, all others are rejected with the reason."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def target(tmp_path):
 
 
 def only(target):
-    """Nothing hidden was left beside the target."""
+    """Assert that no hidden files are left next to the target."""
     return [path.name for path in target.parent.iterdir()] == [target.name]
 
 
@@ -250,7 +250,7 @@ def test_a_failed_replacement_leaves_the_old_one(target, fail):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_move_brings_the_old_one_back(target, monkeypatch, error):
-    """Where two names cannot be swapped in one step, the second of two moves may fail."""
+    """If two names cannot be swapped atomically, the second of two moves may fail."""
     rename, moves = os.rename, []
 
     def failing_rename(source, destination):
@@ -325,7 +325,7 @@ def test_atomic_file_keeps_the_old_one_on_error(tmp_path):
 
 @pytest.mark.parametrize("writer", [atomic_file, partial(atomic_folder, marker="m")])
 def test_unwritable_output(tmp_path, writer):
-    """A file stands where a folder is needed: that stops root, too."""
+    """A file in place of a folder stops even root."""
     (tmp_path / "file").write_text("", "utf-8")
     expected = pytest.raises(InputError, match=r"cannot write .*; choose a folder")
     with expected, writer(tmp_path / "file" / "out"):

@@ -1,4 +1,4 @@
-"""Bundles whose files are links, as caches and copies make them, with weights beside the graphs."""
+"""Bundles whose files are links, as in caches and copies, with external weights."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def hub_cache(source, folder):
 
 
 def kubernetes_volume(source, folder):
-    """Every file by way of ``..data``, which leads to the folder of the day."""
+    """Every file is a link through ``..data``, which points to the current folder."""
     bundle = folder / "bundle"
     shutil.copytree(source, bundle / "..2026_11_26")
     link(bundle / "..data", "..2026_11_26")
@@ -105,7 +105,7 @@ def kubernetes_volume(source, folder):
 
 
 def dvc_cache(source, folder):
-    """Every file in a folder of its own, named by the start of its digest."""
+    """Every file in a separate folder, named by the start of its digest."""
     for file in files(source):
         digest = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
         blob = folder / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
@@ -141,7 +141,7 @@ def test_all_layouts_load(layout, beside, tmp_path, photo):
 
 @pytest.mark.parametrize("layout", [hard_links, dvc_cache])
 def test_all_commands(layout, beside, tmp_path, pictures):
-    """Links are replaced by files, and what they led to stays as it is."""
+    """Links are replaced by files, and their targets stay unchanged."""
     linked = layout(beside.path, tmp_path)
     sources = files(beside.path) + files(tmp_path / ".dvc")
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sources}

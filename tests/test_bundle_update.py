@@ -56,7 +56,7 @@ def test_an_interrupted_replacement_is_not_vouched_for(bundle, monkeypatch):
     monkeypatch.setattr("os.replace", interrupted_after(2))
     with pytest.raises(KeyboardInterrupt):
         add_fp16(bundle, b"better")
-    opened = Bundle.open(bundle.path)  # what is left is whole
+    opened = Bundle.open(bundle.path)  # the rest is complete
     with pytest.raises(BundleError, match="no precision 'fp16'"):
         opened.graph_path("image_encoder", "fp16")
 
@@ -115,7 +115,7 @@ def test_what_others_add_meanwhile_stays(bundle, other):
 
 @pytest.mark.parametrize("changed", ["fp32", "fp16"])
 def test_what_was_made_of_other_graphs_is_not_added(bundle, other, changed):
-    """Its source was replaced, or what it shall be has come about meanwhile."""
+    """The source was replaced, or the variant was added by another process meanwhile."""
     add_variant(other, changed, b"by another command")
     after = Bundle.open(bundle.path).manifest
     message = rf"another command changed its {changed} graphs meanwhile; nothing was written"
@@ -128,7 +128,7 @@ def test_what_was_made_of_other_graphs_is_not_added(bundle, other, changed):
 
 
 def test_what_was_made_of_a_bundle_that_is_gone_does_not_come_back(bundle, micro_bundle):
-    """``export --force`` replaces the folder, and with it what was being added."""
+    """``export --force`` replaces the folder while a variant is being added."""
     message = "another command replaced it meanwhile"
     with pytest.raises(BundleError, match=message), bundle_addition(bundle) as addition:
         (addition.folder / "reports").mkdir()

@@ -1,4 +1,4 @@
-"""The three graphs in a chain, on real pictures, in bounded memory, with interruptions."""
+"""Calibration of the three graphs on real pictures, in bounded memory, with interruptions."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_an_interrupted_calibration_goes_on(micro_bundle, small, images, tmp_pat
 
 @pytest.mark.parametrize("force", [False, True])
 def test_only_a_cache_is_replaced_by_one(micro_bundle, images, tmp_path, force):
-    """Not the file that was named by mistake; and a folder is refused before the work."""
+    """Any other existing file is rejected, and a folder is rejected before the work starts."""
     precious = tmp_path / "settings.json"
     for text in ('{"precious": 1}', "no JSON"):
         precious.write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""What calibration is fed with: pictures, prompts; the tables that come out."""
+"""Inputs of calibration (pictures, prompts), and the resulting tables."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ SPEC = graphs.graph_specs(CONFIG)[graphs.TEXT_DECODER]
 
 
 class CountingStep:
-    """Region r (told apart by its semantic token) says 10 + r until it ends with EOS.
+    """Region r (identified by its semantic token) generates 10 + r until it ends with EOS.
 
-    It also keeps the books of the cache: slot t must hold t + 1 for every row.
+    It also checks the cache: slot t must contain t + 1 in every row.
     """
 
     def __init__(self, lengths):

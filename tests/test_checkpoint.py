@@ -343,7 +343,7 @@ def test_what_is_wrong_below_a_prefix_is_reported_with_it(tmp_path, config, weig
     message = load_error(write(tmp_path / "micro.pth", {"model": weights}), config)
     assert "(names read without model.) does not fit the model" in message
     assert "1 missing (pixel_mean); 1 unexpected (extra)" in message
-    # Without the entry that tells a TAP model, names are shown as they are.
+    # Without the entry that identifies a TAP model, names are not changed.
     stored = {name: value for name, value in weights.items() if not name.startswith("pixel_")}
     message = load_error(write(tmp_path / "micro.pth", prefixed(stored, "module.")), config)
     assert "unexpected (module.image_encoder." in message

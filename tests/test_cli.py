@@ -1,4 +1,4 @@
-"""The command line: results on stdout, one line and an exit code for everything that is wrong."""
+"""The command line: results on stdout, one line and an exit code for every error."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_verify_against_the_checkpoint(bundle, assets):
 
 
 def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
-    """The same architecture with other weights: every hash is right, the numbers are not."""
+    """The same architecture with other weights: all hashes are right, the outputs are not."""
     from tap_deploy.reference.checkpoint import save_checkpoint
     from tap_deploy.reference.synthetic import synthetic_state_dict
 
@@ -251,7 +251,7 @@ def test_version_help_and_completion():
 
 
 def test_an_empty_path_is_not_the_working_folder(bundle, assets, tmp_path, monkeypatch):
-    """As from a variable that is not set: with --force it would replace what is there."""
+    """Such as from an unset variable: with --force it would replace the working folder."""
     monkeypatch.chdir(shutil.copytree(bundle, tmp_path / "here"))
     for args in (
         ["export", *inputs(assets), "-o", "", "--force"],
@@ -278,7 +278,7 @@ def test_usage_errors(args, message):
 
 
 def test_force_does_not_delete_what_it_reads(bundle, assets, tmp_path):
-    """An output that holds an input, or is no bundle at all, is left alone."""
+    """An output that contains an input, or is not a bundle, is not replaced."""
     folder = shutil.copytree(bundle, tmp_path / "mixed")
     inside = shutil.copy(assets["checkpoint"], folder)
     options = inputs(assets, checkpoint=inside)
@@ -312,7 +312,7 @@ def test_overlay_is_a_png_beside_the_picture(bundle, photo, tmp_path):
 
 
 def test_output_that_cannot_be_written(bundle):
-    """A full disk is an error; a reader that leaves early is none of ours."""
+    """A full disk is an error; a reader that exits early is not."""
     code = "from tap_deploy.cli import main; main()"
     command = [sys.executable, "-c", code, "inspect", str(bundle)]
     with open("/dev/full", "w") as full:
@@ -330,7 +330,7 @@ def test_output_that_cannot_be_written(bundle):
 
 
 def test_streams_that_cannot_be_written_leave_the_exit_code(bundle, tmp_path):
-    """Nor do notes, which ``run`` prints about a grey picture of 11 bits, come in the way."""
+    """Notes, such as those of ``run`` about an 11-bit grey picture, do not change it either."""
     program = shlex.join([sys.executable, "-m", "tap_deploy", "inspect"])
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((40, 40), 2000, np.uint16)).save(deep)

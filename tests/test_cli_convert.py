@@ -1,4 +1,4 @@
-"""fp16 on the command line: made with an export or later, verified with every value rounded."""
+"""fp16 on the command line: made by export or later, verified with fp16 rounding."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_provider_is_refused_on_a_cpu_in_fp16_too(converted):
 
 
 def test_verify_fails_with_1_on_another_graph(converted, tmp_path):
-    """Two percent on one layer is beyond what rounding can explain."""
+    """An error of 2 % in one layer is larger than rounding errors."""
     bundle = Bundle.open(shutil.copytree(converted[0], tmp_path / "bundle"))
     name = "prompt_decoder"
     with bundle_addition(bundle) as addition:

@@ -1,4 +1,4 @@
-"""What the library logs comes to stderr while a command runs, and only then."""
+"""Log messages of the library go to stderr only while a command runs."""
 
 from __future__ import annotations
 

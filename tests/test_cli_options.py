@@ -1,4 +1,4 @@
-"""The command line passes on what it is told: every option of ``run``, and the progress bar."""
+"""The command line passes every option of ``run`` on; and the progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a predictor on the CPU: it waits for calls, and says so to later ones."""
+"""Closing a predictor on the CPU: it waits for running calls, and rejects later ones."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_closing_from_within_a_call_is_refused(fake):
 
 @pytest.mark.parametrize("group", [1, 3])
 def test_closing_ends_what_is_half_way_through_many_pictures(fake, group):
-    """What is ready is still given; then comes the error, and no thread is left."""
+    """Finished results are still returned, then the error is raised, and no thread is left."""
     fake.release.set()
     before = set(threading.enumerate())
     fake.predictor._pipeline.max_images = group
@@ -110,7 +110,7 @@ def test_closing_ends_what_is_half_way_through_many_pictures(fake, group):
 
 
 def test_a_session_that_is_closed_during_a_run_ends_it_well(micro_bundle):
-    """The file of one graph has no lanes: who runs it keeps it."""
+    """A session of one graph has no lanes: a running call keeps it alive."""
     name = graphs.IMAGE_ENCODER
     path, spec = micro_bundle.graph_path(name, "fp32"), micro_bundle.graph_specs()[name]
     session = create_session("onnxruntime", path, spec, threads=1)

@@ -190,7 +190,7 @@ def test_broken_archives_are_refused(vocabulary: Vocabulary, tmp_path: Path) -> 
 
 
 def npz_entry(shape: tuple[int, ...], dtype: str) -> bytes:
-    """An array that declares a shape and holds nothing."""
+    """An array with a declared shape and no data."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": dtype, "fortran_order": False, "shape": shape}
@@ -231,7 +231,7 @@ def test_what_is_saved_is_loaded_again(vocabulary: Vocabulary, tmp_path: Path, s
     loaded = Vocabulary.load(path)
     assert loaded.names == vocabulary.names
     np.testing.assert_array_equal(loaded.weights, vocabulary.weights)
-    if suffix == "pkl":  # what the code of the published model does with such a file
+    if suffix == "pkl":  # as the published code reads such a file
         weights, names = pickle.loads(path.read_bytes())
         assert weights.dtype == np.float32 and list(names) == list(vocabulary.names)
 

@@ -1,4 +1,4 @@
-"""How many CPUs and how much memory a process may use, and that its threads stay on the CPUs."""
+"""CPUs and memory that a process may use, and the CPUs that its threads run on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EIGHT = frozenset(range(8))
 
 @pytest.fixture
 def machine(tmp_path):
-    """A machine of eight CPUs, two to a core, made of the files that are given."""
+    """A machine with eight CPUs, two per core, made from the given files."""
 
     def with_files(files=()):
         topology = {
@@ -165,7 +165,7 @@ print({re.search(r"Cpus_allowed_list:\\s+(\\S+)", text)[1] for text in found.val
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to choose from")
 def test_threads_stay_on_the_cpus_of_the_process(micro_bundle, photo):
-    """Each session's one thread is the caller's: none is started, and none is pinned elsewhere."""
+    """Each session runs on the caller's thread only; no thread is started or pinned elsewhere."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(micro_bundle.path), str(photo)],
         capture_output=True,

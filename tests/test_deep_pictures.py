@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits per channel, and of many bands: refused, or scaled and chosen."""
+"""Pictures with more than 8 bits per channel or many bands: rejected, or converted."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_jpeg_2000_may_have_colours_multiplied_by_alpha(tmp_path: Path) -> Non
     content = io.BytesIO()
     Image.new("RGBA", (8, 8), (60, 30, 0, 100)).save(content, "JPEG2000")
     broken = bytearray(content.getvalue())
-    alpha = broken.index(struct.pack(">3H", 3, 1, 0))  # a channel, its kind, what it belongs to
+    alpha = broken.index(struct.pack(">3H", 3, 1, 0))  # channel, type, association
     broken[alpha + 3] = 2
     assert "RGB with alpha" in message_of(broken)
     rgb = load_image(broken, convert=True)
@@ -329,7 +329,7 @@ def plain_rasters(folder: Path, array: np.ndarray) -> list[Path]:
 
 
 def pillow_decodes(path: Path) -> bool:
-    """Whether this version of it does."""
+    """Whether this version of Pillow decodes it."""
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -598,7 +598,7 @@ def test_alpha_has_the_stated_scale(tmp_path: Path) -> None:
 def test_a_raster_leaves_the_warning_filters_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They belong to the process: two threads that change and restore them leave them changed."""
+    """Filters are process-wide: two threads that change and restore them may leave them changed."""
     path = write_raster(tmp_path / "deep.tif", samples(), photometric="RGB")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -642,7 +642,7 @@ def test_a_broken_raster_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_raster_of_another_format_is_not_opened(tmp_path: Path) -> None:
-    """What is no TIFF stays closed, although GDAL would know it."""
+    """A file that is not a TIFF is not opened, although GDAL supports its format."""
     secret = write_raster(tmp_path / "secret.tif", samples(), photometric="RGB")
     virtual = f'<VRTDataset rasterXSize="30" rasterYSize="20"><VRTRasterBand dataType="UInt16" \
 band="1"><SimpleSource><SourceFilename>{secret}</SourceFilename></SimpleSource></VRTRasterBand>\

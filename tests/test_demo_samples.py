@@ -1,4 +1,4 @@
-"""Sample pictures: what is asked, what is right, and how a bundle's answers are shown."""
+"""Sample pictures: prompts, expected results, and the display of a bundle's results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def region(prompt, *points):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures; only the first is asked about with a stroke."""
+    """Two pictures; only the first has a stroke prompt."""
     for name in ("1.png", "2.png"):
         Image.new("RGB", (64, 48), (90, 120, 150)).save(tmp_path / name)
     first = (

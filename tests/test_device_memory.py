@@ -155,7 +155,7 @@ def test_a_recording_that_fails_is_tried_once_more(memory, cuda, functions, time
 
 
 def test_garbage_is_left_alone_while_something_is_recorded(memory, cuda):
-    """Memory of the GPU that only the collector finds: freeing it would spoil the recording."""
+    """GPU memory found by the garbage collector must not be freed during a recording."""
     thresholds = gc.get_threshold()
     with memory.activated():
         stream, address = memory.create_stream(), memory.alloc(256)
@@ -242,7 +242,7 @@ def test_the_other_gpu(memory, monkeypatch, cuda):
 
 
 def test_pycuda_works_in_the_primary_context(monkeypatch, cuda):
-    """Without it, nothing works in a thread; with it, what was current before comes back."""
+    """Calls fail in a thread without it; with it, the previous context is restored."""
     install_pycuda(monkeypatch, cuda)
     memory = open_device_memory()
     with pytest.raises(SessionError, match="invalid device context"):
@@ -254,7 +254,7 @@ def test_pycuda_works_in_the_primary_context(monkeypatch, cuda):
 
 
 def test_the_other_gpu_with_pycuda(monkeypatch, cuda):
-    """Its ``Context.get_device`` is static: it asks for the context that is current."""
+    """Its ``Context.get_device`` is static and returns the device of the current context."""
     install_pycuda(monkeypatch, cuda)
     memory = open_device_memory(1)
     assert memory.compute_capability == "8.9"

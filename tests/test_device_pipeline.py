@@ -186,7 +186,7 @@ def test_embeddings_and_cache_stay_on_the_gpu(load, cuda, picture, points, expec
 def test_candidates_are_those_of_onnxruntime(
     load, cuda, predictor, picture, points, expected, monkeypatch, max_prompts
 ):
-    """In the buffers of the answers, also where an engine takes fewer prompts than masks."""
+    """They use the result buffers, also if an engine takes fewer prompts than masks."""
     wanted = predict(predictor, picture, points, candidates=True)
     bounds = tensorrt_sessions.axis_bounds
 
@@ -224,7 +224,7 @@ def test_eos_is_polled_every_few_steps(load, cuda, picture, points):
 
 @pytest.mark.parametrize("interval", [1, 4])
 def test_captions_end_at_eos(load, cuda, monkeypatch, predictor, picture, points, interval):
-    """The captions of the micro model hold no EOS, so tokens that they do hold play it."""
+    """The captions of the micro model contain no EOS, so other tokens are used as EOS."""
     ids = predict(predictor, picture, points).caption_ids
     monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", int(ids[0, 2]))
     wanted = predict(predictor, picture, points[:1], max_new_tokens=None)
@@ -278,7 +278,7 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(
                 assert_same(predict(predictor, picture, points), expected)
         assert len(caplog.records) == 1
         assert "CUDA graphs are off" in caplog.text
-        assert cuda.launches == 2  # what was recorded before
+        assert cuda.launches == 2  # the graphs recorded before
     assert cuda.leaks() == {}
 
 
@@ -370,7 +370,7 @@ def test_a_failed_call_leaves_it_usable(load, cuda, picture, points, expected, f
         with pytest.raises(SessionError, match=r"^(CUDA|graph)") as caught:
             predict(predictor, picture, points)
         assert "\n" not in str(caught.value)
-        # Nothing is left that would write later, into what serves another call by then.
+        # No pending copy may write later into buffers of another call.
         assert not any(stream.pending for stream in cuda.streams.values())
         assert_same(predict(predictor, picture, points), expected)
     assert cuda.leaks() == {}
@@ -405,7 +405,7 @@ def test_encoded_pictures_stay_on_the_gpu(load, cuda, picture, points, expected,
         encoded = device.encode(picture)
         assert_same(predict(device, encoded, points), expected)
         allocated = len(cuda.device_blocks)
-        second = device.encode(picture[::-1])  # must not lie where the first does
+        second = device.encode(picture[::-1])  # must use other memory than the first
         assert len(cuda.device_blocks) == allocated + 1
         cuda.reset_counts()
         assert_same(predict(device, encoded, points), expected)
@@ -587,7 +587,7 @@ def test_memory_is_freed_without_close(load, cuda, picture, points):
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_what_is_used_is_freed_last(load, cuda, monkeypatch, picture, points, backend):
-    """Recorded runs, contexts, streams; the fake engine sees to it that memory is last, too."""
+    """Recorded runs, contexts, streams, then memory; the fake engine checks the order."""
     freed: list[str] = []
 
     def noted(name: str, call: Any) -> Any:
@@ -704,7 +704,7 @@ def test_a_load_that_fails_leaves_nothing(load, cuda, after):
 def test_a_user_without_a_home_has_no_cache(
     load, cuda, monkeypatch, picture, points, expected, caplog
 ):
-    """As in a container that runs under a number that no user has."""
+    """As in a container whose user id has no user."""
 
     def unknown(uid):
         raise KeyError(uid)

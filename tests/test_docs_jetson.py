@@ -1,4 +1,4 @@
-"""docs/jetson.md: its commands and options exist, and its tables say what the code says."""
+"""docs/jetson.md: its commands and options exist, and its tables match the code."""
 
 from __future__ import annotations
 

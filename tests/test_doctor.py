@@ -80,7 +80,7 @@ def test_a_package_that_is_there():
     ],
 )
 def test_a_missing_package_names_its_use_and_its_extra(monkeypatch, module, name, extra, use):
-    monkeypatch.setitem(sys.modules, module, None)  # what import sees as "not there"
+    monkeypatch.setitem(sys.modules, module, None)  # makes the import fail
     check = check_of(name)
     assert (check.status, check.detail) == ("missing", "not installed")
     assert check.remedy == f'pip install "tap-deploy[{extra}]"'

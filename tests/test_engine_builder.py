@@ -1,4 +1,4 @@
-"""The builder, whole, against a strict fake of every TensorRT version, and against RTX itself."""
+"""The builder against a strict fake of every TensorRT version, and against the real RTX."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class BlindRuntime(Strict):
-    """Deserialises nothing: the builder's tests have no engine to look into."""
+    """A runtime that deserialises nothing: the builder tests have no engine to inspect."""
 
     engine_host_code_allowed = False
 
@@ -157,7 +157,7 @@ def test_the_timing_cache_grows_and_is_used(trt, bundle, tmp_path):
     assert read_plan(second.plan)[0].timing_cache_entries == 2 * entries > 0
     assert first.notes == second.notes == ()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "timing.cache"]
-    # It changes how long a build takes, not what is built.
+    # It changes the build time, not the plan.
     assert first.record.key == build_text_decoder(bundle, fp32()).record.key
 
 

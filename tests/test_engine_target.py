@@ -1,4 +1,4 @@
-"""What a build is asked for: targets, profiles, forecasts, GPUs, and NVIDIA's own commands."""
+"""Build targets, profiles, estimates, GPUs, and NVIDIA's own commands."""
 
 from __future__ import annotations
 

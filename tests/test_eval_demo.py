@@ -63,7 +63,7 @@ def test_json_of_a_bundle_alone(run, micro_bundle):
 
 
 def subjects_by_precision(monkeypatch, opened):
-    """Bundles that answer the right way in fp32, and do not know the masks in int8."""
+    """Bundles with correct results in fp32 and wrong masks in int8."""
 
     @contextlib.contextmanager
     def bundle_subject(bundle, backend, precision, threads):

@@ -1,4 +1,4 @@
-"""Pictures are held back by content; regions to judge on are regions."""
+"""Evaluation pictures are held out by content, and evaluation regions are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exported graphs: what they are made of, and that they compute what the reference does."""
+"""The exported graphs: their operators, and their agreement with the reference."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_image_encoder_takes_any_batch(sessions, golden, batch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_answering_token_is_that_of_the_rule(dtype):
-    """Bit for bit, also where tokens score alike, as in fp16 they do."""
+    """Bit-identical, also for ties, which occur in fp16."""
     rng = np.random.default_rng(0)
     iou = torch.from_numpy(rng.uniform(-0.2, 1.2, (4000, 4))).to(dtype)
     iou[::3, 1:] = torch.from_numpy(rng.choice([0.5, 0.75, 1], (1334, 3))).to(dtype)
@@ -204,9 +204,9 @@ def text_step(session, config, golden, position, cache):
 
 @pytest.mark.parametrize("slots", ["exact", "whole cache"])
 def test_text_decoder_at_every_length(sessions, micro_config, golden, slots):
-    """Golden tokens at every position, whether it sees the exact past or a masked whole cache.
+    """Golden tokens at every position, with the exact past and with a masked full cache.
 
-    Slots that are not filled yet hold rubbish, which must not matter.
+    Unfilled slots contain garbage, which must not matter.
     """
     session = sessions[graphs.TEXT_DECODER]
     shape = graphs.kv_cache_shape(micro_config, 8, micro_config.text_seq_len)
@@ -264,7 +264,7 @@ def test_scaled_queries_change_no_bit_of_the_scores():
 
 
 def test_a_graph_that_differs_leaves_no_bundle(micro_model, tmp_path, monkeypatch):
-    """A wrapper with one wrong weight must be found out, and nothing must stay behind."""
+    """A wrapper with one wrong weight must be detected, and no files must be left."""
 
     class Wrong(bundle_export.PromptDecoderGraph):
         def __init__(self, model):
@@ -297,7 +297,7 @@ def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):
 
 
 def test_a_killed_export_leaves_nothing_that_looks_done(tmp_path, assets):
-    """SIGKILL runs no clean-up: what is left is hidden, and no bundle."""
+    """SIGKILL runs no clean-up: leftovers are hidden and not a bundle."""
     folder = tmp_path / "out"
     folder.mkdir()
     code = "from tap_deploy.cli import main; main()"

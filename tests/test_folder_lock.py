@@ -19,7 +19,7 @@ from tap_deploy.storage.folder_lock import locked_folder
 
 fcntl = pytest.importorskip("fcntl")
 
-# Takes the lock, says so, and does what the line says that it is sent then.
+# Takes the lock, prints a line, and then obeys the command that it reads.
 HOLDER = """
 import os, pathlib, sys
 from tap_deploy.storage.folder_lock import locked_folder
@@ -43,7 +43,7 @@ def holder(folder, *words):
 
 
 def end(process, line="pass"):
-    """Let a holder go; that it is gone already is fine."""
+    """End a holder, which may have ended already."""
     with contextlib.suppress(OSError):
         process.stdin.write(f"{line}\n")
         process.stdin.flush()
@@ -90,7 +90,7 @@ def test_a_holder_that_is_killed_leaves_no_lock(tmp_path, impatient):
     with holder(tmp_path) as other:
         other.kill()
         other.wait()
-    assert os.listdir(tmp_path) == [".tap_deploy.lock"]  # the file stays, and holds nobody up
+    assert os.listdir(tmp_path) == [".tap_deploy.lock"]  # the file stays, but does not block anyone
     with locked_folder(tmp_path):
         pass
     assert os.listdir(tmp_path) == []
@@ -167,7 +167,7 @@ def test_a_folder_that_is_not_there(tmp_path, caplog):
 
 
 def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path, monkeypatch):
-    """The holder before removes the file between the moment it is opened and that it is locked."""
+    """The previous holder removes the file after it is opened and before it is locked."""
     flock, calls = fcntl.flock, []
 
     def late(descriptor, operation):
@@ -220,7 +220,7 @@ def test_the_holder_does_not_tell_its_whole_command_line(tmp_path, impatient):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
 def test_another_user_waits_too(impatient):
-    """Who may not write the lock file of another user can hold the lock all the same."""
+    """A user without write permission for the lock file can still hold the lock."""
     program = """
 import fcntl, os, pathlib, sys
 from tap_deploy.storage import folder_lock

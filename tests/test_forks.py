@@ -52,7 +52,7 @@ def in_a_child(body):
 
 
 def run(bundle, program):
-    """What a program prints that has a predictor and makes children."""
+    """Return the output of a program that has a predictor and forks."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PREPARED + textwrap.dedent(program), bundle.path],
         capture_output=True,
@@ -93,7 +93,7 @@ def test_a_fork_half_way_through_many_pictures(micro_bundle):
 
 
 def test_a_fork_while_other_threads_are_within_calls(micro_bundle):
-    """The child has their locks, and nobody who would give them back."""
+    """The child inherits locks that no thread of it will release."""
     program = """
         stop = threading.Event()
         def go_on():

@@ -1,4 +1,4 @@
-"""Typed fp16 graphs: one dtype per node, islands where they must be, close to fp32 everywhere."""
+"""Typed fp16 graphs: one dtype per node, fp32 islands where needed, close to fp32."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_tensorrt_rtx_builds_it_strongly_typed(fp16_bundle, rtx_plan, name):
 
 
 def test_predictor_runs_it_on_onnxruntime(fp16_bundle, photo):
-    """float32 in and out of the predictor, whatever the graphs speak."""
+    """Inputs and outputs of the predictor are float32, regardless of the graphs' dtype."""
     prompt = {"points": [[[285, 160, 1]]], "boxes": [[172, 17, 412, 308]]}
     with TapPredictor.from_bundle(fp16_bundle.path, precision="fp16") as half:
         encoded = half.encode(photo)
@@ -150,7 +150,7 @@ def test_predictor_runs_it_on_onnxruntime(fp16_bundle, photo):
 
 
 def test_ranges_are_those_of_the_tensors(micro_bundle):
-    """Measured maxima are what a plain run of the graph gives."""
+    """Measured maxima equal those of a plain run of the graph."""
     name, sample = graphs.IMAGE_ENCODER, golden_inputs(micro_bundle)
     spec = micro_bundle.graph_specs()[name]
     session = RangeSession(micro_bundle.graph_path(name, "fp32"), spec)
@@ -335,7 +335,7 @@ def test_a_weight_read_by_both_kinds_is_stored_twice(tmp_path):
 
 
 def test_measuring_needs_whole_captions(micro_bundle):
-    """Position 0, where the mask hides a dummy slot, is among what is measured."""
+    """Position 0, at which the mask hides a dummy slot, is measured too."""
     max_abs = measure(micro_bundle, [golden_inputs(micro_bundle)])
     assert max_abs[graphs.TEXT_DECODER][graphs.PRESENT_KEY_VALUES] > 0
     assert max(max_abs[graphs.TEXT_DECODER].values()) > 1e38

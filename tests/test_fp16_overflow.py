@@ -1,4 +1,4 @@
-"""A checkpoint that overflows fp16, as the first release of TAP can: islands hold, a cast does not.
+"""A checkpoint that overflows fp16, as TAP v1.0 can: fp32 islands work, a plain cast does not.
 
 Large biases of queries and keys make scores beyond 65504 that softmax never notices, since it
 sees differences only. A residual stream in the thousands, which LayerNormalization takes back to
@@ -134,7 +134,7 @@ def test_the_whole_way_to_the_softmax_is_fp32(bundle, converted):
 
 @pytest.mark.parametrize("name", [graphs.IMAGE_ENCODER, graphs.PROMPT_DECODER])
 def test_a_naive_cast_fails_where_ours_passes(bundle, converted, sample, tmp_path, name):
-    """Everything to fp16 but the coordinates, which are fp32 by contract."""
+    """Everything in fp16 except the coordinates, which are fp32 by contract."""
     spec = bundle.graph_specs("fp16")[name]
     model = ir.load(bundle.graph_path(name, "fp32"))
     half_from_single(model, spec, islands=())
@@ -149,7 +149,7 @@ def test_a_naive_cast_fails_where_ours_passes(bundle, converted, sample, tmp_pat
 
 
 def test_islands_by_the_limit_alone_are_too_coarse(bundle, converted, sample, tmp_path):
-    """Finite is not enough: queries and keys of 180 in fp16 steps spoil the scores."""
+    """Finite values are not enough: rounding queries and keys of 180 to fp16 breaks the scores."""
     name = graphs.IMAGE_ENCODER
     spec = bundle.graph_specs("fp16")[name]
     islands = {node for node, i in converted.islands[name].items() if i.reason is not Reason.SCORES}
@@ -162,7 +162,7 @@ def test_islands_by_the_limit_alone_are_too_coarse(bundle, converted, sample, tm
 
 
 def test_onnxruntime_by_itself_hides_it(bundle, converted, sample, tmp_path):
-    """Its CPU provider finds the naive cast finite: the reason to round."""
+    """Its CPU provider gives finite results for the naive cast, hence the rounding."""
     name = graphs.IMAGE_ENCODER
     spec = bundle.graph_specs("fp16")[name]
     model = ir.load(bundle.graph_path(name, "fp32"))

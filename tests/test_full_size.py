@@ -142,7 +142,7 @@ print(peak() - before)
 """
     limit = 400_000_000
     output, _, _ = measured(code, vit_b.path, photo, limit)
-    kept = 64 * 4 * (256 * 256 + 1024)  # what the regions themselves hold
+    kept = 64 * 4 * (256 * 256 + 1024)  # size of the regions themselves
     print(
         f"\n64 prompts: {int(output) / 1e6:.0f} MB above the encoder's peak, cap {limit / 1e6:.0f}"
     )
@@ -157,7 +157,7 @@ def test_vit_b_has_the_weights_that_the_formulas_give(vit_b):
 
 @pytest.fixture(scope="module")
 def vit_b_fp16(vit_b, photo):
-    """Converts in a process of its own, so that its peak memory can be told."""
+    """Converts in a separate process, to measure its peak memory."""
     args = ("convert", vit_b.path, "--precision", "fp16", "--samples", photo, "--json")
     output, seconds, peak = measured(CLI, *args)
     result = json.loads(output)["precisions"]["fp16"]
@@ -182,7 +182,7 @@ def test_vit_b_in_fp16_is_like_the_reference(vit_b_fp16):
 
 @pytest.fixture(scope="module")
 def vit_b_int8(vit_b_fp16, photo):
-    """Quantized on one photograph: enough for ranges, too little for a verdict."""
+    """Quantized on one photograph: enough for ranges, too few for a verdict."""
     path = vit_b_fp16[0].path
     args = ("quantize", path, "--calibration-data", photo, "--no-verdict", "--smoothquant", "off")
     _, seconds, peak = measured(CLI, *args, "--method", "max", "--json")
@@ -192,7 +192,7 @@ def vit_b_int8(vit_b_fp16, photo):
 
 
 def test_vit_b_runs_in_int8_on_a_cpu(vit_b_int8, photo):
-    """Made-up weights know no right answer; the embeddings must still be those of fp32, nearly."""
+    """Synthetic weights have no right answer, but the embeddings must be close to fp32."""
     found = {}
     for precision in ("fp32", "int8"):
         with TapPredictor.from_bundle(vit_b_int8.path, precision=precision) as predictor:
@@ -213,7 +213,7 @@ def test_vit_b_builds_with_tensorrt_rtx(vit_b_int8, precision):
     pytest.importorskip("tensorrt_rtx")
     bundle = vit_b_int8
     build = ("build", bundle.path, "--backend", "tensorrt_rtx", "--precision", precision)
-    build += ("--workspace", "2GiB", "--json")  # what the prompt decoder takes in fp32
+    build += ("--workspace", "2GiB", "--json")  # needed by the prompt decoder in fp32
     planned, _, _ = measured(CLI, *build, "--dry-run")
     forecast = max(p["memory_forecast_bytes"] for p in json.loads(planned)["builds"])
     output, seconds, peak = measured(CLI, *build, "--force", "--force-memory")

@@ -39,8 +39,8 @@ PACKAGES: dict[str, Callable[[], DeviceMemory]] = {
 FIRST_ID = EOS_ID + 1  # no caption ends early
 MOST_ROWS = 64
 
-# A step of a text decoder, as far as the decode loop can tell: what it reads decides what it
-# writes. ``fold`` adds up a cache, ``fill`` writes a new slot, ``choose`` the next ids.
+# A fake step of the text decoder, whose outputs depend on its inputs. ``fold`` adds up a cache,
+# ``fill`` writes a new slot, ``choose`` the next ids.
 SOURCE = """
 extern "C" __global__ void fold(const float* values, unsigned long long count, unsigned* total) {
     unsigned sum = 0;
@@ -153,7 +153,7 @@ def gpu(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     name, real = request.param
     if real:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of CuPy, about what it does not find
+            warnings.simplefilter("ignore")  # CuPy warns about missing libraries
             launch = launch_with_cupy()
         try:
             memory = PACKAGES[name]()

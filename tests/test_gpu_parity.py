@@ -83,8 +83,7 @@ def engine(request: Any, tmp_path_factory: Any) -> Any:
     shutil.copytree(given or request.getfixturevalue("micro_bundle").path, path)
     if not given:
         add_fp16(Bundle.open(path))
-        # One picture: what is asked is whether a GPU computes these graphs, not whether they are
-        # good.
+        # One picture is enough: the test is about running the graphs, not their accuracy.
         quantize = QuantizeOptions(calibration_data=request.getfixturevalue("photo"), samples=1)
         options = Int8Options(quantize=quantize, smoothquant=OFF, verdict=None)
         make_int8(Bundle.open(path), options)
@@ -128,7 +127,7 @@ def _skip_without_provider(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def predictor(engine: Any) -> Iterator[TapPredictor]:
-    """What is right: onnxruntime on the CPU, in fp32."""
+    """The expected results: onnxruntime on the CPU in fp32."""
     with TapPredictor.from_bundle(engine[0]) as predictor:
         yield predictor
 

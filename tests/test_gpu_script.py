@@ -1,4 +1,4 @@
-"""``scripts/test-gpu``: what runs the steps and reports; and steps on a GPU made of arrays."""
+"""``scripts/test-gpu``: the runner, the reports, and steps on a fake GPU."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_from_the_checkout_without_installation(tmp_path):
         "import sys, tap_deploy.export as e, tap_deploy.engines as n, benchmarks.gpu as b; "
         "import tests.fake_cuda as t; print(*(m.__file__ for m in (e, n, b, t)), sys.argv[1:])"
     )
-    # -S: what is installed, editable or not, is not there; its packages are, by the path.
+    # -S hides installed projects, editable or not; packages are found through the path.
     python.write_text(
         f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} -S "$@"\n'
         f'shift\ncd / && exec {sys.executable} -S -c "{code}" "$@"\n',
@@ -438,7 +438,7 @@ def test_weights_are_taken_out_and_made_again(micro_bundle, tmp_path, notes):
 
 
 def assert_like(path, original):
-    """The same graph; tensors are the same ones, or have the same spread."""
+    """Assert equal graphs whose tensors are equal or have equal mean and deviation."""
     import onnx
     from onnx.numpy_helper import to_array
 

@@ -1,4 +1,4 @@
-"""What `import tap_deploy` costs and brings; the direction of imports."""
+"""The cost and content of `import tap_deploy`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_export_and_engines_do_not_know_each_other():
 
 
 def test_the_import_alone_loads_nothing():
-    """Not even numpy, so its cost is that of one small file on whatever machine."""
+    """Not even numpy, so the import costs one small file on every machine."""
     added = modules_after("import tap_deploy") - modules_after("pass")
     ours = {name for name in added if name.split(".")[0] == "tap_deploy"}
     assert ours == {"tap_deploy"}

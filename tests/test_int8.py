@@ -1,6 +1,6 @@
 """From pictures to a verdict in the bundle, on the micro model.
 
-Its weights are made up: masks, and still more its captions, turn on differences that mean nothing.
+Its weights are synthetic: masks, and even more captions, depend on meaningless differences.
 So the floors here are not those that a trained model is held to; ``test_wrong_calibration.py``
 does that.
 """
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photo: pathlib.Path) -> pat
 
 
 def judged_by(**changes: Any) -> VerdictOptions:
-    """Two pictures are enough for most of what is tested here."""
+    """Two pictures are enough for most tests here."""
     return VerdictOptions(**{"threads": 1, "min_calibration_pictures": 2} | changes)
 
 
@@ -215,7 +215,7 @@ def test_a_passed_verdict_lifts_no_failure_of_another_backend(quantized, tmp_pat
     record_verdict(bundle, passed)
     marks = {name: bundle.manifest.precisions[name]["verdict"] for name in ("int8", INT8_CPU)}
     assert marks[INT8_CPU]["passed"] is True
-    # What the same backend once said of both is what it now takes back.
+    # The backend now revokes its earlier verdict on both.
     assert marks["int8"]["passed"] is (judged == INT8_CPU)
 
 
@@ -282,7 +282,9 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
     tried = CandidateSessions(bundle, tables, reduce_range=True, threads=1)
     again = tried(IMAGE_ENCODER, sorted(nodes[IMAGE_ENCODER]))
     expected, found = (s.run(images)["image_embeddings"] for s in (written, again))
-    np.testing.assert_array_equal(found, expected)  # the search for a mix tries what is written
+    np.testing.assert_array_equal(
+        found, expected
+    )  # the search must evaluate the graphs that are written
 
 
 def largest_weight_steps(bundle: Bundle) -> int:
@@ -323,7 +325,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
 
 
 def test_calibration_on_too_few_pictures_fails_whatever_the_answers(quantized, folder, tmp_path):
-    """One real picture may do well on others that look like it."""
+    """Calibration on one real picture may suffice for similar pictures."""
     bundle = copy_of(quantized[0], tmp_path / "bundle")
     how = judged_by(floors=LENIENT, speed=None, min_calibration_pictures=3)
     verdict, report = judge(folder, bundle, how)
@@ -409,7 +411,7 @@ def test_pictures_are_held_back_unless_there_are_others(folder):
 
 
 def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
-    """Not even later, by a call that was not told which pictures those were."""
+    """Not even in a later call that is not given the calibration pictures."""
     bundle = copy_of(quantized[0], tmp_path / "bundle")
     assert len(pictures_calibrated_on(bundle)) == 2
     command = ["verdict", str(bundle.path), "--no-speed", "--evaluation-data"]

@@ -31,7 +31,7 @@ def board_python():
 
 def predict(python, bundle, picture, output):
     command = [python, HERE / "jetpack6_program.py", bundle.path, picture, output]
-    # Run elsewhere, so that the sources are not found in place of what is installed.
+    # Run in another folder, so that the installed package is imported and not the sources.
     result = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, cwd=output.parent
     )
@@ -42,7 +42,7 @@ def predict(python, bundle, picture, output):
 
 @pytest.fixture(scope="module")
 def answers(board_python, micro_bundle, photo, tmp_path_factory):
-    """What both environments say: facts and arrays of the board's, then of this one."""
+    """Results of both environments: facts and arrays of the board's, then of this one."""
     folder = tmp_path_factory.mktemp("answers")
     board = predict(board_python, micro_bundle, photo, folder / "board.npz")
     here = predict(sys.executable, micro_bundle, photo, folder / "here.npz")

@@ -1,4 +1,4 @@
-"""Labels in any writing: which font draws which letter, in which order, and where lines end."""
+"""Labels in any script: fonts, order of letters, and line breaks."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def builder_for(glyphs: dict[str, Any], characters: dict[int, str]) -> FontBuild
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """What a process remembers of fonts and warnings is forgotten before a test and after it."""
+    """Clear the caches of fonts and warnings before and after each test."""
     remembered = (
         fonts.open_font,
         fonts.has_glyph,

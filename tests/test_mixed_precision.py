@@ -120,7 +120,7 @@ def test_the_fewest_of_the_worst_blocks_are_excluded(micro_config):
 
 def test_a_block_that_proves_harmless_in_company_is_quantized_again(micro_config):
     class Interacting(AdditiveAnswers):
-        """The damage of one block is hidden as soon as another one is float."""
+        """The error of one block disappears if another block is float."""
 
         def agreement(self, sessions: Mapping[str, PartSession]) -> Agreement:
             quantized = {node for session in sessions.values() for node in session.nodes}
@@ -149,7 +149,7 @@ def test_if_one_of_two_may_be_quantized_again_it_is_the_less_harmful(micro_confi
     together = {f"blocks.{i}.mlp/MatMul": loss for i, loss in enumerate((0.006, 0.006, 0.02, 0))}
 
     class InCompany(AdditiveAnswers):
-        """The first two do less harm beside others: the budget bears either, but not both."""
+        """The first two blocks do less harm with others: the budget allows either, but not both."""
 
         def agreement(self, sessions: Mapping[str, PartSession]) -> Agreement:
             quantized = {node for session in sessions.values() for node in session.nodes}

@@ -1,4 +1,4 @@
-"""onnxruntime on a GPU: the path on the device, and providers that are not what they claim."""
+"""onnxruntime on a GPU: the device path, and providers that do not work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """What a provider sets for the whole process, or keeps, ends with its test."""
+    """Reset process-wide settings and state of providers after each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
@@ -99,7 +99,7 @@ def loaded(micro_bundle, cuda, monkeypatch, provider, **choices):
 
 @pytest.mark.parametrize("provider", ["tensorrt", "nv_tensorrt_rtx"])
 def test_one_engine_for_all_sizes(micro_bundle, cuda, monkeypatch, tmp_path, provider):
-    """Without ranges TensorRT builds anew, for minutes, at every larger size."""
+    """Without ranges TensorRT rebuilds, for minutes, at every larger size."""
     module = loaded(micro_bundle, cuda, monkeypatch, provider, max_prompts=32)
     prefix = {"tensorrt": "trt", "nv_tensorrt_rtx": "nv"}[provider]
     found = settings_of(module, module.sessions[0].providers[0])
@@ -178,7 +178,7 @@ def test_what_the_user_says_of_tf32_stays(micro_bundle, cuda, monkeypatch):
 def test_older_releases_are_not_recorded(
     micro_bundle, predictor, golden, cuda, monkeypatch, caplog
 ):
-    """They would use memory again that a recording reads."""
+    """They would reuse memory that a recording reads."""
     picture = np.ascontiguousarray(golden["image_bgr_0"][..., ::-1])
     arguments = {"points": golden["points_px"][:3], "max_new_tokens": TOKENS}
     expected = predictor.predict(picture, **arguments)
@@ -265,7 +265,7 @@ def test_a_provider_is_believed_only_after_an_inference(
 
 
 def test_the_reason_of_the_dynamic_linker(micro_bundle, cuda, monkeypatch, tmp_path):
-    """onnxruntime writes into its log what its providers miss; we say it."""
+    """onnxruntime only logs which libraries its providers lack; our error names them."""
     (tmp_path / "capi").mkdir()
     (tmp_path / "capi" / "libonnxruntime_providers_cuda.so").write_text("no library")
     module = fake_onnxruntime.install(monkeypatch, cuda, "drops")

@@ -1,4 +1,4 @@
-"""Optional packages that are broken, doubled, or only what is left of them."""
+"""Optional packages that are broken, installed twice, or partly uninstalled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def site(tmp_path):
 
 
 def record(site, name, version, module="onnxruntime"):
-    """What pip notes about a package."""
+    """The metadata that pip writes for a package."""
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -41,7 +41,7 @@ def record(site, name, version, module="onnxruntime"):
 
 
 def leave(site, module):
-    """What uninstalling one of two packages leaves of the other."""
+    """Leave the rest of a package after another with the same folder is uninstalled."""
     folder = site / module / "capi"
     folder.mkdir(parents=True)
     (folder / "libprovider.so").write_bytes(b"")
@@ -105,7 +105,9 @@ def test_two_packages_are_one_too_many(site):
     record(site, "onnxruntime-gpu", "1.2.4")
     check = check_of(site)
     assert check["status"] == "warning"
-    assert check["detail"].startswith(f"{onnxruntime.__version__}: ")  # of what is loaded
+    assert check["detail"].startswith(
+        f"{onnxruntime.__version__}: "
+    )  # the version of the loaded module
     assert "CPU works; installed: onnxruntime 1.2.3, onnxruntime-gpu 1.2.4, " in check["detail"]
     assert check["remedy"] == (
         "pip uninstall -y onnxruntime onnxruntime-gpu "

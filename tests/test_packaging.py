@@ -1,4 +1,4 @@
-"""What is installed, what it needs, and who may import whom."""
+"""The installed files and their requirements."""
 
 from __future__ import annotations
 

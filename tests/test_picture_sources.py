@@ -1,4 +1,4 @@
-"""What a picture may come in: paths, bytes, files, PIL images; limits, texts, orientations."""
+"""Picture sources (paths, bytes, files, PIL images), limits, texts and orientations."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_limit_is_a_number(path: Path, max_pixels: Any) -> None:
 def test_a_limit_of_ones_own(
     path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Pillow would warn above its limit, which is an error here, and refuse at twice of it."""
+    """Pillow warns above its limit, which is an error here, and raises above twice the limit."""
     picture = Image.fromarray(rgb)
     for limit in (599, 299, 10):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -169,7 +169,7 @@ def test_a_jpeg_with_more_pictures_in_it_has_the_same_limit(
 
 
 def test_the_limit_of_the_process_is_left_alone(path: Path, rgb: np.ndarray) -> None:
-    """Threads with limits of their own do not see each other's, nor change that of Pillow."""
+    """Limits of threads do not affect each other or that of Pillow."""
     before = Image.MAX_IMAGE_PIXELS
     outcomes: dict[int, list[bool]] = {limit: [] for limit in (599, 600)}
     start = threading.Barrier(len(outcomes))
@@ -397,7 +397,7 @@ def test_drawings_are_not_opened(content: bytes, monkeypatch: pytest.MonkeyPatch
 
 
 class Counted(io.BytesIO):
-    """Bytes that count how much of them is asked for."""
+    """A file that counts the bytes read from it."""
 
     reads = asked = 0
 

@@ -1,4 +1,4 @@
-"""What a pipeline gives, judged within tolerances: a choice that is as good passes, no other."""
+"""Pipeline results are checked within tolerances: only equally good choices pass."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_pipeline_that_is_right(bundle, sample, expected):
 
 @pytest.mark.parametrize("wrong_id", ["worst", "garbage", "negative"])
 def test_tokens_that_score_worse(bundle, sample, expected, wrong_id):
-    """Ids that the logits do not know come out of memory that nobody wrote."""
+    """Ids that do not fit the logits come from uninitialised memory."""
 
     def spoil(ids):
         worst = int(expected.logits[0, 4].argmin())
@@ -65,7 +65,7 @@ def test_tokens_that_score_worse(bundle, sample, expected, wrong_id):
 
 
 def test_a_token_that_scores_as_well(bundle, sample, expected):
-    """What follows it is another caption, and no error."""
+    """After it, the captions differ, which is not an error."""
     logits = expected.logits.copy()
     other = int(expected.logits[0, 4].argmin())
     ends = [0, -1]  # the prompts also come in reverse
@@ -102,7 +102,7 @@ def test_masks_that_are_off(bundle, sample, expected):
 def test_inputs_that_are_read_once(
     bundle, sample, expected, monkeypatch, cuda, tmp_path, stale, tensor, run
 ):
-    """What was copied in the first run is right until another picture or prompt comes."""
+    """Inputs copied in the first run are correct until the picture or prompt changes."""
     names = () if stale is None else (stale,)
     fake_onnxruntime.install(monkeypatch, cuda, stale=names)
     options = DeviceOptions(cache_folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Which plans may be deserialised: the right ones, whole, of this bundle, that did not fail."""
+"""Only complete plans of this bundle that have not failed are deserialised."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_plan_whose_graph_was_replaced_meanwhile_is_not_stored(bundle):
 
 
 def replace_graph(folder):
-    """As another process does: with a bundle of its own."""
+    """Replace a graph as another process does, with its own Bundle object."""
     other = Bundle.open(folder)
     with bundle_addition(other) as addition:
         (addition.folder / f"onnx/fp32/{GRAPH}.onnx").parent.mkdir(parents=True)

@@ -72,7 +72,7 @@ def shape_of(mask: Mask, tolerance: float = 0.0) -> Any:
 
 
 def filled(mask: Mask) -> Mask:
-    """What pycocotools fills of a mask's polygons."""
+    """Return the mask that pycocotools makes of a mask's polygons."""
     coco_mask = pytest.importorskip("pycocotools.mask")
     (rings,) = with_masks(mask[None]).to_polygons()
     parts = coco_mask.frPyObjects(rings, *mask.shape)
@@ -172,7 +172,7 @@ def test_geojson_tells_what_the_regions_are() -> None:
         "caption": "a brown bear",
         "iou_prediction": 0.9,
     }
-    assert second["geometry"] is None  # as the RFC has it for what is nowhere
+    assert second["geometry"] is None  # RFC 7946: null for a feature without a location
     assert second["properties"]["name"] == "cup"
 
 

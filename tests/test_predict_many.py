@@ -1,4 +1,4 @@
-"""predict_many: the answers of predict, in order, with the next pictures made ready ahead."""
+"""predict_many gives the results of predict in order, and prepares the next pictures ahead."""
 
 from __future__ import annotations
 

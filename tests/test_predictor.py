@@ -1,4 +1,4 @@
-"""TapPredictor: end to end against golden data, and on fakes where golden data has no say."""
+"""TapPredictor: end to end against golden data, and on fakes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
 def test_captions_end_like_those_of_the_reference(
     predictor, micro_model, golden, monkeypatch, max_new_tokens, ending_row
 ):
-    """The golden captions hold no EOS, so a token that they do hold plays it."""
+    """The golden captions contain no EOS, so another token is used as EOS."""
     torch = pytest.importorskip("torch")
     eos = int(golden["text_tokens"][ending_row, 4])
     monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", eos)
@@ -210,7 +210,7 @@ def test_draws_are_repeatable(predictor, golden):
 
 
 def test_draws_do_not_depend_on_batches_of_prompts(predictor, golden, monkeypatch):
-    """Captions are written for all prompts at once, however few of these are decoded at once."""
+    """Captions are generated for all prompts at once, regardless of the decoding batches."""
     options = {"points": golden["points_px"][:4], "temperature": 1.0, "seed": 3}
     expected = predictor.predict(rgb(golden, 0), **options)
     with predictor._pipeline.lane() as lane:
@@ -349,7 +349,7 @@ def test_masks_as_run_lengths(predictor, golden):
 
 
 def test_all_candidates(predictor, golden):
-    """The masks of every token, held against those of the reference; one of them answers."""
+    """The masks of all tokens equal those of the reference; one of them is the answer."""
     rows = ROWS_OF_IMAGE[0]
     picture = rgb(golden, 0)
     regions = predictor.predict(picture, golden["points_px"][rows], candidates=True, masks="rle")

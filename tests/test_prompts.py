@@ -173,7 +173,7 @@ BUILDERS = [
 
 
 class Foreign:
-    """As arrays of a GPU are: they do not become NumPy's by themselves."""
+    """Like GPU arrays, it does not convert to NumPy implicitly."""
 
     def __init__(self, values: Any) -> None:
         self._values = values

@@ -1,4 +1,4 @@
-"""Explicit Q/DQ: its structure, its numbers, and what builders and onnxruntime make of it."""
+"""Explicit Q/DQ: its structure, its numbers, and its use by builders and onnxruntime."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_what_decides_is_left_alone(model_of, name):
     heads = re.compile(r"mask_pred|iou_pred|sem_pred|upscaler|prompt_encoder|norm")
     assert not [node for node in nodes if heads.search(node)]
     assert "patch_embed/Conv" not in nodes
-    if name != graphs.TEXT_DECODER:  # whose only head, text_proj, is worth its int8
+    if name != graphs.TEXT_DECODER:  # its only head, text_proj, stays int8
         assert any(n.name.startswith(SENSITIVE) for n in model_of(name).graph)
 
 
@@ -261,7 +261,7 @@ def test_numbers(op_type, rank, bias, trans_b, reduce_range, levels, for_cpu):
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_weights_of_reduced_range_stay_int8_on_every_cpu(model_of, ranges, tmp_path, name):
-    """What onnxruntime would clip, it makes uint8 where there is no VNNI, and multiplies slowly."""
+    """Without VNNI, onnxruntime converts int8 weights that may saturate to uint8, which is slow."""
     model = model_of(name)
     quantized = qdq_from_ranges(
         model, ranges[name], QuantizationPlan.default(model), for_cpu=True, reduce_range=True
@@ -330,7 +330,7 @@ def test_scales_are_normal_numbers():
 
 def test_weights_are_rounded_to_the_scale_that_the_graph_has():
     weight = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
-    weight[:, 3] = 1e-5  # a channel with a step below what fp16 can hold
+    weight[:, 3] = 1e-5  # a channel whose scale is below the range of fp16
     values, scales = quantized_weight(weight, 1, "float16")
     assert values.dtype == np.int8
     assert scales.dtype == np.float16

@@ -108,7 +108,7 @@ def test_what_engines_get_computes_what_was_measured(quantized):
 
 
 def test_it_runs(quantized, predictor, photo):
-    """Random weights tell little of accuracy; near is near all the same."""
+    """Random weights say little about accuracy, but the results must be close."""
     bundle, _ = quantized
     points = [[[x, y, 1]] for x in (90, 300, 500) for y in (90, 300)]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as int8:
@@ -120,7 +120,7 @@ def test_it_runs(quantized, predictor, photo):
 
 
 def without_verdict(pictures, **changes):
-    """The least that makes int8: one picture, no SmoothQuant, nothing judged."""
+    """Minimal int8 options: one picture, no SmoothQuant, no verdict."""
     values = {"calibration_data": pictures, "method": "max", "samples": 1, "threads": 1}
     return Int8Options(quantize=QuantizeOptions(**values | changes), smoothquant=OFF, verdict=None)
 
@@ -198,7 +198,7 @@ def test_options():
 @pytest.mark.parametrize(("count", "warned"), [(99, [few_images_warning(99)]), (100, [])])
 def test_a_hundred_pictures_need_no_warning(micro_bundle, pictures, monkeypatch, count, warned):
     class Calibrating(Exception):
-        """The warning comes before the long part of the work, which is not done here."""
+        """The warning comes before the long part of the work, which is skipped here."""
 
     def calibrate(*arguments, **options):
         raise Calibrating
@@ -229,7 +229,7 @@ def test_int8_is_verified_against_what_its_graphs_were_measured_to_be(quantized,
 
 
 def test_a_machine_that_computes_int8_wrongly_is_found(quantized):
-    """Noise of thrice the deviation of int8, such as a wrong scale makes, is no int8 any more."""
+    """Noise of three times the int8 deviation, as from a wrong scale, is not int8 accuracy."""
     bundle = quantized[0]
     sample = GoldenSample.load(bundle.golden_path())
     known = bundle.manifest.precisions["int8"]

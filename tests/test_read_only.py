@@ -1,7 +1,7 @@
 """Output folders that cannot be written: one line, and nothing left behind.
 
-The system lets root write everywhere, so every case runs in a process of its own that gives
-up its rights first.
+Root can write everywhere, so every case runs in a separate process that drops
+its privileges first.
 """
 
 from __future__ import annotations

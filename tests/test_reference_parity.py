@@ -104,7 +104,7 @@ def test_prompt_decoder_outputs(outputs, golden, name):
 
 
 def test_one_embedding_per_prompt_gives_the_same(micro_model, outputs, golden):
-    """The shared image side is an economy, not another result."""
+    """Sharing the image side saves work and does not change the result."""
     points = torch.from_numpy(golden["points_model"])
     image_of_prompt = torch.arange(8) // 4
     embeddings = torch.from_numpy(golden["image_embeddings"])[image_of_prompt]

@@ -1,4 +1,4 @@
-"""A run of skips is no proof: ``TAP_REQUIRE_GPU``."""
+"""``TAP_REQUIRE_GPU`` fails a run with only skipped tests."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def run(micro_bundle):
 
 @pytest.fixture
 def folder(pictures, tmp_path):
-    """Pictures in two folders, files that are none, and what a search passes over."""
+    """Pictures in two folders, other files, and files that a search skips."""
     folder = tmp_path / "in"
     (folder / "deeper").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -80,7 +80,7 @@ def test_broken_pictures_of_a_folder_are_named_and_skipped(run, folder):
 
 
 def test_broken_pictures_asked_for_by_name_end_with_2(run, folder, tmp_path):
-    """The others are answered all the same."""
+    """The other pictures are still predicted."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     result = run(broken, folder / "a.png", *POINT, "--json")

@@ -1,4 +1,4 @@
-"""Scenes as files: what calibration and verdict read back is what the scene says."""
+"""Scenes as files: calibration and verdict read back the objects of the scene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The self-test fails closed: what is wrong, or did not finish, is marked and refused."""
+"""The self-test fails closed: wrong or unfinished variants are marked and rejected."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_later_pass_takes_the_mark_away(bundle, sample):
 
 
 def test_a_test_that_takes_the_process_down_has_failed(bundle, sample):
-    """What is on the disk while the graphs run is the verdict if they never return."""
+    """While the graphs run, a failed verdict is on disk in case the process dies."""
 
     def stop(outputs):
         raise KeyboardInterrupt
@@ -221,7 +221,7 @@ def copy_graphs(bundle):
         (addition.folder / file).write_bytes(b"another graph")
 
 
-# A self-test that stops half-way, says so, and goes on when it is told to.
+# A self-test that pauses half-way, prints a line, and continues on command.
 PAUSED = """
 import sys
 from tap_deploy.bundle.bundle import Bundle
@@ -350,7 +350,7 @@ def test_the_command_needs_a_backend_that_is_there(bundle):
 
 
 def spoil_golden(bundle, sample):
-    """Expect other embeddings; every hash fits."""
+    """Change the expected embeddings, with valid hashes."""
     path = bundle.golden_path()
     other = sample.image_embeddings + np.float32(0.5)
     dataclasses.replace(sample, image_embeddings=other).save(path)

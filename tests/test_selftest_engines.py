@@ -111,7 +111,7 @@ def test_engines_for_fewer_prompts_than_the_samples_have(bundle, prompts, points
 
 
 def test_engines_share_one_log(bundle):
-    """TensorRT keeps one logger for the process: the one that came first."""
+    """TensorRT keeps one logger per process, the first one."""
     trt = sys.modules["tensorrt"]
     assert error_log(trt) is error_log(trt)
     log = error_log(trt)
@@ -155,7 +155,7 @@ def test_the_benchmark_runs_engines(bundle):
 
 
 def expect(bundle, sample):
-    """Make a sample the golden one; every hash fits."""
+    """Replace the golden sample, with valid hashes."""
     path = bundle.golden_path()
     sample.save(path)
     name = path.relative_to(bundle.path).as_posix()
@@ -166,7 +166,7 @@ def expect(bundle, sample):
 
 @pytest.mark.parametrize("replay_is_right", [True, False])
 def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
-    """Steps that are right when they are run, and wrong when they are replayed."""
+    """Steps that are right when run and wrong when replayed."""
     if not replay_is_right:
         steps = DeviceCaptioner._step
 
@@ -197,7 +197,7 @@ def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
 
 
 def test_a_pipeline_that_does_not_load_has_failed(bundle, monkeypatch):
-    """The graphs load one by one, but a predictor would not: it is what is to be used."""
+    """Each graph loads on its own, but the predictor fails to load."""
 
     def refuse(self):
         raise SessionError("no memory for the captions")

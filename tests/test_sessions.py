@@ -111,7 +111,7 @@ def test_a_file_of_another_graph_is_refused(micro_bundle):
     ids=["missing", "additional", "renamed", "dtype", "rank"],
 )
 def test_a_file_with_other_outputs_is_refused(micro_bundle, change):
-    """Its inputs are those of the spec, so only the outputs can give it away."""
+    """Its inputs match the spec, so only the outputs differ."""
     spec = micro_bundle.graph_specs()[PROMPT_DECODER]
     wrong = dataclasses.replace(spec, outputs=change(spec.outputs))
     with pytest.raises(SessionError, match=r"graph prompt_decoder: outputs of the file are"):

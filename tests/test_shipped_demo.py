@@ -1,6 +1,6 @@
-"""The demo model as it is shipped: files, size, numbers, and what it sees in its sample pictures.
+"""The shipped demo model: files, size, scores, and results on its sample pictures.
 
-These tests fail where the weights are missing: the package is not whole without them.
+These tests fail without the weights, as the package is incomplete without them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def test_the_card_tells_these_numbers(facts, scores):
 
 
 def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path, monkeypatch, capsys):
-    """Export without any path, every way of asking, and the first program of README.md."""
+    """Export and predict with every kind of prompt, then run the first program of README.md."""
     runner = CliRunner()
     bundle = str(tmp_path / "bundle")
     exported = runner.invoke(main, ["export", "--model", DEMO, "-o", bundle], standalone_mode=False)

@@ -79,7 +79,7 @@ def test_outlier_channels_lose_most_of_their_noise(micro_bundle):
 
 
 def _weight_ratio(weights: np.ndarray, channel: int) -> float:
-    """How much its weights pull the factor of a channel away from the middle one."""
+    """Return the influence of the weights on the factor of a channel, relative to the median."""
     peaks = np.abs(weights).max(axis=1)
     return float(np.sqrt(np.median(peaks) / peaks[channel]))
 

@@ -1,4 +1,4 @@
-"""The fake keeps its promise: what a version lacks cannot be touched."""
+"""The fake rejects everything that a version lacks."""
 
 from __future__ import annotations
 

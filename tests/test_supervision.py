@@ -1,4 +1,4 @@
-"""Detections of the package supervision, held against it."""
+"""Detections of the package supervision, checked with the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each method finds the threshold that is known to be best."""
+"""Each method finds the known best threshold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing counts and summarises; what the clock says is not tested."""
+"""Timing counts and summaries; real times are not tested."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_candidates_take_turns():
 
 
 def test_the_first_calls_warm_up_and_do_not_count(monkeypatch):
-    """A clock that moves by what the calls say they take: 1 s the first time, then 10 ms."""
+    """A fake clock that advances by the duration of each call: first 1 s, then 10 ms."""
     now, calls = 0.0, []
 
     def call():

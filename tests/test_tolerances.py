@@ -1,4 +1,4 @@
-"""The bounds that outputs are held against."""
+"""The tolerances of outputs."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def test_a_choice_of_int8_may_err_by_twice_its_scores(choice, score):
     deviation[score] = {"max": 0.1, "mean": 0.01}
     bounds = tolerances_for("int8", {DEVIATION_KEY: deviation})
     assert bounds[choice].max == pytest.approx(2 * bounds[score].max)
-    deviation[choice] = {"max": 0.5, "mean": 0.5}  # what was measured is allowed in any case
+    deviation[choice] = {"max": 0.5, "mean": 0.5}  # the measured deviation is always allowed
     assert tolerances_for("int8", {DEVIATION_KEY: deviation})[choice].max > 2 * 0.5

@@ -65,7 +65,7 @@ def test_mask_loss_tells_the_masks_of_a_region_apart():
 
 
 def test_a_pixel_covered_in_part_is_best_answered_by_that_part():
-    """Else the edge, where the logits cross 0, would not lie where the object ends."""
+    """Otherwise the edge, where the logits cross 0, would not lie at the edge of the object."""
     target = torch.full((1, 1, 1), 0.25)
     probability = torch.tensor([0.05, 0.15, 0.25, 0.35, 0.5])
     logits = probability.logit().reshape(1, 5, 1, 1)
@@ -166,7 +166,7 @@ def test_cells_belong_to_what_covers_most_of_them():
 
 
 def test_classes_of_a_caption():
-    """Every question has its own count, and 0 stands for what is not said."""
+    """Every part has its own number of classes, and 0 means absent."""
     plain = CaptionParts(name="apple", place="at the top left")
     assert caption_classes(plain) == (0, 0, 0, 0)
     told = CaptionParts(
@@ -284,6 +284,6 @@ def test_neighbor_loss_by_hand():
         head.mark.weight[0, 0], head.mark.bias[0] = 60, -30
         head.name.weight[2, 1] = 30
     assert head.loss(image, token, cells, names).item() == pytest.approx(0, abs=1e-6)
-    # Nobody beside it: the marked cell is one of four that are wrong, and so is the name.
+    # Without a neighbour, the marked cell is one of four wrong ones, and the name is wrong.
     nobody = head.loss(image, token, 0 * cells, torch.tensor([3])).item()
     assert nobody == pytest.approx(4 * 30 / 4 + 30, rel=1e-5)

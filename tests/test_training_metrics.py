@@ -1,4 +1,4 @@
-"""Measures and the evaluation, on cases worked out by hand."""
+"""Metrics and the evaluation, on cases computed by hand."""
 
 from __future__ import annotations
 

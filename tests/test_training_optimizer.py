@@ -1,4 +1,4 @@
-"""The optimizer: which parameters are whose, and what a step of Muon is."""
+"""The optimizer: assignment of parameters, and the update of Muon."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
 
 
 def test_muon_steps_as_that_of_torch_does():
-    """Which iterates in bfloat16: 8 bits of mantissa, so 1 % of a step apart."""
+    """torch iterates in bfloat16 with an 8-bit mantissa, so updates differ by 1 %."""
     torch.manual_seed(0)
     starts = [torch.randn(64, 96), torch.randn(96, 64), torch.randn(64, 96)]
     ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))

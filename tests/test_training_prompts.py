@@ -1,4 +1,4 @@
-"""Prompts to train on stay where they belong."""
+"""Training prompts lie on the right regions."""
 
 from __future__ import annotations
 

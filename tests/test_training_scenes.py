@@ -1,4 +1,4 @@
-"""Scenes: what is in the picture is what the labels say."""
+"""Scenes: the labels match the pictures."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class TestScenes:
 
 
 class Plain:
-    """Stands in for the backgrounds: one grey."""
+    """A uniform grey background."""
 
     def __init__(self, level: int) -> None:
         self.level = level

@@ -1,4 +1,4 @@
-"""A pickle is an attack until it has been shown to hold arrays and plain containers."""
+"""The safe unpickler accepts arrays and plain containers, and rejects attacks."""
 
 from __future__ import annotations
 
@@ -495,7 +495,7 @@ def test_a_long_tuple_in_place_of_a_shape_is_rejected_unread(tmp_path, part):
 
 
 def test_the_pickler_of_the_standard_library_reads_what_is_read_here(tmp_path):
-    # The two machines must agree on what plain pickles mean.
+    # Both unpicklers must agree on plain pickles.
     rng = random.Random(0)
 
     def value(depth: int) -> object:

@@ -1,4 +1,4 @@
-"""The verdict: accuracy first, then whether it pays; fails closed; a report that says why."""
+"""The verdict: accuracy, then speed; it fails closed; the report gives the reasons."""
 
 from __future__ import annotations
 

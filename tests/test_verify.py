@@ -1,4 +1,4 @@
-"""The verdict: it passes what is equal, and fails closed on everything else."""
+"""Verification passes equal outputs and fails closed on everything else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def failed(report):
 
 
 def spoiled(session, tensor, change):
-    """The same session, with one output changed."""
+    """Return the session with one output changed."""
 
     def compute(inputs):
         outputs = session.run(inputs)

@@ -1,4 +1,4 @@
-"""What verification makes of fp16: means beside maxima, and choices that may differ narrowly."""
+"""Verification of fp16: mean and maximum errors, and choices with small margins."""
 
 from __future__ import annotations
 

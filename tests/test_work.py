@@ -1,4 +1,4 @@
-"""The formulas give the work of the graphs that are exported, and that of the reference."""
+"""The formulas match the work of the exported graphs and of the reference."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def operations_by_kernel(model, spec):
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_every_product_of_the_exported_graphs(works, counted, name):
-    """By name: as many operations as onnxruntime does, to the last one."""
+    """Per kernel, the number of operations equals that of onnxruntime exactly."""
     formula = {
         kernel.name: 2 * kernel.multiplications
         for kernel in works[name].kernels
@@ -119,7 +119,7 @@ def test_operations_of_the_reference(model):
         empty(P, N, 2),
         empty(P, N, dtype=torch.int64),
     )
-    # The reference answers with every mask token, and makes the positions of the image anew.
+    # The reference computes every mask token, and recomputes the image's position encoding.
     further, image, channels = c.num_mask_tokens - 1, grid**2, c.image_embed_dim
     names = channels * c.sem_embed_dim + 2 * c.sem_embed_dim**2
     masks = 16 * image * channels // 8

@@ -1,4 +1,4 @@
-"""On the trained demo model: calibration on real pictures passes, on noise it is caught.
+"""On the trained demo model, calibration on real pictures passes and on noise fails.
 
 Floors and method are those of the command. The pictures to judge on are of a split that neither the
 model nor the calibration has seen, with more than 500 regions.
@@ -103,7 +103,7 @@ def test_real_pictures_pass(folder, outcomes):
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 def test_an_nvidia_builder_compiles_what_passed(folder, outcomes, graph):
-    """All three, as engines get them: Q/DQ over fp16. It takes no GPU."""
+    """All three graphs, as used for engines: Q/DQ over fp16. It needs no GPU."""
     pytest.importorskip("tensorrt_rtx")
     bundle = Bundle.open(folder / "bundles/real")
     target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
@@ -119,7 +119,9 @@ def test_noise_fails_closed(folder, outcomes):
     assert Bundle.open(path).manifest.precisions["int8_fp32"]["verdict"]["passed"] is False
     page = (path / "reports/verdict-int8_fp32.html").read_text("utf-8")
     assert 'class="verdict failed"' in page
-    with pytest.raises(TapError, match="failed its accuracy check"):  # and nobody runs it unawares
+    with pytest.raises(
+        TapError, match="failed its accuracy check"
+    ):  # and it cannot be run by accident
         TapPredictor.from_bundle(path, precision="int8")
 
 

@@ -1,4 +1,4 @@
-"""For tests of training: coloured squares and discs, made in no time, a tiny model, an oracle."""
+"""For training tests: fast scenes of coloured squares and discs, a tiny model, an oracle."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def vocabulary() -> Vocabulary:
 
 
 class Oracle:
-    """Knows the scenes, and answers as it is told to."""
+    """A predictor that knows the scenes and returns configured results."""
 
     def __init__(self, source, spoil):
         self._by_image = {}
