@@ -45,7 +45,7 @@ def test_pictures_and_prompts_come_back(tmp_path):
 
 def test_prompts_are_not_overwritten(tmp_path):
     write_pictures([StandInScenes().scene(0)], tmp_path)
-    with pytest.raises(InputError, match=r"has prompts\.json already"):
+    with pytest.raises(InputError, match=r"already contains prompts\.json"):
         write_pictures([StandInScenes().scene(1)], tmp_path)
 
 

@@ -48,7 +48,7 @@ def scores_of(box: PromptScores = GOOD, point: PromptScores = GOOD) -> Scores:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run that has made a report; nothing was learned in it."""
+    """The folder of an untrained run with a report."""
     folder = RunFolder(path=tmp_path_factory.mktemp("training") / "run")
     texts = [item.caption for seed in range(100) for item in StandInScenes().scene(seed).objects]
     folder.begin(TINY, vocabulary(), train_tokenizer(texts, TINY.model.vocab_size))
@@ -144,7 +144,7 @@ def test_the_card_tells_of_every_run_that_led_to_the_weights(run, tmp_path):
     one, two = (line for line in card.splitlines() if re.match(r"\d\. From ", line))
     assert one.startswith("1. From new weights: 60 of 60 steps") and "0.0 hours" in one
     assert two.startswith(f"2. From weights of SHA-256 `{digest}…`: 30 of 30 steps")
-    assert "seed 7" in two and "masks 4," in two and "1.0 hours" in two
+    assert "seed 7" in two and "4 for masks," in two and "1.0 hours" in two
 
 
 def test_a_wrong_export_does_not_look_like_a_missed_target(run, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_wrong_export_does_not_look_like_a_missed_target(run, monkeypatch):
         "tap_deploy.training.scenes.scenes.SceneGenerator", lambda *_: StandInScenes(1)
     )
     result = CliRunner().invoke(shipping.ship_command, [str(run.path)])
-    assert result.exit_code == 2 and "nothing was made: the graphs differ" in result.stderr
+    assert result.exit_code == 2 and "nothing was written: the graphs differ" in result.stderr
 
 
 def test_the_samples_ask_for_the_objects_of_the_scenes(shipped):
@@ -173,7 +173,7 @@ def test_the_samples_ask_for_the_objects_of_the_scenes(shipped):
 
 def test_the_hours_of_a_run_that_was_resumed(run):
     summary = training_summary(run.progress)
-    # 20 * 0.5 + 20 * 0.25 + 20 * 1.0 seconds; what was done twice counts once.
+    # 20 * 0.5 + 20 * 0.25 + 20 * 1.0 seconds; repeated steps count once.
     assert summary == {"step": 60, "steps": 60, "hours": round(35 / 3600, 3)}
 
 
@@ -181,16 +181,16 @@ def test_what_cannot_be_shipped_is_refused(run, tmp_path):
     options = ShipOptions(regions=1, sample_seeds=(0,))
     empty = RunFolder(path=tmp_path / "begun")
     empty.begin(TINY, vocabulary(), run.tokenizer.read_bytes())
-    with pytest.raises(InputError, match="the run has made no report yet"):
+    with pytest.raises(InputError, match="the run has no report yet"):
         ship(empty, tmp_path / "out", StandInScenes(1), options, lambda line: None)
-    with pytest.raises(InputError, match="holds no report of a run"):
+    with pytest.raises(InputError, match="contains no report of a run"):
         training_summary(empty.progress)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"not a folder with tap_demo\.json"):
         ship(run, tmp_path / "precious", StandInScenes(1), options, lambda line: None)
     result = CliRunner().invoke(shipping.ship_command, [str(run.path)], standalone_mode=False)
-    assert "trained a model of other sizes" in str(result.exception)
+    assert "has a model of other sizes" in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 
@@ -235,7 +235,7 @@ def test_missing_weights_are_said(incomplete, command):
 
 
 def test_export_finds_all_files_of_the_demo_model(monkeypatch, tmp_path):
-    """With small files in the place of those of the package."""
+    """Uses small files in place of those in the package."""
     demo = DemoModel(folder=tmp_path)
     save_checkpoint(shipped_state(new_model(TINY.model, 0)), demo.weights)
     for path in (demo.concepts, demo.tokenizer):

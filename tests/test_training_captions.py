@@ -1,4 +1,4 @@
-"""What captions say, and when they would rather say nothing; colours, the tokenizer."""
+"""Rules of captions and their margins; colours; the tokenizer."""
 
 from __future__ import annotations
 
@@ -166,12 +166,12 @@ def test_the_tokenizer_is_the_same_every_time_and_as_large_as_asked():
 
 @pytest.mark.parametrize("vocab_size", [5, 20_000])
 def test_a_tokenizer_of_an_impossible_size_is_refused(vocab_size):
-    with pytest.raises(InputError, match=f"no tokenizer of {vocab_size} pieces"):
+    with pytest.raises(InputError, match=f"no tokenizer with {vocab_size} pieces"):
         train_tokenizer(["a red cat on the left"] * 9, vocab_size)
 
 
 def test_a_tokenizer_of_prose_covers_all_of_its_characters(tmp_path):
-    """The stand-ins of published files have one too: any text will do."""
+    """The synthetic assets use a tokenizer trained on arbitrary text."""
     lines = ["Größe ≤ 12 MB → `tap_demo`", "the quick brown fox", "jumps over the lazy dog"]
     (tmp_path / "tokenizer.model").write_bytes(train_tokenizer(lines * 3, 64))
     encoder = CaptionEncoder(tmp_path / "tokenizer.model", 60)

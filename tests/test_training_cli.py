@@ -1,4 +1,4 @@
-"""``python -m tap_deploy.training``: begin, stop, go on."""
+"""``python -m tap_deploy.training``: start, stop, resume."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_run_is_begun_stopped_and_finished(run, tmp_path):
 
 
 def test_a_run_cannot_change_halfway(run, tmp_path):
-    with pytest.raises(InputError, match=r"holds no training run .* begin one first"):
+    with pytest.raises(InputError, match=r"contains no training run .* start one"):
         run("--resume")
     run("--steps", "1", "--held-out-regions", "2")
     with pytest.raises(InputError, match=r"^--learning-rate cannot change"):
@@ -125,7 +125,9 @@ def test_only_the_length_of_a_run_can_change(run, tmp_path):
     run("--steps", "2", "--regions-per-picture", "3", "--held-out-regions", "2")
     config = json.loads((tmp_path / "run/training.json").read_text())
     assert config["regions_per_picture"] == 3
-    with pytest.raises(InputError, match="--steps is 1; expected at least 2, which are done"):
+    with pytest.raises(
+        InputError, match="--steps is 1; expected at least 2, the steps done so far"
+    ):
         run("--resume", "--steps", "1")
     more = run("--resume", "--steps", "4", "--report-every", "1", "--held-out-regions", "2")
     assert [line.split()[0] for line in more.splitlines()] == ["3/4", "4/4"]

@@ -55,7 +55,7 @@ def test_names_come_in_the_order_of_the_scenes(monkeypatch):
 
 def test_a_name_without_a_vector(monkeypatch):
     monkeypatch.setattr(concept_space, "OBJECT_NAMES", ("apple", "unicorn"))
-    with pytest.raises(InputError, match=r"'unicorn' for one.*scripts/make_concepts.py"):
+    with pytest.raises(InputError, match=r"such as 'unicorn'.*scripts/make_concepts.py"):
         concept_vocabulary()
 
 

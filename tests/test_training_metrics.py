@@ -137,7 +137,7 @@ def test_cider_of_identical_captions_is_10():
 def test_cider_needs_a_reference_for_everything():
     with pytest.raises(InputError, match="2 captions and 1 lists"):
         cider_d(["a", "b"], [["a"]])
-    with pytest.raises(InputError, match="none empty"):
+    with pytest.raises(InputError, match="one non-empty list per caption"):
         cider_d(["a"], [[]])
 
 

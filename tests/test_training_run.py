@@ -1,4 +1,4 @@
-"""The trainer: losses fall, a run goes on exactly where it stopped, the result is a checkpoint."""
+"""The trainer: losses fall, runs resume exactly, and the result is a checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUIET = RunOptions(workers=0, report_every=10, held_out_regions=4)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Such small models only lose time by sharing work, most of all on a busy machine."""
+    """More threads slow such small models down, most of all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -112,7 +112,7 @@ def test_a_batch_tells_the_neighbor_that_a_caption_names(captions):
         if batch.concepts[row] == first.name_index:
             assert batch.neighbor_names[row] == second.name_index
             assert batch.neighbor_cells[row].sum() * 16**2 == second.mask.sum()
-        else:  # its own caption tells a place
+        else:  # its caption gives a place
             assert batch.neighbor_names[row] == len(NAMES)
             assert not batch.neighbor_cells[row].any()
 
@@ -128,7 +128,7 @@ def test_batches_depend_on_seed_and_step_alone(maker, captions):
         assert not torch.equal(maker[5].point_coords, changed.point_coords)
 
 
-# torch warns of more workers than cores; their order is what is tested.
+# torch warns of more workers than cores; the test checks their order.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_bring_the_batches_in_order(maker):
     first_step = TINY.steps - 5
@@ -231,7 +231,7 @@ def test_a_run_may_become_shorter_or_longer(maker, tmp_path):
     expected = TINY.learning_rate * (1 + np.cos(np.pi * 3 / 11)) / 2
     assert shorter.optimizer.learning_rate == pytest.approx(expected)
     too_short = Trainer(dataclasses.replace(TINY, steps=7), vocabulary(), CPU)
-    with pytest.raises(CheckpointError, match="has 8 steps behind it; expected at most 7"):
+    with pytest.raises(CheckpointError, match="has done 8 steps; expected at most 7"):
         too_short.load(tmp_path / "state.pt")
 
 
@@ -262,7 +262,7 @@ def test_the_average_follows_weights_and_batch_statistics():
 
 
 def test_the_averaged_model_works_in_evaluation_mode(trained, maker):
-    """With running statistics instead of those of the batch: only sane ones give the same loss."""
+    """Running statistics replace batch statistics; the loss stays equal only if they are right."""
     trainer, losses = trained
     objective = Objective(
         TINY, trainer.averaged_model, trainer.objective.heads, trainer.objective.concepts
@@ -338,9 +338,9 @@ def test_a_run_can_be_asked_to_stop(folder):
 
 
 def test_folders_are_not_begun_twice_and_not_resumed_without_a_run(folder, tmp_path):
-    with pytest.raises(InputError, match="holds a training run already; pass --resume"):
+    with pytest.raises(InputError, match="already contains a training run; pass --resume"):
         folder.begin(TINY, vocabulary(), b"")
-    with pytest.raises(InputError, match=r"holds no training run .* begin one first"):
+    with pytest.raises(InputError, match=r"contains no training run .* start one"):
         RunFolder(path=tmp_path / "nothing").read_config()
     assert folder.read_config() == dataclasses.replace(TINY, steps=4)
 

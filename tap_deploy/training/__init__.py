@@ -1,4 +1,4 @@
-"""Training a small TAP of one's own on made scenes: scenes, objective, trainer.
+"""Trains a small TAP on synthetic scenes: scenes, objective, trainer.
 
-Nothing outside imports this at module level: it needs the ``train`` extra.
+It needs the ``train`` extra, so no other package imports it at module level.
 """

@@ -1,4 +1,4 @@
-"""``python -m tap_deploy.training``: train the demo model, in one go or in pieces."""
+"""``python -m tap_deploy.training``: trains the demo model, in one or several sessions."""
 
 from __future__ import annotations
 
@@ -40,28 +40,32 @@ _CHANGEABLE = (
 @click.option(
     "-o", "--output", type=click.Path(path_type=pathlib.Path), required=True, help="Run folder."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
-@click.option("--minutes", type=click.FloatRange(min=0), help="Stop after so long, to be resumed.")
+@click.option("--resume", is_flag=True, help="Resume the run in the folder.")
+@click.option("--minutes", type=click.FloatRange(min=0), help="Stop after this time, resumable.")
 @click.option(
     "--weights",
     type=click.Path(path_type=pathlib.Path),
-    help="Checkpoint that a new run begins with, such as one of an earlier run.",
+    help="Initial checkpoint of a new run, such as one of an earlier run.",
 )
 @click.option("--steps", type=int, help="Length of the run; may change with --resume.")
-@click.option("--seed", type=int, help="Of weights, scenes and prompts of a new run.")
-@click.option("--learning-rate", type=float, help="The highest of a new run.")
-@click.option("--mask-weight", type=float, help="Of the mask losses of a new run.")
-@click.option("--caption-weight", type=float, help="Of the captions of a new run.")
-@click.option("--dense-weight", type=float, help="Of the auxiliary heads of a new run.")
-@click.option("--pictures-per-step", type=int, help="Scenes in a batch of a new run.")
-@click.option("--regions-per-picture", type=int, help="Prompts on each scene of a new run.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the products in a new run.")
+@click.option("--seed", type=int, help="Seed of weights, scenes and prompts of a new run.")
+@click.option("--learning-rate", type=float, help="Peak learning rate of a new run.")
+@click.option("--mask-weight", type=float, help="Weight of the mask losses of a new run.")
+@click.option("--caption-weight", type=float, help="Weight of the caption loss of a new run.")
+@click.option("--dense-weight", type=float, help="Weight of the auxiliary heads of a new run.")
+@click.option("--pictures-per-step", type=int, help="Scenes per batch of a new run.")
+@click.option("--regions-per-picture", type=int, help="Prompts per scene of a new run.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Dtype of matrix products of a new run.")
 @click.option("--device", help="Default: cuda if there is a GPU, else cpu.")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; default: all usable cores."
 )
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Scene makers."
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Processes that make scenes.",
 )
 @click.option("--report-every", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--held-out-regions", type=click.IntRange(min=1), default=100, show_default=True)
@@ -77,13 +81,13 @@ def train_command(
     held_out_regions: int,
     **changes: Any,
 ) -> None:
-    """Train a small TAP on made scenes. One line of progress is printed per report.
+    """Train a small TAP on synthetic scenes. Prints one line per report.
 
-    A run can be stopped with Ctrl-C, and goes on with --resume.
+    Ctrl-C stops a run; --resume continues it.
     """
     folder = RunFolder(path=output)
     given = {name: changes[name] for name in _CHANGEABLE}
-    # Nothing is begun that could not go on here.
+    # Check the device and the scenes first: a new run must be able to continue here.
     where = _device(device)
     size = (folder.read_config() if resume else _new_config(given)).model.image_size
     scenes, held_out = SceneGenerator("train", size), SceneGenerator("validation", size)
@@ -105,7 +109,7 @@ def _device(name: str | None) -> torch.device:
     try:
         torch.empty(0, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError) as exc:  # the latter from a build without CUDA
+    except (RuntimeError, AssertionError) as exc:  # AssertionError: a build without CUDA
         raise InputError(f"device {name!r} cannot be used here: {first_line(exc)}") from exc
 
 
@@ -119,14 +123,14 @@ def begin_or_check(
     changes: dict[str, Any],
     weights: pathlib.Path | None = None,
 ) -> None:
-    """Begin a run with some numbers changed, or make sure that there is one to go on with.
+    """Start a new run with some settings changed, or check that a run can be resumed.
 
-    A run that goes on may get another length, as long as it is not over by then.
+    A resumed run may get another number of steps, but not less than it has done.
 
     Raises:
-        InputError: other numbers or the first weights were changed for a run that goes on, or
-            fewer steps were asked for than were done, or see ``RunFolder``.
-        CheckpointError: the state of the run is broken, or the weights are.
+        InputError: settings other than the steps, or initial weights, are given for a resumed run;
+            or the steps are fewer than those done; or see ``RunFolder``.
+        CheckpointError: the state of the run or the weights are corrupt.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     steps = given.pop("steps", None) if resume else None
@@ -137,19 +141,19 @@ def begin_or_check(
     elif given or weights is not None:
         names = [*given, *([] if weights is None else ["weights"])]
         options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-        raise InputError(f"{options} cannot change in a run that goes on; leave it out")
+        raise InputError(f"{options} cannot change in a resumed run; leave it out")
     if steps is not None:
         done = steps_done(folder.state) if folder.state.exists() else 0
         if steps < done:
-            raise InputError(f"--steps is {steps}; expected at least {done}, which are done")
+            raise InputError(f"--steps is {steps}; expected at least {done}, the steps done so far")
         folder.change_steps(steps)
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """Return a function that tells whether the user or the system has asked the run to stop.
+    """Return a function that tells whether the run has been asked to stop.
 
-    The first SIGINT or SIGTERM is only taken note of, so that the run ends between two steps; a
-    second one ends it at once.
+    The first SIGINT or SIGTERM sets a flag, so that the run ends between two steps; a second one
+    ends it at once.
     """
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""TrainingConfig: the numbers in which training runs may differ."""
+"""TrainingConfig: the settings of a training run."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ DEMO_MODEL = VARIANTS[DEMO]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What is trained, on how much, and how.
+    """Settings of a training run.
 
     Attributes:
-        model: sizes of the model.
-        seed: of weights, scenes and prompts; together with a step it decides on a batch.
-        steps: length of the run, in steps; the learning rate has fallen to 0 at its end.
-        pictures_per_step: B, scenes in a batch.
-        regions_per_picture: R, prompts on each; B * R = P regions in a batch.
-        learning_rate: of Muon and AdamW, at its highest; see ``optimizer.py``.
-        warmup_steps: steps in which the learning rate rises from 0.
-        weight_decay: of both, on every parameter. Biases too: without it, a QK product can
-            outgrow float16 (TAP v1.0 did).
-        max_gradient_norm: gradients are clipped to this length.
-        average_decay: of the moving average of the weights, which is what is kept in the end.
-        mask_weight: of focal and dice loss. Outlines take longest to learn.
-        iou_weight: of the squared error of the IoU predictions.
-        concept_weight: of the KL divergence in the concept space.
-        caption_weight: of the cross-entropy of the captions.
-        dense_weight: of the questions of both auxiliary heads, at first.
-        dense_fade_from: part of the run, 0..1, after which that weight falls.
-        dense_fade_to: part of the run, 0..1, from which on it is 0.
-        box_noise: the edges of a box prompt move by up to this part of its sides.
-        max_extra_points: most points that the second stage adds to a prompt.
-        sketch_share: part of the prompts, 0..1, whose extra points are drawn from the object
-            rather than from the error, as those of a sketch are.
-        dtype: of the products: ``float32``, ``bfloat16``, or ``auto``: bfloat16 on a GPU.
+        model: configuration of the model.
+        seed: seed of weights, scenes and prompts; together with the step it determines a batch.
+        steps: length of the run, steps; the learning rate falls to 0 at its end.
+        pictures_per_step: scenes per batch, B.
+        regions_per_picture: prompts per scene, R; a batch has P = B * R regions.
+        learning_rate: peak learning rate of Muon and AdamW; see ``optimizer.py``.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: weight decay of all parameters. It includes biases: without it, a QK product
+            can exceed the range of float16, as in TAP v1.0.
+        max_gradient_norm: gradients are clipped to this norm.
+        average_decay: decay of the moving average of the weights, which is the final model.
+        mask_weight: weight of focal and dice loss. Outlines take longest to learn.
+        iou_weight: weight of the squared error of IoU predictions.
+        concept_weight: weight of the KL divergence in the concept space.
+        caption_weight: weight of the cross-entropy of captions.
+        dense_weight: initial weight of the auxiliary heads.
+        dense_fade_from: fraction of the run, 0..1, from which ``dense_weight`` falls.
+        dense_fade_to: fraction of the run, 0..1, from which ``dense_weight`` is 0.
+        box_noise: maximum shift of the edges of a box prompt, as a fraction of its sides.
+        max_extra_points: maximum number of points that the second stage adds to a prompt.
+        sketch_share: fraction of prompts, 0..1, whose extra points are drawn from the object, as
+            in a sketch, and not from the error.
+        dtype: dtype of matrix products: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 on a
+            GPU.
 
     Raises:
-        InputError: a number is out of its range.
+        InputError: a value is out of range.
     """
 
     model: TapConfig = DEMO_MODEL
@@ -85,7 +86,7 @@ class TrainingConfig:
         for name in ("learning_rate", "max_gradient_norm"):
             self._require_range(name, 1e-12, math.inf)
         self._require_range("average_decay", 0, 1 - 1e-9)
-        self._require_range("box_noise", 0, 0.4)  # beyond it, edges could change places
+        self._require_range("box_noise", 0, 0.4)  # from 0.5 on, opposite edges could cross
         for name in ("dense_fade_from", "dense_fade_to", "sketch_share"):
             self._require_range(name, 0, 1)
         if self.dense_fade_from > self.dense_fade_to:
@@ -103,14 +104,14 @@ class TrainingConfig:
             raise InputError(f"{name} is {value}; expected at least {low:g}{upper}")
 
     def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: linear up, then half a cosine."""
+        """Return the learning rate of a step, counted from 0: linear warm-up, cosine decay."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
     def dense_weight_at(self, step: int) -> float:
-        """Return the weight of the auxiliary heads in a step, counted from 0."""
+        """Return the weight of the auxiliary heads at a step, counted from 0."""
         part = step / self.steps
         if part < self.dense_fade_from:
             return self.dense_weight
@@ -120,7 +121,7 @@ class TrainingConfig:
         return self.dense_weight * left
 
     def average_decay_at(self, step: int) -> float:
-        """Return the decay of the moving average in a step: lower at first, to forget noise."""
+        """Return the decay of the moving average at a step; it is lower at first, to skip noise."""
         return min(self.average_decay, (1 + step) / (10 + step))
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,13 +130,13 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> TrainingConfig:
-        """Build a config from what ``to_dict`` gave.
+        """Return the config from the result of ``to_dict``.
 
         Raises:
-            InputError: not an object, a field is unknown or missing, or out of its range.
+            InputError: the value is not an object, or a field is unknown, missing or out of range.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise InputError(f"training config holds {found}; expected exactly {sorted(names)}")
+            raise InputError(f"training config contains {found}; expected exactly {sorted(names)}")
         return cls(**values | {"model": TapConfig.from_dict(values["model"])})

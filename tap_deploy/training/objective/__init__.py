@@ -1,1 +1,1 @@
-"""What is learned: batches, prompts, heads and losses."""
+"""The training objective: batches, prompts, heads and losses."""

@@ -1,4 +1,4 @@
-"""Batches: scenes as tensors, each a function of the seed and the step alone."""
+"""Batches of scenes as tensors, determined by seed and step."""
 
 from __future__ import annotations
 
@@ -23,27 +23,30 @@ from tap_deploy.training.words.caption_tokenizer import CaptionEncoder
 if TYPE_CHECKING:
     from tap_deploy.training.scenes.scenes import Scene, SceneObject
 
-_SCENES_A_SEED = 10**9  # runs with different seeds share no scene before they have drawn so many
+_SCENES_A_SEED = 10**9  # scenes per seed; runs with different seeds share none below this number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """B pictures with R regions each, P = B * R; region p lies on picture p // R.
+    """B pictures with R regions each, P = B * R; region p belongs to picture p // R.
 
-    images: uint8 BGR ``[B, H, W, 3]``, the model frame.
-    point_coords: float32 ``[P, 2, 2]`` XY, pixels of the model frame: the first prompts.
-    point_labels: int64 ``[P, 2]``, see ``PointLabel``.
-    targets: float32 ``[P, S, S]``, the part of each low-resolution pixel that the object covers.
-    concepts: int64 ``[P]``, which of the names it has.
-    caption_ids: int64 ``[P, L]``, BOS, the caption, EOS and padding.
-    cell_classes: int64 ``[B, grid, grid]``, the name of the object that covers most of a cell,
-        or the number of names where none does.
-    cell_captions: int64 ``[B, n, grid, grid]``, the ``caption_classes`` of that object, or
-        ``NOTHING`` where there is none.
-    outlines: float32 ``[B, 2, S, S]``, see ``outline_maps``.
-    neighbor_cells: float32 ``[P, grid, grid]``, the part of each cell that the neighbour covers,
-        if the caption names one.
-    neighbor_names: int64 ``[P]``, which of the names that has; the number of names for none.
+    Attributes:
+        images: pictures in the model frame, BGR uint8 ``[B, H, W, 3]``.
+        point_coords: first prompts XY, pixels of the model frame, float32 ``[P, 2, 2]``.
+        point_labels: labels of the points, see ``PointLabel``, int64 ``[P, 2]``.
+        targets: fraction of each low-resolution pixel that the object covers, 0..1, float32
+            ``[P, S, S]``.
+        concepts: index of the object's name, int64 ``[P]``.
+        caption_ids: BOS, the caption, EOS and padding, int64 ``[P, L]``.
+        cell_classes: index of the name of the object that covers most of a cell, or the number
+            of names for the background, int64 ``[B, grid, grid]``.
+        cell_captions: ``caption_classes`` of that object, or ``NOTHING`` for the background, int64
+            ``[B, n, grid, grid]``.
+        outlines: see ``outline_maps``, float32 ``[B, 2, S, S]``.
+        neighbor_cells: fraction of each cell that the neighbour named in the caption covers; 0
+            without one, float32 ``[P, grid, grid]``.
+        neighbor_names: index of the neighbour's name, or the number of names without one, int64
+            ``[P]``.
     """
 
     images: torch.Tensor
@@ -60,7 +63,7 @@ class Batch:
 
     @property
     def regions_per_picture(self) -> int:
-        """Return R."""
+        """Regions per picture R."""
         return len(self.concepts) // len(self.images)
 
     def to(self, device: torch.device) -> Batch:
@@ -70,7 +73,7 @@ class Batch:
 
 
 class BatchMaker(Dataset[Batch]):
-    """The batch of every step; the index is the step, counted from 0."""
+    """Data set of batches; the index is the step, counted from 0."""
 
     def __init__(
         self, config: TrainingConfig, scenes: SceneSource, captions: CaptionEncoder
@@ -81,7 +84,7 @@ class BatchMaker(Dataset[Batch]):
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Make the batch of a step."""
+        """Return the batch of a step."""
         count = self.config.pictures_per_step
         first_seed = self.config.seed * _SCENES_A_SEED + step * count
         rng = np.random.default_rng([self.config.seed, step])
@@ -97,7 +100,7 @@ class BatchMaker(Dataset[Batch]):
         return self._batch(scenes, flat, prompts)
 
     def _regions(self, scene: Scene, rng: np.random.Generator) -> list[SceneObject]:
-        """Pick R objects; all of them once before any comes again with another prompt."""
+        """Return R random objects; an object repeats only after all others were chosen."""
         order = rng.permutation(len(scene.objects))
         return [scene.objects[i] for i in np.resize(order, self.config.regions_per_picture)]
 
@@ -135,7 +138,7 @@ class BatchMaker(Dataset[Batch]):
         return coverage(neighbor.mask, grid), neighbor.name_index
 
     def _caption_ids(self, regions: Sequence[SceneObject]) -> torch.Tensor:
-        """Encode the captions, in rows as long as the longest needs: there is no time to waste."""
+        """Return the encoded captions; rows are only as long as the longest, to save time."""
         ids = self.captions.encode([region.caption for region in regions])
         longest = int((ids != self.captions.pad_id).sum(axis=1).max())
         return torch.from_numpy(ids[:, :longest])
@@ -151,11 +154,11 @@ class BatchMaker(Dataset[Batch]):
 
 
 def neighbor_of(item: SceneObject, objects: Sequence[SceneObject]) -> SceneObject | None:
-    """Return the object that the caption of another one names, if any.
+    """Return the object that the caption of another one names; None if it names none.
 
     Args:
-        item: which has the caption.
-        objects: of the scene; no two have the same name.
+        item: the object with the caption.
+        objects: all objects of the scene; their names differ.
     """
     named = [other for other in objects if other.name == item.parts.neighbor]
     return named[0] if named else None
@@ -165,9 +168,9 @@ def batches_from(maker: BatchMaker, first_step: int, workers: int) -> Iterator[B
     """Yield the batches from a step to the end of the run, in order.
 
     Args:
-        maker: makes them.
-        first_step: counted from 0.
-        workers: processes that work ahead; 0 makes each batch when it is asked for.
+        maker: makes the batches.
+        first_step: first step, counted from 0.
+        workers: processes that make batches ahead; 0 makes each batch on demand.
     """
     loader = DataLoader(
         maker,

@@ -1,4 +1,4 @@
-"""Captions as classes: what the auxiliary head is asked about the object under a cell."""
+"""Captions as classes, which the auxiliary head predicts for the object in each cell."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CLASS_COUNTS: tuple[int, ...] = (len(_SIZES), len(_COLORS), len(_WHERE), len(_NE
 def caption_classes(parts: CaptionParts) -> tuple[int, ...]:
     """Return the classes of size, colour, place or relation, and neighbour.
 
-    Each is below its entry in ``CLASS_COUNTS``. The name is left out: it is asked of every cell
-    in any case.
+    Each is below its entry in ``CLASS_COUNTS``. The name is left out, because it is predicted
+    separately for every cell.
     """
     return (
         _SIZES.index(parts.size),

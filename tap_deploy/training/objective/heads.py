@@ -1,9 +1,9 @@
-"""The auxiliary head: what lies under each cell of the grid. It helps training, and is dropped.
+"""Auxiliary heads, which speed up training and are dropped afterwards.
 
-Names reach the image embeddings only through a few tokens, and for a long time by chance.
-Asking every cell for the name of what it shows teaches them from the first step. In the same
-way, asking every cell what a caption tells of its object (how large it is, and what it is left
-of) teaches what captions need, and asking where in it an object ends what masks need.
+Without them, gradients of names reach the image embeddings only through a few tokens, and names
+are learned late. Classifying every grid cell by the name of its object supervises the embeddings
+from the first step. In the same way, predicting the parts of the caption (such as size or
+neighbour) per cell helps captions, and predicting outlines per cell helps masks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.nn import functional as F
 from tap_deploy.config import MASK_UPSCALE
 from tap_deploy.training.objective.caption_classes import CLASS_COUNTS
 
-_CELLS_WEIGHT = 4.0  # beside the names: most cells are easy, so their mean is small
+_CELLS_WEIGHT = 4.0  # relative to names: most cells are easy, so the mean is small
 
 
-NOTHING = -100  # in place of a class: the question is not asked
+NOTHING = -100  # class of cells that are ignored
 
 _OUTLINE_MAPS = 2
-_OUTLINE_WEIGHT = 2.0  # beside the names: most pixels are easy, so its mean is small
-_CAPTION_WEIGHT = 0.5  # of each of its questions
+_OUTLINE_WEIGHT = 2.0  # relative to names: most pixels are easy, so the mean is small
+_CAPTION_WEIGHT = 0.5  # relative to names, per class
 
 
 class DenseHead(nn.Module):
-    """Linear classifiers on every cell of the image embeddings."""
+    """Linear classifiers of names, caption parts and outlines on every cell of the embeddings."""
 
     def __init__(self, image_embed_dim: int, num_names: int) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class DenseHead(nn.Module):
         captions: torch.Tensor,
         outlines: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross-entropies over all cells and, weighted, over all low-resolution pixels, a scalar.
+        """Return the weighted sum of the cross-entropies of the three classifiers, a scalar.
 
         Args:
             image_embeddings: float ``[B, C, grid, grid]``.
-            classes: int64 ``[B, grid, grid]``, a name, or K for the background.
-            captions: int64 ``[B, n, grid, grid]``, the ``caption_classes`` of the object, or
-                ``NOTHING`` on the background.
-            outlines: float ``[B, 2, S, S]``, see ``outline_maps``.
+            classes: index of a name, or K for the background, int64 ``[B, grid, grid]``.
+            captions: ``caption_classes`` of the object, or ``NOTHING`` for the background, int64
+                ``[B, n, grid, grid]``.
+            outlines: see ``outline_maps``, float ``[B, 2, S, S]``.
         """
         found = F.pixel_shuffle(self.outline(image_embeddings).float(), MASK_UPSCALE)
         outline_loss = F.binary_cross_entropy_with_logits(found, outlines)
@@ -61,7 +61,7 @@ class DenseHead(nn.Module):
         return class_loss + _CAPTION_WEIGHT * caption_loss + _OUTLINE_WEIGHT * outline_loss
 
     def _caption_loss(self, embeddings: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the questions, each a mean over the cells of objects."""
+        """Return the sum over the caption classes, each a mean over the cells with objects."""
         questions = self.describe(embeddings).float().split(CLASS_COUNTS, dim=1)
         count = (captions[:, 0] != NOTHING).sum().clamp(min=1)
         losses = [
@@ -72,13 +72,13 @@ class DenseHead(nn.Module):
 
 
 def cell_owners(masks: Sequence[npt.NDArray[np.bool_]], grid: int) -> npt.NDArray[np.int64]:
-    """Return which mask covers most of each cell, int64 ``[grid, grid]``.
+    """Return the index of the mask that covers most of each cell, int64 ``[grid, grid]``.
 
-    It is -1 where none covers more than is left over.
+    It is -1 where no mask covers more than the background.
 
     Args:
-        masks: bool [S, S] each, S a multiple of ``grid``; they do not overlap.
-        grid: cells along a side.
+        masks: masks that do not overlap, bool [S, S] each; S is a multiple of ``grid``.
+        grid: cells per side.
     """
     if not masks:
         return np.full((grid, grid), -1)
@@ -89,15 +89,15 @@ def cell_owners(masks: Sequence[npt.NDArray[np.bool_]], grid: int) -> npt.NDArra
 
 
 def outline_maps(masks: Sequence[npt.NDArray[np.bool_]], size: int) -> npt.NDArray[np.float32]:
-    """Return where objects are and where they end, float32 ``[2, size, size]``, 0..1.
+    """Return maps of objects and of their outlines, float32 ``[2, size, size]``, 0..1.
 
-    The first map is the part of a pixel that any object covers. The second one is the part that
-    is not of whatever covers most of it, be it an object or the background: it is above 0 where
-    an outline runs, also one between two objects.
+    The first map is the fraction of a pixel that objects cover. The second is one minus the
+    fraction of the object or background that covers most of the pixel: it is above 0 on outlines,
+    including those between two objects.
 
     Args:
-        masks: bool [S, S] each, S a multiple of ``size``; they do not overlap.
-        size: pixels along a side.
+        masks: masks that do not overlap, bool [S, S] each; S is a multiple of ``size``.
+        size: pixels per side.
     """
     if not masks:
         return np.zeros((_OUTLINE_MAPS, size, size), np.float32)
@@ -108,11 +108,11 @@ def outline_maps(masks: Sequence[npt.NDArray[np.bool_]], size: int) -> npt.NDArr
 
 
 def coverage(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.float32]:
-    """Return the part of each cell that a mask covers, float32 [size, size].
+    """Return the fraction of each cell that a mask covers, float32 [size, size].
 
     Args:
-        mask: bool [S, S], S a multiple of ``size``.
-        size: cells along a side.
+        mask: bool [S, S]; S is a multiple of ``size``.
+        size: cells per side.
     """
     step = mask.shape[0] // size
     cells = mask.reshape(size, step, size, step)
@@ -121,11 +121,11 @@ def coverage(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.float32]:
 
 
 class NeighborHead(nn.Module):
-    """Linear classifiers on what the transformer of the image decoder makes for a prompt.
+    """Linear classifiers of the neighbour on the outputs of the image decoder's transformer.
 
     Args:
-        image_embed_dim: C.
-        num_names: K.
+        image_embed_dim: number of channels C.
+        num_names: number of names K.
     """
 
     def __init__(self, image_embed_dim: int, num_names: int) -> None:
@@ -136,14 +136,14 @@ class NeighborHead(nn.Module):
     def loss(
         self, image: torch.Tensor, tokens: torch.Tensor, cells: torch.Tensor, names: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropies over all cells, weighted, and over all names, a scalar.
+        """Return the weighted sum of the cross-entropies over cells and over names, a scalar.
 
         Args:
-            image: float ``[P, grid * grid, C]``, the image side of the transformer.
-            tokens: float ``[P, C]``, the semantic token of each region.
-            cells: float ``[P, grid, grid]``, the part of each cell that the neighbour covers: 0
-                everywhere if the caption names no neighbour.
-            names: int64 ``[P]``, which of the names the neighbour has; K for none.
+            image: image side of the transformer, float ``[P, grid * grid, C]``.
+            tokens: semantic token of each region, float ``[P, C]``.
+            cells: fraction of each cell that the neighbour covers; 0 if the caption names no
+                neighbour, float ``[P, grid, grid]``.
+            names: index of the neighbour's name; K without one, int64 ``[P]``.
         """
         marks = self.mark(image).squeeze(2).float()  # [P, grid * grid]
         cell_loss = F.binary_cross_entropy_with_logits(marks, cells.flatten(1))

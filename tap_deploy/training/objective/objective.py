@@ -1,4 +1,4 @@
-"""The joint objective: one batch through the model in two stages, to one number."""
+"""The joint objective: the total loss of a batch over two prompt stages."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ from tap_deploy.training.objective.losses import (
 )
 from tap_deploy.training.objective.prompt_sampling import extra_points
 
-_POINTS_SEED = 7  # keeps the draws of the second stage apart from other uses of the seed
+_POINTS_SEED = 7  # separates the random numbers of the second stage from other uses of the seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Losses:
-    """The terms of the objective, scalars, each a mean over both stages.
+    """The terms of the objective, scalar tensors.
 
-    ``total`` is their sum with the weights of the config; only it has a gradient. Those of the
-    auxiliary heads are 0 where their weight is.
+    Attributes:
+        total: sum of the terms with the weights of the config; only it has a gradient.
+        mask: focal and dice loss, mean over both stages.
+        iou: squared error of IoU predictions, mean over both stages.
+        concept: KL divergence of concepts, mean over both stages.
+        caption: cross-entropy of captions, mean over both stages.
+        dense: loss of ``DenseHead``; 0 if ``dense_weight`` is 0.
+        neighbor: loss of ``NeighborHead``, mean over both stages; 0 if ``dense_weight`` is 0.
     """
 
     total: torch.Tensor
@@ -42,25 +48,34 @@ class Losses:
     neighbor: torch.Tensor
 
     def terms(self) -> dict[str, torch.Tensor]:
-        """Return everything by name, without gradients."""
+        """Return all terms by name, without gradients."""
         names = [field.name for field in dataclasses.fields(self)]
         return {name: getattr(self, name).detach() for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Stage:
-    """What one pass of the decoders gives: the terms, and the masks for the next pass."""
+    """Result of one pass of the decoders.
+
+    Attributes:
+        mask: focal and dice loss, scalar.
+        iou: squared error of IoU predictions, scalar.
+        concept: KL divergence of concepts, scalar.
+        caption: cross-entropy of captions, scalar.
+        neighbor: loss of ``NeighborHead``, scalar.
+        logits: mask of the token with the lowest mask loss, for the next pass, ``[P, S, S]``.
+    """
 
     mask: torch.Tensor
     iou: torch.Tensor
     concept: torch.Tensor
     caption: torch.Tensor
     neighbor: torch.Tensor
-    logits: torch.Tensor  # [P, S, S] of the token that has the lowest mask loss
+    logits: torch.Tensor
 
 
 class AuxiliaryHeads(nn.Module):
-    """What is asked beside the answers: of the image embeddings, and of the image decoder."""
+    """The auxiliary heads on the image embeddings and on the image decoder."""
 
     def __init__(self, image_embed_dim: int, num_names: int) -> None:
         super().__init__()
@@ -69,7 +84,7 @@ class AuxiliaryHeads(nn.Module):
 
 
 class Objective(nn.Module):
-    """The model, the auxiliary heads and the concepts, as far as the loss is concerned."""
+    """Computes the losses from the model, the auxiliary heads and the concepts."""
 
     def __init__(
         self, config: TrainingConfig, model: TapModel, heads: AuxiliaryHeads, concepts: ConceptSpace
@@ -81,10 +96,10 @@ class Objective(nn.Module):
         """Return the losses of a batch.
 
         Args:
-            batch: on the device of the model.
-            step: counted from 0; it decides on the weight of the auxiliary head and seeds the
-                points of the second stage.
-            dtype: of the products, float32 or bfloat16.
+            batch: batch on the device of the model.
+            step: step, counted from 0; it determines the weight of the auxiliary heads and seeds
+                the points of the second stage.
+            dtype: dtype of matrix products, float32 or bfloat16.
         """
         with self._autocast(batch, dtype):
             images = self.model.encode_image(batch.images)  # [B, C, grid, grid]
@@ -113,8 +128,8 @@ class Objective(nn.Module):
         lowest, best = losses.min(dim=1)
         rows = torch.arange(len(best), device=best.device)
         predictions = outputs.iou_predictions.float()
-        # Names and captions are asked of the token that will be asked later on, too. It need not
-        # be the best one: which that is can only be known here.
+        # Train names and captions on the token that is selected at inference. It may differ from
+        # the best one, which is known only with the target.
         chosen = predictions.detach().masked_fill(~answering, -torch.inf).argmax(dim=1)
         return _Stage(
             mask=lowest.mean(),
@@ -136,9 +151,9 @@ class Objective(nn.Module):
         labels: torch.Tensor,
         dtype: torch.dtype,
     ) -> tuple[PromptOutputs, torch.Tensor]:
-        """As ``TapModel.decode_prompts``, and the image side of the transformer.
+        """Return the result of ``TapModel.decode_prompts``, and the transformer's image side.
 
-        Fourier features need float32 at any dtype.
+        Fourier features need float32 in every mode.
         """
         decoder = self.model.image_decoder
         sparse = self.model.prompt_encoder(coords, labels)

@@ -1,4 +1,4 @@
-"""Prompts to train on: a noisy box or a point first, then points where the mask was wrong."""
+"""Samples training prompts: first a noisy box or a point, then points on mask errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def first_prompts(
     box_noise: float,
     rng: np.random.Generator,
 ) -> Prompts:
-    """Return a box with noise or a point of the mask for each of P regions, half and half.
+    """Return a noisy box or a point of the mask for each of P regions, with equal probability.
 
     Args:
-        masks: bool [H, W] each, not empty.
+        masks: non-empty masks, bool [H, W] each.
         boxes: float32 [4] XYXY each, pixels.
-        box_noise: each edge moves by up to this part of the side of the box, evenly
-            distributed, but stays in the picture.
-        rng: random state.
+        box_noise: maximum shift of each edge as a fraction of the side of the box; shifts are
+            uniform and clipped to the picture.
+        rng: random generator.
 
     Returns:
-        N is 2: two corners, or a point and a padding point.
+        Prompts with N = 2 points: two corners, or a point and padding.
     """
     rows = []
     for mask, box, use_box in zip(masks, boxes, rng.random(len(masks)) < 0.5, strict=True):
@@ -48,7 +48,7 @@ def noisy_box(
     box_noise: float,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
-    """Return a box whose edges were moved, float64 [4] XYXY; see ``first_prompts``."""
+    """Return a box with shifted edges, float64 [4] XYXY; see ``first_prompts``."""
     height, width = picture_shape
     sides = np.tile(box[2:] - box[:2], 2)
     moved = box + rng.uniform(-box_noise, box_noise, 4) * sides
@@ -56,7 +56,7 @@ def noisy_box(
 
 
 def point_inside(mask: npt.NDArray[np.bool_], rng: np.random.Generator) -> tuple[float, float]:
-    """Return a random pixel of a mask bool [H, W], as x and y."""
+    """Return a random pixel of a mask bool [H, W] as (x, y)."""
     pixels = np.flatnonzero(mask)
     y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
     return float(x), float(y)
@@ -73,23 +73,23 @@ def extra_points(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return up to ``max_points`` points for each of P regions, for the second stage.
 
-    A region's points lie where mask and target differ: foreground points on what was missed,
-    background points on what was taken wrongly. Where nothing differs, and for a share of the
-    regions in any case, they are foreground points of the target, like those of a sketch. How
-    many is drawn evenly from 1 to a limit, itself drawn once a call from 1 to ``max_points``;
-    rows are filled up to it with padding.
+    Points lie where mask and target differ: foreground points on false negatives, background
+    points on false positives. If nothing differs, and for a fraction ``sketch_share`` of the
+    regions, they are foreground points of the target, as in a sketch. The number of points is
+    uniform from 1 to a limit, which is drawn once per call from 1 to ``max_points``; rows are
+    padded to that limit.
 
     Args:
-        logits: float ``[P, S, S]``, the mask of the first stage.
-        targets: float ``[P, S, S]``, 0..1, see ``mask_losses``.
-        max_points: the highest limit.
-        sketch_share: share of the regions, 0..1, whose points come from the target.
-        image_size: side of the model frame in pixels.
-        generator: random state on the CPU, so that a run is the same on every device.
+        logits: masks of the first stage, float ``[P, S, S]``.
+        targets: see ``mask_losses``, float ``[P, S, S]``, 0..1.
+        max_points: largest limit.
+        sketch_share: fraction of regions, 0..1, whose points are drawn from the target.
+        image_size: side of the model frame, pixels.
+        generator: random generator on the CPU, so that runs are the same on every device.
 
     Returns:
-        coords float32 ``[P, n, 2]`` XY, pixels of the model frame, centres of low-resolution
-        pixels; labels int64 ``[P, n]``.
+        Coordinates float32 ``[P, n, 2]`` XY, pixels of the model frame, at centres of
+        low-resolution pixels; and labels int64 ``[P, n]``.
     """
     true = targets.flatten(1) > MASK_THRESHOLD  # [P, S * S]
     wrong = (logits.detach().flatten(1) > 0) != true
@@ -98,7 +98,7 @@ def extra_points(
     region = torch.where((sketched | ~wrong.any(dim=1)).unsqueeze(1), true, wrong)
     limit = int(torch.randint(1, max_points + 1, (), generator=generator))
     counts = torch.randint(1, limit + 1, (num_regions, 1), generator=generator).to(device)
-    # The highest of random keys are a draw without replacement.
+    # The largest random keys are a draw without replacement.
     keys = torch.rand(region.shape, generator=generator).to(device) * region
     best, places = keys.topk(limit, dim=1)  # [P, limit]
     real = (torch.arange(limit, device=device) < counts) & (best > 0)

@@ -1,9 +1,9 @@
-"""Muon in float32, many matrices at a time.
+"""Muon in float32, batched over matrices.
 
-The method is that of ``torch.optim.Muon``: what is taken as a step of a matrix is its momentum
-with all singular values brought near 1, by a few steps of a Newton-Schulz iteration. torch
-iterates in bfloat16 only. On CPUs without products of that type it emulates them: there 8 of the
-10 seconds of a training step went into this, in float32 it is 0.2 s.
+The method is that of ``torch.optim.Muon``: the update of a matrix is its momentum with all
+singular values brought close to 1 by a few Newton-Schulz iterations. torch iterates in bfloat16
+only, which CPUs without bfloat16 instructions emulate: there it took 8 of the 10 seconds of a
+training step, and 0.2 s in float32.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5
-# Of x, x^3 and x^5: singular values of 0.01 and more come out between 0.7 and 1.2.
+# Coefficients of x, x^3 and x^5: singular values >= 0.01 end between 0.7 and 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_STEP_RMS = 0.2  # root mean square of what AdamW usually moves a weight by, in learning rates
+_STEP_RMS = 0.2  # typical RMS of AdamW's updates, in units of the learning rate
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonal steps for matrices, as long as those of AdamW at the same learning rate.
+    """Orthogonalised updates of matrices, as large as those of AdamW at the same learning rate.
 
     Args:
         matrices: float32 parameters ``[M, N]``.
         lr: learning rate.
-        weight_decay: weights shrink by ``lr * weight_decay`` in a step.
+        weight_decay: weights shrink by a factor ``1 - lr * weight_decay`` per step.
     """
 
     def __init__(self, matrices: Iterable[torch.Tensor], lr: float, weight_decay: float) -> None:
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change all matrices that have a gradient."""
+        """Update all matrices that have a gradient."""
         for group in self.param_groups:
             lr, shrink = group["lr"], 1 - group["lr"] * group["weight_decay"]
             by_shape: dict[torch.Size, list[torch.Tensor]] = {}
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                     matrix.mul_(shrink).sub_(step, alpha=length)
 
     def _direction(self, matrix: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the gradient with Nesterov's momentum."""
+        """Return the gradient with Nesterov momentum."""
         state = self.state[matrix]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """Bring all but the smallest singular values near 1, keeping the directions.
+    """Return matrices with all but the smallest singular values brought close to 1.
 
     Args:
         matrices: float32 ``[K, M, N]``.
@@ -69,7 +69,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalized(matrices.mT).mT
     first, third, fifth = _COEFFICIENTS
-    norms = torch.linalg.matrix_norm(matrices, keepdim=True)  # no singular value is larger
+    norms = torch.linalg.matrix_norm(matrices, keepdim=True)  # bound of the singular values
     x: torch.Tensor = matrices / norms.clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         square = x @ x.mT  # [K, M, M]

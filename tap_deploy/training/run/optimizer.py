@@ -1,9 +1,8 @@
-"""The optimizer: Muon for the matrices inside the model, AdamW for all the rest.
+"""The optimizer: Muon for the inner matrices of the model, AdamW for all other parameters.
 
-Muon turns the momentum of a matrix into the closest orthogonal one before it is taken as a step,
-so that no direction of the matrix learns much more slowly than the others: fewer steps for the
-same loss. It is meant for matrices that map features to features; what touches pixels, tokens,
-vocabularies, and all vectors stay with AdamW.
+Muon replaces the momentum of a matrix by the closest orthogonal matrix, so that all directions
+learn at a similar rate and the same loss takes fewer steps. It is meant for matrices that map
+features to features. Layers that touch pixels, tokens or vocabularies, and all vectors, use AdamW.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from torch import nn
 
 from tap_deploy.training.run.muon import Muon
 
-_BETAS = (0.9, 0.98)  # batches are small, so the second moment should not remember for too long
-_MIN_SIDE = 64  # of a matrix inside the model: smaller ones write numbers to read, not features
-_READ_OUT = "text_proj"  # as large as the others, yet from features to a vocabulary
+_BETAS = (0.9, 0.98)  # a short memory of the second moment suits small batches
+_MIN_SIDE = 64  # smallest side of an inner matrix; smaller matrices are outputs, not features
+_READ_OUT = "text_proj"  # a large matrix, but from features to a vocabulary
 
 
 class Optimizer:
-    """Muon and AdamW as one.
+    """Muon and AdamW as one optimizer.
 
     Args:
-        model: TAP. Its linear layers inside are Muon's.
-        auxiliary: modules that help training; AdamW's as a whole.
-        learning_rate: the highest. Muon's steps are scaled so that they are as long as AdamW's
-            usually are, and one learning rate serves both.
-        weight_decay: of both.
+        model: the model; Muon updates its inner linear layers.
+        auxiliary: the auxiliary heads, all updated by AdamW.
+        learning_rate: learning rate of both. Muon's updates are scaled to the typical size of
+            AdamW's.
+        weight_decay: weight decay of both.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step."""
+        """Learning rate of the next step."""
         return float(self._adamw.param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -53,21 +52,21 @@ class Optimizer:
             group["lr"] = value
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         self._muon.zero_grad(set_to_none=True)
         self._adamw.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Change the weights by their gradients."""
+        """Update all weights from their gradients."""
         self._muon.step()
         self._adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next step depends on."""
+        """Return the state of both optimizers."""
         return {"muon": self._muon.state_dict(), "adamw": self._adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Load the result of ``state_dict``."""
         self._muon.load_state_dict(state["muon"])
         self._adamw.load_state_dict(state["adamw"])
 

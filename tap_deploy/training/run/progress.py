@@ -1,4 +1,4 @@
-"""What a run says of itself: a line for people, a file of JSON lines for plots."""
+"""Progress reports of a run: a line of text, and a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tap_deploy.training.scores.evaluation import Scores
 
 
 class Progress:
-    """Collects losses between two reports.
+    """Collects losses and writes reports.
 
     Args:
-        path: file of JSON lines; reports are appended. Each holds ``step``, ``steps``,
+        path: file of JSON lines; reports are appended. Each contains ``step``, ``steps``,
             ``seconds_per_step``, ``losses`` (means since the last report) and ``held_out``.
-        total_steps: length of the run.
+        total_steps: length of the run, steps.
     """
 
     def __init__(self, path: str | os.PathLike[str], total_steps: int) -> None:
@@ -30,18 +30,18 @@ class Progress:
         self._restart()
 
     def add(self, losses: Losses) -> None:
-        """Take note of one step."""
+        """Add the losses of one step."""
         for name, value in losses.terms().items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._last = time.monotonic()
 
     def report(self, step: int, held_out: Scores) -> str:
-        """Write a report, begin a new one, and return the line for people.
+        """Append a report to the file, reset the means, and return a line of text.
 
         Args:
             step: steps done.
-            held_out: scores on scenes that are not trained on.
+            held_out: scores on validation scenes.
         """
         count = max(1, self._count)
         means = {name: float(total) / count for name, total in self._sums.items()}
@@ -63,30 +63,30 @@ class Progress:
             partial.write_text(f"{before}{json.dumps(record)}\n", "utf-8")
 
     def _restart(self) -> None:
-        self._sums: dict[str, torch.Tensor | float] = {}  # numbers only when asked for: a GPU waits
+        self._sums: dict[str, torch.Tensor | float] = {}  # tensors: float() would sync the GPU
         self._count = 0
         self._since = self._last = time.monotonic()
 
 
 def training_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return how far a run has come, from its file of JSON lines.
+    """Return the state of a run from its file of JSON lines.
 
     Returns:
-        ``step`` and ``steps`` of the last report, and ``hours`` of training until then.
+        ``step`` and ``steps`` of the last report, and ``hours`` of training up to it.
 
     Raises:
-        InputError: there is no such file, or it holds no report.
+        InputError: the file does not exist or contains no report.
     """
     try:
         reports = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
         last, seconds, step = reports[-1], 0.0, 0
         for report in reports:
-            # A run that was killed after a report does the steps since then again.
+            # A killed run repeats the steps after its last report.
             seconds += report["seconds_per_step"] * max(0, report["step"] - step)
             step = max(step, report["step"])
         return {"step": last["step"], "steps": last["steps"], "hours": round(seconds / 3600, 3)}
     except (OSError, ValueError, LookupError, TypeError) as exc:
-        raise InputError(f"{path} holds no report of a run ({exc!r}); train first") from exc
+        raise InputError(f"{path} contains no report of a run ({exc!r}); train first") from exc
 
 
 def _line(step: int, steps: int, losses: dict[str, float], scores: Scores, seconds: float) -> str:

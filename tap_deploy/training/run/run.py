@@ -1,4 +1,4 @@
-"""A run from its first or next step to its end, or until the time is up."""
+"""Runs or resumes training until the last step or a time limit."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tap_deploy.training.words.caption_tokenizer import CaptionEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What may differ from one piece of a run to the next.
+    """Options that may change when a run is resumed.
 
     Attributes:
-        device: where to compute.
-        workers: processes that make batches ahead of time; 0 for none.
-        report_every: steps between two reports, each of which also saves the state.
-        held_out_regions: regions that a report is measured on.
-        minutes: stop after so long, with the state saved; None for no limit.
+        device: torch device.
+        workers: processes that make batches ahead; 0 for none.
+        report_every: steps between reports; every report also saves the state.
+        held_out_regions: validation regions per report.
+        minutes: time limit, minutes, after which the state is saved; None for no limit.
     """
 
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
@@ -48,19 +48,19 @@ def train(
     say: Callable[[str], None] = print,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Train from where a run stands to its end; the state and the model are in the folder then.
+    """Train from the current step of a run to its end or limit; save state and model.
 
     Args:
-        folder: of a run that was begun.
-        scenes: to train on.
-        held_out: to measure on.
-        options: of this piece of the run.
-        say: takes the progress line.
-        should_stop: asked after every step; the run stops with its state saved.
+        folder: folder of a started run.
+        scenes: training scenes.
+        held_out: validation scenes.
+        options: options of this part of the run.
+        say: called with each progress line.
+        should_stop: called after every step; if it returns True, save the state and stop.
 
     Raises:
-        InputError: no run was begun in the folder.
-        CheckpointError: its state is broken, or training went wrong.
+        InputError: the folder contains no run.
+        CheckpointError: the state is corrupt, or the loss is not finite.
     """
     started = time.monotonic()
     config, vocabulary = folder.read_config(), Vocabulary.load(folder.concepts)
@@ -77,7 +77,7 @@ def train(
         say(progress.report(trainer.step, _scores(trainer, folder, held_out, options)))
 
     if trainer.step == config.steps and not folder.is_finished():
-        report()  # it ended between its last step and its last report
+        report()  # the run was stopped between its last step and its last report
     for batch in batches:
         progress.add(trainer.train_step(batch))
         time_is_up = (

@@ -1,4 +1,4 @@
-"""The trainer: weights, their average, the optimizer and the step, and one file for all of it."""
+"""The trainer: weights, their average, the optimizer and the step, saved in one file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tap_deploy.training.run.weight_average import WeightAverage
 class Trainer:
     """A training run at some step.
 
-    Nothing but the tensors of the state and the step decides on how it goes on: a run that was
-    saved and loaded again continues on a CPU exactly as if it had never stopped.
+    The step and the tensors of the state determine how it continues: on a CPU, a run that is saved
+    and loaded again gives exactly the same result as an uninterrupted one.
 
     Attributes:
-        config: of the run.
-        step: steps done so far, and so the index of the next batch.
-        device: where it computes.
+        config: config of the run.
+        step: steps done so far, which is the index of the next batch.
+        device: torch device.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class Trainer:
         device: torch.device,
         weights: Path | None = None,
     ) -> None:
-        """Begin a run.
+        """Start a run.
 
         Args:
-            config: of the run.
+            config: config of the run.
             vocabulary: the concepts.
-            device: where to compute.
-            weights: checkpoint to begin with; None for new weights.
+            device: torch device.
+            weights: initial checkpoint; None for new weights.
 
         Raises:
             InputError: the vocabulary does not fit the model.
-            CheckpointError: the weights cannot be read, or are those of another model.
+            CheckpointError: the weights cannot be read, or belong to another model.
         """
         expected = config.model.sem_embed_dim
         if vocabulary.weights.shape[0] != expected:
@@ -76,12 +76,12 @@ class Trainer:
 
     @property
     def averaged_model(self) -> TapModel:
-        """Return the model that is worth keeping: averaged, in evaluation mode."""
+        """The averaged model, in evaluation mode."""
         model: TapModel = self.average.model  # type: ignore[assignment]
         return model
 
     def train_step(self, batch: Batch) -> Losses:
-        """Learn from the batch of ``self.step``, and count the step.
+        """Train on the batch of ``self.step``, and increment the step.
 
         Raises:
             CheckpointError: the loss is NaN or infinite.
@@ -93,8 +93,8 @@ class Trainer:
         total = float(losses.total.detach())
         if not math.isfinite(total):
             raise CheckpointError(
-                f"the loss is {total} in step {self.step}; expected a number: begin again with a "
-                "lower learning rate"
+                f"the loss is {total} in step {self.step}; expected a finite number; start again "
+                "with a lower learning rate"
             )
         torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
@@ -103,7 +103,7 @@ class Trainer:
         return losses
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole state; a file in the way is replaced when the new one is complete."""
+        """Write the state; an existing file is replaced atomically."""
         state = {
             "config": self.config.to_dict(),
             "step": self.step,
@@ -116,25 +116,24 @@ class Trainer:
             torch.save(state, partial)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over a state that ``save`` has written.
+        """Load a state that ``save`` has written.
 
-        The run may have been shorter or longer then: of the config, ``steps`` may differ, and
-        the learning rate follows the length of now.
+        Its config may differ in ``steps``; the learning rate follows the current value.
 
         Raises:
-            CheckpointError: the file is missing or broken, belongs to another config, or has
-                more steps behind it than the run is long.
+            CheckpointError: the file is missing or corrupt, belongs to another config, or has done
+                more steps than the length of the run.
         """
         state = _read_state(Path(path))
         if state["config"] | {"steps": self.config.steps} != self.config.to_dict():
             raise CheckpointError(
-                f"training state {path} belongs to another config; resume with the one that it "
-                "was begun with"
+                f"training state {path} belongs to another config; resume with the config that it "
+                "was started with"
             )
         if state["step"] > self.config.steps:
             raise CheckpointError(
-                f"training state {path} has {state['step']} steps behind it; expected at most "
-                f"{self.config.steps}, the length of the run: pass a larger --steps"
+                f"training state {path} has done {state['step']} steps; expected at most "
+                f"{self.config.steps}, the length of the run; pass a larger --steps"
             )
         self.step = int(state["step"])
         self.objective.model.load_state_dict(state["model"])
@@ -144,10 +143,10 @@ class Trainer:
 
 
 def steps_done(path: str | os.PathLike[str]) -> int:
-    """Return how many steps a state that ``Trainer.save`` has written has behind it.
+    """Return the steps done in a state that ``Trainer.save`` has written.
 
     Raises:
-        CheckpointError: the file is missing or broken.
+        CheckpointError: the file is missing or corrupt.
     """
     return int(_read_state(Path(path))["step"])
 
@@ -155,10 +154,12 @@ def steps_done(path: str | os.PathLike[str]) -> int:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as exc:  # torch raises whatever a broken file leads it to
+    except Exception as exc:  # torch raises anything on corrupt files
         raise CheckpointError(f"training state {path} cannot be read ({first_line(exc)})") from exc
     if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
-        raise CheckpointError(f"training state {path} holds something else than a training run")
+        raise CheckpointError(
+            f"training state {path} contains other data; expected the state.pt of a training run"
+        )
     return state
 
 

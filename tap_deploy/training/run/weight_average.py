@@ -1,4 +1,4 @@
-"""The moving average of the weights: what is evaluated and kept."""
+"""The moving average of the weights, which is evaluated and saved as the model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import nn
 class WeightAverage:
     """An exponential moving average of a model, in evaluation mode.
 
-    It covers the parameters and the running statistics of BatchNorm alike. torch's own
-    AveragedModel would either leave the statistics at those of the last batches, or average
-    the integer indices of the relative positions too, and round them.
+    It covers parameters and running statistics of BatchNorm. torch's AveragedModel either keeps
+    the statistics of the last batches, or also averages and rounds the integer indices of the
+    relative positions.
+
+    Attributes:
+        model: the averaged model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,7 +26,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move by ``1 - decay`` towards the model it was made of; integers are copied."""
+        """Move the average by ``1 - decay`` towards the original model; copy integers."""
         for average, value in self._pairs:
             if value.is_floating_point():
                 average.lerp_(value, 1 - decay)

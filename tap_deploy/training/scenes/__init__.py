@@ -1,1 +1,1 @@
-"""Made scenes: pictures, regions, captions."""
+"""Synthetic scenes: pictures, regions, captions."""

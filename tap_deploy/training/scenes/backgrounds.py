@@ -1,4 +1,4 @@
-"""Backgrounds of scenes: crops of photographs and coloured textures, other ones in every split."""
+"""Backgrounds of scenes: crops of photographs and coloured textures, different per split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.training.scenes import textures
 from tap_deploy.training.scenes.photographs import Photograph, load_photographs
 
-# What the model is tested on, it has neither trained on nor been chosen by.
+# Splits share no texture, so that test scenes influence neither training nor model selection.
 TEXTURES: dict[str, tuple[textures.Texture, ...]] = {
     "train": (
         textures.ramp,
@@ -38,7 +38,7 @@ class Backgrounds:
     """Draws the backgrounds of one split.
 
     Raises:
-        InputError: there is no such split.
+        InputError: the split is unknown.
         MissingDependencyError: the photographs are not installed.
     """
 
@@ -60,7 +60,7 @@ class Backgrounds:
 def _crop_of_photograph(
     photograph: Photograph, rng: np.random.Generator, size: int
 ) -> npt.NDArray[np.uint8]:
-    """Return a square cut from the photograph, perhaps mirrored, in other colours."""
+    """Return a random square crop of a photograph, randomly mirrored and recoloured."""
     height, width = photograph.shape[:2]
     side = rng.uniform(_SMALLEST_CROP, min(height, width))
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
@@ -72,13 +72,13 @@ def _crop_of_photograph(
     crop: npt.NDArray[np.float32] = np.asarray(image, np.float32) / np.float32(255)
     if crop.ndim == 2:
         return _colored(crop, rng)
-    return _bytes(crop * rng.uniform(0.75, 1.25, 3) * rng.uniform(0.8, 1.2))  # in another light
+    return _bytes(crop * rng.uniform(0.75, 1.25, 3) * rng.uniform(0.8, 1.2))  # vary the lighting
 
 
 def _colored(field: textures.Field, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Run from one colour over another to a third as the field goes from 0 to 1."""
+    """Return a field coloured with a random gradient of three colours."""
     stops = np.array([_color(rng) for _ in range(3)])
-    if rng.random() < 0.3:  # shades of one colour, as most surfaces have
+    if rng.random() < 0.3:  # shades of one colour, as on most surfaces
         stops = stops[0] * rng.uniform(0.5, 1.2, (3, 1))
     places = np.linspace(0, 1, len(stops))
     steps = np.linspace(0, 1, 256)

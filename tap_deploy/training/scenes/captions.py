@@ -1,4 +1,4 @@
-"""Captions: what is said of an object, by rules that a picture always decides.
+"""Captions of objects, by rules that a picture always determines.
 
     caption   = article [size] [color] name place-or-neighbor
     size      = "small" | "large"                   longer side of the box of the visible part
@@ -9,14 +9,14 @@
     neighbor  = ("left of" | "right of" | "above" | "below") article name
     article   = "an" before a, e, i, o, u; else "a"
 
-- An object whose longer side is at most 9/32 of the picture is small, from 7/16 on it is large.
-- Place is the third of the picture, across and down, that holds the centre of the box.
-- If exactly one other box is near (touching, overlapping, or within 1/64 of the picture), its
-  name and the direction are told instead of the place. The direction is that of the centres.
-- A colour is told of objects that have one colour, not of those with many.
+- An object is small if its longer side is at most 9/32 of the picture, and large from 7/16 on.
+- The place is the third of the picture, across and down, that contains the centre of the box.
+- If exactly one other box is near (touching, overlapping, or within 1/64 of the picture), the
+  caption gives its name and direction instead of the place. The direction is that of the centres.
+- The caption gives a colour only for objects with one main colour.
 
-Nobody could say which word is right close to the border between two. So each rule has a margin,
-and answers None inside: scenes are made such that this never happens.
+Close to the border between two words, neither is clearly right. Each rule therefore has a margin
+in which it returns None, and scenes are made so that no object lies in a margin.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ PLACES = (
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )  # by third down, then across
 
-# Parts of the side of the picture: up to the first it is so, from the second on it is not.
+# (Clearly true, clearly false) limits, as fractions of the side of the picture.
 _SMALL_UP_TO = (72 / 256, 82 / 256)
 _LARGE_FROM = (112 / 256, 102 / 256)
 _NEAR_UP_TO = (4 / 256, 16 / 256)
 _PLACE_MARGIN = 7 / 256  # on both sides of a border between thirds
-_DIRECTION_RATIO = 1.8  # the longer way between two centres is at least so much longer
-_DIRECTION_DISTANCE = 30 / 256
+_DIRECTION_RATIO = 1.8  # minimum ratio of the longer to the shorter axis between two centres
+_DIRECTION_DISTANCE = 30 / 256  # minimum distance of two centres along the longer axis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionParts:
-    """A caption taken apart; what it does not say is "".
+    """The parts of a caption; missing parts are "".
 
     Attributes:
-        size: "small" or "large".
-        color: one of ``colors.COLOR_WORDS``.
-        name: of the object.
-        place: one of ``PLACES``, or "" if there is a relation.
-        relation: one of ``RELATIONS``.
-        neighbor: name of the object that the relation is to.
+        size: "small", "large" or "".
+        color: one of ``colors.COLOR_WORDS``, or "".
+        name: name of the object.
+        place: one of ``PLACES``; "" with a relation.
+        relation: one of ``RELATIONS``; "" with a place.
+        neighbor: name of the object that the relation refers to; "" without a relation.
     """
 
     size: str = ""
@@ -64,7 +64,7 @@ class CaptionParts:
     neighbor: str = ""
 
     def text(self) -> str:
-        """Return the caption."""
+        """Return the caption as text."""
         subject = " ".join(filter(None, (self.size, self.color, self.name)))
         if self.relation:
             return f"{with_article(subject)} {self.relation} {with_article(self.neighbor)}"
@@ -72,7 +72,7 @@ class CaptionParts:
 
 
 def size_word(box: Box, image_size: int) -> str | None:
-    """Return "small", "large", "" for neither, or None on the border."""
+    """Return "small", "large", "" for neither, or None within a margin."""
     side = max(box[2] - box[0], box[3] - box[1]) / image_size
     if side <= _SMALL_UP_TO[0]:
         return SMALL
@@ -82,14 +82,14 @@ def size_word(box: Box, image_size: int) -> str | None:
 
 
 def place_phrase(box: Box, image_size: int) -> str | None:
-    """Return one of PLACES, or None if the centre is too close to a border between thirds."""
+    """Return one of PLACES, or None if the centre is within the margin of a border."""
     across = _third((box[0] + box[2]) / (2 * image_size))
     down = _third((box[1] + box[3]) / (2 * image_size))
     return None if across is None or down is None else PLACES[down][across]
 
 
 def neighbors(index: int, boxes: Sequence[Box], image_size: int) -> list[int] | None:
-    """Return which other boxes are near, or None if that is not clear of one of them."""
+    """Return the indices of nearby boxes, or None if one of them is within the margin."""
     near = []
     for other, box in enumerate(boxes):
         distance = _gap(boxes[index], box) / image_size
@@ -101,7 +101,7 @@ def neighbors(index: int, boxes: Sequence[Box], image_size: int) -> list[int] | 
 
 
 def relation_phrase(box: Box, other: Box, image_size: int) -> str | None:
-    """Return where ``box`` is as seen from ``other``: one of RELATIONS, or None if slanting."""
+    """Return the relation of ``box`` to ``other``, one of RELATIONS, or None if diagonal."""
     right = (box[0] + box[2] - other[0] - other[2]) / (2 * image_size)
     down = (box[1] + box[3] - other[1] - other[3]) / (2 * image_size)
     longer, shorter = max(abs(right), abs(down)), min(abs(right), abs(down))
@@ -115,16 +115,16 @@ def relation_phrase(box: Box, other: Box, image_size: int) -> str | None:
 def parts_from_boxes(
     index: int, boxes: Sequence[Box], names: Sequence[str], image_size: int
 ) -> CaptionParts | None:
-    """Return all that the boxes tell of one object: everything but its colour.
+    """Return the caption parts of one object that follow from the boxes: all except the colour.
 
     Args:
-        index: which of the boxes.
-        boxes: of the visible parts of all objects of the scene.
-        names: of the objects, one a box.
-        image_size: side of the picture in pixels.
+        index: index of the object.
+        boxes: boxes of the visible parts of all objects of the scene.
+        names: names of the objects.
+        image_size: side of the picture, pixels.
 
     Returns:
-        The parts, with color "", or None if any of them is on a border.
+        The parts, with color "", or None if one of them is within a margin.
     """
     size = size_word(boxes[index], image_size)
     near = neighbors(index, boxes, image_size)
@@ -147,12 +147,12 @@ def _third(center: float) -> int | None:
 
 
 def _gap(box: Box, other: Box) -> float:
-    """Return the pixels between two boxes, the longer of across and down; 0 if they touch."""
+    """Return the gap between two boxes, pixels, along the axis with the larger one; 0 if none."""
     across = max(box[0], other[0]) - min(box[2], other[2])
     down = max(box[1], other[1]) - min(box[3], other[3])
     return max(across, down, 0)
 
 
 def with_article(phrase: str) -> str:
-    """Return the phrase after "a" or "an", going by its first letter."""
+    """Return the phrase with "a" or "an", chosen by its first letter."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

@@ -1,4 +1,4 @@
-"""Where a person clicks in an object, or crosses it out."""
+"""Points and strokes that a person would use to select an object."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-_DIRECTIONS = 16  # of a stroke that are tried
+_DIRECTIONS = 16  # directions of a stroke to try
 _STROKE_POINTS = 8
-_STROKE_SHARE = 0.8  # of the way to the edge of an object that a stroke goes
+_STROKE_SHARE = 0.8  # length of a stroke as a fraction of the way to the edge
 
 
 def inner_point(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the pixel of a mask that lies deepest inside, as x and y.
+    """Return the pixel deepest inside a non-empty mask bool [H, W], as (x, y).
 
-    The mask bool [H, W] is worn away from its edges, that of the picture included, until
-    nothing more would be left; of what is left, the pixel closest to its centre is taken. It is
-    where a person clicks. The mask must not be empty.
+    The mask is eroded, also from the edges of the picture, as long as pixels are left; the result
+    is the remaining pixel closest to their centre. It approximates where a person clicks.
     """
     core = mask
     while (smaller := _eroded(core)).any():
@@ -29,16 +28,16 @@ def inner_point(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def inner_stroke(mask: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
-    """Return a stroke over a mask as pixels x and y, as a person would cross out the object.
+    """Return a stroke over a mask as pixels (x, y), as a person would draw it.
 
-    It is straight, runs through ``inner_point`` in the direction in which the mask goes on
-    longest, and stops short of both ends. Every pixel of it lies in the mask.
+    The stroke is straight, runs through ``inner_point`` in the direction in which the mask is
+    longest, and ends before the edges. All its pixels lie in the mask.
 
     Args:
         mask: bool [H, W], not empty.
     """
     x, y = inner_point(mask)
-    best = (0, 0, 0.0, 0.0)  # length there and back, then the direction
+    best = (0, 0, 0.0, 0.0)  # lengths ahead and behind, then the direction
     for direction in range(_DIRECTIONS):
         angle = direction * math.pi / _DIRECTIONS
         dx, dy = math.cos(angle), math.sin(angle)
@@ -51,7 +50,7 @@ def inner_stroke(mask: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
 
 
 def _run(mask: npt.NDArray[np.bool_], x: float, y: float, dx: float, dy: float) -> int:
-    """Return how many steps of a pixel lead from a point to the edge of its mask."""
+    """Return the distance from a point to the edge of its mask, in steps of one pixel."""
     height, width = mask.shape
     step = 0
     while True:
@@ -62,7 +61,7 @@ def _run(mask: npt.NDArray[np.bool_], x: float, y: float, dx: float, dy: float) 
 
 
 def _eroded(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Keep the pixels whose eight neighbours are all in the mask."""
+    """Return the pixels whose eight neighbours are all in the mask."""
     rows = np.pad(mask, 1)
     rows = rows[:-2] & rows[1:-1] & rows[2:]  # [H, W + 2]
     eroded: npt.NDArray[np.bool_] = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]

@@ -1,4 +1,4 @@
-"""What colour an object is, in the words of a caption."""
+"""Colour words of objects, for captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-# A colour is called what the nearest of these samples is called.
+# A colour has the word of its nearest sample.
 _SAMPLES: dict[str, tuple[str, ...]] = {
     "red": ("d32f2f", "f44336", "b71c1c", "e53935", "ff1010", "c62828", "dd2c00", "ff4e12",
             "ff4206"),
@@ -36,8 +36,8 @@ _NO_WORD = (  # turquoise, olive, tan, peach, salmon, crimson, lilac, indigo: pe
 )  # fmt: skip
 
 COLOR_WORDS: tuple[str, ...] = tuple(_SAMPLES)
-_LEVELS = 32  # steps of a channel in the table: 8 of 256 values make no difference
-_CLEAR = 0.75  # the nearest sample of any other word is further by a third at least
+_LEVELS = 32  # levels per channel in the table; a difference of 8 of 256 values does not matter
+_CLEAR = 0.75  # maximum ratio of the distance to the nearest word and to the second nearest
 _UNCLEAR = len(COLOR_WORDS)
 _CONES_FROM_RGB = np.array(
     [
@@ -56,14 +56,14 @@ _OKLAB_FROM_CONES = np.array(
 
 
 def color_shares(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return how much of the pixels is clearly of each colour.
+    """Return the fraction of pixels that clearly have each colour.
 
     Args:
-        pixels: uint8 [n, 3] RGB, at least one.
+        pixels: at least one pixel, RGB uint8 [n, 3].
 
     Returns:
-        float64 [11], shares in the order of ``COLOR_WORDS``. What lies between two words counts
-        for none, so that they add up to 1 at most.
+        Fractions in the order of ``COLOR_WORDS``, float64 [11]. Pixels between two words count for
+        none, so the sum is at most 1.
     """
     steps = pixels.astype(np.intp) * _LEVELS // 256
     words = _table()[steps[:, 0], steps[:, 1], steps[:, 2]]
@@ -74,7 +74,7 @@ def color_shares(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 @functools.cache
 def _table() -> npt.NDArray[np.uint8]:
-    """Return the index of the word for every colour, uint8 [32, 32, 32]; 11 where unclear."""
+    """Return the index of the word for every colour, uint8 [32, 32, 32]; 11 if unclear."""
     centers = (np.arange(_LEVELS) + 0.5) / _LEVELS
     colors = np.stack(np.meshgrid(centers, centers, centers, indexing="ij"), axis=-1)
     flat = _oklab_from_rgb(colors.reshape(-1, 3))
@@ -90,9 +90,9 @@ def _table() -> npt.NDArray[np.uint8]:
 
 
 def _oklab_from_rgb(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return Oklab for sRGB 0..1, [n, 3]: distances there are close to what people see.
+    """Convert sRGB 0..1 [n, 3] to Oklab, in which distances match perceived differences.
 
-    https://bottosson.github.io/posts/oklab/ has the matrices.
+    The matrices are from https://bottosson.github.io/posts/oklab/.
     """
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     cones = linear @ _CONES_FROM_RGB.T

@@ -1,4 +1,4 @@
-"""A contact sheet: scenes of a split with their masks and captions, for a person to check.
+"""A contact sheet: scenes of a split with their masks and captions, for visual inspection.
 
 python -m tap_deploy.training.scenes.contact_sheet --split test -o sheet.png
 """
@@ -19,7 +19,7 @@ from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
 from tap_deploy.visualize.colors import PALETTE, Color
 
 _COLUMNS = 5
-_PICTURE = 320  # pixels of a scene on the sheet, along either side
+_PICTURE = 320  # side of a scene on the sheet, pixels
 _LINE = 15
 _CAPTION_LINES = 6
 _PAPER, _INK = (250, 250, 250), (20, 20, 20)
@@ -29,14 +29,14 @@ _TINT = 0.3
 @click.command(cls=CleanExits)
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
 @click.option("--first-seed", default=0, show_default=True, help="Seed of the first scene.")
-@click.option("--count", default=20, show_default=True, help="How many scenes.")
+@click.option("--count", default=20, show_default=True, help="Number of scenes.")
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("sheet.png"),
     show_default=True,
-    help="PNG to write; replaced if it is there.",
+    help="PNG to write; an existing file is replaced.",
 )
 def main(split: str, first_seed: int, count: int, output: Path) -> None:
     """Draw scenes with masks and captions onto one picture."""
@@ -48,13 +48,13 @@ def main(split: str, first_seed: int, count: int, output: Path) -> None:
 
 
 def contact_sheet(scenes: list[Scene]) -> Image.Image:
-    """Return the scenes as one picture, mode RGB, five in a row.
+    """Return the scenes as one picture, mode RGB, five per row.
 
-    Each is shown twice as wide as it would be needed, with every mask tinted and outlined in a
-    colour of its own, and the captions below in a list with the same colours.
+    Each scene is shown twice: plain, and with every mask tinted and outlined in its own colour.
+    The captions are listed below in the same colours.
 
     Raises:
-        InputError: there are no scenes.
+        InputError: ``scenes`` is empty.
     """
     if not scenes:
         raise InputError("no scenes for a contact sheet; expected at least one")

@@ -1,7 +1,7 @@
-"""Glyphs: pictures of objects, cut from the Noto Color Emoji font.
+"""Glyphs: pictures of objects from the Noto Color Emoji font.
 
-The font (SIL Open Font License 1.1) stays where the system keeps it; pictures that are made with
-it are documents, which its licence leaves free.
+The font (SIL Open Font License 1.1) is read from the system and not distributed; its licence does
+not apply to documents made with it, such as these pictures.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from tap_deploy.training.scenes.emoji_names import ANY_COLORED_CHARACTERS, CHARA
 
 FONT_VARIABLE = "TAP_EMOJI_FONT"
 DEBIAN_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-_FONT_PIXELS = 109  # the only size that the bitmaps of this font come in
-_CANVAS = (192, 192)  # width and height with room to spare: the bitmaps are 136 x 128
+_FONT_PIXELS = 109  # the only bitmap size of this font
+_CANVAS = (192, 192)  # width and height; the bitmaps are 136 x 128
 _HINT = f"apt-get install fonts-noto-color-emoji, or set {FONT_VARIABLE} to the .ttf file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Glyph:
-    """One picture of an object.
+    """A picture of an object.
 
     Attributes:
-        name: what a person calls it.
-        name_index: place of the name in ``OBJECT_NAMES``.
-        pixels: uint8 [h, w, 4] RGBA, not premultiplied, cut to what can be seen; the longer side
-            has up to 136 pixels.
-        any_color: the object comes in any colour, so that its hue may be turned.
+        name: common name of the object.
+        name_index: index of the name in ``OBJECT_NAMES``.
+        pixels: picture cropped to its visible part, up to 136 pixels per side, not premultiplied,
+            RGBA uint8 [h, w, 4].
+        any_color: the object may have any colour, so its hue may be changed.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Glyph:
 
 
 def emoji_font_path() -> Path:
-    """Return where the font is: ``$TAP_EMOJI_FONT``, or Debian's place.
+    """Return the path of the font: ``$TAP_EMOJI_FONT``, or that of Debian.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     path = Path(os.environ.get(FONT_VARIABLE) or DEBIAN_FONT)
     if not path.is_file():
@@ -56,17 +56,17 @@ def emoji_font_path() -> Path:
 
 
 def load_glyphs(characters: Mapping[str, str] = CHARACTERS) -> tuple[Glyph, ...]:
-    """Return a glyph for every character, in their order; this takes a quarter of a second.
+    """Return a glyph for every character, in order; this takes 0.25 s.
 
     Args:
-        characters: character -> name; the names are among ``OBJECT_NAMES``.
+        characters: character -> name; all names must be in ``OBJECT_NAMES``.
 
     Raises:
-        InputError: the font is missing, of another kind, or lacks a character.
+        InputError: the font is missing or unsuitable, or lacks a character.
     """
     path = emoji_font_path()
     try:
-        # Basic layout: one character needs no shaping, and gives the same with every Pillow.
+        # Single characters need no shaping, and basic layout is the same in every Pillow version.
         font = ImageFont.truetype(path, _FONT_PIXELS, layout_engine=ImageFont.Layout.BASIC)
     except OSError as exc:
         raise InputError(f"font {path} cannot be used at {_FONT_PIXELS} pixels; {_HINT}") from exc

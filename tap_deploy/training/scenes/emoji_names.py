@@ -1,16 +1,16 @@
-"""What the scenes are made of: characters of the emoji font, and what a person calls them.
+"""Objects of the scenes: emoji characters and their common names.
 
-A character is given by its Unicode name; where people say something else, that follows after
-``=``. Chosen are things that anyone can name from a small picture: no people, no signs, no two
-that would be called the same, unless they share the name on purpose (two apples, two fish).
-Unicode 13 has them all, so Python 3.10 does too.
+A character is given by its Unicode name, followed by ``=`` and its common name if they differ. The
+list contains objects that are easy to name from a small picture: no people, no signs, and no two
+objects with the same common name except on purpose (two apples, two fish). All are in Unicode 13,
+and thus in Python 3.10.
 """
 
 from __future__ import annotations
 
 import unicodedata
 
-# Known by their colours: a blue lemon would be a lie.
+# Objects with characteristic colours, which must not change.
 _TRUE_COLORED = """
 red apple = apple, green apple = apple, pear, banana, pineapple, strawberry,
 grapes = bunch of grapes, watermelon = slice of watermelon, tangerine, lemon, kiwifruit = kiwi,
@@ -36,7 +36,7 @@ fire extinguisher, teddy bear, chair, robot face = robot, earth globe europe-afr
 game die = dice, ring buoy = lifebuoy, toilet, camera
 """
 
-# Painted, dyed or printed in any colour.
+# Objects that exist in any colour.
 _ANY_COLORED = """
 automobile = car, bus, delivery truck = truck, tractor, racing car = race car,
 racing motorcycle = motorcycle, steam locomotive = steam train, helicopter, sailboat, speedboat,
@@ -50,7 +50,7 @@ gem stone = diamond, bucket, luggage = suitcase, kite, closed book = book, tent,
 
 
 def _characters(listing: str) -> dict[str, str]:
-    """Return character -> name for a listing like those above."""
+    """Return character -> name for a list in the format above."""
     pairs = (entry.strip().partition(" = ") for entry in " ".join(listing.split()).split(","))
     return {
         unicodedata.lookup(unicode_name): name or unicode_name for unicode_name, _, name in pairs
@@ -61,5 +61,5 @@ TRUE_COLORED_CHARACTERS = _characters(_TRUE_COLORED)
 ANY_COLORED_CHARACTERS = _characters(_ANY_COLORED)
 CHARACTERS = TRUE_COLORED_CHARACTERS | ANY_COLORED_CHARACTERS  # character -> name
 
-# Alphabetical, because the place in this order is the index of a concept.
+# Alphabetical: the index in this tuple is the index of a concept.
 OBJECT_NAMES: tuple[str, ...] = tuple(sorted(set(CHARACTERS.values())))

@@ -1,4 +1,4 @@
-"""Layout: where the objects of a scene are, and what can be seen of each."""
+"""Layout of a scene: positions and visible parts of its objects."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tap_deploy.training.scenes.captions import Box, CaptionParts, parts_from_bo
 from tap_deploy.training.scenes.sprites import Sprite
 
 _NOBODY = -1
-_MIN_VISIBLE_SHARE = 0.55  # of the whole object: less could not be named
-_MIN_VISIBLE_PIXELS = 300  # on a picture of 256 x 256
+_MIN_VISIBLE_SHARE = 0.55  # visible fraction below which an object is hard to name
+_MIN_VISIBLE_PIXELS = 300  # in a picture of 256 x 256
 
 
 class Layout:
-    """Objects laid on each other, the last one on top.
+    """Stacked objects, the last one on top.
 
     Attributes:
-        sprites: the objects so far, bottom to top.
-        corners: (left, top) of each sprite in pixels; it may reach beyond the picture.
-        parts: all that is told of each object but its colour.
+        sprites: the objects, bottom to top.
+        corners: (left, top) of each sprite, pixels; sprites may extend beyond the picture.
+        parts: caption parts of each object, without the colour.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -32,20 +32,20 @@ class Layout:
         self._min_pixels = _MIN_VISIBLE_PIXELS * (image_size / 256) ** 2
 
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
-        """Return what can be seen of an object, bool [image_size, image_size]."""
+        """Return the visible part of an object, bool [image_size, image_size]."""
         mask: npt.NDArray[np.bool_] = self._owner == index
         return mask
 
     def box(self, index: int) -> Box:
-        """Return the box of what can be seen of an object, in pixels."""
+        """Return the box of the visible part of an object, pixels."""
         return self._boxes[index]
 
     def add(self, sprite: Sprite, left: int, top: int) -> bool:
-        """Lay an object on top, if all objects can still be told and named after that.
+        """Add an object on top if all objects stay recognisable and have clear captions.
 
         Returns:
-            False if something would be hidden too much or be on a border between two words;
-            the layout is then as it was.
+            False, without a change, if an object would be hidden too much or lie in the margin of
+            a caption rule.
         """
         owner = self._with(sprite, left, top)
         sprites = [*self.sprites, sprite]
@@ -94,13 +94,13 @@ class Layout:
 def crop_to_picture(
     shape: tuple[int, ...], left: int, top: int, image_size: int
 ) -> tuple[slice, slice, tuple[slice, slice]]:
-    """Return rows and columns of the picture that a patch covers, and which part of it does.
+    """Return the rows and columns of the picture that a patch covers, and those of the patch.
 
     Args:
-        shape: of the patch, [h, w, ...]; it may be outside in part or as a whole.
-        left: x of its left edge in the picture, in pixels.
-        top: y of its top edge.
-        image_size: side of the picture.
+        shape: shape of the patch, [h, w, ...]; it may lie partly or fully outside the picture.
+        left: x of its left edge in the picture, pixels.
+        top: y of its top edge in the picture, pixels.
+        image_size: side of the picture, pixels.
     """
     y0, y1, x0, x1 = (
         min(max(edge, 0), image_size) for edge in (top, top + shape[0], left, left + shape[1])

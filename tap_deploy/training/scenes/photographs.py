@@ -1,6 +1,6 @@
-"""Photographs: the free ones that lie in the scikit-image package, to cut backgrounds from.
+"""Photographs for backgrounds, from the scikit-image package.
 
-Only those are used that its documentation calls CC0 or released into the public domain:
+Only those that its documentation declares CC0 or public domain are used:
 
 | file                    | what it shows            | released by, as                         |
 |-------------------------|--------------------------|-----------------------------------------|
@@ -16,7 +16,7 @@ Only those are used that its documentation calls CC0 or released into the public
 | `retina.jpg`            | the back of an eye       | Mikael Häggström, CC0                   |
 | `rocket.jpg`            | a launch in the dusk     | SpaceX, public domain                   |
 
-They are read from the package as it is installed; nothing is downloaded.
+They are read from the installed package; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tap_deploy.errors import MissingDependencyError
 
 Photograph = npt.NDArray[np.uint8]  # [h, w, 3] RGB, or [h, w] grey
 
-# No picture is in two splits: what is learned about one helps nowhere else.
+# Splits share no photograph.
 PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "train": (
         "brick.png",
@@ -45,20 +45,20 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
     "validation": ("cell.png", "clock_motion.png"),
     "test": ("coffee.png", "gravel.png", "rocket.jpg"),
 }
-_LONG_SIDE = 800  # pixels; more detail would never be seen
+_LONG_SIDE = 800  # pixels; finer detail would be lost in the scenes
 
 
 def load_photographs(split: str) -> tuple[Photograph, ...]:
-    """Return the photographs of a split, uint8 [h, w, 3] RGB or [h, w] grey, as the file is.
+    """Return the photographs of a split, RGB uint8 [h, w, 3] or grey uint8 [h, w].
 
     Raises:
-        MissingDependencyError: scikit-image is not installed, or came without its pictures.
+        MissingDependencyError: scikit-image or its pictures are not installed.
     """
     return tuple(_load(name) for name in PHOTOGRAPHS[split])
 
 
 def _load(name: str) -> Photograph:
-    spec = importlib.util.find_spec("skimage")  # found, not imported: that would take seconds
+    spec = importlib.util.find_spec("skimage")  # importing it would take seconds
     folders = list(spec.submodule_search_locations or ()) if spec else []
     for folder in folders:
         path = Path(folder, "data", name)

@@ -1,4 +1,4 @@
-"""Scenes as picture files with prompts: to calibrate INT8 on, and to judge it on others.
+"""Writes scenes as picture files with prompts, for int8 calibration and evaluation.
 
 python -m tap_deploy.training.scenes.scene_pictures --split test --count 160 -o FOLDER
 """
@@ -30,7 +30,11 @@ _INSIDE = 1  # label of a point in the foreground
 @click.command(cls=CleanExits)
 @click.option("--split", type=click.Choice(SPLITS), required=True)
 @click.option(
-    "--first-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the scenes."
+    "--first-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the first scene.",
 )
 @click.option("--count", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option(
@@ -40,13 +44,13 @@ _INSIDE = 1  # label of a point in the foreground
     multiple=True,
     default=(BOX, POINT),
     show_default=True,
-    help="How objects are asked for, in turns; repeat it for several ways.",
+    help="Kind of prompt; repeat it to alternate between several kinds.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder to make."
+    "--output", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
 def main(split: str, first_seed: int, count: int, kinds: tuple[str, ...], output: Path) -> None:
-    """Write scenes as PNG, and prompts.json, which asks for each object once."""
+    """Write scenes as PNG, and prompts.json with one prompt per object."""
     generator = SceneGenerator(split)
     scenes = (generator.scene(first_seed + index) for index in range(count))
     regions = write_pictures(scenes, output, kinds)
@@ -58,21 +62,21 @@ def write_pictures(
 ) -> int:
     """Write scenes and their prompts into a folder, for ``tap-export quantize`` and ``verdict``.
 
-    Files are named by split and seed: those of several folders never share a name.
+    File names contain split and seed, so that several folders can be merged.
 
     Args:
-        scenes: what to write, one after the other.
-        folder: to make; it may be there, but without prompts of an earlier call.
-        kinds: some of ``demo_model.PROMPT_KINDS``, in which objects take turns.
+        scenes: the scenes to write.
+        folder: the folder to write; it may exist, but without prompts of an earlier call.
+        kinds: some of ``demo_model.PROMPT_KINDS``, used alternately for the objects.
 
     Returns:
-        how many regions the prompts ask for, one an object.
+        The number of regions, one per object.
 
     Raises:
-        InputError: the folder has prompts already, or cannot be written.
+        InputError: the folder already contains prompts, or cannot be written.
     """
     if (folder / PROMPTS_FILE).exists():
-        raise InputError(f"{folder} has {PROMPTS_FILE} already; choose another folder")
+        raise InputError(f"{folder} already contains {PROMPTS_FILE}; choose another folder")
     prompts: dict[str, dict[str, list[Any]]] = {}
     turns, regions = itertools.cycle(kinds), 0
     with translated_writes(folder):
@@ -91,7 +95,7 @@ def write_pictures(
 
 
 def _prompt(item: SceneObject, kind: str) -> list[Any]:
-    """Return a prompt as ``CalibrationPrompts.from_file`` reads it; pixels."""
+    """Return a prompt in the format of ``CalibrationPrompts.from_file``, pixels."""
     if kind == BOX:
         corners: list[float] = item.box.tolist()
         return corners

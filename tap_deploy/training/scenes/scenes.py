@@ -1,4 +1,4 @@
-"""Scenes: labelled pictures of nameable objects, made up from a seed."""
+"""Scenes: synthetic labelled pictures of nameable objects, determined by a seed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 from tap_deploy.training.scenes.layout import Layout
 from tap_deploy.training.scenes.sprites import Sprite, color_word, draw_sprite, is_colored
 
-REFERENCE_SIZE = 256  # pixels; the sizes below are meant for a picture of this side
+REFERENCE_SIZE = 256  # side of the picture that the sizes below refer to, pixels
 MIN_IMAGE_SIZE = 128
 _OBJECT_COUNTS = (1, 2, 3, 4, 5, 6)
 _COUNT_SHARES = (0.06, 0.12, 0.2, 0.24, 0.22, 0.16)
-# Longer sides of objects, in pixels: between these ranges an object is neither small nor not.
+# Longer sides of small, medium and large objects, pixels; the gaps avoid unclear sizes.
 _SIDES = ((56.0, 70.0), (84.0, 100.0), (114.0, 140.0))
-_SIDE_SHARES = {  # by how many objects there shall be: many large ones would not fit
+_SIDE_SHARES = {  # by number of objects: many large objects would not fit
     1: (0.3, 0.3, 0.4),
     2: (0.3, 0.3, 0.4),
     3: (0.4, 0.3, 0.3),
@@ -32,22 +32,22 @@ _SIDE_SHARES = {  # by how many objects there shall be: many large ones would no
     6: (0.7, 0.25, 0.05),
 }
 _PLACE_TRIES = 14
-_BESIDE_SHARE = 0.4  # of objects that are first tried next to another one
-_OVERLAP = 0.4  # of the narrower of two neighbours
+_BESIDE_SHARE = 0.4  # fraction of objects that are first tried next to another one
+_OVERLAP = 0.4  # maximum overlap of neighbours, as a fraction of the narrower one
 _LEVELS = np.arange(256)
-_OUTSIDE = 0.2  # of an object that may stick out of the picture
+_OUTSIDE = 0.2  # fraction of an object that may lie outside the picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SceneObject:
-    """One object of a scene.
+    """An object of a scene.
 
     Attributes:
-        name: what a person calls it.
-        name_index: place of the name in ``SceneGenerator.names``.
-        mask: bool [H, W], its visible part.
-        box: float32 [4] XYXY of the mask in pixels; x1 and y1 are exclusive.
-        parts: what ``captions.py`` says of it; true of this picture.
+        name: common name of the object.
+        name_index: index of the name in ``SceneGenerator.names``.
+        mask: visible part of the object, bool [H, W].
+        box: box of the mask XYXY, pixels, x1 and y1 exclusive, float32 [4].
+        parts: parts of its caption, see ``captions.py``.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SceneObject:
 
     @property
     def caption(self) -> str:
-        """Return what is said of it, in words."""
+        """Caption of the object."""
         return self.parts.text()
 
 
@@ -67,9 +67,9 @@ class Scene:
     """A labelled picture.
 
     Attributes:
-        image: uint8 [H, W, 3] RGB.
-        objects: bottom to top, all of different names.
-        seed: what it was made from.
+        image: the picture, RGB uint8 [H, W, 3].
+        objects: the objects, bottom to top, with different names.
+        seed: seed of the scene.
         split: "train", "validation" or "test".
     """
 
@@ -80,20 +80,20 @@ class Scene:
 
 
 class SceneGenerator:
-    """Makes the scenes of a split: the same one for the same seed, one after the other or not.
+    """Makes the scenes of a split; a scene depends only on its seed, not on the order of calls.
 
     Splits share the objects, but neither backgrounds nor random numbers.
 
     Args:
         split: "train", "validation" or "test".
-        image_size: side of the square pictures in pixels. Objects grow with it, and blur above
-            256, where the font has no finer picture of them.
+        image_size: side of the square pictures, pixels. Objects scale with it; above 256 they are
+            blurred, because the font has no larger bitmaps.
 
     Attributes:
-        names: all names that objects can have.
+        names: all names of objects.
 
     Raises:
-        InputError: no such split, a size below 128, or the emoji font is missing.
+        InputError: the split is unknown, the size is below 128, or the emoji font is missing.
         MissingDependencyError: the photographs for the backgrounds are not installed.
     """
 
@@ -118,7 +118,7 @@ class SceneGenerator:
         if seed < 0:
             raise InputError(f"seed is {seed}; expected 0 or more")
         attempt = 0
-        while True:  # a shadow or noise has made a colour unclear in about one of a hundred
+        while True:  # about 1 % of scenes are redrawn, as shadow or noise makes a colour unclear
             rng = np.random.default_rng([SPLITS.index(self._split), seed, attempt])
             layout = self._draw_layout(rng)
             image = self._draw_image(layout, rng)
@@ -128,7 +128,7 @@ class SceneGenerator:
             attempt += 1
 
     def _draw_layout(self, rng: np.random.Generator) -> Layout:
-        """Return a layout with at least one object; what finds no place is left out."""
+        """Return a layout with at least one object; objects that do not fit are left out."""
         layout = Layout(self._size)
         count = int(rng.choice(_OBJECT_COUNTS, p=_COUNT_SHARES))
         left_over = [self.names[index] for index in rng.permutation(len(self.names))]
@@ -176,7 +176,14 @@ class SceneGenerator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Shadow:
-    """The soft shadow that every object of a scene throws; lengths in pixels."""
+    """The soft shadow of all objects of a scene.
+
+    Attributes:
+        right: offset to the right, pixels.
+        down: offset downwards, pixels.
+        blur: blur radius, pixels.
+        darkness: opacity, 0..1.
+    """
 
     right: int
     down: int
@@ -203,7 +210,7 @@ class _Shadow:
 
 
 def _corner_beside(sprite: Sprite, layout: Layout, rng: np.random.Generator) -> tuple[int, int]:
-    """Return a corner that puts the sprite left, right, above or below of some other object."""
+    """Return a corner that puts the sprite to the left, right, top or bottom of another object."""
     height, width = sprite.mask.shape
     x0, y0, x1, y1 = layout.box(int(rng.integers(len(layout.sprites))))
     overlap = rng.uniform(-0.02, _OVERLAP)
@@ -224,7 +231,7 @@ def _noisy(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArra
 
 
 def _objects(layout: Layout, image: npt.NDArray[np.uint8]) -> tuple[SceneObject, ...] | None:
-    """Return the labelled objects, or None if the colour of one is not clear in the picture."""
+    """Return the labelled objects, or None if the colour of one is unclear in the picture."""
     objects = []
     for index, (sprite, parts) in enumerate(zip(layout.sprites, layout.parts, strict=True)):
         mask = layout.mask(index)
@@ -244,11 +251,11 @@ def _objects(layout: Layout, image: npt.NDArray[np.uint8]) -> tuple[SceneObject,
 
 
 class SceneSource(Protocol):
-    """Labelled pictures by seed."""
+    """A source of labelled pictures by seed."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all objects that may occur; ``name_index`` points into them."""
+        """Names of all objects that may occur; ``name_index`` is an index into them."""
 
     def scene(self, seed: int) -> Scene:
-        """Return the scene of a seed, always the same one."""
+        """Return the scene of a seed; it is determined by the seed."""

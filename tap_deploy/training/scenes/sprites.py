@@ -1,4 +1,4 @@
-"""Sprites: glyphs as they come into a scene, in some size, turn, mirroring and colour."""
+"""Sprites: glyphs with a random size, rotation, mirroring and colour."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from tap_deploy.training.scenes.colors import COLOR_WORDS, color_shares
 from tap_deploy.training.scenes.emoji import Glyph
 
-_HUE_JITTER = 4 / 360  # of objects that are known by their colour; turns
+_HUE_JITTER = 4 / 360  # hue shift of objects with a characteristic colour, turns
 _TURN_DEGREES = 30.0
-_COLORED_SHARE = 0.55  # an object has a colour if so much of it can be of one
-_TOLD_SHARE = 0.45  # of what is visible; half as much of any other colour is still allowed
-_SOLID = 128  # alpha from which a pixel belongs to the object
+_COLORED_SHARE = 0.55  # minimum fraction of one colour in an object that has a colour
+_TOLD_SHARE = 0.45  # minimum visible fraction of a colour in a caption; others at most half of it
+_SOLID = 128  # minimum alpha of pixels of the object
 _TRIES = 8
 _HUES_TO_LOOK_AT = 12
 _LEVELS = np.arange(256)
@@ -23,14 +23,14 @@ _LEVELS = np.arange(256)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sprite:
-    """An object ready to be laid into a scene.
+    """An object to place in a scene.
 
     Attributes:
-        name: what a person calls it.
-        name_index: place of the name in ``OBJECT_NAMES``.
-        pixels: uint8 [h, w, 4] RGBA, not premultiplied.
-        mask: bool [h, w], where the object is at least half opaque.
-        colored: whether its caption tells a colour.
+        name: common name of the object.
+        name_index: index of the name in ``OBJECT_NAMES``.
+        pixels: picture, not premultiplied, RGBA uint8 [h, w, 4].
+        mask: pixels with an alpha of at least one half, bool [h, w].
+        colored: the caption gives a colour.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Sprite:
 
 
 def is_colored(glyph: Glyph) -> bool:
-    """Tell whether the object has one colour: mostly red, say, or mostly any one word.
+    """Return whether the object has one main colour.
 
-    An object that may be painted has one if it has in any of its paints.
+    An object that may have any colour needs a main colour in one of its hues.
     """
     levels, solid = _levels(Image.fromarray(glyph.pixels)), glyph.pixels[..., 3] >= _SOLID
     turns = np.arange(_HUES_TO_LOOK_AT) / _HUES_TO_LOOK_AT if glyph.any_color else np.zeros(1)
@@ -52,10 +52,10 @@ def is_colored(glyph: Glyph) -> bool:
 
 
 def color_word(pixels: npt.NDArray[np.uint8]) -> str | None:
-    """Return the colour of an object that has one, or None if it is not clear.
+    """Return the main colour of an object, or None if it is unclear.
 
     Args:
-        pixels: uint8 [n, 3] RGB, the visible pixels.
+        pixels: visible pixels, RGB uint8 [n, 3].
     """
     shares = color_shares(pixels)
     first = int(shares.argmax())
@@ -67,23 +67,23 @@ def color_word(pixels: npt.NDArray[np.uint8]) -> str | None:
 def draw_sprite(
     glyph: Glyph, colored: bool, long_side: float, rng: np.random.Generator
 ) -> Sprite | None:
-    """Return the glyph with a box of ``long_side`` pixels, and the rest by chance.
+    """Return a glyph as a sprite of a given size, with random rotation, mirroring and colour.
 
     Args:
         glyph: the object.
-        colored: whether a colour must be clear; see ``is_colored``.
-        long_side: pixels along the longer side of its box.
-        rng: what to draw from.
+        colored: the sprite must have a clear colour; see ``is_colored``.
+        long_side: longer side of its box, pixels.
+        rng: random generator.
 
     Returns:
         The sprite, or None if no clear colour was found.
     """
-    image = Image.fromarray(glyph.pixels).convert("RGBa")  # so that edges mix as they should
+    image = Image.fromarray(glyph.pixels).convert("RGBa")  # premultiplied, to interpolate edges
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = rng.uniform(-_TURN_DEGREES, _TURN_DEGREES)
     image = _cut(image.rotate(angle, Image.Resampling.BILINEAR, expand=True))
-    scale = long_side / max(image.size)  # now that it is turned, so that the size is exact
+    scale = long_side / max(image.size)  # after the rotation, so that the size is exact
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     image = image.resize(size, Image.Resampling.BICUBIC).convert("RGBA")
     levels, alpha = _levels(image), np.asarray(image.getchannel("A"))
@@ -103,7 +103,7 @@ def draw_sprite(
 
 
 def _cut(image: Image.Image) -> Image.Image:
-    """Return the part of an image with alpha that its solid pixels span."""
+    """Return an image with alpha, cropped to its solid pixels."""
     solid = image.getchannel(3).point((255 * (_LEVELS >= _SOLID)).tolist())
     return image.crop(solid.getbbox())
 
@@ -116,8 +116,8 @@ def _levels(image: Image.Image) -> npt.NDArray[np.uint8]:
 def _painted(
     levels: npt.NDArray[np.uint8], hue_turns: float, saturation: float, brightness: float
 ) -> npt.NDArray[np.uint8]:
-    """Return RGB, uint8 [h, w, 3], with the hue turned and the rest times a factor each."""
-    hue = levels[..., 0] + np.uint8(round(hue_turns * 256) % 256)  # and starts again after 255
+    """Return RGB uint8 [h, w, 3] with shifted hue and scaled saturation and brightness."""
+    hue = levels[..., 0] + np.uint8(round(hue_turns * 256) % 256)  # wraps around at 256
     scaled = [
         np.minimum(_LEVELS * factor, 255).astype(np.uint8)[levels[..., channel]]
         for channel, factor in ((1, saturation), (2, brightness))

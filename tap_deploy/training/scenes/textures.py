@@ -1,6 +1,7 @@
-"""Textures made by rule: one family a function, each giving heights that are coloured later.
+"""Procedural textures, one function per family.
 
-A family draws from the generator it is given, and returns float32 ``[size, size]`` in 0..1.
+Each function draws its parameters from the generator and returns a field float32 ``[size, size]``
+in 0..1, which is coloured later.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from PIL import Image
 Field = npt.NDArray[np.float32]  # [size, size], 0..1
 Texture = Callable[[np.random.Generator, int], Field]
 
-_GRID = 160  # pixels; edges of leaves and cells need no finer drawing
+_GRID = 160  # pixels; sufficient resolution for the edges of leaves and cells
 
 
 def ramp(rng: np.random.Generator, size: int) -> Field:
-    """Grow evenly in some direction."""
+    """Return a linear gradient in a random direction."""
     along, _ = _axes(rng, size)
     return _stretched(along)
 
 
 def glow(rng: np.random.Generator, size: int) -> Field:
-    """Fall off around some point."""
+    """Return a radial gradient around a random point."""
     x, y = _pixels(size)
     left, top = rng.uniform(0, size, 2).tolist()
     return _stretched(np.hypot(x - left, y - top))
 
 
 def clouds(rng: np.random.Generator, size: int) -> Field:
-    """Add up smooth noise, the finer the fainter."""
+    """Return smooth noise in four octaves."""
     total = np.zeros((size, size), np.float32)
     cells = int(rng.integers(2, 6))
     for octave in range(4):
@@ -41,13 +42,13 @@ def clouds(rng: np.random.Generator, size: int) -> Field:
 
 
 def grain(rng: np.random.Generator, size: int) -> Field:
-    """Speckle an even surface, like sand or paper."""
+    """Return fine noise on an even surface, like sand or paper."""
     field = rng.standard_normal((size, size), np.float32) * rng.uniform(0.02, 0.12)
     return _clipped(0.5 + field)
 
 
 def stripes(rng: np.random.Generator, size: int) -> Field:
-    """Draw bands in some direction, hard or soft, straight or wavy."""
+    """Return bands in a random direction, hard or soft, straight or wavy."""
     along, across = _axes(rng, size)
     wave = rng.choice([0, 0, 4, 10]) * np.sin(across * rng.uniform(0.02, 0.08))
     bands = np.sin((along + wave) * (2 * np.pi / rng.uniform(10, 60)))
@@ -55,7 +56,7 @@ def stripes(rng: np.random.Generator, size: int) -> Field:
 
 
 def checks(rng: np.random.Generator, size: int) -> Field:
-    """Lay out squares of two colours, turned by any angle."""
+    """Return a checkerboard, rotated by a random angle."""
     along, across = _axes(rng, size)
     side = rng.uniform(10, 48)
     odd = (np.floor(along / side) + np.floor(across / side)) % 2
@@ -63,7 +64,7 @@ def checks(rng: np.random.Generator, size: int) -> Field:
 
 
 def dots(rng: np.random.Generator, size: int) -> Field:
-    """Print round spots on a turned grid."""
+    """Return dots on a rotated grid."""
     along, across = _axes(rng, size)
     pitch = rng.uniform(14, 48)
     distance = np.hypot(*((axis % pitch - pitch / 2) / pitch for axis in (along, across)))
@@ -71,7 +72,7 @@ def dots(rng: np.random.Generator, size: int) -> Field:
 
 
 def cells(rng: np.random.Generator, size: int) -> Field:
-    """Give every pixel the shade of the nearest of some points."""
+    """Return Voronoi cells of random shades."""
     x, y = _pixels(_GRID)
     centers = rng.uniform(0, _GRID, (int(rng.integers(12, 40)), 2)).astype(np.float32)
     distances = np.square(x - centers[:, 0, None, None]) + np.square(y - centers[:, 1, None, None])
@@ -80,7 +81,7 @@ def cells(rng: np.random.Generator, size: int) -> Field:
 
 
 def leaves(rng: np.random.Generator, size: int) -> Field:
-    """Drop discs and boxes of any shade on each other: edges that belong to no object."""
+    """Return overlapping ellipses and boxes of random shades: edges that belong to no object."""
     field = np.full((_GRID, _GRID), rng.random(), np.float32)
     x, y = _pixels(_GRID)
     for _ in range(int(rng.integers(12, 40))):
@@ -95,7 +96,7 @@ def leaves(rng: np.random.Generator, size: int) -> Field:
 
 
 def plaid(rng: np.random.Generator, size: int) -> Field:
-    """Cross two sets of bands, as in a blanket."""
+    """Return two crossed sets of bands, as in a blanket."""
     along, across = _axes(rng, size)
     total = np.zeros((size, size), np.float32)
     for axis in (along, across):
@@ -105,7 +106,7 @@ def plaid(rng: np.random.Generator, size: int) -> Field:
 
 
 def wood(rng: np.random.Generator, size: int) -> Field:
-    """Saw through rings that noise has bent."""
+    """Return annual rings distorted by noise, with fibres."""
     along, across = _axes(rng, size)
     bend = _smooth_noise(rng, 4, size) * rng.uniform(10, 40)
     rings = np.sin((along + bend) * (2 * np.pi / rng.uniform(8, 24)))
@@ -114,7 +115,7 @@ def wood(rng: np.random.Generator, size: int) -> Field:
 
 
 def tiles(rng: np.random.Generator, size: int) -> Field:
-    """Set oblong tiles with grout between, every row shifted by half, each of its own shade."""
+    """Return oblong tiles of random shades with grout, every second row shifted by half."""
     along, across = _axes(rng, size)
     height = rng.uniform(12, 32)
     width, joint = height * rng.uniform(1.5, 3), rng.uniform(1, 3)
@@ -127,7 +128,7 @@ def tiles(rng: np.random.Generator, size: int) -> Field:
 
 
 def ripples(rng: np.random.Generator, size: int) -> Field:
-    """Let waves from a few points run through each other."""
+    """Return interfering circular waves from three points."""
     x, y = _pixels(size)
     total = np.zeros((size, size), np.float32)
     for _ in range(3):
@@ -137,13 +138,13 @@ def ripples(rng: np.random.Generator, size: int) -> Field:
 
 
 def _pixels(size: int) -> tuple[Field, Field]:
-    """Return x [1, size] and y [size, 1] of the pixel centers."""
+    """Return x [1, size] and y [size, 1] of the pixel centres."""
     centers = np.arange(size, dtype=np.float32) + np.float32(0.5)
     return centers[None], centers[:, None]
 
 
 def _axes(rng: np.random.Generator, size: int) -> tuple[Field, Field]:
-    """Return coordinates in pixels along two directions at right angles, each [size, size]."""
+    """Return coordinates along two random orthogonal directions, pixels, each [size, size]."""
     x, y = _pixels(size)
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -166,7 +167,7 @@ def _stretched(field: npt.NDArray[np.floating[Any]]) -> Field:
 
 
 def _hardened(waves: npt.NDArray[np.floating[Any]], rng: np.random.Generator) -> Field:
-    """Turn -1..1 into 0..1 with edges from soft to hard."""
+    """Map -1..1 to 0..1 with random contrast, from soft to hard edges."""
     return _clipped(waves * rng.uniform(0.5, 6) / 2 + 0.5)
 
 

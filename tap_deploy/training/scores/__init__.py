@@ -1,1 +1,1 @@
-"""How good a model is: metrics and evaluation."""
+"""Metrics and evaluation of a model."""

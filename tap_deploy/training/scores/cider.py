@@ -1,12 +1,12 @@
-"""CIDEr-D, the measure that captions of regions are commonly compared by.
+"""CIDEr-D, the standard metric of region captions.
 
 Vedantam, Zitnick and Parikh, *CIDEr: Consensus-based Image Description Evaluation*, CVPR 2015.
-Candidate and reference are vectors of their n-grams, n from 1 to 4, each count times the
-logarithm of how rare the n-gram is among all references (TF-IDF). The score of an n is the
-cosine of both, with two guards against gaming: a count of the candidate is worth no more than
-that of the reference, and a difference in length d costs a factor exp(-d^2 / (2 * 6^2)). The
-score of a caption is 10 times the mean over n; as in the public COCO caption evaluation, counts
-are not divided by the length of the caption.
+Candidate and reference are TF-IDF vectors of their n-grams, n from 1 to 4: each count times the
+logarithm of the n-gram's rarity among all references. The score of an n is their cosine, with two
+guards against gaming: counts of the candidate are clipped to those of the reference, and a
+difference in length d costs a factor exp(-d^2 / (2 * 6^2)). The score of a caption is 10 times the
+mean over n. As in the public COCO caption evaluation, counts are not divided by the length of the
+caption.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ SCALE = 10.0
 NGram = tuple[str, ...]
 Counts = collections.Counter[NGram]
 
-# As the Penn Treebank tokenizer, for letters, digits, hyphens and apostrophes; punctuation is
-# dropped afterwards in any case.
+# Like the Penn Treebank tokenizer, for letters, digits, hyphens and apostrophes. Punctuation is not
+# matched, because the evaluation drops it anyway.
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*?(?=n't\b)|n't\b|'[^\W_]+|[^\W_]+(?:-[^\W_]+)*")
 
 
 def words(caption: str) -> list[str]:
-    """Split a caption as PTB does, in lower case and without punctuation.
+    """Split a caption like the PTB tokenizer, in lower case and without punctuation.
 
-    Hyphenated words stay whole; "n't" and what follows an apostrophe are words of their own.
+    Hyphenated words stay whole; "n't" and suffixes after an apostrophe are separate words.
     """
     return _WORD.findall(caption.lower())
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Return the CIDEr-D of each caption; identical ones usually give 10.
+    """Return the CIDEr-D of each caption; identical captions usually give 10.
 
-    Rarity is counted over the references given, so scores depend on the whole collection. Papers
+    Rarity is computed over the given references, so scores depend on the whole collection. Papers
     report the mean times 100.
 
     Args:
-        candidates: one caption a region.
-        references: true captions of each region, one or more.
+        candidates: one caption per region.
+        references: one or more true captions per region.
 
     Raises:
-        InputError: another number of references than candidates, or a region without one.
+        InputError: candidates and references differ in number, or a region has no reference.
     """
     if len(candidates) != len(references) or not all(references):
         raise InputError(
             f"{len(candidates)} captions and {len(references)} lists of references; expected one "
-            "list for each, and none empty"
+            "non-empty list per caption"
         )
     counted = [[_ngrams(text) for text in texts] for texts in references]
     frequency = _document_frequency(counted)
@@ -74,7 +74,7 @@ def _ngrams(caption: str) -> Counts:
 
 
 def _document_frequency(references: Sequence[Sequence[Counts]]) -> Counts:
-    """Count in how many regions an n-gram occurs, in any of the references."""
+    """Return the number of regions whose references contain each n-gram."""
     frequency: Counts = collections.Counter()
     for region in references:
         frequency.update(set().union(*region))
@@ -84,7 +84,7 @@ def _document_frequency(references: Sequence[Sequence[Counts]]) -> Counts:
 def _similarity(
     candidate: Counts, truth: Counts, rarity: dict[NGram, float], unseen: float
 ) -> float:
-    """Return the mean over n of the clipped cosines, with the penalty for the length."""
+    """Return the mean over n of the clipped cosines, times the length penalty."""
     gap = _length(candidate) - _length(truth)
     penalty = math.exp(-(gap**2) / (2 * LENGTH_SIGMA**2))
     cosines = []

@@ -1,4 +1,4 @@
-"""How good are the answers? The same scenes and questions for PyTorch and for any bundle."""
+"""Evaluates predictions of PyTorch or of a bundle on the same scenes and prompts."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _CIDER_PERCENT = 100.0
 
 
 class Subject(Protocol):
-    """Whatever answers prompts: PyTorch, or a bundle on some backend."""
+    """A predictor to evaluate: PyTorch, or a bundle on some backend."""
 
     def predict(self, image: npt.NDArray[np.uint8], *, prompts: Prompts, top_k: int) -> Regions:
-        """Answer P prompts on uint8 [H, W, 3] RGB, with masks, captions and ``top_k`` concepts."""
+        """Predict P prompts on uint8 [H, W, 3] RGB, with masks, captions and ``top_k`` concepts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptScores:
-    """Means over all regions, for one kind of prompt. All but ``cider`` are in 0..1.
+    """Means over all regions for one kind of prompt.
 
     Attributes:
-        mask_iou: intersection over union with the true mask, at the size of the picture.
-        concept_top1: the likeliest concept is the true name.
-        concept_top5: one of the five likeliest is.
-        caption_named: the first name in the caption is the true one.
-        caption_exact: the caption is the true one, word for word.
-        cider: CIDEr-D, times 100 as in papers.
+        mask_iou: IoU with the true mask at the size of the picture, 0..1.
+        concept_top1: fraction of regions whose likeliest concept is the true name.
+        concept_top5: fraction of regions with the true name among the five likeliest concepts.
+        caption_named: fraction of captions whose first name is the true name.
+        caption_exact: fraction of captions equal to the true caption.
+        cider: CIDEr-D times 100, as in papers.
     """
 
     mask_iou: float
@@ -57,21 +57,36 @@ class PromptScores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of a subject: with the true boxes, and with one point in each object."""
+    """The scores of a subject.
+
+    Attributes:
+        regions: number of regions.
+        box: scores with the true boxes as prompts.
+        point: scores with one point in each object as prompts.
+    """
 
     regions: int
     box: PromptScores
     point: PromptScores
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain JSON types."""
+        """Return the scores as JSON types."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answer:
+    """A predicted region and its truth.
+
+    Attributes:
+        iou: IoU with the true mask.
+        names: likeliest concepts, the likeliest first.
+        caption: predicted caption.
+        truth: the object.
+    """
+
     iou: float
-    names: tuple[str, ...]  # likeliest first
+    names: tuple[str, ...]
     caption: str
     truth: SceneObject
 
@@ -82,16 +97,17 @@ def evaluate(
     num_regions: int,
     on_region: Callable[[], None] | None = None,
 ) -> Scores:
-    """Ask for every object of the first scenes, with its box and with one point.
+    """Evaluate a subject on the objects of the first scenes, prompted by box and by point.
 
     Args:
-        subject: answers.
-        source: scenes of seeds 0, 1, 2, … are taken.
-        num_regions: objects in all; of the last scene only as many as are needed.
-        on_region: called once for each region.
+        subject: the predictor.
+        source: scenes; seeds 0, 1, 2, … are used.
+        num_regions: total number of objects; surplus objects of the last scene are left out.
+        on_region: called once per region.
 
     Raises:
-        InputError: no regions, or the subject gives no masks, concepts or captions.
+        InputError: ``num_regions`` is below 1, or the subject returns no masks, concepts or
+            captions.
     """
     if num_regions < 1:
         raise InputError(f"num_regions is {num_regions}; expected at least 1")
@@ -109,7 +125,7 @@ def evaluate(
 
 
 def comparison(scores: Mapping[str, Scores]) -> str:
-    """Return a table for people: one line a measure and prompt, one column a subject."""
+    """Return a text table with a line per metric and prompt, and a column per subject."""
     width = max(12, *(len(name) + 2 for name in scores))
     lines = [f"{'':15}{'prompt':8}" + "".join(f"{name:>{width}}" for name in scores)]
     for field in dataclasses.fields(PromptScores):
@@ -134,7 +150,7 @@ def _scenes(
 
 
 def _prompts(objects: tuple[SceneObject, ...]) -> Prompts:
-    """Ask for each object with its box, then for each with one point."""
+    """Return a box prompt for each object, then a point prompt for each."""
     points = [[[*inner_point(item.mask), PointLabel.FOREGROUND]] for item in objects]
     boxes = Prompts.from_boxes([item.box for item in objects])
     return Prompts.concatenate([boxes, Prompts.from_points(points)])
@@ -143,7 +159,7 @@ def _prompts(objects: tuple[SceneObject, ...]) -> Prompts:
 def _answers(regions: Regions, truths: list[SceneObject]) -> list[_Answer]:
     if regions.masks is None or regions.concepts is None or regions.captions is None:
         raise InputError(
-            "the subject gives no masks, names or captions; expected all three: "
+            "the subject returns no masks, names or captions; expected all three; "
             "export the bundle with --concepts and --tokenizer"
         )
     return [

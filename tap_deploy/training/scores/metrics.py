@@ -1,4 +1,4 @@
-"""Measures of one answer: masks, points and strokes to ask with, names in captions."""
+"""Metrics of a caption."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def first_name(caption: str, names: Sequence[str]) -> str | None:
-    """Return which of the names stands first in a caption, as whole words, or None.
+    """Return the first of the names that occurs in a caption as whole words, or None.
 
-    Of several that begin at the same word the longest counts: "hot dog" is no "hot".
-    Capital letters do not matter.
+    If several names start at the same word, the longest is returned: "hot dog", not "hot". Case
+    is ignored.
     """
     found = [
         (match.start(), -len(name), name)

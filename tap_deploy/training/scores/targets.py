@@ -1,4 +1,4 @@
-"""What the demo model has to reach, and what it misses."""
+"""Target scores of the demo model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tap_deploy.training.scores.evaluation import Scores
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """One thing that is asked for.
+    """A target score.
 
     Attributes:
-        prompt: "box" or "point": how the regions are asked for.
-        measure: a field of ``PromptScores``.
-        least: what it has to be at least, 0..1.
-        text: what it is called in a report.
+        prompt: kind of prompt, "box" or "point".
+        measure: name of a field of ``PromptScores``.
+        least: minimum score, 0..1.
+        text: name in reports.
     """
 
     prompt: str
@@ -26,12 +26,12 @@ class Target:
     text: str
 
     def found(self, scores: Scores) -> float:
-        """Return what was measured."""
+        """Return the measured score."""
         value: float = getattr(getattr(scores, self.prompt), self.measure)
         return value
 
 
-# Names and captions are judged on the regions of boxes, as published results are.
+# Names and captions are evaluated with box prompts, like published results.
 TARGETS = (
     Target(prompt="box", measure="mask_iou", least=0.82, text="mask mIoU, box prompts"),
     Target(prompt="point", measure="mask_iou", least=0.72, text="mask mIoU, one point"),
@@ -46,13 +46,13 @@ def missed_targets(scores: Mapping[str, Scores]) -> list[str]:
     """Return a line for every target that a subject misses.
 
     Args:
-        scores: by the name of the subject.
+        scores: name of the subject -> its scores.
     """
     return [
         f"{name}: {target.text} {target.found(score):.3f}, expected at least {target.least:g}"
         for name, score in scores.items()
         for target in TARGETS
-        if not target.found(score) >= target.least  # NaN reaches nothing
+        if not target.found(score) >= target.least  # True for NaN
     ]
 
 
@@ -60,10 +60,10 @@ def require_targets(scores: Mapping[str, Scores]) -> None:
     """Check that every subject reaches every target.
 
     Raises:
-        VerificationError: one does not; the message has all misses.
+        VerificationError: a target is missed; the message lists all misses.
     """
     if missed := missed_targets(scores):
         raise VerificationError(
-            f"{len(missed)} targets are missed: {'; '.join(missed)}; train longer, or look for "
-            "what the conversion lost"
+            f"{len(missed)} targets are missed: {'; '.join(missed)}; train longer, or check the "
+            "accuracy of the conversion"
         )

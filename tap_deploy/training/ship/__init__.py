@@ -1,1 +1,1 @@
-"""From a training run to the files of the package."""
+"""Makes the files of the demo model from a training run."""

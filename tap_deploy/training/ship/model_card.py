@@ -1,4 +1,4 @@
-"""The model card of the demo model: what it is, how good it is, how to check that."""
+"""Writes the model card of the demo model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card tells.
+    """The facts in a model card.
 
     Attributes:
-        scores: by subject.
-        parameters: numbers in the model that are trained.
-        names: concepts to choose from.
-        weights_bytes: size of the checkpoint.
-        weights_sha256: its digest.
-        training: see ``training_summary``.
-        history: what was changed during the run, Markdown; "" if nothing was.
-        tools: versions of what evaluated it.
+        scores: name of the subject -> its scores.
+        parameters: number of trained parameters.
+        names: number of concepts.
+        weights_bytes: size of the checkpoint, bytes.
+        weights_sha256: SHA-256 of the checkpoint.
+        training: see ``RunFolder.summary``.
+        history: changes during the run, Markdown; "" if there were none.
+        tools: versions of the tools of the evaluation.
     """
 
     scores: Mapping[str, Scores]
@@ -46,7 +46,7 @@ class CardFacts:
     tools: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the facts as JSON types."""
         return dataclasses.asdict(self) | {
             "scores": {name: score.to_dict() for name, score in self.scores.items()}
         }
@@ -63,30 +63,30 @@ def _about(facts: CardFacts) -> str:
     return f"""
 # {DEMO}
 
-A Tokenize Anything of {facts.parameters / 1e6:.1f} million parameters that masks, names and
-captions {facts.names} kinds of objects in made scenes of 256 x 256 pixels. It has the
-architecture and the file format of the published models, so that everything in this project can
-be tried, timed and measured with it. It is of no use on photographs of real things.
+A Tokenize Anything model with {facts.parameters / 1e6:.1f} million parameters, trained to mask,
+name and caption {facts.names} kinds of objects in synthetic scenes of 256 x 256 pixels. It has the
+architecture and the file format of the published models, so that all parts of this project can be
+tried, timed and evaluated with it. It does not work on photographs of real objects.
 
 | file | |
 |---|---|
 | `{DEMO}.safetensors` | {facts.weights_bytes / 1e6:.1f} MB: parameters in float16, buffers in float32; SHA-256 `{facts.weights_sha256}` |
-| `{DEMO}.json` | sizes of the model, the fields of `TapConfig` |
-| `tokenizer.model` | SentencePiece |
+| `{DEMO}.json` | configuration of the model, the fields of `TapConfig` |
+| `tokenizer.model` | SentencePiece model |
 | `concepts.npz` | a vector for each of the {facts.names} names |
-| `scores.json` | the numbers below, with all digits, and how they came about |
-| `samples/` | pictures, prompts and right answers |
-"""  # noqa: E501  # a row of a table has no second line
+| `scores.json` | the scores below with all digits, the training settings and tool versions |
+| `samples/` | pictures, prompts and expected results |
+"""  # noqa: E501  # table rows cannot be wrapped
 
 
 def _numbers(facts: CardFacts) -> str:
     subjects = list(facts.scores)
     regions = ", ".join(sorted({str(score.regions) for score in facts.scores.values()}))
     lines = [
-        "## Numbers",
+        "## Scores",
         "",
-        f"{regions} regions of the test split, which nothing was trained on: other random "
-        "numbers and other\nbackgrounds than in training, the same kinds of objects.",
+        f"{regions} regions of the test split, on which the model was not trained: it has other "
+        "random numbers and\nbackgrounds, and the same kinds of objects.",
         "",
         "| measure | prompt | " + " | ".join(subjects) + " |",
         "|---|---|" + "---:|" * len(subjects),
@@ -98,12 +98,12 @@ def _numbers(facts: CardFacts) -> str:
             cells = " | ".join(f"{value:.{digits}f}" for value in values)
             lines.append(f"| {_TITLES[field.name]} | {kind} | {cells} |")
     tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
-    lines += ["", f"Measured with {tools}. To measure again:", "", "    tap-export eval-demo"]
+    lines += ["", f"Measured with {tools}. To repeat:", "", "    tap-export eval-demo"]
     return "\n".join(lines)
 
 
 def _targets(facts: CardFacts) -> str:
-    lines = ["## Asked for and reached", "", "| | asked for | reached |", "|---|---:|---:|"]
+    lines = ["## Targets", "", "| | target | reached |", "|---|---:|---:|"]
     for target in TARGETS:
         found = min(target.found(score) for score in facts.scores.values())
         mark = "" if found >= target.least else " (missed)"
@@ -111,7 +111,11 @@ def _targets(facts: CardFacts) -> str:
     mark = "" if facts.weights_bytes <= MAX_WEIGHTS_BYTES else " (missed)"
     size = f"{facts.weights_bytes / 1e6:.2f} MB{mark}"
     lines.append(f"| size of the weights | <= {MAX_WEIGHTS_BYTES / 1e6:g} MB | {size} |")
-    lines += ["", "The lower of the columns above counts; names and captions with box prompts."]
+    lines += [
+        "",
+        "Reached is the lowest score of the columns above; names and captions are scored with box",
+        "prompts.",
+    ]
     return "\n".join(lines)
 
 
@@ -123,15 +127,15 @@ def _training(summary: Mapping[str, Any]) -> str:
 
 {lines}
 
-`docs/training.md` has the objective and the schedules. To train such a model anew, measure it and
-put it in the place of this one, in a checkout:
+`docs/training.md` describes the objective and the schedules. To train such a model, evaluate it and
+replace this one, run in a checkout:
 
     scripts/train_demo FOLDER
 """
 
 
 def _runs(summary: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield all runs that led to a model, the first one first, as far as they are known."""
+    """Yield the known runs that led to a model, in order."""
     origin = summary.get("origin")
     if origin is not None and origin["run"] is not None:
         yield from _runs(origin["run"])
@@ -144,23 +148,23 @@ def _run(summary: Mapping[str, Any]) -> str:
     return (
         f"From {begun}: {summary['step']} of {summary['steps']} steps of "
         f"{summary['pictures_per_step']} scenes with {summary['regions_per_picture']} regions "
-        f"each, seed {summary['seed']}, learning rate {summary['learning_rate']:g}; weights of "
-        f"masks {summary['mask_weight']:g}, captions {summary['caption_weight']:g}, auxiliary "
-        f"heads {summary['dense_weight']:g}; {summary['hours']:.1f} hours."
+        f"each, seed {summary['seed']}, learning rate {summary['learning_rate']:g}; loss weights "
+        f"{summary['mask_weight']:g} for masks, {summary['caption_weight']:g} for captions, "
+        f"{summary['dense_weight']:g} for auxiliary heads; {summary['hours']:.1f} hours."
     )
 
 
 _REST = """
 ## Limits
 
-- Only objects that look like the glyphs of Noto Color Emoji, 56 to 140 pixels large.
-- Captions know a size, a colour, a place and one neighbour, and nothing else.
-- Colours and relations are learned as the rules of `docs/scenes.md` put them, not as people do.
+- It recognises only objects that look like the glyphs of Noto Color Emoji, 56 to 140 pixels large.
+- Captions contain only a size, a colour, a place and one neighbour.
+- Colours and relations follow the rules of `docs/scenes.md`, not human judgement.
 
 ## Licences
 
-Weights, tokenizer and sample pictures: Apache-2.0, as this project. They were made with Noto Color
-Emoji (SIL OFL 1.1, which leaves documents made with the font free), photographs that scikit-image
-has under CC0 or in the public domain, and sentence vectors of all-MiniLM-L6-v2 (Apache-2.0);
-`docs/scenes.md` has the list.
+Weights, tokenizer and sample pictures: Apache-2.0, like this project. They were made with Noto
+Color Emoji (SIL OFL 1.1, which does not apply to documents made with the font), photographs from
+scikit-image that are CC0 or in the public domain, and sentence vectors of all-MiniLM-L6-v2
+(Apache-2.0); `docs/scenes.md` lists them.
 """

@@ -1,4 +1,4 @@
-"""The sample pictures of the demo model: scenes of the test split, with questions and answers."""
+"""The sample pictures of the demo model: test scenes with prompts and expected results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, Sample, SampleRegion
 from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
 from tap_deploy.training.scenes.scenes import SceneObject, SceneSource
 
-# Chosen by looking at the pictures alone, before any model had answered: three objects each, a
-# photograph, stones, tiles and waves behind them.
+# Chosen from the pictures alone, before any prediction: three objects each, in front of a
+# photograph, stones, tiles and waves.
 SAMPLE_SEEDS = (63, 0, 78, 95, 137)
 ABOUT = {
     "made_by": "tap_deploy.training.scenes, split test; the seed of each is below",
@@ -27,12 +27,12 @@ ABOUT = {
 def write_samples(
     scenes: SceneSource, folder: Path, seeds: Sequence[int] = SAMPLE_SEEDS
 ) -> tuple[Sample, ...]:
-    """Write sample pictures, PNG, and ``samples.json`` into a new folder.
+    """Write sample pictures (PNG) and ``samples.json`` into a new folder.
 
     Args:
-        scenes: of the test split.
-        folder: to make.
-        seeds: of the scenes to take; the first one is that of the demo.
+        scenes: scenes of the test split.
+        folder: the folder to make.
+        seeds: seeds of the scenes; the first one is used in the demo.
     """
     folder.mkdir()
     samples = []
@@ -40,7 +40,7 @@ def write_samples(
         scene = scenes.scene(seed)
         picture = folder / f"{number}.png"
         Image.fromarray(scene.image).save(picture, optimize=True)
-        kinds = itertools.cycle(PROMPT_KINDS)  # each way of asking comes up in every picture
+        kinds = itertools.cycle(PROMPT_KINDS)  # every picture has all kinds of prompts
         regions = tuple(
             _region(item, kind) for item, kind in zip(scene.objects, kinds, strict=False)
         )

@@ -1,7 +1,7 @@
-"""``python -m tap_deploy.training.ship.ship``: a training run to the files of the package.
+"""``python -m tap_deploy.training.ship.ship``: makes the demo model's files from a training run.
 
-Weights in float16, tokenizer, concepts, config, sample pictures, and a model card with what the
-shipped weights reach in PyTorch and as an exported bundle.
+It writes weights in float16, tokenizer, concepts, config, sample pictures, and a model card with
+the scores of the shipped weights in PyTorch and as an exported bundle.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tap_deploy.training.ship.sample_scenes import SAMPLE_SEEDS, write_samples
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShipOptions:
-    """What is measured and shown.
+    """Options of ``ship``.
 
     Attributes:
-        regions: of the evaluation.
-        sample_seeds: of the scenes that become sample pictures.
+        regions: number of regions of the evaluation.
+        sample_seeds: seeds of the sample pictures.
     """
 
     regions: int = 1000
@@ -62,34 +62,35 @@ class ShipOptions:
     type=click.Path(path_type=Path),
     default=DEMO_FOLDER,
     show_default="the folder in the package",
-    help="Folder to make or replace.",
+    help="Folder to write or replace.",
 )
 @click.option(
     "--regions",
     type=click.IntRange(min=1),
     default=ShipOptions.regions,
     show_default=True,
-    help="Of the test split, to measure on.",
+    help="Regions of the test split to evaluate on.",
 )
 def ship_command(run: Path, output: Path, regions: int) -> int:
-    """Make the files of tap_demo from the training run in folder RUN, and measure them.
+    """Make the files of tap_demo from the training run in folder RUN, and evaluate them.
 
-    Exit codes: 0 all targets are reached, 1 the files are made but a target is missed, 2 nothing
-    was made.
+    Exit codes: 0 all targets met, 1 files written but a target missed, 2 nothing written.
     """
     from tap_deploy.training.scenes.scenes import SceneGenerator
 
     config = RunFolder(path=run).read_config()
     if config.model != VARIANTS[DEMO]:
-        raise InputError(f"run {run} trained a model of other sizes; expected those of {DEMO}")
+        raise InputError(f"run {run} has a model of other sizes; expected those of {DEMO}")
     scenes = SceneGenerator("test", config.model.image_size)
     try:
         facts = ship(RunFolder(path=run), output, scenes, ShipOptions(regions=regions), click.echo)
-    except VerificationError as exc:  # no files were made, so this must not look like a miss
-        raise InputError(f"nothing was made: {exc}") from exc
+    except VerificationError as exc:  # exit code 2, as no files were written
+        raise InputError(f"nothing was written: {exc}") from exc
     missed = missed_targets(facts.scores)
     if facts.weights_bytes > MAX_WEIGHTS_BYTES:
-        missed.append(f"weights have {facts.weights_bytes} bytes, at most {MAX_WEIGHTS_BYTES}")
+        missed.append(
+            f"weights have {facts.weights_bytes} bytes, expected at most {MAX_WEIGHTS_BYTES}"
+        )
     for line in missed:
         click.echo(f"missed: {line}")
     return 1 if missed else 0
@@ -102,23 +103,24 @@ def ship(
     options: ShipOptions,
     say: Callable[[str], None],
 ) -> CardFacts:
-    """Make the folder of the demo model; it is there when it is complete.
+    """Make the folder of the demo model; it appears only when complete.
 
     Args:
-        run: with the averaged model of its last report.
-        output: folder to make or replace.
-        scenes: of the test split.
-        options: what to measure and show.
-        say: takes lines of progress.
+        run: the run, with the averaged model of its last report.
+        output: the folder to write or replace.
+        scenes: scenes of the test split.
+        options: options of the evaluation and the samples.
+        say: called with each progress line.
 
     Raises:
-        InputError: no run, or it has no model yet; or ``output`` is another kind of folder.
-        CheckpointError: the weights cannot be read, or do not fit into float16.
+        InputError: there is no run, or it has no model yet; or ``output`` is another kind of
+            folder.
+        CheckpointError: the weights cannot be read, or exceed the range of float16.
         VerificationError: the exported graphs differ from PyTorch.
     """
     config = run.read_config()
     if not run.model.is_file():
-        raise InputError(f"{run.model} is missing: the run has made no report yet; go on with it")
+        raise InputError(f"{run.model} is missing; the run has no report yet; resume it first")
     with atomic_folder(output, force=True, marker=DemoModel().config.name) as folder:
         demo = DemoModel(folder=folder)
         say(f"weights of step {training_summary(run.progress)['step']}, sample pictures")
@@ -152,7 +154,7 @@ def _measure(
     regions: int,
     say: Callable[[str], None],
 ) -> dict[str, Scores]:
-    """Score the files as they are, in PyTorch and as a bundle."""
+    """Return the scores of the shipped files, in PyTorch and as a bundle."""
     require_export_extra()
     say(f"PyTorch on {regions} regions")
     model, _ = load_checkpoint(demo.weights, config.model)
@@ -185,9 +187,9 @@ if __name__ == "__main__":
 def shipped_state(model: TapModel) -> dict[str, torch.Tensor]:
     """Return the entries to ship: parameters in float16, buffers in float32.
 
-    Indices of relative positions and counters of batches are left out, ``load_checkpoint`` makes
-    them anew. Buffers (statistics of BatchNorm, Fourier frequencies, pixel means) are a tenth of
-    a percent of all numbers, and worth their digits.
+    Relative position indices and batch counters are left out, as ``load_checkpoint`` recreates
+    them. Buffers (BatchNorm statistics, Fourier frequencies, pixel means) are only 0.1 % of all
+    numbers, so they keep full precision.
 
     Raises:
         CheckpointError: a weight is too large for float16.
@@ -201,7 +203,7 @@ def shipped_state(model: TapModel) -> dict[str, torch.Tensor]:
         if not torch.isfinite(state[name]).all():
             raise CheckpointError(
                 f"entry {name} reaches {float(value.abs().max()):g}; expected at most 65504, the "
-                "largest float16: train with more weight decay"
+                "largest float16; train with more weight decay"
             )
     return state
 

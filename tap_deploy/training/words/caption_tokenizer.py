@@ -22,7 +22,7 @@ from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
 _NO_COLOR = ("",)
 _SIZES = ("", "small", "large")
-# Never in a caption, so it becomes the last piece: its id is the one that pads rows of ids.
+# It occurs in no caption, so it becomes the last piece, whose id is the padding id.
 _PADDING_CHARACTER = "☐"
 
 
@@ -31,16 +31,15 @@ def train_tokenizer(
 ) -> bytes:
     """Return a SentencePiece model, the content of a ``.model`` file.
 
-    Unknown is 0, BOS 1 and EOS 2; there is no pad piece. The last id pads, as in every model of
-    this family, and no caption uses it. The same texts give the same bytes.
+    The ids are 0 for unknown, 1 for BOS and 2 for EOS; there is no pad piece. The last id is used
+    for padding, as in all TAP models, and occurs in no caption. The result is deterministic.
 
     Args:
-        texts: what to train on; by default ``every_phrase()``, which covers every caption.
-        vocab_size: number of pieces, exactly.
+        texts: training texts; None for ``every_phrase()``, which covers every caption.
+        vocab_size: exact number of pieces.
 
     Raises:
-        InputError: the texts are too few for so many pieces, or have too many characters
-            for so few.
+        InputError: ``vocab_size`` is too large for the texts, or too small for their characters.
         MissingDependencyError: sentencepiece is not installed.
     """
     try:
@@ -57,32 +56,32 @@ def train_tokenizer(
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=1.0,
-            normalization_rule_name="identity",  # the other rules weigh 240 KB
+            normalization_rule_name="identity",  # other rules add 240 KB to the model
             required_chars=_PADDING_CHARACTER,
             unk_id=0,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
             pad_id=-1,  # the published tokenizer has no pad piece either
-            num_threads=1,  # the same file every time
+            num_threads=1,  # deterministic
             minloglevel=2,
         )
     except RuntimeError as exc:
         raise InputError(
-            f"no tokenizer of {vocab_size} pieces can be trained from these texts; expected "
-            "a few hundred pieces, and words enough for them"
+            f"no tokenizer with {vocab_size} pieces can be trained on these texts; expected a few "
+            "hundred pieces, and enough words for them"
         ) from exc
     return model.getvalue()
 
 
 class CaptionEncoder:
-    """Turns captions into rows of ids.
+    """Encodes captions as rows of ids.
 
     Args:
-        path: of a SentencePiece model, as ``train_tokenizer`` gives it.
-        length: L, ids in a row.
+        path: path of a SentencePiece model made by ``train_tokenizer``.
+        length: number of ids per row L.
 
     Raises:
-        InputError: there is no such file, or it is not a SentencePiece model.
+        InputError: the file does not exist or is not a SentencePiece model.
     """
 
     def __init__(self, path: str | os.PathLike[str], length: int) -> None:
@@ -103,7 +102,7 @@ class CaptionEncoder:
         """Return BOS, the pieces of the caption, EOS, and padding, int64 [P, L].
 
         Raises:
-            InputError: a caption has more pieces than fit, or an unknown one.
+            InputError: a caption is too long, or contains an unknown piece.
         """
         rows = np.full((len(captions), self._length), self.pad_id, np.int64)
         for row, caption in zip(rows, captions, strict=True):
@@ -111,16 +110,16 @@ class CaptionEncoder:
             if len(ids) > self._length or self._processor.unk_id() in ids:
                 raise InputError(
                     f"caption {caption!r} takes {len(ids)} ids with BOS and EOS; expected at most "
-                    f"{self._length}, and none unknown: train the tokenizer on such captions"
+                    f"{self._length}, and none unknown; train the tokenizer on such captions"
                 )
             row[: len(ids)] = ids
         return rows
 
 
 def every_phrase() -> Iterator[str]:
-    """Yield captions in which every object has every size, colour, place and neighbour word.
+    """Yield captions that combine every object with every size, colour, place and relation.
 
-    They are not all captions that there are, but all parts of them, each equally often.
+    They are not all possible captions, but contain all their parts equally often.
     """
     places = [place for row in PLACES for place in row]
     for index, name in enumerate(OBJECT_NAMES):

@@ -1,9 +1,9 @@
-"""The concept space of the scenes: a vector for every name, related names near each other.
+"""The concept space of the scenes: a vector per name, with related names close to each other.
 
-A sentence encoder (all-MiniLM-L6-v2, Apache-2.0) has read "a picture of an apple" and so on. Its
-vectors were centred, cut to 128 of 384 directions by principal components, and normalised. What
-came out lies beside this file, so that neither training nor use needs the encoder;
-``scripts/make_concepts.py`` makes it anew, or vectors for other names in the same space.
+A sentence encoder (all-MiniLM-L6-v2, Apache-2.0) encoded "a picture of an apple" and so on. Its
+vectors were centred, reduced from 384 to 128 dimensions by PCA, and normalised. The result is
+stored next to this file, so that neither training nor inference needs the encoder.
+``scripts/make_concepts.py`` makes it, or vectors for other names in the same space.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tap_deploy.errors import InputError
 from tap_deploy.training.scenes.captions import with_article
 from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 
-CONCEPT_SIZE = 128  # E, the length of a semantic embedding
-SENTENCE_SIZE = 384  # what the encoder gives
-# Sharp enough that a perfect embedding gets 0.97 or more for its name even beside its nearest
-# relative, and soft enough that relatives of the right answer are better than strangers.
+CONCEPT_SIZE = 128  # size E of a semantic embedding
+SENTENCE_SIZE = 384  # size of the encoder's vectors
+# High enough that a perfect embedding gives its name a probability of at least 0.97 even with a
+# close relative, and low enough that relatives of the true name score higher than other names.
 LOGIT_SCALE = 20.0
 SPACE_FILE = Path(__file__).with_name("concept_space.npz")
 
@@ -32,7 +32,7 @@ def concept_vocabulary() -> Vocabulary:
     """Return the vocabulary of ``OBJECT_NAMES``.
 
     Returns:
-        weights float32 [128, K]: columns of length 1 times ``LOGIT_SCALE``.
+        The vocabulary; weights are unit columns times ``LOGIT_SCALE``, float32 [128, K].
 
     Raises:
         InputError: a name has no vector.
@@ -42,15 +42,15 @@ def concept_vocabulary() -> Vocabulary:
     missing = [name for name in OBJECT_NAMES if name not in columns]
     if missing:
         raise InputError(
-            f"{len(missing)} names have no concept vector, {missing[0]!r} for one; expected some "
-            f"of the {len(columns)} in {SPACE_FILE.name}: scripts/make_concepts.py makes others"
+            f"{len(missing)} names have no concept vector, such as {missing[0]!r}; expected names "
+            f"in {SPACE_FILE.name}; make others with scripts/make_concepts.py"
         )
     weights = known.weights[:, [columns[name] for name in OBJECT_NAMES]]
     return Vocabulary(weights=np.ascontiguousarray(weights), names=OBJECT_NAMES)
 
 
 def sentence_from_name(name: str) -> str:
-    """Return what the sentence encoder has to read for a name."""
+    """Return the sentence to encode for a name."""
     return f"a picture of {with_article(name)}"
 
 
@@ -62,9 +62,9 @@ def weights_from_sentences(
     """Return concept weights, float32 [128, N], for vectors of the sentence encoder.
 
     Args:
-        sentences: float [N, 384].
-        mean: float [384], what the space is centred on.
-        projection: float [384, 128], columns at right angles to each other.
+        sentences: vectors of the encoder, float [N, 384].
+        mean: centre of the space, float [384].
+        projection: orthogonal columns, float [384, 128].
     """
     directions = (sentences.astype(np.float64) - mean) @ projection.astype(np.float64)
     directions *= LOGIT_SCALE / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -72,7 +72,7 @@ def weights_from_sentences(
 
 
 def load_projection() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
-    """Return what leads from sentences into the space: mean [384] and projection [384, 128]."""
+    """Return mean float32 [384] and projection float16 [384, 128] of the concept space."""
     with np.load(SPACE_FILE, allow_pickle=False) as arrays:
         return arrays["mean"], arrays["projection"]
 
