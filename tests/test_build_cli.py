@@ -12,6 +12,7 @@ from strict_tensorrt import Strict, strict_module
 
 from tap_deploy import graphs
 from tap_deploy.bundle.plans import load_plan, plan_digests, record_selftest
+from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.engines.estimate import memory as dram
 from tap_deploy.machine import gpu as gpu_module
 from tap_deploy.machine.gpu import Gpu
@@ -65,7 +66,8 @@ def test_build_inspect_and_load(orin, bundle):
     assert line in text
     assert "not self-tested" in text
     folder = loaded.path.parent
-    record_selftest(folder, {"passed": False}, tested=plan_digests(folder))
+    failed = SelftestMark(passed=False, error=None)
+    record_selftest(folder, failed, tested=plan_digests(folder))
     inspected = json.loads(invoke("inspect", bundle.path, "--json").stdout)
     assert len(inspected["engines"]) == 3
     assert {e["selftest_passed"] for e in inspected["engines"]} == {False}

@@ -9,7 +9,9 @@ import shutil
 import pytest
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.update import bundle_addition, record_precision
+from tap_deploy.bundle.marks import mark_variant
+from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark
+from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.precisions import variant_for
 from tap_deploy.storage.files import atomic_folder, sha256_of_file
@@ -24,7 +26,7 @@ def add_fp16(bundle, content=b"weights"):
             file.write_bytes(content)
             records[name] = dataclasses.replace(record, file=f"onnx/fp16/{name}.onnx")
         addition.graphs["fp16"] = records
-        addition.precisions["fp16"] = {"islands": [1, 2]}
+        addition.precisions["fp16"] = PrecisionRecord(made_from="fp32")
 
 
 def test_an_addition_is_part_of_the_bundle(bundle):
@@ -32,7 +34,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
     again = Bundle.open(bundle.path)
     assert again.manifest == bundle.manifest
     assert again.graph_path("image_encoder", "fp16").read_bytes() == b"weights"
-    assert again.manifest.precisions == {"fp16": {"islands": [1, 2]}}
+    assert again.manifest.precisions == {"fp16": PrecisionRecord(made_from="fp32")}
     assert not list(bundle.path.glob(".partial-*"))
 
 
@@ -76,8 +78,8 @@ def interrupted_after(calls):
 
 def test_records_of_a_precision_are_merged(bundle):
     add_fp16(bundle)
-    record_precision(bundle, "fp16", {"verdict": "use it"})
-    expected = {"fp16": {"islands": [1, 2], "verdict": "use it"}}
+    revise_precision(bundle, "fp16", lambda record: dataclasses.replace(record, score_limit=7.0))
+    expected = {"fp16": PrecisionRecord(made_from="fp32", score_limit=7.0)}
     assert Bundle.open(bundle.path).manifest.precisions == expected
 
 
@@ -99,17 +101,18 @@ def other(bundle):
 
 
 def test_what_others_add_meanwhile_stays(bundle, other):
+    mark = SelftestMark(passed=False, error=None)
     with bundle_addition(bundle, based_on=("fp32",)) as addition:
         (addition.folder / "reports").mkdir()
         (addition.folder / "reports" / "mine").touch()
         add_variant(other, "fp16")
-        record_precision(other, "fp32", {"selftest": {"onnxruntime": {"passed": False}}})
-    record_precision(bundle, "fp32", {"mine": 1})
+        mark_variant(other, "fp32", "onnxruntime", mark)
+    revise_precision(bundle, "fp32", lambda record: dataclasses.replace(record, made_from="me"))
     opened = Bundle.open(bundle.path)
     assert set(opened.manifest.graphs) == {"fp32", "fp16"}
     assert "reports/mine" in opened.manifest.files
-    known = {"selftest": {"onnxruntime": {"passed": False}}, "mine": 1}
-    assert opened.manifest.precisions["fp32"] == known
+    record = PrecisionRecord(made_from="me", selftest={"onnxruntime": mark})
+    assert opened.manifest.precisions["fp32"] == record
     assert bundle.manifest == opened.manifest
 
 
@@ -122,7 +125,7 @@ def test_what_was_made_of_other_graphs_is_not_added(bundle, other, changed):
     with pytest.raises(BundleError, match=message):
         add_variant(bundle, "fp16", based_on=("fp32",))
     with pytest.raises(BundleError, match=message):
-        record_precision(bundle, changed, {"selftest": {"onnxruntime": {"passed": True}}})
+        mark_variant(bundle, changed, "onnxruntime", SelftestMark(passed=True, error=None))
     assert Bundle.open(bundle.path).manifest == after
     assert sorted(os.listdir(bundle.path)) == sorted(os.listdir(other.path))
 

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.export import samples
 from tap_deploy.storage.files import sha256_of_file
@@ -34,7 +35,7 @@ def test_convert_prints_what_it_recorded(converted):
     path, printed = converted
     manifest = Bundle.open(path).manifest
     assert printed["precision"] == "fp16"
-    assert printed["precisions"] == manifest.precisions
+    assert printed["precisions"] == {"fp16": record_to_json(manifest.precisions["fp16"])}
     assert set(printed["graphs"]) == set(manifest.graphs["fp16"])
     names = [sample["name"] for sample in printed["precisions"]["fp16"]["samples"]]
     assert names == ["golden", "coffee.jpg"]
@@ -51,7 +52,7 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
     assert "image_encoder: 16 nodes stay fp32" in result.stdout
     assert "PASSED: 9 comparisons, 0 failed (onnxruntime, fp16)" in result.stdout
     record = Bundle.open(path).manifest.precisions["fp16"]
-    assert [sample["name"] for sample in record["samples"]] == ["golden"]
+    assert [sample.name for sample in record.samples] == ["golden"]
 
 
 @pytest.mark.parametrize(

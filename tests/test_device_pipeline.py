@@ -21,6 +21,7 @@ from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark, VerdictMark
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.build.bundle_build import build_engines
@@ -82,7 +83,11 @@ def add_fp16_graphs(bundle: Bundle) -> None:
             half_from_single(model, spec, choose_islands(model, measured))
             records[name] = save_graph(model, spec, addition.folder, f"onnx/fp16/{name}.onnx")
         addition.graphs["fp16"] = records
-        addition.precisions["fp16"] = {"verdict": {"passed": True}}
+        addition.precisions["fp16"] = PrecisionRecord(verdict=verdict_mark("fp16", passed=True))
+
+
+def verdict_mark(variant: str, *, passed: bool) -> VerdictMark:
+    return VerdictMark(passed=passed, sentence="", backend="onnxruntime", judged=variant, report="")
 
 
 @pytest.fixture
@@ -774,7 +779,8 @@ def test_engines_that_failed_their_selftest(load, cuda, engine_bundle, monkeypat
     from tap_deploy.bundle.plans import plan_digests, record_selftest
 
     (folder,) = engine_bundle.path.glob("engines/tensorrt-10.3*-fp32")
-    record_selftest(folder, {"passed": False}, tested=plan_digests(folder))
+    failed = SelftestMark(passed=False, error=None)
+    record_selftest(folder, failed, tested=plan_digests(folder))
     try:
         with pytest.raises(BundleError, match="failed their self-test"):
             load(cuda)
@@ -887,7 +893,7 @@ def test_a_precision_that_failed_its_verdict(micro_bundle, tmp_path):
     path = tmp_path / "bundle"
     shutil.copytree(micro_bundle.path, path)
     with bundle_addition(Bundle.open(path)) as addition:
-        addition.precisions["fp32"] = {"verdict": {"passed": False}}
+        addition.precisions["fp32"] = PrecisionRecord(verdict=verdict_mark("fp32", passed=False))
     with pytest.raises(BundleError, match=r"fp32 failed its accuracy check.*--allow-failed"):
         TapPredictor.from_bundle(path)
     TapPredictor.from_bundle(path, allow_failed=True).close()

@@ -35,7 +35,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 def islands_of(bundle, graph):
-    return bundle.manifest.precisions["fp16"]["graphs"][graph]["islands"]
+    return bundle.manifest.precisions["fp16"].fp16_graphs[graph].islands
 
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
@@ -94,11 +94,11 @@ def test_inputs_and_outputs_are_as_the_spec_says(fp16_bundle):
 
 def test_islands_are_recorded(fp16_bundle):
     record = Bundle.open(fp16_bundle.path).manifest.precisions["fp16"]
-    assert record["verification"]["passed"] is True
-    assert record["verification"]["backend"] == "onnxruntime"
-    assert [sample["name"] for sample in record["samples"]] == ["golden", "coffee.jpg"]
+    assert record.verification["passed"] is True
+    assert record.verification["backend"] == "onnxruntime"
+    assert [sample.name for sample in record.samples] == ["golden", "coffee.jpg"]
     reasons = {
-        name: {island["reason"] for island in islands_of(fp16_bundle, name)}
+        name: {island.reason for island in islands_of(fp16_bundle, name)}
         for name in graphs.GRAPH_NAMES
     }
     always = {Reason.LAYER_NORM.value, Reason.SOFTMAX.value}
@@ -110,12 +110,12 @@ def test_islands_are_recorded(fp16_bundle):
     for name in graphs.GRAPH_NAMES:
         nodes = {node.name: node for node in ir.load(fp16_bundle.graph_path(name, "fp32")).graph}
         for island in islands_of(fp16_bundle, name):
-            assert nodes[island["node"]].op_type == island["op_type"]
-            assert island["max_abs"] > 0
-        details = record["graphs"][name]
-        assert 0 < details["largest_fp16_activation"]["max_abs"] < OVERFLOW_LIMIT
+            assert nodes[island.node].op_type == island.op_type
+            assert island.max_abs > 0
+        details = record.fp16_graphs[name]
+        assert 0 < details.largest_fp16_activation.max_abs < OVERFLOW_LIMIT
         # the number that masks
-        assert len(details["weights"]["overflowing"]) == (name == graphs.TEXT_DECODER)
+        assert len(details.weights.overflowing) == (name == graphs.TEXT_DECODER)
 
 
 def test_layer_norm_and_softmax_are_one_operator_in_fp32(fp16_bundle):

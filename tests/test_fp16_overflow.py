@@ -175,10 +175,10 @@ def test_onnxruntime_by_itself_hides_it(bundle, converted, sample, tmp_path):
 
 def test_the_record_says_what_was_found(bundle, converted):
     record = bundle.manifest.precisions["fp16"]
-    listed = record["graphs"][graphs.IMAGE_ENCODER]["islands"]
+    listed = record.fp16_graphs[graphs.IMAGE_ENCODER].islands
     assert [dataclasses.asdict(i) for i in converted.islands[graphs.IMAGE_ENCODER].values()] == [
-        entry | {"reason": Reason(entry["reason"])} for entry in listed
+        dataclasses.asdict(entry) | {"reason": Reason(entry.reason)} for entry in listed
     ]
     assert {"activation near the fp16 limit", "attention scores too large for fp16 steps"} <= {
-        entry["reason"] for entry in listed
+        entry.reason for entry in listed
     }

@@ -21,7 +21,8 @@ from PIL import Image
 pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.update import bundle_addition, record_precision
+from tap_deploy.bundle.precision_record import PrecisionRecord, VerdictMark
+from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.cli import main
 from tap_deploy.cli.verdict import report_text
 from tap_deploy.cli.verdict_options import EAGER, eager_runtime
@@ -111,6 +112,10 @@ def judge(folder: pathlib.Path, bundle: Bundle, how: VerdictOptions) -> Any:
     return judge_on_images(bundle, images, how, prompts=prompts)
 
 
+def failed_verdict(judged: str) -> VerdictMark:
+    return VerdictMark(passed=False, sentence="", backend="another", judged=judged, report="")
+
+
 def copy_of(bundle: Bundle, target: pathlib.Path) -> Bundle:
     shutil.copytree(bundle.path, target)
     return Bundle.open(target)
@@ -126,15 +131,27 @@ def test_the_report_is_in_the_bundle_and_vouched_for(quantized):
     assert report == json.loads(json.dumps(result.report))
     assert report["passed"] is True
     assert result.verdict.mix.regions == 5
-    mark = opened.manifest.precisions[INT8_CPU]["verdict"]
-    assert mark["passed"] is True and mark["report"] == "reports/verdict-int8_fp32.json"
-    assert opened.manifest.precisions[INT8_CPU]["calibration"]["method"] == "max"
+    mark = opened.manifest.precisions[INT8_CPU].verdict
+    assert mark.passed is True and mark.report == "reports/verdict-int8_fp32.json"
+    assert opened.manifest.precisions[INT8_CPU].calibration.method == "max"
     encoder = report["graphs"][IMAGE_ENCODER]
     assert encoder["int8_kernels"]["integer"] >= 4 * 2 * 2  # the four products of every block
     assert set(encoder["latency_ms"]) == {"int8", "float"}
     assert set(report["whole"]["latency_ms"]) == {"int8", "float"}
     assert encoder["float_bytes"] > encoder["int8_bytes"]  # most of it are tables of biases
     assert report["conditions"]["onnxruntime"]
+
+
+def test_the_record_has_the_fields_of_a_recorded_one(quantized):
+    """A manifest that was written before records had types, see ``test_precision_record.py``."""
+    text = pathlib.Path(__file__).parent.joinpath("data/manifest.schema_2.json").read_text("utf-8")
+    recorded = json.loads(text)["precisions"][INT8_CPU]
+    found = json.loads(Bundle.open(quantized[0].path).manifest.to_json())["precisions"][INT8_CPU]
+    assert found.keys() == recorded.keys() - {"mix", "selftest"}
+    for field in ("calibration", "golden_deviation", "verdict"):
+        assert found[field].keys() == recorded[field].keys()
+    assert found["graphs"].keys() == recorded["graphs"].keys()
+    assert found["smoothquant"] == found["excluded"] == {}
 
 
 def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder, tmp_path):
@@ -148,7 +165,7 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
         assert opened.graph_path(name, INT8_CPU) == opened.graph_path(name, "fp32")
     assert not list((bundle.path / "onnx" / INT8_CPU).glob("*"))
     assert report["mix"] == dict.fromkeys(GRAPH_NAMES, "fp32")
-    assert opened.manifest.precisions[INT8_CPU]["mix"] == report["mix"]
+    assert opened.manifest.precisions[INT8_CPU].mix == report["mix"]
     assert "int8 is fp32 throughout" in report["sentence"]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
@@ -197,11 +214,11 @@ def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, fold
     verdict, report = judge(folder, bundle, strict)
     assert not verdict.passed and report["failures"]
     opened = Bundle.open(bundle.path)
-    assert opened.manifest.precisions[INT8_CPU]["verdict"]["passed"] is False
+    assert opened.manifest.precisions[INT8_CPU].verdict.passed is False
     assert opened.graph_path(IMAGE_ENCODER, INT8_CPU).is_file()
     # It can be judged again, and the mark goes when it passes.
     judge(folder, bundle, options(folder).verdict)
-    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is True
 
 
 @pytest.mark.parametrize("judged", ["int8", INT8_CPU])
@@ -210,25 +227,25 @@ def test_a_passed_verdict_lifts_no_failure_of_another_backend(quantized, tmp_pat
     known = bundle.manifest.graphs[INT8_CPU]
     with bundle_addition(bundle) as addition:  # as if it had fp16 graphs, too
         addition.graphs["int8"] = dict(known)
-        failed = {"passed": False, "judged": judged}
-        addition.precisions["int8"] = {"verdict": failed}
+        addition.precisions["int8"] = PrecisionRecord(verdict=failed_verdict(judged))
     record_verdict(bundle, passed)
-    marks = {name: bundle.manifest.precisions[name]["verdict"] for name in ("int8", INT8_CPU)}
-    assert marks[INT8_CPU]["passed"] is True
+    marks = {name: bundle.manifest.precisions[name].verdict for name in ("int8", INT8_CPU)}
+    assert marks[INT8_CPU].passed is True
     # The backend now revokes its earlier verdict on both.
-    assert marks["int8"]["passed"] is (judged == INT8_CPU)
+    assert marks["int8"].passed is (judged == INT8_CPU)
 
 
 def test_a_passed_verdict_hides_no_failure_that_came_meanwhile(quantized, tmp_path):
     bundle, passed = copy_of(quantized[0], tmp_path / "bundle"), quantized[1].verdict
-    failed = {"passed": False, "judged": INT8_CPU, "backend": "another"}
-    record_precision(Bundle.open(bundle.path), INT8_CPU, {"verdict": failed})
+    failed = failed_verdict(INT8_CPU)
+    other = Bundle.open(bundle.path)
+    revise_precision(other, INT8_CPU, lambda record: dataclasses.replace(record, verdict=failed))
     with pytest.raises(BundleError, match="failed another one meanwhile, on another; nothing was"):
         record_verdict(bundle, passed)
     opened = Bundle.open(bundle.path)
-    assert opened.manifest.precisions[INT8_CPU]["verdict"] == failed
+    assert opened.manifest.precisions[INT8_CPU].verdict == failed
     record_verdict(opened, passed)  # judged after that
-    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is True
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is True
 
 
 def test_quantizing_again_takes_the_old_reports_away(quantized, folder, tmp_path):
@@ -273,7 +290,7 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
     command += ["--method", "max", "--no-verdict", "--smoothquant", "off", "--threads", "1"]
     result = CliRunner().invoke(main, [*command, "--reduce-range", "--json"])
     assert result.exit_code == 0, result.stderr
-    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["reduce_range"] is True
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].reduce_range is True
     assert largest_weight_steps(bundle) == 64
     bundle = Bundle.open(bundle.path)
     tables, nodes = load_tables(bundle.path / RANGES_FILE), bundle_nodes(bundle)
@@ -300,8 +317,8 @@ def largest_weight_steps(bundle: Bundle) -> int:
 
 
 def bundle_nodes(bundle: Bundle) -> dict[str, set[str]]:
-    graphs = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["graphs"]
-    return {name: set(graph["quantized_nodes"]) for name, graph in graphs.items()}
+    record = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]
+    return {name: set(nodes) for name, nodes in record.quantized_nodes.items()}
 
 
 def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantized, tmp_path):
@@ -320,8 +337,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     found, expected = (r["whole"]["everything_int8"] for r in (report, good))
     assert found["mask_iou"] < 0.95 < expected["mask_iou"]
     assert found["sqnr_db"]["image_embeddings"] < expected["sqnr_db"]["image_embeddings"] - 6
-    mark = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]
-    assert mark["passed"] is False
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is False
 
 
 def test_calibration_on_too_few_pictures_fails_whatever_the_answers(quantized, folder, tmp_path):
@@ -333,7 +349,7 @@ def test_calibration_on_too_few_pictures_fails_whatever_the_answers(quantized, f
     assert report["failures"] == [
         "pictures that calibration saw: 2, expected at least 3; so few say nothing of others"
     ]
-    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["verdict"]["passed"] is False
+    assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is False
 
 
 def test_exclusions_are_kept_and_can_be_replayed(quantized, folder, micro_bundle, tmp_path):
@@ -341,12 +357,12 @@ def test_exclusions_are_kept_and_can_be_replayed(quantized, folder, micro_bundle
     exclusions = Exclusions(entries={IMAGE_ENCODER: ("blocks.0", "cross_conv")})
     make_int8(bundle, options(folder, exclusions=exclusions, verdict=None))
     known = Bundle.open(bundle.path).manifest
-    nodes = known.precisions[INT8_CPU]["graphs"][IMAGE_ENCODER]["quantized_nodes"]
+    nodes = known.precisions[INT8_CPU].quantized_nodes[IMAGE_ENCODER]
     assert nodes and not any(node.startswith(("blocks.0.", "cross_conv.")) for node in nodes)
-    assert known.precisions[INT8_CPU]["excluded"] == exclusions.to_dict()
+    assert known.precisions[INT8_CPU].excluded == exclusions.entries
     assert EXCLUSIONS_FILE in known.files
     assert Exclusions.load(bundle.path / EXCLUSIONS_FILE) == exclusions
-    assert "verdict" not in known.precisions[INT8_CPU]
+    assert known.precisions[INT8_CPU].verdict is None
 
 
 def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
@@ -395,8 +411,8 @@ def test_smoothing_goes_into_the_graphs(folder, micro_bundle, tmp_path):
     }
     assert not np.allclose(gains["fp32"], gains[INT8_CPU])
     np.testing.assert_allclose(gains["int8"], gains[INT8_CPU], rtol=2e-3)  # fp16 digits
-    choices = Bundle.open(bundle.path).manifest.precisions[INT8_CPU]["smoothquant"]
-    assert choices[IMAGE_ENCODER][0]["kept"] is True
+    choices = Bundle.open(bundle.path).manifest.precisions[INT8_CPU].smoothquant
+    assert choices[IMAGE_ENCODER][0].kept is True
 
 
 def test_pictures_are_held_back_unless_there_are_others(folder):

@@ -21,6 +21,7 @@ from tap_deploy.bundle.plans import (
     save_plan,
     selftest_passed,
 )
+from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.errors import BundleError
 
@@ -141,7 +142,7 @@ def test_a_verdict_is_for_the_plans_that_were_tested(bundle):
     save_plan(bundle, b"newer", record(bundle, plan_sha256=newer))
     for passed in (True, False):
         with pytest.raises(BundleError, match="built anew during their self-test; repeat it"):
-            record_selftest(folder, {"passed": passed}, tested=tested)
+            record_selftest(folder, SelftestMark(passed=passed, error=None), tested=tested)
     assert selftest_passed(folder) is None
 
 
@@ -184,9 +185,9 @@ def test_a_failed_selftest_closes_the_door(bundle):
     folder = save_plan(bundle, PLAN, record(bundle)).parent
     assert selftest_passed(folder) is None
     tested = plan_digests(folder)
-    record_selftest(folder, {"passed": True}, tested=tested)
+    record_selftest(folder, SelftestMark(passed=True, error=None), tested=tested)
     assert load(bundle).plan == PLAN
-    record_selftest(folder, {"passed": False, "worst": "low_res_masks"}, tested=tested)
+    record_selftest(folder, SelftestMark(passed=False, error=None), tested=tested)
     with pytest.raises(BundleError, match="failed their self-test"):
         load(bundle)
     assert load(bundle, allow_failed_selftest=True).plan == PLAN

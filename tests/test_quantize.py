@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.cli import main
 from tap_deploy.engines.calibration.table import load_tables
 from tap_deploy.engines.int8 import add as quantize
@@ -29,7 +30,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.comparison import compare
 from tap_deploy.verify.graph_check import verify_sessions
-from tap_deploy.verify.tolerances import DEVIATION_KEY, FP32_TOLERANCE, tolerances_for
+from tap_deploy.verify.tolerances import FP32_TOLERANCE, tolerances_for
 
 
 def run(*arguments):
@@ -63,7 +64,7 @@ def test_the_command(quantized):
     assert summary["calibration"]["num_samples"] == 1
     for variant, found in summary["graphs"].items():
         for name, graph in found.items():
-            nodes = bundle.manifest.precisions[variant]["graphs"][name]["quantized_nodes"]
+            nodes = bundle.manifest.precisions[variant].quantized_nodes[name]
             assert graph["quantized_nodes"] == len(nodes) > 0
             assert graph["weights_bytes"] < graph["fp32_weights_bytes"]
             assert bundle.graph_path(name, variant) == bundle.path / graph["file"]
@@ -132,7 +133,7 @@ def test_int8_is_replaced_by_force_only(quantized, pictures, tmp_path):
     assert Bundle.open(bundle.path).manifest == quantized[0].manifest
     make_int8(bundle, without_verdict(pictures, force=True))
     known = Bundle.open(bundle.path).manifest.precisions
-    assert {known[name]["calibration"]["method"] for name in ("int8", "int8_fp32")} == {"max"}
+    assert {known[name].calibration.method for name in ("int8", "int8_fp32")} == {"max"}
 
 
 def test_a_failure_leaves_the_bundle_as_it_was(micro_bundle, pictures, tmp_path, monkeypatch):
@@ -216,11 +217,11 @@ def test_a_hundred_pictures_need_no_warning(micro_bundle, pictures, monkeypatch,
 
 def test_int8_is_verified_against_what_its_graphs_were_measured_to_be(quantized, tmp_path):
     bundle = copy_of(quantized[0], tmp_path)
-    measured = bundle.manifest.precisions["int8_fp32"][DEVIATION_KEY]
-    assert measured == bundle.manifest.precisions["int8"][DEVIATION_KEY]
+    measured = bundle.manifest.precisions["int8_fp32"].golden_deviation
+    assert measured == bundle.manifest.precisions["int8"].golden_deviation
     embeddings = measured["image_embeddings"]
-    assert 0 < embeddings["mean"] < embeddings["max"]
-    assert embeddings["max"] > FP32_TOLERANCE  # fp32's bounds would have refused it
+    assert 0 < embeddings.mean < embeddings.max
+    assert embeddings.max > FP32_TOLERANCE  # fp32's bounds would have refused it
     options = ("--precision", "int8", "--threads", 1)
     code, out, err = run("verify", bundle.path, *options)
     assert code == 0, out + err
@@ -234,28 +235,32 @@ def test_a_machine_that_computes_int8_wrongly_is_found(quantized):
     sample = GoldenSample.load(bundle.golden_path())
     known = bundle.manifest.precisions["int8"]
     bounds = tolerances_for("int8", known)
-    deviation = known[DEVIATION_KEY]["image_embeddings"]
+    deviation = known.golden_deviation["image_embeddings"]
     expected = sample.image_embeddings
     noise = np.random.default_rng(0).choice([-1.0, 1.0], expected.shape) * np.abs(expected).mean()
     for factor, passes in ((1, True), (3, False)):
-        wrong = expected + factor * deviation["mean"] * noise
+        wrong = expected + factor * deviation.mean * noise
         check = compare("g", "t", "s", wrong, expected, bounds["image_embeddings"])
         assert check.passed is passes, str(check)
 
 
-@pytest.mark.parametrize("known", [{}, {DEVIATION_KEY: None}, {DEVIATION_KEY: "x"}])
-def test_int8_without_a_reference_is_refused(known):
+def test_int8_without_a_reference_is_refused(quantized):
     with pytest.raises(BundleError, match=r"quantize BUNDLE .* --force"):
-        tolerances_for("int8", known)
+        tolerances_for("int8", PrecisionRecord())
+    record = quantized[0].manifest.precisions["int8"]
+    some = {n: d for n, d in record.golden_deviation.items() if n != "logits"}
+    with pytest.raises(BundleError, match=r"quantize BUNDLE .* --force"):
+        tolerances_for("int8", dataclasses.replace(record, golden_deviation=some))
 
 
-@pytest.mark.parametrize("value", [None, float("inf"), float("nan"), "a"])
-def test_a_deviation_that_is_no_number_passes_nothing(quantized, value):
-    known = dict(quantized[0].manifest.precisions["int8"])
-    measured = known[DEVIATION_KEY]
-    known[DEVIATION_KEY] = measured | {"logits": measured["logits"] | {"max": value}}
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan")])
+@pytest.mark.parametrize("field", ["max", "mean"])
+def test_a_deviation_that_is_not_finite_passes_nothing(quantized, field, value):
+    record = quantized[0].manifest.precisions["int8"]
+    logits = dataclasses.replace(record.golden_deviation["logits"], **{field: value})
+    deviation = record.golden_deviation | {"logits": logits}
     with pytest.raises(BundleError, match="how far its int8 graphs are off"):
-        tolerances_for("int8", known)
+        tolerances_for("int8", dataclasses.replace(record, golden_deviation=deviation))
 
 
 def test_verify_int8_of_a_bundle_without_it(micro_bundle):

@@ -18,7 +18,8 @@ from tap_deploy.bundle.manifest import MANIFEST_NAME
 from tap_deploy.bundle.marks import check_mark, mark_name, mark_variant
 from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.plans import load_plan, save_plan, selftest_passed
-from tap_deploy.bundle.update import bundle_addition, record_precision
+from tap_deploy.bundle.precision_record import SelftestMark
+from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.errors import BundleError, SessionError, VerificationError
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import sessions_from_bundle
@@ -109,10 +110,12 @@ def test_right_answers_pass(bundle, sample):
     assert len(seen) == len(result.checks) == 9
     assert set(result.seconds) == {*graphs.GRAPH_NAMES, "end to end"}
     assert all(session.closed for session in sessions.values())
-    verdict = Bundle.open(bundle.path).manifest.precisions["fp32"]["selftest"]["onnxruntime"]
-    assert verdict == result.to_dict()
-    assert (verdict["passed"], verdict["failed"], verdict["error"]) == (True, [], None)
-    assert verdict["device"] == "a board"
+    verdict = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
+    assert verdict == result.mark
+    (printed,) = json.loads(bundle.manifest.to_json())["precisions"]["fp32"]["selftest"].values()
+    assert printed == json.loads(json.dumps(result.to_dict()))
+    assert (verdict.passed, verdict.failed, verdict.error) == (True, (), None)
+    assert verdict.device == "a board"
     sessions_from_bundle(bundle, "onnxruntime", "fp32")
     result.require()
 
@@ -177,28 +180,29 @@ def test_graphs_that_do_not_load_are_not_marked(bundle):
 
 
 def test_verdicts_of_other_ways_to_run_stay(bundle, sample):
-    record_precision(bundle, "fp32", {"islands": [1]})
-    mark_variant(bundle, "fp32", mark_name("onnxruntime", on_cpu=False), {"passed": False})
+    revise_precision(bundle, "fp32", lambda record: dataclasses.replace(record, made_from="me"))
+    failed = SelftestMark(passed=False, error=None)
+    mark_variant(bundle, "fp32", mark_name("onnxruntime", on_cpu=False), failed)
     run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample))
     record = Bundle.open(bundle.path).manifest.precisions["fp32"]
-    assert record["islands"] == [1]
-    assert set(record["selftest"]) == {"onnxruntime", "onnxruntime-cuda"}
+    assert record.made_from == "me"
+    assert set(record.selftest) == {"onnxruntime", "onnxruntime-cuda"}
     check_mark(bundle, "fp32", "onnxruntime")
     with pytest.raises(BundleError, match="with onnxruntime-cuda on a machine"):
         check_mark(bundle, "fp32", "onnxruntime-cuda")
 
 
-@pytest.mark.parametrize("verdict", ["passed", [], {"passed": "yes"}, {}, None])
-def test_a_verdict_that_cannot_be_read_is_a_failure(bundle, verdict):
-    record_precision(bundle, "fp32", {"selftest": {"onnxruntime": verdict}})
-    with pytest.raises(BundleError, match="failed its self-test"):
-        check_mark(bundle, "fp32", "onnxruntime")
-
-
-def test_verdicts_that_are_no_object_are_a_failure(bundle):
-    record_precision(bundle, "fp32", {"selftest": "passed"})
-    with pytest.raises(BundleError, match="failed its self-test"):
-        check_mark(bundle, "fp32", "onnxruntime")
+@pytest.mark.parametrize(
+    "marks",
+    ["passed", *({"onnxruntime": mark} for mark in ("passed", [], {"passed": 1}, {}, None))],
+)
+def test_marks_that_cannot_be_read_are_refused(bundle, marks):
+    path = bundle.path / MANIFEST_NAME
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["precisions"]["fp32"] = {"selftest": marks}
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BundleError, match="malformed"):
+        Bundle.open(bundle.path)
 
 
 def test_no_pass_for_graphs_that_were_not_tested(bundle, sample):
@@ -227,7 +231,7 @@ import sys
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import BundleError
 from tap_deploy.verify.selftest import SelftestSubject, run_selftest
-from tap_deploy.sessions import sessions_from_bundle
+from tap_deploy.sessions.opening import sessions_from_bundle
 bundle = Bundle.open(sys.argv[1])
 subject = SelftestSubject(bundle=bundle, backend="onnxruntime", precision="fp32", variant="fp32",
                           backend_version="1", device="this one")
@@ -254,9 +258,9 @@ def test_two_selftests_at_a_time_lose_no_failure(bundle, sample, wrong):
             subject_of(Bundle.open(bundle.path)), lambda: fake_sessions(bundle, sample, wrong)
         )
         outcome, _ = other.communicate("\n")
-    mark = Bundle.open(bundle.path).manifest.precisions["fp32"]["selftest"]["onnxruntime"]
-    assert mark["device"] == ("a board" if wrong else "this one")
-    assert mark["passed"] is here.passed is (not wrong)
+    mark = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
+    assert mark.device == ("a board" if wrong else "this one")
+    assert mark.passed is here.passed is (not wrong)
     if wrong:
         assert "another one that began meanwhile failed" in outcome
         assert "repeat the self-test" in outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tap_deploy import graphs
+from tap_deploy.bundle.precision_record import Deviation, PrecisionRecord
 from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
-    DEVIATION_KEY,
     FP16_TOLERANCES,
     MASK_INDEX,
     tolerances_for,
@@ -20,9 +20,10 @@ from tap_deploy.verify.tolerances import (
 )
 def test_a_choice_of_int8_may_err_by_twice_its_scores(choice, score):
     """Two candidates may each be off by the tolerance of their scores, in opposite directions."""
-    deviation = {name: {"max": 0.001, "mean": 0.001} for name in FP16_TOLERANCES}
-    deviation[score] = {"max": 0.1, "mean": 0.01}
-    bounds = tolerances_for("int8", {DEVIATION_KEY: deviation})
+    deviation = {name: Deviation(max=0.001, mean=0.001) for name in FP16_TOLERANCES}
+    deviation[score] = Deviation(max=0.1, mean=0.01)
+    record = PrecisionRecord(golden_deviation=deviation)
+    bounds = tolerances_for("int8", record)
     assert bounds[choice].max == pytest.approx(2 * bounds[score].max)
-    deviation[choice] = {"max": 0.5, "mean": 0.5}  # the measured deviation is always allowed
-    assert tolerances_for("int8", {DEVIATION_KEY: deviation})[choice].max > 2 * 0.5
+    deviation[choice] = Deviation(max=0.5, mean=0.5)  # the measured deviation is always allowed
+    assert tolerances_for("int8", record)[choice].max > 2 * 0.5

@@ -98,7 +98,7 @@ def test_real_pictures_pass(folder, outcomes):
     assert code == 0, report["sentence"]
     assert all(graph["use_int8"] for graph in report["graphs"].values())
     manifest = Bundle.open(folder / "bundles/real").manifest
-    assert manifest.precisions["int8_fp32"]["verdict"]["passed"] is True
+    assert manifest.precisions["int8_fp32"].verdict.passed is True
 
 
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
@@ -116,7 +116,7 @@ def test_noise_fails_closed(folder, outcomes):
     code, report = outcomes["random"]
     assert code == 1 and report["passed"] is False and report["failures"]
     path = folder / "bundles/random"
-    assert Bundle.open(path).manifest.precisions["int8_fp32"]["verdict"]["passed"] is False
+    assert Bundle.open(path).manifest.precisions["int8_fp32"].verdict.passed is False
     page = (path / "reports/verdict-int8_fp32.html").read_text("utf-8")
     assert 'class="verdict failed"' in page
     with pytest.raises(

@@ -68,7 +68,7 @@ def _verify(bundle: Bundle, precision: str, variant: str, tf32: bool) -> list[st
     tolerances: Tolerances = (
         TOLERANCES[FP16]
         if tf32
-        else tolerances_for(precision, bundle.manifest.precisions.get(variant, {}))
+        else tolerances_for(precision, bundle.manifest.precision_record(variant))
     )
     with contextlib.ExitStack() as stack:
         sessions = sessions_from_bundle(

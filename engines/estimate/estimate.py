@@ -139,9 +139,8 @@ class DeviceEstimate:
 def quantized_nodes(manifest: Manifest) -> dict[str, tuple[str, ...]] | None:
     """Return graph name -> names of the nodes that are INT8 in a bundle; None without INT8."""
     for variant in (INT8, INT8_FP32):
-        made = manifest.precisions.get(variant, {}).get("graphs")
-        if made is not None:
-            return {name: tuple(graph["quantized_nodes"]) for name, graph in made.items()}
+        if nodes := manifest.precision_record(variant).quantized_nodes:
+            return nodes
     return None
 
 

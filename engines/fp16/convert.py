@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import onnx_ir as ir
 
@@ -14,6 +13,13 @@ from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import load_graph, save_graph
 from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.bundle.precision_record import (
+    Fp16GraphRecord,
+    IslandRecord,
+    LargestActivation,
+    PrecisionRecord,
+    SampleRecord,
+)
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.engines.calibration.maxima import RangeSession
 from tap_deploy.engines.fp16.islands import (
@@ -48,12 +54,12 @@ class Fp16Graphs:
     Attributes:
         islands: graph name -> its fp32 nodes.
         report: the comparison with the golden samples.
-        record: what the manifest says, ``Manifest.precisions["fp16"]``.
+        record: of fp16 in the manifest.
     """
 
     islands: Mapping[str, Mapping[str, Island]]
     report: Report
-    record: dict[str, Any]
+    record: PrecisionRecord
 
 
 def num_stages(pictures: Sequence[pathlib.Path]) -> int:
@@ -95,20 +101,26 @@ def add_fp16(
     max_abs = measure(bundle, samples, threads=threads, on_stage=say)
     _check_outputs(bundle, max_abs)
     with bundle_addition(bundle, based_on=(FP32,)) as addition:
-        graphs, islands, details = {}, {}, {}
+        graphs, islands, converted = {}, {}, {}
         for name, spec in bundle.graph_specs(FP16).items():
             say(f"convert {name}")
             model = load_graph(bundle.graph_path(name, FP32))
             islands[name] = choose_islands(model, max_abs[name])
-            details[name] = _details(model, islands[name], max_abs[name])
+            largest = _largest_activation(model, islands[name], max_abs[name])
+            weights = weight_report(model, islands[name])
             half_from_single(model, spec, islands[name])
             file = f"{ONNX_FOLDER}/{FP16}/{name}.onnx"
             graphs[name] = save_graph(model, spec, addition.folder, file)
-            details[name]["casts"] = graphs[name].op_types.get("Cast", 0)
+            converted[name] = Fp16GraphRecord(
+                islands=_island_records(islands[name]),
+                largest_fp16_activation=largest,
+                weights=weights,
+                casts=graphs[name].op_types.get("Cast", 0),
+            )
         say("compare with the reference")
         report = _verify(bundle, addition.folder, graphs, threads)
         report.require("the fp16 graphs differ from the reference, they were not added")
-        record = _record(samples, details, report)
+        record = _record(samples, converted, report)
         addition.graphs[FP16] = graphs
         addition.precisions[FP16] = record
     return Fp16Graphs(islands=islands, report=report, record=record)
@@ -159,8 +171,10 @@ def _check_outputs(bundle: Bundle, max_abs: Mapping[str, MaxAbs]) -> None:
                 )
 
 
-def _details(model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs) -> dict[str, Any]:
-    """What the manifest says about one graph; ``model`` is still fp32."""
+def _largest_activation(
+    model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs
+) -> LargestActivation:
+    """Return the largest activation of an fp32 graph outside of its islands."""
     outside = {
         str(value.name): max_abs.get(str(value.name), 0.0)
         for node in model.graph
@@ -168,14 +182,19 @@ def _details(model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs) ->
         for value in node.outputs
     }
     largest = max(outside, key=lambda name: outside[name], default="")
-    return {
-        "islands": [
-            dataclasses.asdict(island) | {"reason": island.reason.value}
-            for island in islands.values()
-        ],
-        "largest_fp16_activation": {"tensor": largest, "max_abs": outside.get(largest, 0.0)},
-        "weights": dataclasses.asdict(weight_report(model, islands)),
-    }
+    return LargestActivation(tensor=largest, max_abs=outside.get(largest, 0.0))
+
+
+def _island_records(islands: Mapping[str, Island]) -> tuple[IslandRecord, ...]:
+    return tuple(
+        IslandRecord(
+            node=island.node,
+            op_type=island.op_type,
+            reason=island.reason.value,
+            max_abs=island.max_abs,
+        )
+        for island in islands.values()
+    )
 
 
 def _verify(
@@ -201,15 +220,15 @@ def _verify(
 
 
 def _record(
-    samples: Sequence[SampleInputs], graphs: Mapping[str, Any], report: Report
-) -> dict[str, Any]:
-    return {
-        "made_from": FP32,
-        "overflow_limit": OVERFLOW_LIMIT,
-        "score_limit": SCORE_LIMIT,
-        "samples": [
-            {"name": sample.name, "prompts": len(sample.point_labels)} for sample in samples
-        ],
-        "graphs": dict(graphs),
-        "verification": report.to_dict(),
-    }
+    samples: Sequence[SampleInputs], graphs: Mapping[str, Fp16GraphRecord], report: Report
+) -> PrecisionRecord:
+    return PrecisionRecord(
+        made_from=FP32,
+        overflow_limit=OVERFLOW_LIMIT,
+        score_limit=SCORE_LIMIT,
+        samples=tuple(
+            SampleRecord(name=sample.name, prompts=len(sample.point_labels)) for sample in samples
+        ),
+        graphs=dict(graphs),
+        verification=report.to_dict(),
+    )

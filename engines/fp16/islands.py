@@ -47,27 +47,6 @@ class Island:
     max_abs: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightReport:
-    """Counts over the float weights of a graph.
-
-    Attributes:
-        num_weights: all of them.
-        num_fp32: those that stay fp32, because only islands read them.
-        num_subnormal: those that become subnormal or zero: stored to 2**-25 absolute, in place
-            of 2**-11 of themselves. Harmless beside larger weights of the same tensor; tensors
-            with no larger ones stay fp32.
-        overflowing: tensors with weights beyond 65504; they stay fp32.
-        largest: the largest magnitude that is stored in fp16.
-    """
-
-    num_weights: int
-    num_fp32: int
-    num_subnormal: int
-    overflowing: tuple[str, ...]
-    largest: float
-
-
 def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, Island]:
     """Return the nodes that must compute in fp32, by name, in graph order.
 

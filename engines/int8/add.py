@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle.graph_files import load_graph, save_graph
+from tap_deploy.bundle.precision_record import (
+    CalibrationRecord,
+    Int8GraphRecord,
+    PrecisionRecord,
+    SmoothingChoice,
+)
 from tap_deploy.bundle.update import BundleAddition, bundle_addition
 from tap_deploy.engines.calibration.chain import OnProgress, calibrate_bundle
 from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration.table import CalibrationTable, save_tables
+from tap_deploy.engines.int8.blocks import Exclusions
 from tap_deploy.engines.int8.deviation import record_deviation
 from tap_deploy.engines.int8.options import QuantizeOptions
 from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, tensors_of_plans
@@ -76,9 +82,10 @@ def write_int8(
     plans: Mapping[str, QuantizationPlan],
     *,
     images: CalibrationImages,
-    smoothings: Mapping[str, Sequence[Smoothing]] | None = None,
-    notes: Mapping[str, Any] | None = None,
-) -> dict[str, dict[str, Any]]:
+    smoothings: Mapping[str, Sequence[Smoothing]],
+    choices: Mapping[str, Sequence[SmoothingChoice]],
+    exclusions: Exclusions,
+) -> None:
     """Write the int8 graphs of a bundle, with ranges that are known, and measure them.
 
     Args:
@@ -88,10 +95,8 @@ def write_int8(
         plans: graph -> nodes to quantize.
         images: what was calibrated on; a verdict must not be passed on these.
         smoothings: graph -> what to fold into its weights beforehand.
-        notes: what else the record shall say.
-
-    Returns:
-        variant -> what ``Manifest.precisions`` says about it.
+        choices: graph -> every point that could be smoothed, for the record.
+        exclusions: what stays float, for the record.
 
     Raises:
         InputError: a node cannot be quantized, or the bundle cannot be written.
@@ -108,11 +113,18 @@ def write_int8(
         pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
         (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
         for variant in variants:
-            _add_variant(bundle, addition, variant, options, tables, plans, smoothings or {})
-            record = _record(variant, options, tables, plans)
-            addition.precisions[variant] = record | dict(notes or {})
+            _add_variant(bundle, addition, variant, options, tables, plans, smoothings)
+            addition.precisions[variant] = PrecisionRecord(
+                made_from=MADE_FROM[variant],
+                reduce_range=options.reduce_range,
+                calibration=_calibration_record(options, next(iter(tables.values()))),
+                graphs={
+                    name: Int8GraphRecord(quantized_nodes=p.nodes) for name, p in plans.items()
+                },
+                smoothquant={name: tuple(points) for name, points in choices.items() if points},
+                excluded=dict(exclusions.entries),
+            )
     record_deviation(bundle, threads=options.threads)
-    return {variant: bundle.manifest.precisions[variant] for variant in variants}
 
 
 def pictures_calibrated_on(bundle: Bundle) -> set[str]:
@@ -169,23 +181,12 @@ def _add_variant(
         addition.graphs[variant][name] = save_graph(model, specs[name], addition.folder, file)
 
 
-def _record(
-    variant: str,
-    options: QuantizeOptions,
-    tables: Mapping[str, CalibrationTable],
-    plans: Mapping[str, QuantizationPlan],
-) -> dict[str, Any]:
-    table = next(iter(tables.values()))
-    return {
-        "made_from": MADE_FROM[variant],
-        "reduce_range": options.reduce_range,
-        "calibration": {
-            "method": table.method,
-            "num_samples": table.num_samples,
-            "data_fingerprint": table.data_fingerprint,
-            "own_prompts": options.prompts_file is not None,
-            "seed": options.seed,
-            "ranges": RANGES_FILE,
-        },
-        "graphs": {name: {"quantized_nodes": list(plan.nodes)} for name, plan in plans.items()},
-    }
+def _calibration_record(options: QuantizeOptions, table: CalibrationTable) -> CalibrationRecord:
+    return CalibrationRecord(
+        method=table.method,
+        num_samples=table.num_samples,
+        data_fingerprint=table.data_fingerprint,
+        own_prompts=options.prompts_file is not None,
+        seed=options.seed,
+        ranges=RANGES_FILE,
+    )

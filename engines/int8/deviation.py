@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.bundle.update import record_precision
+from tap_deploy.bundle.precision_record import Deviation, PrecisionRecord
+from tap_deploy.bundle.update import revise_precision
 from tap_deploy.config import TapConfig
 from tap_deploy.precisions import INT8, INT8_FP32
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.graph_check import decode_all_tokens, verify_sessions
-from tap_deploy.verify.tolerances import DEVIATION_KEY, FP16_TOLERANCES, Tolerance
+from tap_deploy.verify.tolerances import FP16_TOLERANCES, Tolerance
 
 # Choices by their margins, whatever these are: nothing is judged here.
 _MEASURE = {name: Tolerance(max=math.inf, relative=True) for name in FP16_TOLERANCES}
@@ -56,16 +57,20 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
             precision=INT8,
             tolerances=_MEASURE,
         )
-    found: dict[str, dict[str, float | None]] = {}
+    found: dict[str, Deviation] = {}
     for name in FP16_TOLERANCES:
         checks = [check for check in report.checks if check.tensor == name]
-        found[name] = {
-            "max": _finite(max(check.max_rel for check in checks)),
-            "mean": _finite(max(check.mean_rel for check in checks)),
-        }
+        found[name] = Deviation(
+            max=_finite(max(check.max_rel for check in checks)),
+            mean=_finite(max(check.mean_rel for check in checks)),
+        )
+
+    def change(record: PrecisionRecord) -> PrecisionRecord:
+        return dataclasses.replace(record, golden_deviation=found)
+
     for variant in (INT8, INT8_FP32):
         if variant in bundle.manifest.graphs:
-            record_precision(bundle, variant, {DEVIATION_KEY: found})
+            revise_precision(bundle, variant, change)
 
 
 def _chained(

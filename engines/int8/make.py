@@ -115,15 +115,6 @@ def make_int8(
     if mix is not None and not mix.within_budget and on_warning is not None:
         on_warning("the budget cannot be held, whatever stays float; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
-    smoothing_choices = {
-        name: [choice.to_dict() for choice in choices]
-        for name, choices in smoothed.choices.items()
-        if choices
-    }
-    notes = {
-        "smoothquant": smoothing_choices,
-        "excluded": {} if exclusions is None else exclusions.to_dict(),
-    }
     say("write int8 graphs")
     write_int8(
         bundle,
@@ -132,7 +123,8 @@ def make_int8(
         _excluded(plans, exclusions),
         images=calibration,
         smoothings=smoothed.smoothings,
-        notes=notes,
+        choices=smoothed.choices,
+        exclusions=Exclusions() if exclusions is None else exclusions,
     )
     if exclusions is not None:
         _save_exclusions(bundle, exclusions, mix, options.budget)
@@ -140,7 +132,11 @@ def make_int8(
         return Int8Result(verdict=None, report={}, mix=mix)
     details = {
         "mixed_precision": _mix_details(exclusions, mix),
-        "smoothquant": smoothing_choices,
+        "smoothquant": {
+            name: [dataclasses.asdict(choice) for choice in choices]
+            for name, choices in smoothed.choices.items()
+            if choices
+        },
     }
     verdict, report = judge_on_images(
         bundle,

@@ -13,12 +13,12 @@ import onnx_ir as ir
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.bundle.precision_record import SmoothingChoice
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.smoothing.channels import measure_channels
 from tap_deploy.engines.smoothing.smoothquant import (
     Smoothing,
-    SmoothingChoice,
     choose_smoothings,
     fold,
 )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from tap_deploy.bundle.precision_record import SmoothingChoice
 from tap_deploy.errors import InputError
 
 DEFAULT_ALPHA = 0.5
@@ -153,27 +153,6 @@ def quantization_error(
     energy = float((exact.astype(np.float64) ** 2).sum())
     noise = float(((product - exact).astype(np.float64) ** 2).sum())
     return noise / max(energy, 1e-30)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothingChoice:
-    """Whether a point was smoothed, and the measurement that says so.
-
-    Attributes:
-        norm: name of the LayerNormalization.
-        error: share of noise in the products behind it without smoothing.
-        smoothed_error: the same with smoothing.
-        kept: whether it was smoothed.
-    """
-
-    norm: str
-    error: float
-    smoothed_error: float
-    kept: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return dataclasses.asdict(self)
 
 
 def choose_smoothings(

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.json_record import record_to_json
+from tap_deploy.bundle.precision_record import PrecisionRecord, VerdictMark
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.engines.verdict.report_html import html_from_report
 from tap_deploy.engines.verdict.verdict import Verdict
@@ -51,7 +53,7 @@ def record_verdict(
     """
     report = report_from_verdict(bundle, verdict, notes or {})
     name = f"{VERDICT_PREFIX}{verdict.variant}"
-    graphs, known = bundle.manifest.graphs, bundle.manifest.precisions
+    graphs = bundle.manifest.graphs
     judged_with = {FP32, verdict.variant, verdict.float_variant}
     with bundle_addition(bundle, based_on=judged_with) as addition:
         folder = addition.folder / REPORTS_FOLDER
@@ -59,63 +61,69 @@ def record_verdict(
         text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
         (addition.folder / f"{name}.json").write_text(text + "\n", "utf-8")
         (addition.folder / f"{name}.html").write_text(html_from_report(report), "utf-8")
-        mark = {
-            "passed": verdict.passed,
-            "sentence": verdict.sentence,
-            "backend": verdict.backend,
-            "judged": verdict.variant,
-            "report": f"{name}.json",
-        }
-        new: dict[str, dict[str, Any]] = {
-            variant: {"verdict": mark} for variant in (INT8, INT8_FP32) if variant in graphs
-        }
+        mark = VerdictMark(
+            passed=verdict.passed,
+            sentence=verdict.sentence,
+            backend=verdict.backend,
+            judged=verdict.variant,
+            report=f"{name}.json",
+        )
+        mixes: dict[str, dict[str, str]] = {}
         if verdict.passed and not all(graph.use_int8 for graph in verdict.graphs.values()):
-            new[verdict.variant]["mix"] = verdict.variants
+            mixes[verdict.variant] = verdict.variants
             addition.graphs[verdict.variant] = {
                 graph: graphs[variant][graph] for graph, variant in verdict.variants.items()
             }
-        for variant, values in new.items():
-            earlier = known.get(variant, {}).get("verdict")
-            addition.precisions[variant] = functools.partial(_marked, variant, values, earlier)
+        for variant in (INT8, INT8_FP32):
+            if variant in graphs:
+                earlier = bundle.manifest.precision_record(variant).verdict
+                addition.precisions[variant] = functools.partial(
+                    _marked, variant, mark, mixes.get(variant), earlier
+                )
     return report
 
 
 def _marked(
-    variant: str, values: Mapping[str, Any], earlier: Any, known: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what is known of a variant with the mark of a verdict, unless a failure has to stay.
+    variant: str,
+    mark: VerdictMark,
+    mix: dict[str, str] | None,
+    earlier: VerdictMark | None,
+    record: PrecisionRecord,
+) -> PrecisionRecord:
+    """Return the record of a variant with the mark of a verdict, unless a failure must stay.
 
     Args:
-        variant: of the graphs that get the mark.
-        values: the mark, and what else is new.
-        earlier: the mark that was there before the graphs were judged.
-        known: what is known of the variant now.
+        variant: the variant that gets the mark.
+        mark: the mark.
+        mix: graph name -> its variant; None leaves the mix of the record.
+        earlier: the mark before the graphs were judged.
+        record: the current record.
 
     Raises:
         BundleError: it passed, but failed another verdict meanwhile.
     """
-    mark, found = values["verdict"], known.get("verdict") or {}
-    if mark["passed"] and found and not found.get("passed"):
-        if variant != mark["judged"] and found.get("judged") == variant:
-            return dict(known)
+    found = record.verdict
+    if mark.passed and found is not None and not found.passed:
+        if variant != mark.judged and found.judged == variant:
+            return record
         if found != earlier:
             raise BundleError(
                 f"{variant} passed this verdict, but failed another one meanwhile, on "
-                f"{found.get('backend')}; nothing was written, judge it again"
+                f"{found.backend}; nothing was written, judge it again"
             )
-    return {**known, **values}
+    return dataclasses.replace(record, verdict=mark, mix=record.mix if mix is None else mix)
 
 
 def report_from_verdict(
     bundle: Bundle, verdict: Verdict, notes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that the report says, plain JSON types."""
-    known = dict(bundle.manifest.precisions.get(verdict.variant, {}))
+    record = bundle.manifest.precision_record(verdict.variant)
     report: dict[str, Any] = {
         "schema_version": 1,
         "model": bundle.manifest.model,
         "weights": dataclasses.asdict(bundle.manifest.checkpoint),
-        "made": {n: v for n, v in known.items() if n not in ("verdict", "mix")},
+        "made": record_to_json(dataclasses.replace(record, verdict=None, mix=None)),
         **verdict.to_dict(),
         **notes,
         "conditions": conditions(),

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import pathlib
 import shlex
-import typing
-from typing import Any, TypeVar
+from typing import Any
 
+from tap_deploy.bundle.json_record import json_object, record_from_json, record_to_json
+from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
@@ -72,7 +73,7 @@ class Manifest:
     ``graphs`` maps variant (see ``tap_deploy.precisions``) to graph name to record; ``files``
     maps a path relative to the bundle (``/`` between its parts) to size and digest;
     ``verification`` is the report of the check against the reference that the export made;
-    ``precisions`` maps variant to what is known of how it was made and how good it is.
+    ``precisions`` maps variant to how it was made and how good it is.
     """
 
     schema_version: int
@@ -84,7 +85,11 @@ class Manifest:
     graphs: dict[str, dict[str, GraphRecord]]
     files: dict[str, FileRecord]
     verification: dict[str, Any]
-    precisions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    precisions: dict[str, PrecisionRecord] = dataclasses.field(default_factory=dict)
+
+    def precision_record(self, variant: str) -> PrecisionRecord:
+        """Return the record of a variant; an empty one without an entry."""
+        return self.precisions.get(variant, PrecisionRecord())
 
     def digests(self, variant: str) -> dict[str, list[str | None]] | None:
         """Return the SHA-256 of the files of each graph of a variant; None without the variant."""
@@ -97,7 +102,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=False) + "\n"
+        return json.dumps(record_to_json(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Manifest:
@@ -128,64 +133,13 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> Manifest:
-        graphs = _objects(values.pop("graphs"))
-        files = _objects(values.pop("files"))
-        config = TapConfig.from_dict(values.pop("config"))
-        for name in files:
+        for name in json_object(values["files"]):
             relative = pathlib.PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts:
                 raise InputError(f"it names {name!r}, outside of the bundle")
         if not Preprocessing().agrees_with(values.get("preprocessing")):
             raise InputError("its preprocessing contract is not the one of this program")
-        return record_from_json(
-            cls,
-            values
-            | {
-                "config": config,
-                "checkpoint": record_from_json(CheckpointRecord, values["checkpoint"]),
-                "files": {n: record_from_json(FileRecord, record) for n, record in files.items()},
-                "graphs": {
-                    precision: {
-                        name: record_from_json(GraphRecord, record)
-                        for name, record in _objects(records).items()
-                    }
-                    for precision, records in graphs.items()
-                },
-            },
-        )
-
-
-Record = TypeVar("Record")
-
-
-def record_from_json(kind: type[Record], values: Any) -> Record:
-    """Build a dataclass from parsed JSON, holding every value against the field's type."""
-    fields = {}
-    hints = typing.get_type_hints(kind)
-    for name, value in _objects(values).items():
-        hint = hints.get(name)
-        value = tuple(value) if typing.get_origin(hint) is tuple else value
-        if hint is not None and not _is_a(value, hint):
-            raise TypeError(f"{name} is {str(value)[:40]!r}, not {hint}")
-        fields[name] = value
-    return kind(**fields)
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type as the manifest's dataclasses use them."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is dict:
-        keys, values = args
-        return isinstance(value, dict) and all(
-            _is_a(k, keys) and _is_a(v, values) for k, v in value.items()
-        )
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is_a(item, args[0]) for item in value)
-    if args:  # a union
-        return any(_is_a(value, arg) for arg in args)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+        return record_from_json(cls, values | {"config": TapConfig.from_dict(values["config"])})
 
 
 def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:
@@ -201,9 +155,3 @@ def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:
         if (folder / name).is_file():
             words += [option, str(folder / name)]
     return f"make it anew with: {shlex.join([*words, '-o', f'{folder}-{SCHEMA_VERSION}'])}"
-
-
-def _objects(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{str(value)[:40]!r} stands where an object is expected")
-    return value

@@ -5,14 +5,12 @@ Engines keep theirs beside their plans, see ``plans``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.update import Known, revise_precision
+from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark
+from tap_deploy.bundle.update import revise_precision
 from tap_deploy.errors import BundleError
-
-SELFTEST_KEY = "selftest"  # in ``Manifest.precisions``; below it, a verdict per way to run
 
 
 def mark_name(backend: str, *, on_cpu: bool = True, provider: str | None = None) -> str:
@@ -24,49 +22,48 @@ def mark_variant(
     bundle: Bundle,
     variant: str,
     name: str,
-    verdict: Mapping[str, Any],
+    mark: SelftestMark,
     *,
-    own: Mapping[str, Any] | None = None,
+    own: SelftestMark | None = None,
 ) -> None:
-    """Keep a verdict, ``{"passed": bool, …}``, JSON types, beside those of other names.
+    """Keep the outcome of a self-test next to those of other names.
 
     Args:
         bundle: as it was when the graphs were tested.
-        variant: what was tested.
+        variant: the variant that was tested.
         name: what ran it, see ``mark_name``.
-        verdict: what came out.
-        own: the verdict that this self-test wrote when it began.
+        mark: the outcome.
+        own: the mark that this self-test wrote when it began.
 
     Raises:
         InputError: the bundle cannot be written, or another process holds it.
-        BundleError: the variant is another one by now, or another self-test of it failed meanwhile.
+        BundleError: the variant was replaced, or another self-test of it failed meanwhile.
     """
 
-    def change(known: Known) -> Known:
-        found = known.get(SELFTEST_KEY)
-        verdicts = dict(found) if isinstance(found, dict) else {}
-        require_no_failure(verdicts.get(name), verdict, own, f"{variant} of bundle {bundle.path}")
-        return known | {SELFTEST_KEY: verdicts | {name: dict(verdict)}}
+    def change(record: PrecisionRecord) -> PrecisionRecord:
+        marks = record.selftest or {}
+        require_no_failure(marks.get(name), mark, own, f"{variant} of bundle {bundle.path}")
+        return dataclasses.replace(record, selftest=marks | {name: mark})
 
     revise_precision(bundle, variant, change)
 
 
 def require_no_failure(
-    found: Any, verdict: Mapping[str, Any], own: Mapping[str, Any] | None, subject: str
+    found: SelftestMark | None, mark: SelftestMark, own: SelftestMark | None, subject: str
 ) -> None:
     """Check that a pass does not hide a failure that another self-test found meanwhile.
 
     Args:
-        found: the verdict that would be replaced; None: there is none.
-        verdict: the one to be written.
-        own: the one that this self-test wrote when it began.
+        found: the mark that would be replaced; None if there is none.
+        mark: the mark to be written.
+        own: the mark that this self-test wrote when it began.
         subject: what was tested, for the message.
 
     Raises:
         BundleError: it would.
     """
-    failed = found is not None and not (isinstance(found, dict) and found.get("passed") is True)
-    if verdict.get("passed") is True and own is not None and failed and found != own:
+    failed = found is not None and not found.passed
+    if mark.passed and own is not None and failed and found != own:
         raise BundleError(
             f"{subject}: this self-test passed, but another one that began meanwhile failed or "
             "still runs; repeat the self-test when no other one runs"
@@ -74,20 +71,16 @@ def require_no_failure(
 
 
 def check_mark(bundle: Bundle, variant: str, name: str) -> None:
-    """Refuse a variant that failed its self-test; one that had none is taken.
+    """Refuse a variant that failed its self-test; one without a self-test is accepted.
 
     Raises:
-        BundleError: it failed, or its verdict cannot be read.
+        BundleError: it failed.
     """
-    verdicts = bundle.manifest.precisions.get(variant, {}).get(SELFTEST_KEY, {})
-    if isinstance(verdicts, dict) and name not in verdicts:
+    mark = (bundle.manifest.precision_record(variant).selftest or {}).get(name)
+    if mark is None or mark.passed:
         return
-    verdict = verdicts[name] if isinstance(verdicts, dict) else None
-    if isinstance(verdict, dict) and verdict.get("passed") is True:
-        return
-    device = verdict.get("device", "a machine") if isinstance(verdict, dict) else "a machine"
     raise BundleError(
-        f"bundle {bundle.path}: {variant} failed its self-test with {name} on {device}; repeat it "
-        f"with: tap-export selftest {bundle.path}, use another precision, or allow it with "
-        "--allow-failed"
+        f"bundle {bundle.path}: {variant} failed its self-test with {name} on "
+        f"{mark.device or 'a machine'}; repeat it with: tap-export selftest {bundle.path}, use "
+        "another precision, or allow it with --allow-failed"
     )

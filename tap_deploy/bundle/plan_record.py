@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any
 
-from tap_deploy.bundle.manifest import record_from_json
+from tap_deploy.bundle.json_record import record_from_json
 from tap_deploy.errors import BundleError
 
 

@@ -14,11 +14,12 @@ import json
 import pathlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.json_record import record_from_json, record_to_json
 from tap_deploy.bundle.marks import require_no_failure
 from tap_deploy.bundle.plan_record import PlanRecord
+from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import changing_bundle
 from tap_deploy.errors import BundleError
 from tap_deploy.storage.files import atomic_file, translated_writes
@@ -205,18 +206,18 @@ def plan_digests(folder: pathlib.Path) -> dict[str, str]:
 
 def record_selftest(
     folder: pathlib.Path,
-    result: Mapping[str, Any],
+    mark: SelftestMark,
     *,
     tested: Mapping[str, str],
-    own: Mapping[str, Any] | None = None,
+    own: SelftestMark | None = None,
 ) -> None:
-    """Write the verdict on the plans of a folder, ``{"passed": bool, …}``, atomically.
+    """Write the outcome of a self-test of the plans of a folder, atomically.
 
     Args:
         folder: ``engines/<name>`` of a bundle.
-        result: the verdict.
+        mark: the outcome.
         tested: what ``plan_digests`` gave before the plans were loaded.
-        own: the verdict that this self-test wrote when it began.
+        own: the mark that this self-test wrote when it began.
 
     Raises:
         InputError: the folder cannot be written, or another process holds the bundle.
@@ -227,29 +228,29 @@ def record_selftest(
             raise BundleError(
                 f"the engines in {folder} were built anew during their self-test; repeat it"
             )
-        require_no_failure(_selftest(folder), result, own, f"the engines in {folder}")
+        require_no_failure(_selftest(folder), mark, own, f"the engines in {folder}")
         with atomic_file(folder / SELFTEST_FILE) as partial:
-            partial.write_text(json.dumps(dict(result), indent=2) + "\n", "utf-8")
+            partial.write_text(json.dumps(record_to_json(mark), indent=2) + "\n", "utf-8")
 
 
 def selftest_passed(folder: pathlib.Path) -> bool | None:
-    """Return the verdict on the plans of a folder: None where they were not tried yet.
+    """Return whether the plans of a folder passed their self-test; None without a self-test.
 
-    What cannot be read as "passed" is a failure.
+    A file that cannot be read is a failure.
     """
-    found = _selftest(folder)
-    return None if found is None else isinstance(found, dict) and found.get("passed") is True
+    mark = _selftest(folder)
+    return None if mark is None else mark.passed
 
 
-def _selftest(folder: pathlib.Path) -> Any:
-    """Return what the file of a self-test says: None without it, False where it is no JSON."""
+def _selftest(folder: pathlib.Path) -> SelftestMark | None:
+    """Return the mark of the plans of a folder: None without one, a failure if it is malformed."""
+    path = folder / SELFTEST_FILE
     try:
-        found = json.loads((folder / SELFTEST_FILE).read_text("utf-8"))
+        return record_from_json(SelftestMark, json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
-        return False
-    return False if found is None else found
+    except (OSError, ValueError, RecursionError, TypeError) as exc:
+        return SelftestMark(passed=False, error=f"{path} cannot be read: {exc}")
 
 
 def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:

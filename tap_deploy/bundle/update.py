@@ -13,15 +13,15 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest
+from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.storage.folder_lock import locked_folder
 
-Known = dict[str, Any]  # what the manifest says of a variant, JSON types
+Revision = Callable[[PrecisionRecord], PrecisionRecord]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -32,17 +32,15 @@ class BundleAddition:
         folder: a temporary one; a file in it goes to the same relative path in the bundle.
         graphs: variant -> graph name -> record, whose ``file`` is relative to the bundle. A variant
             that the bundle has already is replaced as a whole.
-        precisions: variant -> what is known of how it was made; or a function that makes this from
-            what is known when it is written, and raises if the two do not go together.
+        precisions: variant -> its record; or a function that makes it from the record at the time
+            of writing, and raises if the two do not fit.
         dropped: files whose paths start with one of these are out of date after the change, and are
             removed.
     """
 
     folder: pathlib.Path
     graphs: dict[str, dict[str, GraphRecord]] = dataclasses.field(default_factory=dict)
-    precisions: dict[str, Known | Callable[[Known], Known]] = dataclasses.field(
-        default_factory=dict
-    )
+    precisions: dict[str, PrecisionRecord | Revision] = dataclasses.field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
 
@@ -90,25 +88,23 @@ def require_writable(bundle: Bundle) -> None:
         )
 
 
-def record_precision(bundle: Bundle, variant: str, values: Mapping[str, Any]) -> None:
-    """Merge values into what the manifest knows of a variant, e.g. a deviation.
+def revise_precision(bundle: Bundle, variant: str, change: Revision) -> None:
+    """Replace the record of a variant in the manifest.
+
+    Args:
+        bundle: as it was when the variant was measured.
+        variant: see ``tap_deploy.precisions``.
+        change: makes the new record from the one at the time of writing; may raise.
 
     Raises:
         InputError: the bundle cannot be written, or another process holds it.
         BundleError: another process changed the variant since the bundle was read.
     """
-    revise_precision(bundle, variant, lambda known: known | dict(values))
-
-
-def revise_precision(bundle: Bundle, variant: str, change: Callable[[Known], Known]) -> None:
-    """Replace what the manifest knows of a variant by what a function makes of it.
-
-    The function sees what is known when it is written, and may raise. Errors: ``record_precision``.
-    """
     with changing_bundle(bundle, (variant,)):
-        known = bundle.manifest.precisions
-        changed = known | {variant: change(dict(known.get(variant, {})))}
-        _write(bundle, dataclasses.replace(bundle.manifest, precisions=changed))
+        manifest = bundle.manifest
+        changed = change(manifest.precision_record(variant))
+        precisions = manifest.precisions | {variant: changed}
+        _write(bundle, dataclasses.replace(manifest, precisions=precisions))
 
 
 @contextlib.contextmanager
@@ -152,7 +148,7 @@ def _require_complete(
 def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecord]) -> None:
     before = bundle.manifest
     precisions = {
-        variant: made(dict(before.precisions.get(variant, {}))) if callable(made) else made
+        variant: made(before.precision_record(variant)) if callable(made) else made
         for variant, made in addition.precisions.items()
     }
     reduced = _without(before, addition, files)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.update import require_writable
 from tap_deploy.cli.options import (
     bundle_argument,
@@ -101,10 +102,10 @@ def describe_fp16(converted: Fp16Graphs) -> str:
     for name, islands in converted.islands.items():
         counts = collections.Counter(island.reason.value for island in islands.values())
         listed = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        largest = converted.record["graphs"][name]["largest_fp16_activation"]
+        largest = converted.record.fp16_graphs[name].largest_fp16_activation
         lines += [
             f"{name}: {len(islands)} nodes stay fp32 ({listed})",
-            f"  largest value kept in fp16: {largest['max_abs']:.4g} ({largest['tensor']})",
+            f"  largest value kept in fp16: {largest.max_abs:.4g} ({largest.tensor})",
         ]
     return "\n".join([*lines, "", str(converted.report)])
 
@@ -115,6 +116,6 @@ def _as_json(bundle: Bundle, converted: Fp16Graphs) -> str:
         "bundle": str(bundle.path),
         "precision": FP16,
         "graphs": manifest["graphs"][FP16],
-        "precisions": {FP16: converted.record},
+        "precisions": {FP16: record_to_json(converted.record)},
     }
     return json.dumps(result, indent=2)

@@ -67,11 +67,12 @@ def describe(bundle: Bundle) -> str:
 def _verdicts(bundle: Bundle) -> list[str]:
     """Return what was judged of int8, and which graphs int8 means since."""
     lines: list[str] = []
-    for variant, known in bundle.manifest.precisions.items():
-        if mark := known.get("verdict"):
-            lines.append(f"  {variant}: {mark['sentence']}")
-        if mix := known.get("mix"):
-            lines.append(f"  {variant}: {', '.join(f'{graph} {v}' for graph, v in mix.items())}")
+    for variant, record in bundle.manifest.precisions.items():
+        if record.verdict is not None:
+            lines.append(f"  {variant}: {record.verdict.sentence}")
+        if record.mix:
+            mix = ", ".join(f"{graph} {v}" for graph, v in record.mix.items())
+            lines.append(f"  {variant}: {mix}")
     return ["", "verdict", *lines] if lines else []
 
 

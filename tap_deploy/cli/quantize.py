@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -194,22 +195,24 @@ def add_int8(
 def _summary(bundle: Bundle) -> dict[str, Any]:
     """What was added, per variant and graph."""
     manifest = bundle.manifest
+    calibrations = {
+        variant: record.calibration
+        for variant, record in manifest.precisions.items()
+        if record.calibration is not None
+    }
     graphs = {
         variant: {
             name: {
                 "file": record.file,
-                "quantized_nodes": len(known["graphs"][name]["quantized_nodes"]),
+                "quantized_nodes": len(manifest.precisions[variant].quantized_nodes[name]),
                 "weights_bytes": record.weights_bytes,
                 "fp32_weights_bytes": manifest.graphs[FP32][name].weights_bytes,
             }
             for name, record in manifest.graphs[variant].items()
         }
-        for variant, known in manifest.precisions.items()
-        if "calibration" in known
+        for variant in calibrations
     }
-    calibration = next(
-        known["calibration"] for known in map(manifest.precisions.get, graphs) if known
-    )
+    calibration = dataclasses.asdict(next(iter(calibrations.values())))
     return {"bundle": str(bundle.path), "calibration": calibration, "graphs": graphs}
 
 

@@ -105,7 +105,7 @@ def verify_bundle(
     on_cpu = device is None or Device.from_name(device).kind == CPU
     variant = variant_for(precision, on_cpu=on_cpu and not is_engine)
     bundle.graph_path(IMAGE_ENCODER, variant)  # that there is no such graph is to be said first
-    tolerances = tolerances_for(precision, bundle.manifest.precisions.get(variant, {}))
+    tolerances = tolerances_for(precision, bundle.manifest.precision_record(variant))
     with contextlib.ExitStack() as stack:
         if on_cpu and not is_engine and provider is None and precision == FP16:
             sessions = _rounding_sessions(bundle, threads)

@@ -112,13 +112,13 @@ def pipeline_from_bundle(
 
 
 def check_verdict(bundle: Bundle, variant: str) -> None:
-    """Refuse a variant that was measured and found wanting.
+    """Refuse a variant that failed its verdict.
 
     Raises:
-        BundleError: its verdict says that it failed.
+        BundleError: it failed.
     """
-    verdict = bundle.manifest.precisions.get(variant, {}).get("verdict") or {}
-    if isinstance(verdict, dict) and verdict.get("passed") is False:
+    verdict = bundle.manifest.precision_record(variant).verdict
+    if verdict is not None and not verdict.passed:
         raise BundleError(
             f"bundle {bundle.path}: {variant} failed its accuracy check and is not to be used; "
             "use another precision, or allow it with --allow-failed"

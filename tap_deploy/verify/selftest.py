@@ -21,8 +21,10 @@ from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.marks import mark_variant
 from tap_deploy.bundle.plans import plan_digests, record_selftest
+from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
@@ -64,29 +66,29 @@ class SelftestSubject:
     device: str
     plans: pathlib.Path | None = None
 
-    def recorder(self) -> Callable[[Mapping[str, Any]], None]:
-        """Return what keeps verdicts on the graphs or plans that are there now.
+    def recorder(self) -> Callable[[SelftestMark], None]:
+        """Return a function that writes marks for the current graphs or plans.
 
-        Call this before they are loaded. Call what it returns first with the verdict "unfinished":
-        that one stays if the self-test is interrupted. In a bundle that cannot be written nothing
-        is kept, after a warning. A verdict is ``{"passed": bool, …}``, JSON
-        types. The call raises InputError if the bundle cannot be written, and BundleError if
-        something else is there by now, or another self-test of the same failed meanwhile.
+        Call this before they are loaded. Pass the function the mark of an unfinished self-test
+        first: it stays if the self-test is interrupted. In a bundle that cannot be written nothing
+        is kept, after a warning. The function raises InputError if the bundle cannot be written,
+        and BundleError if the graphs or plans were replaced, or another self-test of them failed
+        meanwhile.
         """
         folder = self.bundle.path if self.plans is None else self.plans
         if not os.access(folder, os.W_OK):
             logger.warning("%s cannot be written: the verdict is not kept there", folder)
-            return lambda verdict: None
+            return lambda mark: None
         tested = {} if self.plans is None else plan_digests(self.plans)
-        own: Mapping[str, Any] | None = None
+        own: SelftestMark | None = None
 
-        def record(verdict: Mapping[str, Any]) -> None:
+        def record(mark: SelftestMark) -> None:
             nonlocal own
             if self.plans is None:
-                mark_variant(self.bundle, self.variant, self.backend, verdict, own=own)
+                mark_variant(self.bundle, self.variant, self.backend, mark, own=own)
             else:
-                record_selftest(self.plans, verdict, tested=tested, own=own)
-            own = verdict
+                record_selftest(self.plans, mark, tested=tested, own=own)
+            own = mark
 
         return record
 
@@ -114,20 +116,25 @@ class SelftestResult:
         """True if it came to its end, something was compared and nothing was off."""
         return self.error is None and bool(self.checks) and all(c.passed for c in self.checks)
 
+    @property
+    def mark(self) -> SelftestMark:
+        """The mark that is kept with the graphs or plans."""
+        return SelftestMark(
+            passed=self.passed,
+            backend=self.subject.backend,
+            backend_version=self.subject.backend_version,
+            precision=self.subject.precision,
+            device=self.subject.device,
+            finished_at=self.finished_at,
+            seconds={stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+            comparisons=len(self.checks),
+            failed=tuple(str(check) for check in self.checks if not check.passed),
+            error=self.error,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as JSON types, the failed comparisons as lines."""
-        return {
-            "passed": self.passed,
-            "backend": self.subject.backend,
-            "backend_version": self.subject.backend_version,
-            "precision": self.subject.precision,
-            "device": self.subject.device,
-            "finished_at": self.finished_at,
-            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
-            "comparisons": len(self.checks),
-            "failed": [str(check) for check in self.checks if not check.passed],
-            "error": self.error,
-        }
+        """Return the mark as JSON types."""
+        return record_to_json(self.mark)
 
     def __str__(self) -> str:
         subject = self.subject
@@ -187,8 +194,8 @@ def run_selftest(
         MissingDependencyError: the backend is not installed.
     """
     sample = GoldenSample.load(subject.bundle.golden_path())
-    known = subject.bundle.manifest.precisions.get(subject.variant, {})
-    tolerances = tolerances_for(subject.precision, known)
+    precision_record = subject.bundle.manifest.precision_record(subject.variant)
+    tolerances = tolerances_for(subject.precision, precision_record)
     timed = _TimedChecks(on_check)
     expected: Expected | None = None
     error = None
@@ -198,7 +205,7 @@ def run_selftest(
         (sample,) = samples_within_limits(sessions, [sample])
         # A wrong engine may take the process down: what is kept now is then the verdict.
         # It is told from that of another self-test by a number.
-        record({"passed": False, "error": UNFINISHED, "run": secrets.token_hex(8)})
+        record(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
         timed.restart()
         config = subject.bundle.config
         try:
@@ -232,7 +239,7 @@ def run_selftest(
         error=error,
         finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    record(result.to_dict())
+    record(result.mark)
     return result
 
 

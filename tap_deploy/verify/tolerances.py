@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tap_deploy import graphs
+from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.errors import BundleError
 from tap_deploy.precisions import FP16, FP32, INT8
 
@@ -70,15 +70,12 @@ FP16_TOLERANCES: Tolerances = {
 
 TOLERANCES: Mapping[str, Tolerances] = {FP32: FP32_TOLERANCES, FP16: FP16_TOLERANCES}
 
-# Measured by the quantizer, see tap_deploy.engines.int8.deviation; a key of
-# ``Manifest.precisions[variant]``.
-DEVIATION_KEY = "golden_deviation"
 # Rounding to int8 falls differently where the floats before it differ in their last bits, so two
 # runtimes err by as much, but not alike: the largest of many errors may be some tenths larger.
 INT8_SLACK = 2.0
 
 
-def tolerances_for(precision: str, known: Mapping[str, Any]) -> Tolerances:
+def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
     """Return the tolerances of a precision.
 
     Those of int8 come from the bundle. How far int8 is from the reference depends on model and
@@ -88,33 +85,24 @@ def tolerances_for(precision: str, known: Mapping[str, Any]) -> Tolerances:
 
     Args:
         precision: one of ``precisions.PRECISIONS``.
-        known: what ``Manifest.precisions`` says of the variant.
+        record: of the variant, see ``Manifest.precision_record``.
 
     Raises:
         BundleError: it is int8, and the bundle does not say how far its graphs are off.
     """
     if precision != INT8:
         return TOLERANCES[precision]
-    try:
-        deviation = {
-            name: (
-                float(known[DEVIATION_KEY][name]["max"]),
-                float(known[DEVIATION_KEY][name]["mean"]),
-            )
-            for name in FP16_TOLERANCES
-        }
-        if not all(math.isfinite(value) for pair in deviation.values() for value in pair):
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as exc:
+    deviation = _finite_deviation(record)
+    if deviation is None:
         raise BundleError(
             "the bundle does not say how far its int8 graphs are off on the golden samples, so "
             "there is nothing to hold them against; make them again with: "
             "tap-export quantize BUNDLE --calibration-data FOLDER --force"
-        ) from exc
+        )
     scores = {MASK_INDEX: graphs.IOU_PREDICTIONS, CAPTION_IDS: graphs.LOGITS}
     tolerances = {}
-    for name, (largest, mean) in deviation.items():
-        half = FP16_TOLERANCES[name]
+    for name, half in FP16_TOLERANCES.items():
+        largest, mean = deviation[name]
         if name in scores:  # both candidates may be off, in opposite directions
             largest = max(largest, 2 * deviation[scores[name]][0])
         tolerances[name] = Tolerance(
@@ -123,3 +111,16 @@ def tolerances_for(precision: str, known: Mapping[str, Any]) -> Tolerances:
             relative=True,
         )
     return tolerances
+
+
+def _finite_deviation(record: PrecisionRecord) -> dict[str, tuple[float, float]] | None:
+    """Return output -> (max, mean) of the golden deviation; None if one is missing or infinite."""
+    found = {
+        name: (deviation.max, deviation.mean)
+        for name, deviation in (record.golden_deviation or {}).items()
+        if deviation.max is not None
+        and deviation.mean is not None
+        and math.isfinite(deviation.max)
+        and math.isfinite(deviation.mean)
+    }
+    return found if found.keys() >= FP16_TOLERANCES.keys() else None

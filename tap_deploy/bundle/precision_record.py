@@ -1,0 +1,257 @@
+"""The record of a variant in the manifest: how its graphs were made, and how good they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerdictMark:
+    """The outcome of judging INT8 graphs, see ``tap_deploy.engines.verdict``.
+
+    Attributes:
+        passed: whether they are fit for use.
+        sentence: the verdict in one sentence.
+        backend: the backend that ran the graphs.
+        judged: the variant that was judged; the mark goes to both INT8 variants.
+        report: path of the report, relative to the bundle.
+    """
+
+    passed: bool
+    sentence: str
+    backend: str
+    judged: str
+    report: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelftestMark:
+    """The outcome of a self-test. A self-test that did not end has ``run`` and no measurements.
+
+    Attributes:
+        passed: True if the self-test ended and all comparisons passed.
+        backend: the backend that ran the graphs, see ``marks.mark_name``.
+        backend_version: version of its package.
+        precision: one of ``precisions.PRECISIONS``.
+        device: name of the machine and of its GPU.
+        finished_at: UTC, ISO 8601.
+        seconds: stage -> wall time, seconds.
+        comparisons: number of comparisons.
+        failed: the failed comparisons, one line each.
+        error: the reason why the self-test ended early; None if it did not.
+        run: random number that identifies a self-test that has not ended.
+    """
+
+    passed: bool
+    backend: str | None = None
+    backend_version: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    finished_at: str | None = None
+    seconds: dict[str, float] | None = None
+    comparisons: int | None = None
+    failed: tuple[str, ...] | None = None
+    error: str | None
+    run: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """How the ranges of INT8 graphs were measured.
+
+    Attributes:
+        method: one of ``precisions.CALIBRATION_METHODS``.
+        num_samples: number of pictures.
+        data_fingerprint: SHA-256 of the pictures, their order, the prompts and the seed.
+        own_prompts: whether the user passed prompts; else they were drawn.
+        seed: seed of the drawn pictures and prompts.
+        ranges: path of the ranges, relative to the bundle.
+    """
+
+    method: str
+    num_samples: int
+    data_fingerprint: str
+    own_prompts: bool
+    seed: int
+    ranges: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothingChoice:
+    """Whether a LayerNormalization was smoothed, and the measurement behind the choice.
+
+    Attributes:
+        norm: name of the LayerNormalization.
+        error: noise in the products that read it without smoothing, as a share of their energy.
+        smoothed_error: the same with smoothing.
+        kept: whether it was smoothed.
+    """
+
+    norm: str
+    error: float
+    smoothed_error: float
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """Difference of one output of INT8 graphs from the reference, on the golden samples.
+
+    Attributes:
+        max: largest difference, as a share of the largest magnitude; None if it is not finite.
+        mean: mean difference, as a share of the mean magnitude; None if it is not finite.
+    """
+
+    max: float | None
+    mean: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """A sample that activations were measured on.
+
+    Attributes:
+        name: name of the sample.
+        prompts: number of prompts.
+    """
+
+    name: str
+    prompts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IslandRecord:
+    """A node of an fp16 graph that computes in fp32.
+
+    Attributes:
+        node: name of the node.
+        op_type: its operator.
+        reason: the first reason that applies, see ``tap_deploy.engines.fp16.islands``.
+        max_abs: largest magnitude among its measured inputs and outputs.
+    """
+
+    node: str
+    op_type: str
+    reason: str
+    max_abs: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LargestActivation:
+    """The fp16 activation that comes nearest to the limit of fp16.
+
+    Attributes:
+        tensor: name of the tensor; empty if there is none.
+        max_abs: largest magnitude on the samples.
+    """
+
+    tensor: str
+    max_abs: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightReport:
+    """Counts over the float weights of a graph that is converted to fp16.
+
+    Attributes:
+        num_weights: number of weights.
+        num_fp32: number of weights that stay fp32, because only islands read them.
+        num_subnormal: number of weights that become subnormal or zero: they are stored to 2**-25
+            absolute instead of 2**-11 relative. Harmless next to larger weights of the same
+            tensor; tensors without larger ones stay fp32.
+        overflowing: tensors with weights beyond 65504; they stay fp32.
+        largest: largest magnitude that is stored in fp16.
+    """
+
+    num_weights: int
+    num_fp32: int
+    num_subnormal: int
+    overflowing: tuple[str, ...]
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fp16GraphRecord:
+    """How one graph was converted to fp16.
+
+    Attributes:
+        islands: the fp32 nodes, in graph order.
+        largest_fp16_activation: the largest activation outside of the islands.
+        weights: counts over its weights.
+        casts: number of Cast nodes.
+    """
+
+    islands: tuple[IslandRecord, ...]
+    largest_fp16_activation: LargestActivation
+    weights: WeightReport
+    casts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8GraphRecord:
+    """How one graph was quantized.
+
+    Attributes:
+        quantized_nodes: names of the nodes that compute in INT8.
+    """
+
+    quantized_nodes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecisionRecord:
+    """How the graphs of a variant were made, and how good they are.
+
+    Every field is optional, and absent from the JSON if it is None: fp16, int8 and fp32 have
+    different fields, and checks add theirs later.
+
+    Attributes:
+        made_from: the variant that was converted or quantized.
+        overflow_limit: fp16: magnitude beyond which a node stays fp32.
+        score_limit: fp16: attention score beyond which the inputs of a Softmax stay fp32.
+        samples: fp16: the samples that activations were measured on.
+        reduce_range: int8: whether weights have 7 bits.
+        calibration: int8: how ranges were measured.
+        graphs: graph name -> how it was converted or quantized.
+        verification: fp16: report of the comparison with the golden samples, JSON types.
+        smoothquant: int8: graph name -> every point that could be smoothed.
+        excluded: int8: graph name -> blocks or nodes that stay float.
+        golden_deviation: int8: output -> difference from the golden samples.
+        verdict: int8: whether it is fit for use.
+        mix: int8: graph name -> its variant, if float graphs replace INT8 ones.
+        selftest: way to run the ONNX files, see ``marks.mark_name`` -> outcome.
+    """
+
+    made_from: str | None = None
+    overflow_limit: float | None = None
+    score_limit: float | None = None
+    samples: tuple[SampleRecord, ...] | None = None
+    reduce_range: bool | None = None
+    calibration: CalibrationRecord | None = None
+    graphs: dict[str, Fp16GraphRecord | Int8GraphRecord] | None = None
+    verification: dict[str, Any] | None = None
+    smoothquant: dict[str, tuple[SmoothingChoice, ...]] | None = None
+    excluded: dict[str, tuple[str, ...]] | None = None
+    golden_deviation: dict[str, Deviation] | None = None
+    verdict: VerdictMark | None = None
+    mix: dict[str, str] | None = None
+    selftest: dict[str, SelftestMark] | None = None
+
+    @property
+    def fp16_graphs(self) -> dict[str, Fp16GraphRecord]:
+        """Graph name -> how it was converted; empty unless the variant is fp16."""
+        return {
+            name: graph
+            for name, graph in (self.graphs or {}).items()
+            if isinstance(graph, Fp16GraphRecord)
+        }
+
+    @property
+    def quantized_nodes(self) -> dict[str, tuple[str, ...]]:
+        """Graph name -> names of the INT8 nodes; empty unless the variant is int8."""
+        return {
+            name: graph.quantized_nodes
+            for name, graph in (self.graphs or {}).items()
+            if isinstance(graph, Int8GraphRecord)
+        }
