@@ -43,7 +43,7 @@ def test_every_node_has_one_float_dtype(fp16_bundle, name):
     """No weak typing: only Casts change a dtype, and only islands compute in fp32."""
     path = fp16_bundle.graph_path(name, "fp16")
     model = ir.load(path)
-    fp32 = {island["node"] for island in islands_of(fp16_bundle, name)}
+    fp32 = {island.node for island in islands_of(fp16_bundle, name)}
     assert model.opset_imports[""] == 20
     assert model.ir_version == 10
     seen = collections.Counter()
@@ -63,7 +63,7 @@ def test_every_node_has_one_float_dtype(fp16_bundle, name):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_weights_are_fp16_outside_of_islands(fp16_bundle, name):
     model = ir.load(fp16_bundle.graph_path(name, "fp16"))
-    fp32 = {island["node"] for island in islands_of(fp16_bundle, name)}
+    fp32 = {island.node for island in islands_of(fp16_bundle, name)}
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT:
             assert all(node.name in fp32 for node in value.consumers()), value.name

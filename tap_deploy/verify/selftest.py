@@ -50,7 +50,7 @@ class SelftestSubject:
 
     Attributes:
         bundle: an opened bundle.
-        backend: what runs the graphs, as ``selftest_marks.mark_name`` calls it.
+        backend: what runs the graphs, as ``marks.mark_name`` calls it.
         precision: one of ``precisions.PRECISIONS``.
         variant: the graphs that stand for it, see ``precisions``.
         backend_version: of the package that runs them.
