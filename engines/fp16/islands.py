@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from tap_deploy.bundle.precision_record import WeightReport
+
 FP16_MAX = float(np.finfo(np.float16).max)  # 65504
 # Samples are few: what comes within a factor of 2 of the limit on them may pass it elsewhere.
 OVERFLOW_LIMIT = FP16_MAX / 2
