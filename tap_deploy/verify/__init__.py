@@ -1,1 +1,1 @@
-"""Is the deployed model still the model? Tolerances, comparisons, self-test."""
+"""Verification of deployed graphs against the reference: tolerances, comparisons, self-test."""

@@ -1,4 +1,4 @@
-"""One tensor beside what it should be: differences, a verdict, and the report of them all."""
+"""Comparison of a tensor with its expected value, and the report of all comparisons."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ _DIFFERENCES = ("max_abs", "max_rel", "mean_abs", "mean_rel")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """One comparison.
+    """The result of one comparison.
 
     Attributes:
-        max_abs: largest difference; of a choice with a margin, the largest margin by which
-            another candidate won.
-        max_rel: the same as a share of the largest expected magnitude.
-        mean_abs: mean difference.
-        mean_rel: the same as a share of the mean expected magnitude.
-        tolerance: bound on ``max_abs``, or on ``max_rel`` if ``relative``; 0 asks for equality.
+        graph: name of the graph.
+        tensor: name of the output.
+        sample: name of the sample.
+        shape: shape of the output.
+        max_abs: largest absolute difference; for choices, the largest margin between the score of
+            the actual and of the expected choice.
+        max_rel: ``max_abs`` over the largest expected magnitude.
+        tolerance: bound on ``max_abs``, or on ``max_rel`` if ``relative``; 0 requires equality.
+        mean_abs: mean absolute difference.
+        mean_rel: ``mean_abs`` over the mean expected magnitude.
         mean_tolerance: bound on ``mean_rel``; None for no bound.
-        note: what a reader should know, e.g. where ids part.
+        relative: whether ``tolerance`` bounds ``max_rel``.
+        note: details for the reader, such as the first position where ids differ.
     """
 
     graph: str
@@ -43,12 +48,12 @@ class Check:
 
     @property
     def difference(self) -> float:
-        """The number that ``tolerance`` bounds."""
+        """The value that ``tolerance`` bounds."""
         return self.max_rel if self.relative else self.max_abs
 
     @property
     def passed(self) -> bool:
-        """False too if a difference is not a number."""
+        """Whether the differences are within the tolerances; False for NaN."""
         mean_fits = self.mean_tolerance is None or self.mean_rel <= self.mean_tolerance
         return self.difference <= self.tolerance and mean_fits
 
@@ -67,7 +72,13 @@ class Check:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """All comparisons of one verification; an empty one has not passed."""
+    """All comparisons of one verification; an empty report has not passed.
+
+    Attributes:
+        checks: the comparisons, in order.
+        backend: name of the backend.
+        precision: precision of the graphs.
+    """
 
     checks: tuple[Check, ...]
     backend: str
@@ -75,11 +86,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True if there were checks and none failed."""
+        """Whether there is at least one comparison and none failed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; a difference that is not finite becomes null."""
+        """Return plain JSON types; non-finite differences become null."""
         rows = []
         for check in self.checks:
             row = dataclasses.asdict(check) | {"passed": check.passed}
@@ -104,7 +115,7 @@ class Report:
         return "\n".join(lines)
 
     def require(self, what: str) -> None:
-        """Raise VerificationError if the report has not passed; ``what`` begins the message."""
+        """Raise VerificationError unless the report passed; the message starts with ``what``."""
         if self.passed:
             return
         failures = [check for check in self.checks if not check.passed]
@@ -128,7 +139,7 @@ def compare(
     expected: np.ndarray,
     tolerance: Tolerance | float,
 ) -> Check:
-    """Compare two arrays of any shape; unequal shapes or anything not finite is a miss.
+    """Compare two arrays of any shape; different shapes and non-finite values fail.
 
     A plain number as ``tolerance`` bounds the largest absolute difference.
     """
@@ -167,18 +178,18 @@ def compare_choices(
     tolerance: Tolerance,
     note: str = "",
 ) -> Check:
-    """Judge choices that differ from the reference by how narrowly they were made.
+    """Compare choices (argmax results) by the score margin of those that differ.
 
     Args:
-        graph: where the choice was made.
-        tensor: what was chosen.
+        graph: name of the graph.
+        tensor: name of the output.
         sample: name of the sample.
-        shape: of the array of choices.
-        margins: float ``[K]``, for each choice that differs, the distance between its score and
-            that of the expected one, both as measured.
+        shape: shape of the array of choices.
+        margins: for each of the K differing choices, the distance between its measured score and
+            that of the expected choice, float ``[K]``.
         scale: largest magnitude of the scores.
         tolerance: its ``max`` bounds the largest margin.
-        note: for the reader, e.g. where the first of them is.
+        note: details for the reader, such as the first difference.
     """
     finite = np.isfinite(margins).all() and np.isfinite(scale)
     largest = float(margins.max(initial=0.0)) if finite else float("inf")

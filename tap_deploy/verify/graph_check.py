@@ -1,4 +1,4 @@
-"""Are the graphs still the model? Outputs of sessions against golden samples."""
+"""Comparison of each graph's outputs with golden samples."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def verify_sessions(
 ) -> Report:
     """Run samples through the three graphs, stage by stage, and compare every output.
 
-    Each stage is fed with what the reference gave to it, so that a difference is found where
-    it arises; the captions are also made from end to end, from the picture on. Where tokens or
-    mask indices may differ at all, they may only where the scores are as good as equal.
+    Each stage gets the reference's inputs, so that a difference shows in the stage that causes it.
+    Captions are also decoded end to end from the picture. If the tolerances allow other tokens or
+    mask indices at all, then only where the scores are nearly tied.
 
     Args:
         sessions: one session per graph name.
         config: sizes of the model.
         samples: inputs and expected outputs.
         backend: name for the report.
-        precision: name for the report, and for the tolerances.
-        tolerances: by output; by default those of the precision in ``tolerances.TOLERANCES``,
-            or else the strictest.
-        on_check: called with every comparison as it is made.
+        precision: name for the report, and for the default tolerances.
+        tolerances: output name -> tolerance; None for those of the precision in
+            ``tolerances.TOLERANCES``, or else those of fp32.
+        on_check: called with every comparison.
 
     Raises:
-        InputError: a sample has prompts of more points than an engine takes.
-        SessionError: a graph cannot be run.
+        InputError: the prompts of a sample have more points than an engine takes.
+        SessionError: a graph fails to run.
     """
     samples = samples_within_limits(sessions, samples)
     bounds = TOLERANCES.get(precision, FP32_TOLERANCES) if tolerances is None else tolerances
@@ -76,10 +76,11 @@ def verify_sessions(
 def samples_within_limits(
     sessions: Mapping[str, Session], samples: list[GoldenSample]
 ) -> list[GoldenSample]:
-    """Return samples with as many prompts as all sessions take.
+    """Return the samples with their prompts cut to the number that all sessions take.
 
     Raises:
-        InputError: prompts have more points than a session takes; fewer would be other prompts.
+        InputError: prompts have more points than a session takes. Points cannot be cut, because
+            that changes the prompt.
     """
     limits = [session.limits for session in sessions.values()]
     most_points = min((limit["N"] for limit in limits if "N" in limit), default=None)
@@ -88,14 +89,14 @@ def samples_within_limits(
         points = sample.point_labels.shape[1]
         if most_points is not None and points > most_points:
             raise InputError(
-                f"golden samples have prompts of {points} points, these engines take at most "
-                f"{most_points} and cannot be checked; build them with --max-points {points}"
+                f"golden samples have prompts of {points} points; expected at most {most_points}, "
+                f"the limit of these engines; build them with --max-points {points}"
             )
     return samples if most_prompts is None else [s.first_prompts(most_prompts) for s in samples]
 
 
 class _Verifier(CheckRecorder):
-    """Makes the comparisons of one verification, one method per stage."""
+    """Runs and compares one stage per method."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class _Verifier(CheckRecorder):
         outputs = decode_all_tokens(session, self.config, sample, image_embeddings)
         iou, index = outputs[graphs.IOU_PREDICTIONS], outputs[graphs.MASK_INDEX]
         narrow = self.is_narrow(MASK_INDEX, iou, index, sample.mask_index)
-        # Another mask that is as good has another caption; that is no error of the captions.
+        # A nearly tied mask may be chosen instead; compare the caption of the expected mask.
         index = np.where(narrow, sample.mask_index, index)
         tokens = outputs[graphs.SEMANTIC_TOKENS][np.arange(len(index)), index]
         session, name = self.sessions[graphs.TEXT_DECODER], sample.name
@@ -154,15 +155,15 @@ class _Verifier(CheckRecorder):
 def expected_of_pipeline(
     sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample, tolerances: Tolerances
 ) -> Expected:
-    """Return what the pipeline of the same graphs must give.
+    """Return the expected outputs of a pipeline of the same graphs.
 
-    Where choices are bound to those of the reference, that is what the reference gives. Elsewhere
-    a graph's error is the next one's input, and the tolerances know nothing of that: then it is
-    what the graphs give, one after the other, from the picture on. Each of them is held against
-    the reference by ``verify_sessions``.
+    If the tolerances require the reference's choices, these are the outputs of the reference.
+    Otherwise errors propagate from one graph to the next, which the tolerances do not cover; the
+    expected outputs are then those of the sessions, run one after the other from the picture.
+    ``verify_sessions`` compares each graph with the reference.
 
     Raises:
-        SessionError: a graph cannot be run.
+        SessionError: a graph fails to run.
     """
     if tolerances[MASK_INDEX].max == 0 and tolerances[CAPTION_IDS].max == 0:
         return Expected.from_sample(sample)
@@ -176,7 +177,7 @@ def expected_of_pipeline(
 
 
 def _run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph of any float dtype on float32, and return float32."""
+    """Run a graph of any float dtype on float32 inputs, and return float32 outputs."""
     return to_float32(session.run(to_spec_dtypes(session.spec, inputs)))
 
 
@@ -186,20 +187,20 @@ def decode_all_tokens(
     sample: GoldenSample,
     image_embeddings: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Ask the prompt decoder for every mask token, and which one it says answers the prompt.
+    """Run the prompt decoder for all mask tokens and for the answering token.
 
     Args:
-        session: runs the graph.
+        session: session of the prompt decoder.
         config: sizes of the model.
-        sample: prompts.
-        image_embeddings: float ``[B, C, grid, grid]``; the first is taken.
+        sample: sample with the prompts.
+        image_embeddings: float ``[B, C, grid, grid]``; the first entry is used.
 
     Returns:
-        the outputs of the graph as float32, for all tokens ``[P, M, ...]``, and ``mask_index``
-        int64 ``[P]`` as the graph chooses it.
+        The outputs for all tokens, float32 ``[P, M, ...]``, and ``mask_index``, int64 ``[P]``, the
+        token that the graph selects.
 
     Raises:
-        SessionError: the graph cannot be run.
+        SessionError: the graph fails to run.
     """
     inputs = {
         graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
@@ -216,10 +217,10 @@ def decode_all_tokens(
 def _decode_text(
     session: Session, config: TapConfig, sample: GoldenSample, semantic_tokens: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Feed the expected caption step by step: every length of the cache is compared.
+    """Decode with teacher forcing, so that an early mismatch does not affect later steps.
 
-    Each step is fed with the reference's token, so one early miss does not spoil the rest.
-    Returns ids int64 ``[P, text_seq_len - 1]`` and logits float32 ``[P, steps, V]``.
+    Covers every length of the cache. Returns ids int64 ``[P, text_seq_len - 1]`` and logits
+    float32 ``[P, steps, V]``.
     """
     steps = CaptionSteps(session, config, semantic_tokens)
     ids = sample.caption_ids.copy()

@@ -1,12 +1,12 @@
-"""Golden samples on the path that a predictor takes: one lane, a masked cache, replayed steps.
+"""Comparison of a whole pipeline's outputs with golden samples.
 
-Graph by graph, ``verify`` feeds every graph with host arrays and the exact past. On a GPU a
-predictor does neither: it shows the text decoder the whole cache, pads its rows, and replays what
-it recorded. So a self-test runs the pipeline, too: once to record, and again to replay.
+``graph_check`` gives every graph host arrays and a cache of the exact length. A predictor on a GPU
+instead gives the text decoder the whole cache, pads rows, and replays recorded steps. The self-test
+therefore also runs the pipeline: once to record, and again to replay.
 
-What a backend copied once in place of reading it each time is right as long as it does not change.
-So between the two come the same prompts in reverse, whose answers are known, and the mirrored
-picture, whose answers are not, but must be others.
+A backend that caches an input instead of reading it in each run gives correct results until the
+input changes. Two more runs in between detect this: the same prompts in reverse order, with known
+results, and the mirrored picture, whose results are unknown but must differ.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ CHECKS_PER_RUN = len(PROMPT_OUTPUTS) + len((MASK_INDEX, CAPTION_IDS))
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Expected:
-    """What a pipeline must give, and the scores that its choices are made from.
+    """Expected outputs of a pipeline, with the scores behind its choices.
 
-    prompt_outputs: name -> float32 ``[P, M, ...]``, of every mask token.
-    logits: float32 ``[P, steps, V]`` on the golden captions; only read where tokens may differ.
+    Attributes:
+        prompt_outputs: output name -> value for every mask token, float32 ``[P, M, ...]``.
+        logits: logits on the golden captions, float32 ``[P, steps, V]``; only used if tokens may
+            differ.
     """
 
     prompt_outputs: Mapping[str, np.ndarray]
@@ -42,7 +44,7 @@ class Expected:
 
     @classmethod
     def from_sample(cls, sample: GoldenSample) -> Expected:
-        """Return what the reference gives; for precisions that are bound to its choices."""
+        """Return the outputs of the reference, for precisions that must make its choices."""
         outputs = {name: getattr(sample, name) for name in PROMPT_OUTPUTS}
         return cls(prompt_outputs=outputs, logits=sample.logits)
 
@@ -54,18 +56,18 @@ def check_pipeline(
     pad_id: int,
     recorder: CheckRecorder,
 ) -> None:
-    """Run a sample through a pipeline, others after it, and again; compare what comes out.
+    """Run a sample, its variations, and the sample again through a pipeline; compare the outputs.
 
     Args:
-        pipeline: where it runs.
-        sample: pictures, of which the first is taken, prompts, and golden choices.
-        expected: see there.
-        pad_id: what follows a caption's EOS.
-        recorder: makes the comparisons, under the graph name ``pipeline``. The mirrored picture
-            is only mentioned if its masks are those of the picture itself.
+        pipeline: pipeline to check.
+        sample: golden sample; only its first picture is used.
+        expected: expected outputs.
+        pad_id: padding id after EOS.
+        recorder: records the comparisons under the graph name ``pipeline``. The mirrored picture
+            is recorded only if it fails, that is, if its masks equal those of the original.
 
     Raises:
-        InputError: the pipeline takes fewer points than the prompts have.
+        InputError: the prompts have more points than the pipeline takes.
         SessionError: the backend failed.
     """
     first, turned, again = (f"{sample.name} {run}" for run in RUNS)
@@ -83,11 +85,11 @@ def _check_run(
     recorder: CheckRecorder,
     name: str,
 ) -> np.ndarray:
-    """Run and compare once; return the chosen masks, ``[P, ...]``."""
+    """Run and compare once; return the selected masks, ``[P, ...]``."""
     decoded, index, ids = _run(pipeline, sample)
     rows = np.arange(len(index))
     for tensor, actual in decoded.items():
-        # Every token is known, so that of a choice that is as good can be held against its own.
+        # Expected outputs cover every mask token, so a nearly tied choice has its own.
         wanted = expected.prompt_outputs[tensor][rows, index]
         recorder.add(PIPELINE, tensor, name, actual, wanted)
     iou = expected.prompt_outputs[graphs.IOU_PREDICTIONS]
@@ -97,7 +99,7 @@ def _check_run(
 
 
 def _reversed(sample: GoldenSample, expected: Expected) -> tuple[GoldenSample, Expected]:
-    """Return the prompts from last to first: what is known of each does not depend on others."""
+    """Return the sample and its expected outputs with the prompts in reverse order."""
     names = ("point_coords", "point_labels", "mask_index", "caption_ids")
     turned = {name: np.ascontiguousarray(getattr(sample, name)[::-1]) for name in names}
     outputs = {name: array[::-1] for name, array in expected.prompt_outputs.items()}
@@ -110,7 +112,7 @@ def _reversed(sample: GoldenSample, expected: Expected) -> tuple[GoldenSample, E
 def _check_mirrored(
     pipeline: Pipeline, sample: GoldenSample, masks: np.ndarray, recorder: CheckRecorder
 ) -> None:
-    """Demand other masks of another picture."""
+    """Check that the mirrored picture has different masks."""
     images = np.ascontiguousarray(sample.images[:, :, ::-1])
     decoded, _, _ = _run(pipeline, dataclasses.replace(sample, images=images))
     actual = decoded[graphs.LOW_RES_MASKS]
@@ -124,7 +126,7 @@ def _check_mirrored(
                 max_abs=np.inf,
                 max_rel=np.inf,
                 tolerance=0.0,
-                note="the masks of another picture: the backend does not read its inputs anew",
+                note="a mirrored picture got the same masks: the backend reuses old inputs",
             )
         )
 
@@ -142,8 +144,7 @@ def _check_captions(
     if recorder.tolerances[CAPTION_IDS].max == 0:
         recorder.add(PIPELINE, CAPTION_IDS, name, ids, wanted)
         return
-    # Another mask has another caption, which no sample holds; whether the mask may be another
-    # one was judged above.
+    # The caption of another mask is not in the sample; the choice of the mask was compared above.
     same = index == sample.mask_index
     recorder.add_captions(PIPELINE, name, ids[same], wanted[same], expected.logits[same])
 
@@ -151,7 +152,7 @@ def _check_captions(
 def _run(
     pipeline: Pipeline, sample: GoldenSample
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return chosen outputs float32 ``[P, ...]``, mask index and ids, as a predictor gets them."""
+    """Return outputs float32 ``[P, ...]``, mask index and caption ids, as a predictor gets them."""
     count = len(sample.point_labels)
     size = pipeline.max_prompts or count
     chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -161,7 +162,7 @@ def _run(
             lane.decode_prompts(embeddings, sample.point_coords[chunk], sample.point_labels[chunk])
             for chunk in chunks
         ]
-        rng = np.random.default_rng(0)  # nothing is drawn
+        rng = np.random.default_rng(0)  # unused: decoding is greedy
         ids = [
             lane.caption(part.semantic_tokens, max_new_tokens=None, temperature=0.0, rng=rng)
             for part in parts

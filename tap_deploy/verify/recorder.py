@@ -1,4 +1,4 @@
-"""Comparisons as they are made: what is held against what, within which bounds."""
+"""Recording of the comparisons of one verification."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances
 
 
 class CheckRecorder:
-    """Makes comparisons and keeps them, in order, in ``checks``."""
+    """Makes comparisons and keeps them in order.
+
+    Attributes:
+        tolerances: output name -> tolerance.
+        checks: all comparisons so far.
+    """
 
     def __init__(self, tolerances: Tolerances, on_check: Callable[[Check], None] | None) -> None:
-        """Begin with none.
+        """Start without comparisons.
 
         Args:
-            tolerances: by output.
-            on_check: called with every comparison as it is made.
+            tolerances: output name -> tolerance.
+            on_check: called with every comparison.
         """
         self.tolerances = tolerances
         self.checks: list[Check] = []
@@ -39,7 +44,7 @@ class CheckRecorder:
         expected: np.ndarray,
         scores: np.ndarray,
     ) -> None:
-        """Compare choices ``[...]`` that were made from measured scores ``[..., candidates]``."""
+        """Compare choices ``[...]`` by their measured scores ``[..., candidates]``."""
         bound = self.tolerances[tensor]
         if bound.max == 0:
             self.record(compare(graph, tensor, sample, actual, expected, bound))
@@ -70,49 +75,49 @@ class CheckRecorder:
         logits: np.ndarray,
         choices: np.ndarray | None = None,
     ) -> None:
-        """Judge each caption at the token where it leaves the expected one; after it, anything.
+        """Compare each caption at the first token that differs; later tokens are ignored.
 
-        Up to there both have the same prefix, so the logits on the expected caption are those
-        that the choice was made from.
+        Both captions have the same prefix up to that token, so the logits measured on the expected
+        caption are those behind the choice.
 
         Args:
-            graph: where it was written.
+            graph: name of the graph.
             sample: name of the sample.
-            actual: ids int64 ``[P, T]``, BOS first, padded after EOS.
-            expected: ids, as ``actual``.
-            logits: float32 ``[P, T - 1, V]``, measured on the expected caption.
-            choices: the best ids by these logits, ``[P, T]``, to be judged in place of those of
-                ``actual``.
+            actual: caption ids, int64 ``[P, T]``: BOS first, padding after EOS.
+            expected: caption ids, as ``actual``.
+            logits: logits measured on the expected caption, float32 ``[P, T - 1, V]``.
+            choices: argmax of ``logits``, ``[P, T]``, compared instead of ``actual`` at the first
+                difference.
         """
         differs = actual[:, 1:] != expected[:, 1:]
         first = np.where(differs.any(axis=1), differs.argmax(axis=1), -1)
         at_first = np.arange(differs.shape[1]) == first[:, None]
         chosen = actual if choices is None else choices
-        # Elsewhere nothing is compared: padding need not be an id that logits know.
+        # Elsewhere compare 0 with 0, because the padding id may lie outside the logits.
         choice, wanted = (np.where(at_first, ids[:, 1:], 0) for ids in (chosen, expected))
         self.add_choice(graph, CAPTION_IDS, sample, choice, wanted, logits)
 
     def is_narrow(
         self, tensor: str, scores: np.ndarray, actual: np.ndarray, expected: np.ndarray
     ) -> np.ndarray:
-        """Which choices ``[...]`` may be ``actual`` as well as ``expected``, bool ``[...]``."""
+        """Return whether actual and expected choices are tied within the tolerance, bool."""
         bound = self.tolerances[tensor]
         most = bound.max * (float(np.abs(scores).max()) if bound.relative else 1.0)
         narrow: np.ndarray = choice_margins(scores, actual, expected) <= most
         return narrow
 
     def record(self, check: Check) -> None:
-        """Keep a comparison."""
+        """Store a comparison."""
         self.checks.append(check)
         if self._on_check is not None:
             self._on_check(check)
 
 
 def choice_margins(scores: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return how far apart the actual and the expected choice score, float64 ``[...]``.
+    """Return the distance between the scores of actual and expected choice, float64 ``[...]``.
 
-    The distance, not the lead: a choice that is not even the best by its own scores is an error.
-    It is infinite for what is no candidate at all.
+    The absolute distance, so that a choice that scores lower than the expected one also counts as
+    an error. Infinite for an actual choice that is not a candidate.
     """
     count = scores.shape[-1]
     picked = [

@@ -1,9 +1,8 @@
-"""The golden samples of a bundle on the machine that shall run it; what fails is not used.
+"""Self-test of a bundle on the target machine, against its golden samples.
 
-A board may compute wrong numbers without an error: drivers and engine builders have such bugs. So
-the verdict is kept where the graphs are loaded from: beside the plans of an engine, or in the
-manifest for a backend that loads the ONNX files, and ``sessions`` refuses what failed. A self-test
-that does not come to its end counts as failed.
+Bugs in drivers and engine builders can give wrong numbers without an error. The verdict is stored
+where the graphs are loaded from: next to the plans for engines, in the manifest for backends that
+load ONNX files. Loading refuses graphs that failed. An interrupted self-test counts as failed.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ from tap_deploy.verify.tolerances import tolerances_for
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = "the self-test did not come to its end"
+UNFINISHED = "the self-test did not complete"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelftestSubject:
-    """What is tested, and where its verdict is kept.
+    """The subject of a self-test, and the place of its verdict.
 
     Attributes:
-        bundle: an opened bundle.
-        backend: what runs the graphs, as ``marks.mark_name`` calls it.
+        bundle: the opened bundle.
+        backend: backend that runs the graphs, as named by ``bundle.marks.mark_name``.
         precision: one of ``precisions.PRECISIONS``.
-        variant: the graphs that stand for it, see ``precisions``.
-        backend_version: of the package that runs them.
-        device: the machine and its GPU, for the record.
+        variant: graph variant of the precision, see ``precisions``.
+        backend_version: version of the backend's package.
+        device: description of the machine and its GPU.
         plans: folder of the engine plans; None for a backend that loads the ONNX files.
     """
 
@@ -67,13 +66,13 @@ class SelftestSubject:
     plans: pathlib.Path | None = None
 
     def recorder(self) -> Callable[[SelftestMark], None]:
-        """Return a function that writes marks for the current graphs or plans.
+        """Return a function that stores marks of the current graphs or plans.
 
-        Call this before they are loaded. Pass the function the mark of an unfinished self-test
-        first: it stays if the self-test is interrupted. In a bundle that cannot be written nothing
-        is kept, after a warning. The function raises InputError if the bundle cannot be written,
-        and BundleError if the graphs or plans were replaced, or another self-test of them failed
-        meanwhile.
+        Call this before loading them. Call the returned function first with the mark of an
+        unfinished self-test, which remains if the self-test is interrupted. If the folder is not
+        writable, marks are dropped, after a warning. The returned function raises InputError if
+        writing fails, and BundleError if the graphs or plans have been replaced, or another
+        self-test of them failed meanwhile.
         """
         folder = self.bundle.path if self.plans is None else self.plans
         if not os.access(folder, os.W_OK):
@@ -95,14 +94,14 @@ class SelftestSubject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelftestResult:
-    """The verdict on one backend and precision on one machine.
+    """The result of a self-test of one backend and precision on one machine.
 
     Attributes:
         subject: what was tested.
-        checks: every comparison that was made, in order.
-        seconds: stage -> wall time, with what it takes to compare.
-        error: why it ended early; None if it did not.
-        finished_at: UTC, ISO 8601.
+        checks: all comparisons, in order.
+        seconds: stage -> wall time including the comparisons, seconds.
+        error: error that ended the self-test early, or None.
+        finished_at: end of the self-test, UTC, ISO 8601.
     """
 
     subject: SelftestSubject
@@ -113,7 +112,7 @@ class SelftestResult:
 
     @property
     def passed(self) -> bool:
-        """True if it came to its end, something was compared and nothing was off."""
+        """Whether the self-test completed with at least one comparison and no failure."""
         return self.error is None and bool(self.checks) and all(c.passed for c in self.checks)
 
     @property
@@ -133,7 +132,7 @@ class SelftestResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mark as JSON types."""
+        """Return the mark as JSON types, with failed comparisons as lines of text."""
         return record_to_json(self.mark)
 
     def __str__(self) -> str:
@@ -151,7 +150,7 @@ class SelftestResult:
         return "\n".join(lines)
 
     def require(self) -> None:
-        """Raise VerificationError if it has not passed."""
+        """Raise VerificationError unless the self-test passed."""
         if self.passed:
             return
         subject = self.subject
@@ -161,8 +160,8 @@ class SelftestResult:
         )
         raise VerificationError(
             f"bundle {subject.bundle.path} fails its self-test with {subject.backend} in "
-            f"{subject.precision} on this machine, is marked and will be refused: {reason}; try "
-            "another precision, see docs/jetson.md for known bugs, or use it with --allow-failed"
+            f"{subject.precision} on this machine and is marked as failed: {reason}; try another "
+            "precision, see docs/jetson.md for known bugs, or load it with --allow-failed"
         )
 
 
@@ -173,24 +172,23 @@ def run_selftest(
     load_pipeline: Callable[[], Pipeline] | None = None,
     on_check: Callable[[Check], None] | None = None,
 ) -> SelftestResult:
-    """Run the golden samples, graph by graph and as a predictor does, and keep the verdict.
+    """Run the golden samples graph by graph and through a pipeline, and store the verdict.
 
     Args:
         subject: what is tested.
-        load_sessions: loads one session per graph name, whatever an earlier verdict says; they
-            are closed here.
-        load_pipeline: loads the same graphs as a predictor does, once the sessions are closed:
-            a board may not have the memory for both. It is closed here. None: no pipeline is
-            tested.
-        on_check: called with every comparison as it is made.
+        load_sessions: loads one session per graph name regardless of an earlier verdict; they are
+            closed here.
+        load_pipeline: loads the graphs as a pipeline; called after the sessions are closed,
+            because a board may not have memory for both. It is closed here. None to skip it.
+        on_check: called with every comparison.
 
     Raises:
-        BundleError: the bundle has no golden samples, no graphs or plans to load, or, for int8,
-            nothing to hold them against; or these were replaced meanwhile, or another self-test
-            failed meanwhile, whose mark then stays.
-        InputError: the bundle cannot be written, or engines take too few points for the samples;
-            then nothing is marked.
-        SessionError: a graph does not load behind a session; then nothing is marked, either.
+        BundleError: the bundle has no golden samples, no graphs or plans, or no int8 deviations to
+            derive tolerances from; or the graphs or plans were replaced during the self-test, or
+            another self-test failed meanwhile, whose verdict is kept.
+        InputError: the bundle cannot be written, or the engines take fewer points than the
+            samples have; no verdict is stored.
+        SessionError: a graph does not load in a session; no verdict is stored.
         MissingDependencyError: the backend is not installed.
     """
     sample = GoldenSample.load(subject.bundle.golden_path())
@@ -201,10 +199,10 @@ def run_selftest(
     error = None
     record = subject.recorder()
     with _closed_at_the_end(load_sessions()) as sessions:
-        # What cannot be tested has not failed.
+        # Raises before a verdict is stored: an engine that cannot be tested has not failed.
         (sample,) = samples_within_limits(sessions, [sample])
-        # A wrong engine may take the process down: what is kept now is then the verdict.
-        # It is told from that of another self-test by a number.
+        # A bad engine may crash the process; this mark then remains. The random number
+        # distinguishes it from that of another self-test.
         record(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
         timed.restart()
         config = subject.bundle.config
@@ -244,7 +242,7 @@ def run_selftest(
 
 
 class _TimedChecks:
-    """Comparisons, and the time since the one before, by stage."""
+    """Collects comparisons and the time they took, by stage."""
 
     def __init__(self, on_check: Callable[[Check], None] | None) -> None:
         self._on_check = on_check
@@ -253,11 +251,11 @@ class _TimedChecks:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out the time until now: something was loaded."""
+        """Restart the clock, to exclude loading."""
         self._start = time.perf_counter()
 
     def note(self, check: Check) -> None:
-        """Keep a comparison."""
+        """Store a comparison and the time since the previous one."""
         elapsed = time.perf_counter() - self._start
         self.seconds[check.graph] = self.seconds.get(check.graph, 0.0) + elapsed
         self.checks.append(check)

@@ -1,4 +1,4 @@
-"""How far an output may be from the reference, per precision and output, and why."""
+"""Tolerances per precision and output, with their derivation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ PROMPT_OUTPUTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What passes.
+    """Bounds on the difference between an output and its expected value.
 
     Attributes:
-        max: bound on the largest difference; 0 asks for equality.
-        mean: bound on the mean difference, as a share of the mean magnitude; None for no bound.
-        relative: ``max`` is a share of the largest magnitude of the expected tensor. For a
-            choice (ids, mask index) it bounds the margin by which the other choice won.
+        max: bound on the largest difference; 0 requires equality. For a choice (ids, mask index),
+            bound on the score margin.
+        mean: bound on the mean difference over the mean magnitude; None for no bound.
+        relative: whether ``max`` is relative to the largest magnitude of the expected tensor (of
+            the scores, for a choice).
     """
 
     max: float
@@ -38,7 +39,7 @@ class Tolerance:
 
 Tolerances = Mapping[str, Tolerance]
 
-# Absolute. fp32 graphs differ from the reference by the order of their sums only.
+# Absolute. fp32 graphs differ from the reference only by the order of summation.
 FP32_TOLERANCE = 1e-3
 FP32_TOLERANCES: Tolerances = {
     graphs.IMAGE_EMBEDDINGS: Tolerance(max=FP32_TOLERANCE),
@@ -48,16 +49,16 @@ FP32_TOLERANCES: Tolerances = {
     MASK_INDEX: Tolerance(max=0),
 }
 
-# fp16 has 11 bits: storing a number moves it by up to this share of itself.
+# Largest relative rounding error of fp16, whose significand has 11 bits.
 HALF_UNIT = 2.0**-11
-# Roundings add up like a random walk: some tens of them along the residual stream make a few
+# Rounding errors add up like a random walk: some tens of them along the residual stream give a few
 # units on average, and the worst of millions of elements is a few times the average.
 _MEAN, _MAX = 8 * HALF_UNIT, 20 * HALF_UNIT
 _FP16 = Tolerance(max=_MAX, mean=_MEAN, relative=True)
-# IoU predictions are a few small numbers, what is left of a sum of hundreds of larger products:
-# the same rounding is a larger share of them.
+# IoU predictions are few and small, the result of cancellation in a sum of hundreds of larger
+# products, so the same rounding error is relatively larger.
 _FP16_IOU = Tolerance(max=_MAX, mean=12 * HALF_UNIT, relative=True)
-# Two candidates may each be off by the tolerance of their scores, in opposite directions.
+# The scores of two candidates may err by their tolerance in opposite directions.
 _FP16_CHOICE = Tolerance(max=2 * _MAX, relative=True)
 FP16_TOLERANCES: Tolerances = {
     graphs.IMAGE_EMBEDDINGS: _FP16,
@@ -70,40 +71,41 @@ FP16_TOLERANCES: Tolerances = {
 
 TOLERANCES: Mapping[str, Tolerances] = {FP32: FP32_TOLERANCES, FP16: FP16_TOLERANCES}
 
-# Rounding to int8 falls differently where the floats before it differ in their last bits, so two
-# runtimes err by as much, but not alike: the largest of many errors may be some tenths larger.
+# Floats that differ in their last bits can round to different int8 values. Two runtimes therefore
+# have errors of the same size but not the same errors, and the largest of many may be some tenths
+# larger.
 INT8_SLACK = 2.0
 
 
 def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
     """Return the tolerances of a precision.
 
-    Those of int8 come from the bundle. How far int8 is from the reference depends on model and
-    calibration, and whether that is fit for use is for the verdict to say, on real pictures. What
-    golden samples can tell is whether a machine computes the int8 graph: then it is about as far
-    from the reference as the graph was when it was made, on another runtime.
+    Those of int8 come from the bundle. The deviation of int8 from the reference depends on model
+    and calibration; whether it is acceptable is decided by the verdict on real pictures. Golden
+    samples only show whether a machine computes the int8 graph correctly: its deviation must be
+    about that of the quantized graph when it was created, on another runtime.
 
     Args:
         precision: one of ``precisions.PRECISIONS``.
-        record: of the variant, see ``Manifest.precision_record``.
+        record: record of the variant, see ``Manifest.precision_record``.
 
     Raises:
-        BundleError: it is int8, and the bundle does not say how far its graphs are off.
+        BundleError: int8, and the bundle has no recorded deviations.
     """
     if precision != INT8:
         return TOLERANCES[precision]
     deviation = _finite_deviation(record)
     if deviation is None:
         raise BundleError(
-            "the bundle does not say how far its int8 graphs are off on the golden samples, so "
-            "there is nothing to hold them against; make them again with: "
+            "the bundle has no deviations of its int8 graphs on the golden samples, from which "
+            "their tolerances are derived; quantize it again with: "
             "tap-export quantize BUNDLE --calibration-data FOLDER --force"
         )
     scores = {MASK_INDEX: graphs.IOU_PREDICTIONS, CAPTION_IDS: graphs.LOGITS}
     tolerances = {}
     for name, half in FP16_TOLERANCES.items():
         largest, mean = deviation[name]
-        if name in scores:  # both candidates may be off, in opposite directions
+        if name in scores:  # the scores of two candidates may err in opposite directions
             largest = max(largest, 2 * deviation[scores[name]][0])
         tolerances[name] = Tolerance(
             max=INT8_SLACK * largest + half.max,
