@@ -256,7 +256,7 @@ def test_the_reason_of_the_builder_is_part_of_the_message(trt103, bundle, monkey
 
 
 def test_tensorrt_takes_a_gpu(trt103, bundle):
-    with pytest.raises(SessionError, match="finds none here; build on the device"):
+    with pytest.raises(SessionError, match="found none; build on the device"):
         build(bundle, fp32(), find_gpu=lambda: None)
 
 

@@ -1,1 +1,1 @@
-"""Engine plans from ONNX graphs."""
+"""Building of plans (serialized TensorRT engines) from ONNX graphs."""

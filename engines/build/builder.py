@@ -1,7 +1,7 @@
-"""ONNX to plan: one code path for TensorRT 10.3 … 11.x and TensorRT-RTX.
+"""Builds a plan from an ONNX graph with TensorRT 10.3 … 11.x or TensorRT-RTX.
 
-What differs between them stands in ``versions``. Networks are strongly typed, so that every
-precision is the one that the ONNX graph spells; no builder flag changes it.
+``versions`` handles their differences. Networks are strongly typed: the ONNX graph alone determines
+the precisions, not builder flags.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ from tap_deploy.storage.folder_lock import locked_folder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnginePlan:
-    """A serialized engine, raw bytes, and what is known of it.
+    """A plan with its record.
 
-    ``notes`` are remarks for the user, such as a timing cache that was of no use.
+    Attributes:
+        plan: serialized engine.
+        record: its metadata.
+        notes: messages for the user, such as an unusable timing cache.
     """
 
     plan: bytes
@@ -53,28 +56,29 @@ def engine_from_onnx(
     gpu: Gpu | None = None,
     on_progress: OnProgress | None = None,
 ) -> EnginePlan:
-    """Compile a graph.
+    """Build the plan of a graph.
 
     Args:
-        onnx_path: the ONNX file; its stem is the name of the graph. Weights may lie beside it.
+        onnx_path: the ONNX file; its stem is the name of the graph. Weights may be in a file next
+            to it.
         target: backend, sizes and settings.
         profile: shapes of every input; see ``profiles``.
-        gpu: the GPU of this machine, from ``local_gpu``; None: there is none. TensorRT builds on
-            it; TensorRT-RTX needs none.
-        on_progress: called with the finished share and the phase, while it builds.
+        gpu: the GPU of this machine, from ``local_gpu``, or None. TensorRT builds on it;
+            TensorRT-RTX does not need one.
+        on_progress: called with the finished share, 0 to 1, and the phase.
 
     Raises:
         MissingDependencyError: the backend is not installed.
-        SessionError: there is no GPU and it takes one; or the parser or the builder refuses the
-            graph: the message has its reason.
-        InputError: this version of the backend has not what the target asks for.
+        SessionError: the backend needs a GPU and there is none, or the parser or builder fails; the
+            message has its reason.
+        InputError: this version of the backend does not support an option of the target.
     """
     trt = import_tensorrt(target.backend)
     path = pathlib.Path(onnx_path)
     parts = plan_parts(trt, path, target, profile, gpu)
     start = time.perf_counter()
     logger = error_log(trt)
-    logger.take()  # what was logged before is not about this build
+    logger.take()  # discards earlier errors, which are not about this build
     plan, notes = _compiled(trt, logger, path, target, profile, on_progress)
     seconds = time.perf_counter() - start
     record = PlanRecord(
@@ -100,10 +104,10 @@ def _compiled(
     profile: Profile,
     on_progress: OnProgress | None,
 ) -> tuple[bytes, tuple[str, ...]]:
-    """Return the plan and notes.
+    """Return the plan and notes for the user.
 
-    Builder, parser and network end here: the inspector needs the engine next, and a small board
-    has no room for both.
+    Builder, parser and network are freed on return, because a small board does not have memory for
+    them and for the engine that the inspector deserialises next.
     """
     builder = _builder(trt, logger)
     network = create_network(trt, builder)
@@ -122,7 +126,7 @@ def _compiled(
 def plan_parts(
     trt: Any, onnx_path: pathlib.Path, target: BuildTarget, profile: Profile, gpu: Gpu | None
 ) -> dict[str, Any]:
-    """Return all that goes into a plan, as fields of ``PlanRecord``: known before it is built."""
+    """Return everything that determines a plan, as fields of ``PlanRecord``, before the build."""
     data = onnx_path.with_name(f"{onnx_path.name}.data")
     user_allocation = {"user_allocation": True} if has_user_allocation(trt) else {}
     return {
@@ -150,7 +154,7 @@ def plan_parts(
 def _builder(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
-    except TypeError as exc:  # the binding got a null pointer: no driver, or one that is too old
+    except TypeError as exc:  # the binding got a null pointer: no driver, or too old a driver
         reason = logger.take() or str(exc)
         raise SessionError(
             f"{trt.__name__} {trt.__version__} does not start here: {reason}; "
@@ -160,7 +164,7 @@ def _builder(trt: Any, logger: Any) -> Any:
 
 def _parse(trt: Any, network: Any, logger: Any, path: pathlib.Path) -> None:
     parser = trt.OnnxParser(network, logger)
-    # A file that is no protobuf at all parses "well", to a network of nothing.
+    # The parser accepts a file that is not a protobuf, and returns an empty network.
     if not parser.parse_from_file(os.fspath(path)) or not network.num_outputs:
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         reason = "; ".join(reasons) or "it is not an ONNX model"
@@ -212,8 +216,8 @@ def _build(
         reason = logger.take() or "no reason given"
         raise SessionError(
             f"{trt.__name__} {trt.__version__} cannot build {path}: {reason}; "
-            "if a layer found no room, raise --workspace or lower --max-prompts; if the machine "
-            "ran out of memory, lower both"
+            "if the workspace is too small for a layer, raise --workspace or lower --max-prompts; "
+            "if the machine ran out of memory, lower both"
         )
     return bytes(plan)
 
@@ -221,35 +225,35 @@ def _build(
 def _precisions(
     trt: Any, logger: Any, plan: bytes, capabilities: tuple[str, ...], gpu: Gpu | None
 ) -> dict[str, int] | None:
-    """Ask the inspector, where this GPU can run the plan; otherwise it is not known."""
+    """Return the layer counts from the inspector; None if this GPU cannot run the plan."""
     if gpu is None or gpu.compute_capability not in capabilities:
         return None
     return layer_precisions(trt, logger, plan)
 
 
 def attach_timing_cache(config: Any, path: pathlib.Path) -> str | None:
-    """Attach the cache in a file, or an empty one, to a builder config.
+    """Attach the timing cache in a file, or an empty one, to a builder config.
 
     Returns:
-        why the file could not be used, if it is there and could not.
+        Why an existing file cannot be used, or None.
     """
     cache, problem = None, None
     if path.is_file():
         cache = config.create_timing_cache(path.read_bytes())
         if cache is None or not config.set_timing_cache(cache, False):
-            cache, problem = None, f"timing cache {path} is damaged or of another GPU or version"
+            cache, problem = None, f"timing cache {path} is corrupt or of another GPU or version"
     if cache is None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return problem
 
 
 def save_timing_cache(config: Any, path: pathlib.Path) -> None:
-    """Write what the cache of a config has learnt, whole or not at all.
+    """Write the timing cache of a config atomically, merged with the current content of the file.
 
-    What another build has added to the file since it was attached stays in it.
+    Merging keeps entries that another build has added since ``attach_timing_cache``.
 
     Raises:
-        InputError: the file cannot be written, or another process holds its folder.
+        InputError: the file cannot be written, or another process has locked its folder.
     """
     cache = config.get_timing_cache()
     if cache is None:
@@ -257,6 +261,6 @@ def save_timing_cache(config: Any, path: pathlib.Path) -> None:
     with locked_folder(path.parent):
         found = config.create_timing_cache(path.read_bytes()) if path.is_file() else None
         if found is not None:
-            cache.combine(found, False)  # refuses one of another GPU or version
+            cache.combine(found, False)  # rejects a cache of another GPU or version
         with atomic_file(path) as partial:
             partial.write_bytes(bytes(cache.serialize()))

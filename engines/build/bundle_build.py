@@ -1,4 +1,4 @@
-"""Builds the engines of a bundle: what is there already is kept, the rest is built and stored."""
+"""Builds the plans of a bundle that are missing or outdated, and stores them in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from tap_deploy.sessions.trt.versions import import_tensorrt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedBuild:
-    """One graph that shall be compiled, and what that takes."""
+    """A graph to build.
+
+    Attributes:
+        graph: name of the graph.
+        spec: inputs and outputs.
+        onnx_path: the ONNX file.
+        profile: shapes of every input.
+        weights_bytes: size of the weights, bytes.
+        memory_bytes: forecast of the memory that the build needs, bytes.
+    """
 
     graph: str
     spec: GraphSpec
@@ -34,7 +43,15 @@ class PlannedBuild:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """One graph that was compiled, now or before (``cached``)."""
+    """A stored plan.
+
+    Attributes:
+        graph: name of the graph.
+        path: file of the plan.
+        record: its metadata.
+        cached: whether it existed before.
+        notes: messages for the user.
+    """
 
     graph: str
     path: pathlib.Path
@@ -46,15 +63,15 @@ class BuiltPlan:
 def planned_builds(
     bundle: Bundle, target: BuildTarget, *, integrated: bool = False
 ) -> list[PlannedBuild]:
-    """Return what a build of a bundle does, graph by graph; needs no backend and no GPU.
+    """Return the builds of a bundle, one per graph; needs no backend and no GPU.
 
     Args:
-        bundle: has the graphs.
-        target: what for.
-        integrated: CPU and GPU share the memory, as on Jetson.
+        bundle: bundle with the graphs.
+        target: backend, sizes and settings.
+        integrated: whether CPU and GPU share memory, as on Jetson.
 
     Raises:
-        BundleError: the bundle has not this precision.
+        BundleError: the bundle does not contain the precision.
     """
     specs, builds = bundle.graph_specs(target.variant), []
     workspace = target.workspace_bytes if integrated else 0
@@ -84,20 +101,20 @@ def build_engines(
     find_gpu: Callable[[], Gpu | None] = local_gpu,
     available_bytes: Callable[[], int | None] = available_memory,
 ) -> Iterator[BuiltPlan]:
-    """Build the engines of a bundle, one after the other, and yield each when it is stored.
+    """Build the plans of a bundle one by one, and yield each once it is stored.
 
     Args:
-        bundle: gets them, below ``engines/``.
-        target: what for.
-        force: build also what is there already with the same key.
-        force_memory: build even if memory is not expected to do.
-        on_progress: called with graph, finished share of it, and phase.
-        find_gpu: looks for the GPU of this machine.
-        available_bytes: asks for free memory and swap.
+        bundle: bundle with the graphs; plans are stored below its ``engines/``.
+        target: backend, sizes and settings.
+        force: rebuild plans that exist with the same key.
+        force_memory: build even if the forecast exceeds the free memory.
+        on_progress: called with the graph, its finished share, 0 to 1, and the phase.
+        find_gpu: returns the GPU of this machine.
+        available_bytes: returns free memory plus swap, bytes.
 
     Raises:
-        InputError: memory will not do, or see ``engine_from_onnx``.
-        BundleError: the bundle has not this precision.
+        InputError: the forecast exceeds the free memory, or see ``engine_from_onnx``.
+        BundleError: the bundle does not contain the precision.
         SessionError, MissingDependencyError: see ``engine_from_onnx``.
     """
     trt, gpu = import_tensorrt(target.backend), find_gpu()
@@ -153,7 +170,7 @@ def _folder(bundle: Bundle, target: BuildTarget, trt: Any, gpu: Gpu | None) -> p
 def _cached(
     builds: list[PlannedBuild], folder: pathlib.Path, trt: Any, target: BuildTarget, gpu: Gpu | None
 ) -> dict[str, PlanRecord]:
-    """Return the records of plans that are there, whole, and made of just the same parts."""
+    """Return the records of intact plans that were built from exactly the same parts."""
     records = {}
     for build in builds:
         parts = plan_parts(trt, build.onnx_path, target, build.profile, gpu)

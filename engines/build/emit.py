@@ -1,6 +1,7 @@
-"""The same builds as command lines of NVIDIA's own tools, to reproduce and to study them.
+"""Command lines of NVIDIA's tools that reproduce the builds.
 
-The plans go to the working directory. They have no sidecar, so ``tap_deploy`` does not load them.
+The tools write the plans to the working directory. Those have no sidecar, so ``tap_deploy`` does
+not load them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ MIB = 1 << 20
 
 
 def tool_command(tool: str, build: PlannedBuild, target: BuildTarget) -> str:
-    """Return a shell command that compiles one graph as ``build_engines`` would.
+    """Return a shell command that builds one graph as ``build_engines`` does.
 
     Args:
-        tool: one of ``TOOLS``.
+        tool: one of ``TOOLS``; for TensorRT-RTX, NVIDIA's trtexec is called ``tensorrt_rtx``.
         build: the graph and its profile.
-        target: backend and settings. For TensorRT-RTX, NVIDIA's tool is called ``tensorrt_rtx``.
+        target: backend and settings.
     """
     output = pathlib.Path(f"{build.graph}.plan")
     if tool == POLYGRAPHY:
@@ -34,7 +35,7 @@ def tool_command(tool: str, build: PlannedBuild, target: BuildTarget) -> str:
 
 
 def _trtexec(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
-    # On 11.x --stronglyTyped is accepted and says what is so anyway.
+    # On 11.x, --stronglyTyped is accepted and has no effect: networks are always strongly typed.
     words = ["trtexec", f"--onnx={build.onnx_path}", f"--saveEngine={output}", "--stronglyTyped"]
     words += _trtexec_shapes(build)
     words.append(f"--memPoolSize=workspace:{target.workspace_bytes / MIB:g}M")
@@ -54,7 +55,7 @@ def _trtexec(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> 
 
 
 def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
-    """NVIDIA documents these options of the tool; typing is always strong there."""
+    """Return the command for TensorRT-RTX's tool, whose networks are always strongly typed."""
     words = ["tensorrt_rtx", f"--onnx={build.onnx_path}", f"--saveEngine={output}"]
     words += _trtexec_shapes(build)
     if target.compute_capabilities == (CURRENT,):
@@ -68,7 +69,7 @@ def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) ->
 def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
     words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
     if target.is_rtx and not target.tf32:
-        words.append("NVIDIA_TF32_OVERRIDE=0")  # Polygraphy leaves this flag of RTX on
+        words.append("NVIDIA_TF32_OVERRIDE=0")  # Polygraphy leaves TF32 on for RTX
     words += ["polygraphy", "convert", str(build.onnx_path), "--convert-to", "trt"]
     words += ["--output", str(output), "--strongly-typed"]
     for bound in _BOUNDS:
@@ -109,13 +110,13 @@ def _trtexec_shapes(build: PlannedBuild) -> list[str]:
 
 
 def _dynamic(build: PlannedBuild) -> Profile:
-    """Return the profile without inputs of fixed shape, which the tools want no shapes of."""
+    """Return the profile without inputs of fixed shape, for which the tools reject shapes."""
     fixed = {tensor.name for tensor in build.spec.inputs if not tensor.dynamic_axes}
     return {name: shapes for name, shapes in build.profile.items() if name not in fixed}
 
 
 def _joined(words: list[str]) -> str:
-    """Return a shell command with every option on a line of its own, its values beside it."""
+    """Return a shell command with one option and its values per line."""
     lines: list[str] = []
     for word in words:
         if word.startswith("--") or not lines:

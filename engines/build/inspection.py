@@ -1,4 +1,4 @@
-"""What the engine inspector says of a plan. It takes a GPU to deserialise one."""
+"""Layer precisions of a plan, from the engine inspector; needs a GPU to deserialise the plan."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 UNKNOWN = "unknown"
 CONVERSION = "conversion"
 _INT8 = "int8"
-# What kernels of NVIDIA's libraries are called: inputs, then the sum; i8i8_i8i32, f16f16_f32.
+# Kernel names of NVIDIA's libraries encode the types of inputs and accumulator, such as i8i8_i8i32
+# and f16f16_f32.
 _INT8_TACTIC = r"i8i8|i8816|i16832|imma|int8"
 _FLOAT_TACTIC = r"(tf|bf|f)(16|32)_?(tf|bf|f)(16|32)|h16816|h1688|hmma"
-# The type of a layer, the name that TensorRT's compiler gives it, or the node of our graph.
+# Matches the type of a layer, its name in TensorRT's compiler, or the name of our ONNX node.
 _PRODUCT = (
     r"(?i:gemm|matmul|matrixmultiply|convolution|mha)$|_(Fc|Gemm|MatMul|Mha|Conv(?!ert))(?=[A-Z_])"
     r"|/(MatMul|Gemm|Conv)(_\d+)?(?![\w/.])"
 )
-# What TensorRT calls them: 10.x "Half" or "Row major linear FP16 format", 11.x "Half".
+# Names in the inspector: 10.x "Half" or "Row major linear FP16 format", 11.x "Half".
 _NAMES = {
     "fp32": r"\b(fp32|float|float32)\b",
     "fp16": r"\b(fp16|half|float16)\b",
@@ -33,13 +34,13 @@ _NAMES = {
 
 
 def layer_precisions(trt: Any, logger: Any, plan: bytes) -> dict[str, int] | None:
-    """Deserialise a plan and count its layers by what they compute in.
+    """Deserialise a plan and count its layers by precision.
 
     Returns:
-        see ``precisions_from_json``; None if the plan could not be deserialised.
+        See ``precisions_from_json``; None if the plan cannot be deserialised.
     """
     runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = True  # a version-compatible plan, made a moment ago
+    runtime.engine_host_code_allowed = True  # safe: this process has just built the plan
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
@@ -48,14 +49,16 @@ def layer_precisions(trt: Any, logger: Any, plan: bytes) -> dict[str, int] | Non
 
 
 def precisions_from_json(text: str) -> dict[str, int] | None:
-    """Count the layers in the inspector's JSON; None if it is not what it should be.
+    """Count the layers in the inspector's JSON by precision; None for an unknown format.
 
-    Layers are objects where the plan was built with detailed verbosity, as ours are, else names.
+    Layers are objects if the plan was built with detailed verbosity, as ours are, and names
+    otherwise.
 
     Returns:
-        data type -> layers. "int8" are products of int8, whatever they give; all others are
-        counted by their first output, or input, that is not int8. "conversion" are layers that only
-        change type or layout, "unknown" those of which nothing is told, or nothing but int8.
+        Data type -> number of layers. "int8" counts matrix products of int8 inputs, regardless of
+        their output. Other layers count by the first output, or else the first input, if it is not
+        int8. "conversion" counts layers that only change type or layout; "unknown" counts layers
+        without type information or with int8 only.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -66,7 +69,7 @@ def precisions_from_json(text: str) -> dict[str, int] | None:
 
 
 def _precision(layer: Any) -> str:
-    """Return what a layer computes in, as far as the inspector tells."""
+    """Return the precision of a layer; "unknown" if the inspector does not tell."""
     if not isinstance(layer, dict):
         return UNKNOWN
     if _is_conversion(layer):
@@ -74,21 +77,21 @@ def _precision(layer: Any) -> str:
     reads, gives = _data_types(layer, "Inputs"), _data_types(layer, "Outputs")
     if _multiplies_int8(layer, reads):
         return _INT8
-    # A Q at the end of a float layer, or a DQ at its beginning, does not make it an int8 one.
+    # A Q fused to the end of a float layer, or a DQ to its start, does not make it int8.
     first = [types[0] for types in (gives, reads) if types]
     return next((name for name in first if name != _INT8), UNKNOWN)
 
 
 def _is_conversion(layer: dict[str, Any]) -> bool:
-    """Whether a layer only changes type or layout, as a Q or DQ on its own does."""
+    """Whether a layer only changes type or layout, like a standalone Q or DQ."""
     return "reformat" in str(layer.get("LayerType", "")).lower() or layer.get("Origin") == "QDQ"
 
 
 def _multiplies_int8(layer: dict[str, Any], reads: list[str]) -> bool:
-    """Whether a layer is a product of int8 values.
+    """Whether a layer is a matrix product or convolution of int8 values.
 
-    The tactic says so, or says that it is one of floats. Where it says nothing, a layer that reads
-    int8 and stands for a MatMul, Gemm or Conv of the graph is taken for one.
+    The name of the tactic usually tells. Otherwise, a layer that reads int8 and implements a
+    MatMul, Gemm or Conv of the graph counts as one.
     """
     tactic = str(layer.get("TacticName", ""))
     if re.search(_INT8_TACTIC, tactic, re.IGNORECASE):
@@ -100,13 +103,13 @@ def _multiplies_int8(layer: dict[str, Any], reads: list[str]) -> bool:
 
 
 def _data_types(layer: dict[str, Any], key: str) -> list[str]:
-    """Return the types of a layer's inputs or outputs that are known, in order."""
+    """Return the known data types of a layer's inputs or outputs, in order."""
     tensors = layer.get(key)
     found = []
     for tensor in tensors if isinstance(tensors, list) else []:
         if not isinstance(tensor, dict):
             continue
-        # "Format/Datatype" in 10.x, "DataType" in 11.x; "N/A" where shapes are dynamic.
+        # "Format/Datatype" in 10.x, "DataType" in 11.x; "N/A" for dynamic shapes.
         texts = [str(v) for k, v in tensor.items() if "datatype" in k.lower()]
         names = (n for n, p in _NAMES.items() if any(re.search(p, t, re.IGNORECASE) for t in texts))
         if name := next(names, None):

@@ -1,18 +1,17 @@
-"""Optimization profiles: the sizes that an engine takes, smallest, usual and largest.
+"""Optimization profiles: the minimum, optimal and maximum shapes of an engine's inputs.
 
-One profile per graph. Sizes that an engine was not built for are refused at run time, and the
-kernels are chosen for the usual size. So
+Each graph has one profile. An engine rejects sizes outside its profile, and the builder tunes the
+kernels for the optimal size:
 
-- ``B``: one picture, as the predictor encodes them, unless a larger batch was asked for;
-- ``P``: 1 to ``max_prompts``; usual is 16 (or the largest, if that is less): between a click and
+- ``B``: 1 to ``max_images``; optimal 1, as the predictor encodes one picture at a time by default;
+- ``P``: 1 to ``max_prompts``; optimal 16 (or the maximum, if smaller), between a single click and
   a picture full of boxes;
-- ``N``: 1 to ``max_points``; usual is 2: a point with its padding, or a box;
-- ``M``: 1, as a predictor asks for the answer only, to all mask tokens;
-- ``K``: 1, as the best token is taken, to all candidates of a draw;
-- ``T``: 1 to the whole cache, and the whole cache is the usual size. A length of 0 cannot be
-  bound. The predictor shows the whole cache at every step and has it masked, so that nothing
-  changes between replays of CUDA graphs. ``verify`` and ``selftest``, which run graph by graph,
-  show a cache that grows. Both fit into this profile.
+- ``N``: 1 to ``max_points``; optimal 2, a point with its padding, or a box;
+- ``M``: 1 to all mask tokens; optimal 1, because predictors usually request only the answer;
+- ``K``: 1 to all candidates of sampling; optimal 1, greedy decoding;
+- ``T``: 1 to the whole cache; optimal the whole cache. A size of 0 cannot be bound. The predictor
+  passes the whole cache at every step and masks it, so that shapes stay the same for the replay of
+  CUDA graphs. ``verify`` and ``selftest`` run graph by graph with a growing cache.
 """
 
 from __future__ import annotations
@@ -30,7 +29,13 @@ USUAL_POINTS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShapeRange:
-    """Smallest, usual and largest shape of one input."""
+    """Shapes of one input.
+
+    Attributes:
+        min: minimum shape.
+        opt: shape that kernels are tuned for.
+        max: maximum shape.
+    """
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -40,7 +45,7 @@ class ShapeRange:
         return " ".join(f"{name} {_times(shape)}" for name, shape in self.items())
 
     def items(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the three shapes with their names, smallest first."""
+        """Return the three shapes with their names, minimum first."""
         return [("min", self.min), ("opt", self.opt), ("max", self.max)]
 
 
@@ -49,11 +54,11 @@ Profile = Mapping[str, ShapeRange]
 
 
 def optimization_profile(spec: GraphSpec, target: BuildTarget, config: TapConfig) -> Profile:
-    """Return the profile of a graph: every input, also those of fixed shape.
+    """Return the profile of a graph, with every input, including those of fixed shape.
 
     Args:
         spec: inputs of the graph.
-        target: has the largest sizes.
+        target: maximum sizes.
         config: sizes of the model.
     """
     ranges = {
@@ -68,7 +73,7 @@ def optimization_profile(spec: GraphSpec, target: BuildTarget, config: TapConfig
 
 
 def profile_as_json(profile: Profile) -> dict[str, dict[str, list[int]]]:
-    """Return a profile in JSON types, as the sidecar keeps it."""
+    """Return a profile in JSON types, as stored in the sidecar."""
     return {
         name: {bound: list(shape) for bound, shape in shapes.items()}
         for name, shapes in profile.items()

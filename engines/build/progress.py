@@ -1,4 +1,4 @@
-"""What a builder reports while it works: progress, for people."""
+"""Progress of a build, from the builder's progress monitor."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ OnProgress = Callable[[float, str], None]
 
 
 def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
-    """Return a monitor of the backend; ``error`` is what ended the build, Ctrl-C for one.
+    """Return a progress monitor; ``error`` is the exception that cancelled the build, or None.
 
-    The builder calls it from C++, where a Python exception would end the process. So whatever
-    ``on_progress`` raises, such as an interrupt or the end of a pipe, is kept, and asked for as the
-    end of the build.
+    The builder calls the monitor from C++, where a Python exception would abort the process.
+    Exceptions of ``on_progress``, such as KeyboardInterrupt or BrokenPipeError, are therefore
+    stored in ``error``, and the build is cancelled at its next step.
     """
 
     class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Turns nested phases into one share of the whole."""
+        """Converts nested phases to one overall share."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -40,7 +40,7 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
             self._phases.pop(phase_name, None)
 
         def _report(self, phase_name: str) -> None:
-            # A phase may end early and another begin; what was shown is not taken back.
+            # Never report a lower share, even if a phase ends early and another starts.
             self._share = max(self._share, _share(list(self._phases.values())))
             try:
                 on_progress(self._share, phase_name)
@@ -51,7 +51,7 @@ def progress_monitor(trt: Any, on_progress: OnProgress) -> Any:
 
 
 def _share(phases: list[tuple[int, int]]) -> float:
-    """Return the finished share of the outermost phase, from its steps and those within."""
+    """Return the finished share of the outermost phase, including its nested phases."""
     share, width = 0.0, 1.0
     for done, steps in phases:
         width /= steps

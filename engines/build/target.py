@@ -1,4 +1,4 @@
-"""What an engine shall be built for."""
+"""Backend, precision, sizes and options of a build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURRENT = "current"
 MAX_OPT_LEVEL = 5
 GIB = 1 << 30
 
-_LIMITS = {  # what every backend and ONNX can count, and more than any GPU holds
+_LIMITS = {  # more than any GPU holds, and small enough for the integers of every backend
     "max_images": 1 << 20,
     "max_prompts": 1 << 20,
     "max_points": 1 << 20,
@@ -34,16 +34,19 @@ class BuildTarget:
         backend: one of ``BACKENDS``.
         precision: "fp32", "fp16" or "int8" (Q/DQ over fp16).
         max_images: largest batch of the image encoder.
-        max_prompts: most prompts, and captions, of one call.
-        max_points: most points of a prompt.
-        workspace_bytes: what a layer may take for itself while it runs.
-        timing_cache: file with measured kernels, read and extended; TensorRT only.
-        version_compatible: later releases of the major version can load the plan.
-        hardware_compatible: "ampere+" or "same-sm": other GPUs than this one can load the plan.
-        compute_capabilities: TensorRT-RTX only: GPUs to compile for, like "8.6", or only
-            "current"; empty: every RTX GPU from Ampere on.
-        opt_level: 0 to 5, how long the builder looks for faster kernels.
-        tf32: let fp32 products round their inputs to TF32.
+        max_prompts: largest number of prompts, and captions, per call.
+        max_points: largest number of points per prompt.
+        workspace_bytes: limit on the scratch memory of a layer, bytes.
+        timing_cache: timing cache file, read and extended; TensorRT only.
+        version_compatible: whether later releases of the major version can load the plan.
+        hardware_compatible: "ampere+" or "same-sm" for plans that other GPUs can load, or None.
+        compute_capabilities: TensorRT-RTX only: compute capabilities to build for, like "8.6", or
+            just "current"; empty for every RTX GPU from Ampere on.
+        opt_level: builder optimization level, 0 to 5; higher is slower to build.
+        tf32: whether fp32 matrix products may use TF32.
+
+    Raises:
+        InputError: invalid value, or an option that the backend does not have.
     """
 
     backend: str = TENSORRT
@@ -61,7 +64,7 @@ class BuildTarget:
 
     def __post_init__(self) -> None:
         _expect_one_of("backend", self.backend, BACKENDS)
-        _ = self.variant  # refuses an unknown precision
+        _ = self.variant  # raises for an unknown precision
         for name, limit in _LIMITS.items():
             if not 1 <= getattr(self, name) <= limit:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 1 to {limit}")
@@ -76,7 +79,7 @@ class BuildTarget:
 
     @property
     def variant(self) -> str:
-        """Which graphs of the bundle are compiled; see ``tap_deploy.precisions``."""
+        """Graph variant that is built; see ``tap_deploy.precisions``."""
         return variant_for(self.precision, on_cpu=False)
 
     @property
@@ -95,9 +98,9 @@ class BuildTarget:
 
     def _check_backend_options(self) -> None:
         rtx_lacks = {
-            "hardware_compatible": "--compute-capability says which GPUs it is for",
-            "version_compatible": "its engines are bound to its version",
-            "timing_cache": "it measures nothing while it builds",
+            "hardware_compatible": "--compute-capability selects the GPUs",
+            "version_compatible": "its engines only run on the version that built them",
+            "timing_cache": "it does not time kernels during the build",
         }
         for name, reason in rtx_lacks.items():
             if self.is_rtx and getattr(self, name):
@@ -112,37 +115,43 @@ class BuildTarget:
     def _check_compute_capabilities(self) -> None:
         for capability in self.compute_capabilities:
             if capability != CURRENT and not re.fullmatch(r"\d+\.\d", capability):
-                raise InputError(f"compute capability {capability!r} is none, like 8.6")
+                raise InputError(
+                    f"compute capability is {capability!r}; expected one like 8.6, or {CURRENT}"
+                )
         if CURRENT in self.compute_capabilities and len(self.compute_capabilities) > 1:
-            raise InputError(f"compute capability {CURRENT!r} stands alone; drop the others")
+            raise InputError(
+                f"compute capability {CURRENT!r} cannot be combined with others; drop them"
+            )
 
 
 def compute_capabilities_from_text(text: str) -> tuple[str, ...]:
-    """Return compute capabilities of a list such as ``86,89``, ``8.6,8.9`` or ``current``.
+    """Parse compute capabilities such as ``86,89``, ``8.6,8.9`` or ``current``.
 
     Raises:
-        InputError: an entry is none of these.
+        InputError: invalid entry.
     """
     words = [word.strip().removeprefix("sm") for word in text.lower().split(",")]
     found = []
     for word in words:
         if not re.fullmatch(rf"{CURRENT}|\d+\.\d|\d{{2,3}}", word):
-            raise InputError(f"compute capability {word!r} is none, like 86, 8.6 or {CURRENT}")
+            raise InputError(
+                f"compute capability is {word!r}; expected one like 86 or 8.6, or {CURRENT}"
+            )
         found.append(f"{word[:-1]}.{word[-1]}" if word.isdecimal() else word)
     return tuple(dict.fromkeys(found))
 
 
 def bytes_from_text(text: str) -> int:
-    """Return the bytes of a size such as ``1GiB``, ``512MiB``, ``2G`` or ``1073741824``.
+    """Parse a size such as ``1GiB``, ``512MiB``, ``2G`` or ``1073741824`` to bytes.
 
     Raises:
-        InputError: it is no size.
+        InputError: not a size.
     """
     units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
     number = r"\d{1,18}(?:\.\d{1,18})?"
     match = re.fullmatch(rf"({number})\s*([kmg]?)(?:i?b)?", text.strip().lower())
     if match is None:
-        raise InputError(f"size {text!r} is none, like 512MiB or 1GiB")
+        raise InputError(f"size is {text!r}; expected a number with a unit, like 512MiB or 1GiB")
     return int(float(match.group(1)) * units[match.group(2)])
 
 
@@ -155,7 +164,7 @@ def _word(option: str) -> Any:
     return lambda value: [option, str(value)]
 
 
-# The timing cache is not among them: it changes how long a build takes, not what it makes.
+# Without the timing cache, which changes the duration of a build but not the plan.
 _OPTIONS: dict[str, Any] = {
     "max_images": _word("--max-images"),
     "max_prompts": _word("--max-prompts"),

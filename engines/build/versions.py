@@ -1,15 +1,15 @@
-"""All that differs between TensorRT 10.3 … 11.x and TensorRT-RTX, as far as a build goes.
+"""Build-time differences between TensorRT 10.3 … 11.x and TensorRT-RTX.
 
 | | 10.3 | 10.13 | 10.16 | 11.x | RTX |
 |---|---|---|---|---|---|
 | strong typing | flag, bit 1 | flag, bit 1 | flag, bit 1 | always; the flag is bit 0 | always |
 | hardware compatibility | ampere+ | + same-sm | + same-sm | + same-sm | by compute capability |
-| version compatibility | yes | yes | yes | yes | no lean runtime: refused |
-| timing cache | yes | yes | yes | yes | deprecated, does nothing |
-| compute capabilities | the GPU at hand | ditto | ditto | ditto | chosen, no GPU needed |
+| version compatibility | yes | yes | yes | yes | no lean runtime: rejected |
+| timing cache | yes | yes | yes | yes | deprecated, no effect |
+| compute capabilities | the local GPU | ditto | ditto | ditto | selectable, no GPU needed |
 | recorded as CUDA graphs | yes | yes | yes | yes | with REQUIRE_USER_ALLOCATION |
 
-Numbers of flags are taken from the enumerations, never written down.
+Flag values always come from the enumerations, because they differ between versions.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tap_deploy.errors import InputError, SessionError
 
 _HARDWARE_LEVELS = {AMPERE_PLUS: "AMPERE_PLUS", SAME_SM: "SAME_COMPUTE_CAPABILITY"}
 _AMPERE = "8.0"
-# What an RTX engine runs on when no compute capability is set, "and later": RTX documentation,
-# "CPU-only AOT".
+# Compute capabilities of an RTX engine if none is set; later GPUs run it too. Source: "CPU-only
+# AOT" in the documentation of TensorRT-RTX.
 RTX_DEFAULT = ("8.6", "8.9", "12.0", "12.1")
 
 
 def create_network(trt: Any, builder: Any) -> Any:
-    """Return an empty, strongly typed network: precisions are those of the ONNX graph."""
+    """Return an empty, strongly typed network, whose precisions come from the ONNX graph."""
     return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def configure(trt: Any, config: Any, target: BuildTarget) -> None:
-    """Apply a target to a builder config, all but profiles, progress and the timing cache.
+    """Apply a target to a builder config, except profiles, progress and timing cache.
 
     Raises:
-        InputError: this version has not what the target asks for.
+        InputError: this version does not support an option of the target.
     """
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_bytes)
     config.builder_optimization_level = target.opt_level
-    # Names and data types of the layers stay in the plan: the inspector reports them.
+    # Keeps names and data types of layers in the plan, for the inspector.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if has_user_allocation(trt):
-        # Without it, contexts may allocate while they run, and cannot be recorded then.
+        # Without it, contexts may allocate while they run, which prevents recording.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if not target.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -56,10 +56,10 @@ def configure(trt: Any, config: Any, target: BuildTarget) -> None:
 
 
 def built_for(target: BuildTarget, gpu: Gpu | None) -> tuple[tuple[str, ...], str | None]:
-    """Return the compute capabilities of a plan, and the one from which on every GPU runs it.
+    """Return the compute capabilities of a plan, and the lowest one if all later GPUs run it too.
 
     Raises:
-        SessionError: it takes a GPU to build, and there is none.
+        SessionError: the build needs a GPU and there is none.
     """
     if target.is_rtx and target.compute_capabilities not in ((), (CURRENT,)):
         return target.compute_capabilities, None
@@ -68,14 +68,14 @@ def built_for(target: BuildTarget, gpu: Gpu | None) -> tuple[tuple[str, ...], st
     if gpu is None:
         remedy = "pass --compute-capability" if target.is_rtx else "build on the device"
         raise SessionError(
-            f"{target.backend} builds on the GPU that it builds for, and finds none here; {remedy}"
+            f"{target.backend} builds on the GPU it builds for, and found none; {remedy}"
         )
     lowest = _AMPERE if target.hardware_compatible == AMPERE_PLUS else None
     return (gpu.compute_capability,), lowest
 
 
 def has_user_allocation(trt: Any) -> bool:
-    """Whether a plan says that its contexts live on memory that is given to them."""
+    """Whether this version can build plans whose contexts only use memory given to them."""
     return hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION")
 
 
