@@ -262,7 +262,7 @@ def test_quantizing_again_takes_the_old_reports_away(quantized, folder, tmp_path
 def test_a_slip_in_the_exclusions_costs_no_calibration(folder, micro_bundle, monkeypatch):
     monkeypatch.setattr("tap_deploy.engines.int8.make.find_ranges", None)
     slip = Exclusions(entries={IMAGE_ENCODER: ("block.0",)})
-    with pytest.raises(InputError, match=r"'block\.0' stands for no quantizable node"):
+    with pytest.raises(InputError, match=r"'block\.0' covers no quantizable node"):
         make_int8(micro_bundle, options(folder, exclusions=slip, verdict=None))
 
 
@@ -330,7 +330,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     command += ["--min-calibration-pictures", "1"]  # the answers alone must give it away
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1, result.stderr
-    assert "fewer than 100 are guesses" in result.stderr
+    assert "fewer than 100 are unreliable" in result.stderr
     assert "INT8 is not fit for use, the bundle is marked" in result.stderr
     report = json.loads(result.stdout)["verdict"]
     good = quantized[1].report
@@ -441,7 +441,7 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
         bundle, evaluation_images(mixed), how, budget=Budget(mask_iou=1, caption_tokens=1)
     )
     assert report["data"]["pictures to judge on"] == 1
-    assert report["budget"]["sentence"].startswith("budget: held on ")
+    assert report["budget"]["sentence"].startswith("budget: kept on ")
     assert 0 < report["budget"]["use"] <= 1
 
 

@@ -167,9 +167,9 @@ def test_the_whole_is_as_large_as_what_is_used():
 
 def test_a_budget_is_held_or_not_on_what_judges():
     exact = held_sentence(Budget(mask_iou=0.01), agreement(mask_iou=0.995))
-    assert exact.startswith("budget: held on 20 regions") and "50% of it used" in exact
+    assert exact.startswith("budget: kept on 20 regions") and "50% of it used" in exact
     missed = held_sentence(Budget(concept_top1=0.01), agreement(top1=0.95))
-    assert "NOT held" in missed and "5.00 times" in missed
+    assert "EXCEEDED" in missed and "5.00 times" in missed
 
 
 def test_one_wrong_graph_fails_the_whole():
@@ -238,7 +238,7 @@ def test_the_page_needs_nothing_else_and_says_everything():
         "noisy",
         "blocks.0.mlp",
         "20 regions of 3 pictures",
-        "budget: NOT held on 20 regions",
+        "budget: EXCEEDED on 20 regions",
         "image_encoder: 12 of 17 products run on integers; prompt_decoder: ",
         "0.9900",
         "0.020",  # the logit margin

@@ -1,1 +1,1 @@
-"""Capacity before a build: work, memory and time on a device."""
+"""Capacity estimates: work, memory and time of a model on a device, without building it."""

@@ -1,4 +1,4 @@
-"""What NVIDIA states about the GPUs that bundles are planned for: peaks, bandwidth, memory."""
+"""Data-sheet peaks, bandwidth and memory of GPUs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ GIBIBYTE = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceProfile:
-    """Stated peaks of a GPU, without sparsity; nobody reaches them.
+    """Theoretical peaks of a GPU, without sparsity.
 
     Attributes:
-        name: what ``--device`` calls it.
-        title: what its maker calls it.
-        compute_capability: ``major.minor``, the SM version that engines are bound to.
-        fp16_tflops: dense tensor core peak with fp32 sums, in 1e12 operations a second.
-        int8_tops: dense tensor core peak, in 1e12 operations a second.
-        gigabytes_per_second: DRAM bandwidth.
-        memory_bytes: DRAM; all of it, also what the system takes.
-        memory_is_shared: whether CPU and GPU use the same DRAM.
-        source: where the figures are from.
+        name: value of ``--device``.
+        title: product name.
+        compute_capability: SM version that engines are bound to, ``major.minor``.
+        fp16_tflops: dense tensor core peak with fp32 accumulation, 1e12 operations per second.
+        int8_tops: dense tensor core peak, 1e12 operations per second.
+        gigabytes_per_second: DRAM bandwidth, 1e9 bytes per second.
+        memory_bytes: total DRAM, including the system's share, bytes.
+        memory_is_shared: whether CPU and GPU share the DRAM.
+        source: source of the figures.
     """
 
     name: str
@@ -37,11 +37,11 @@ class DeviceProfile:
 
     @property
     def tf32_tflops(self) -> float:
-        """Peak of fp32 graphs built with ``--tf32``; without it, there are no tensor cores."""
+        """Peak of fp32 graphs built with ``--tf32``; otherwise they do not use tensor cores."""
         return self.fp16_tflops / 2
 
     def peak_flops(self, precision: str) -> float:
-        """Operations a second of products in ``fp32`` (TF32), ``fp16`` or ``int8``."""
+        """Return the peak of ``fp32`` (TF32), ``fp16`` or ``int8``, operations per second."""
         peaks = {"fp32": self.tf32_tflops, "fp16": self.fp16_tflops, "int8": self.int8_tops}
         return 1e12 * peaks[precision]
 
@@ -76,8 +76,9 @@ def _device(
     )
 
 
-# Sheets of Jetson modules state INT8 (Orin) or FP4 (Thor) with sparsity, and add the DLAs: what is
-# below is the GPU alone, dense, INT8 = sparse / 2, FP16 = INT8 / 2, at the highest power mode.
+# Jetson data sheets give INT8 (Orin) or FP4 (Thor) with sparsity, including the DLAs. The figures
+# below are for the GPU alone and dense (INT8 = sparse / 2, FP16 = INT8 / 2), in the highest power
+# mode.
 _ORIN = "NVIDIA Jetson Orin data sheets, Super modes of JetPack 6.2; GPU alone, dense"
 _PROFILES = (
     _jetson("orin-nano", "Jetson Orin Nano Super 8 GB", "8.7", (16.7, 33.4, 102), 8, _ORIN),
@@ -148,7 +149,7 @@ def device_profile(name: str) -> DeviceProfile:
     """Return the profile of a device.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: unknown device.
     """
     if name not in DEVICE_PROFILES:
         raise InputError(f"unknown device {name!r}; expected one of {', '.join(DEVICE_PROFILES)}")

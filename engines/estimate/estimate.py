@@ -1,4 +1,4 @@
-"""What a model will need and take on a device, before anybody has built it there."""
+"""Estimate of a model's time and memory on a device."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tap_deploy.precisions import INT8, INT8_FP32, PRECISIONS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimateOptions:
-    """What the device shall do.
+    """The workload to estimate.
 
     Attributes:
         precision: one of ``PRECISIONS``.
-        prompts: regions asked for in one picture.
-        points: points of a prompt, padding included.
-        tokens: length of a caption; None for the longest that the model writes.
+        prompts: prompts per picture.
+        points: points per prompt, padding included.
+        tokens: caption length, tokens; None for the model's maximum.
         max_prompts: largest P of the optimization profiles.
         max_points: largest N of the optimization profiles.
-        workspace_bytes: limit of the builder's workspace.
+        workspace_bytes: workspace limit of the builder, bytes.
 
     Raises:
-        InputError: a number is below 1 or above the profile, or the precision is unknown.
+        InputError: a number is below 1 or beyond the profile, or the precision is unknown.
     """
 
     precision: str = "fp16"
@@ -61,10 +61,10 @@ class EstimateOptions:
             )
 
     def tokens_of(self, config: TapConfig) -> int:
-        """Return the length of a caption in tokens, held against what the model can write.
+        """Return the caption length in tokens, checked against the model's maximum.
 
         Raises:
-            InputError: the model cannot write as many.
+            InputError: longer than the model's maximum, or below 1.
         """
         longest = config.max_new_tokens
         tokens = longest if self.tokens is None else self.tokens
@@ -75,18 +75,19 @@ class EstimateOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceEstimate:
-    """The estimate as a whole.
+    """Estimate for a model on a device.
 
     Attributes:
         model: name of the model.
-        device: for which device.
-        options: for what load.
-        tokens: length of a caption.
-        mix_of_bundle: whether INT8 covers what it covers in a bundle, not every stored weight.
+        device: the device.
+        options: the workload.
+        tokens: caption length, tokens.
+        mix_of_bundle: whether int8 covers the nodes that a bundle quantizes, instead of all
+            weights.
         stages: time of each stage.
-        engine_bytes: graph name -> size of its plan.
-        build: DRAM while building.
-        run: DRAM while running.
+        engine_bytes: graph name -> size of its plan, bytes.
+        build: memory while building.
+        run: memory while running.
     """
 
     model: str
@@ -101,19 +102,19 @@ class DeviceEstimate:
 
     @property
     def roofline_ms(self) -> float:
-        """Nothing is faster, from picture to captions."""
+        """Lower bound of the time from picture to captions, ms."""
         return sum(stage.roofline_ms for stage in self.stages)
 
     @property
     def expected_ms(self) -> tuple[float, float]:
-        """Best published and usual implementation, from picture to captions."""
+        """Time from picture to captions of the best published and of a typical one, ms."""
         return (
             sum(stage.expected_low_ms for stage in self.stages),
             sum(stage.expected_high_ms for stage in self.stages),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, with the figures and factors that the estimate rests on."""
+        """Return plain JSON types, including the figures and factors behind the estimate."""
         low, high = self.expected_ms
         return {
             "is_estimate": True,
@@ -137,7 +138,7 @@ class DeviceEstimate:
 
 
 def quantized_nodes(manifest: Manifest) -> dict[str, tuple[str, ...]] | None:
-    """Return graph name -> names of the nodes that are INT8 in a bundle; None without INT8."""
+    """Return graph name -> names of the quantized nodes of a bundle; None without int8."""
     for variant in (INT8, INT8_FP32):
         if nodes := manifest.precision_record(variant).quantized_nodes:
             return nodes
@@ -151,22 +152,22 @@ def estimate_for_device(
     options: EstimateOptions,
     quantized: Mapping[str, Collection[str]] | None = None,
 ) -> DeviceEstimate:
-    """Estimate time and memory of a model on a device, from its sizes.
+    """Estimate time and memory of a model on a device from its sizes.
 
     Args:
-        model: its name.
-        config: its sizes.
-        device: where it shall run.
-        options: with what load.
-        quantized: see ``quantized_nodes``; None for every product with stored weights.
+        model: name of the model.
+        config: sizes of the model.
+        device: the device.
+        options: the workload.
+        quantized: see ``quantized_nodes``; None for all layers with weights.
 
     Raises:
-        InputError: an option does not fit the model.
+        InputError: an option is invalid for the model.
     """
     tokens, precision = options.tokens_of(config), options.precision
     prompts = min(options.prompts, options.max_prompts)
-    calls = -(-options.prompts // options.max_prompts)  # more than the profile takes: in chunks
-    # The whole cache is shown to every step: fixed shapes, as CUDA graphs want them.
+    calls = -(-options.prompts // options.max_prompts)  # prompts beyond the profile run in chunks
+    # Every step gets the whole cache, for the fixed shapes that CUDA graphs need.
     slots = config.text_seq_len
     works = graph_works(
         config, prompts=prompts, points=options.points, slots=slots, quantized=quantized
@@ -184,7 +185,7 @@ def estimate_for_device(
         (
             f"caption {options.prompts} regions, {tokens} tokens",
             graphs.TEXT_DECODER,
-            calls * (tokens + 1),  # the visual prefix is a step of its own
+            calls * (tokens + 1),  # one more step for the visual prefix
         ),
     )
     return DeviceEstimate(

@@ -1,8 +1,7 @@
-"""From work and stated peaks to milliseconds: the roofline, and a range to expect.
+"""Time estimates from work and data-sheet peaks: the roofline and an expected range.
 
-An estimate, and called one wherever it is shown. The roofline is what the device could do at its
-stated peaks. The range says what good and usual implementations reach of them; every factor is
-listed in ``FACTORS`` with where it is from.
+The roofline is the time at the device's theoretical peaks. The range applies the shares of the
+peaks that the best and typical implementations reach; ``FACTORS`` lists them with their sources.
 """
 
 from __future__ import annotations
@@ -16,7 +15,13 @@ from tap_deploy.precisions import FP16, FP32, INT8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Factor:
-    """A number that an estimate rests on, and its source."""
+    """An assumption of the estimates.
+
+    Attributes:
+        value: the number.
+        unit: its unit.
+        source: its source.
+    """
 
     value: float
     unit: str
@@ -57,20 +62,20 @@ FACTORS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageEstimate:
-    """Time of one stage: one or more calls of a graph.
+    """Time of one stage, which is one or more calls of a graph.
 
     Attributes:
-        stage: what it does.
-        graph: which graph runs.
-        calls: how often.
+        stage: description of the stage.
+        graph: name of the graph.
+        calls: number of calls.
         gflop: work of all calls, 1e9 operations.
         megabytes: weights and activations that all calls move, 1e6 bytes.
-        compute_ms: at the stated peak of arithmetic.
-        memory_ms: at the stated bandwidth.
-        launch_ms: of the kernels, replayed from CUDA graphs.
-        roofline_ms: the larger one of arithmetic and memory; nothing is faster.
-        expected_low_ms: what the best published implementations would take.
-        expected_high_ms: what a usual one would take.
+        compute_ms: time at the peak arithmetic rate, ms.
+        memory_ms: time at the peak bandwidth, ms.
+        launch_ms: launch time of the kernels, replayed from CUDA graphs, ms.
+        roofline_ms: larger of ``compute_ms`` and ``memory_ms``, a lower bound, ms.
+        expected_low_ms: time of the best published implementations, ms.
+        expected_high_ms: time of a typical implementation, ms.
     """
 
     stage: str
@@ -87,7 +92,7 @@ class StageEstimate:
 
     @property
     def limited_by(self) -> str:
-        """What takes longest at the stated peaks."""
+        """The resource that takes longest at its peak."""
         limits = {
             "arithmetic": self.compute_ms,
             "bandwidth": self.memory_ms,
@@ -132,18 +137,18 @@ def stage_estimate(
 
 
 def weight_bytes(work: GraphWork, precision: str) -> int:
-    """Return the size of the weights of an engine, which also a fused one has to keep."""
+    """Return the size of an engine's weights, bytes."""
     return _bytes_of_weights(work.weight_elements, work.int8_weight_elements, precision)
 
 
 def moved_bytes(work: GraphWork, precision: str) -> int:
-    """Return what one call reads and writes: weights, and activations between fused kernels."""
+    """Return the traffic of one call, bytes: weights, and activations between fused kernels."""
     weights = _bytes_of_weights(work.read_weight_elements, work.int8_weight_elements, precision)
     return weights + activation_bytes(work.moved_elements, precision)
 
 
 def activation_bytes(elements: int, precision: str) -> int:
-    """Return the size of activations; between INT8 products they are FP16."""
+    """Return the size of activations, bytes; with int8 they are fp16 between layers."""
     return elements * (4 if precision == FP32 else 2)
 
 
@@ -153,7 +158,7 @@ def _bytes_of_weights(elements: int, in_int8: int, precision: str) -> int:
 
 
 def _flops_by_precision(work: GraphWork, precision: str) -> dict[str, int]:
-    """Split the work into what runs in INT8 and what runs wider."""
+    """Return the operations by the precision that they run in."""
     if precision != INT8:
         return {precision: work.flops}
     return {INT8: work.int8_flops, FP16: work.flops - work.int8_flops}

@@ -1,8 +1,8 @@
-"""What one call of a graph takes: operations, weights and activations, by formulas of the config.
+"""Work of one call of a graph: operations, weights and activations, computed from the config.
 
-Nothing is read: the kernels below are those of the three graphs that ``tap-export export`` writes,
-with the names of their nodes. Element-wise operators are taken to be fused into the product before
-them, and an attention to be one kernel, as builders do.
+The kernels mirror the graphs that ``tap-export export`` writes, with the names of their nodes; no
+file is read. Like engine builders, the model fuses element-wise operators into the preceding matrix
+product, and an attention into one kernel.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from tap_deploy.graphs import IMAGE_ENCODER, PROMPT_DECODER, TEXT_DECODER
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One launch.
+    """One kernel launch.
 
     Attributes:
-        name: of its ONNX nodes, up to the slash.
-        multiplications: of matrix products and convolutions; nothing else costs much arithmetic.
-        moved: elements of activations that it reads and writes.
-        weights: elements that it multiplies with, which INT8 may cover.
-        other_weights: further elements that it reads: biases, gains of norms.
+        name: name of its ONNX nodes, up to the slash.
+        multiplications: multiplications of matrix products and convolutions; the rest is
+            negligible.
+        moved: activation elements read and written.
+        weights: weight elements of a matrix product, which can be int8.
+        other_weights: other weight elements read: biases, gains of norms.
     """
 
     name: str
@@ -41,16 +42,16 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphWork:
-    """One call of a graph at fixed sizes; elements know no precision.
+    """Work of one call of a graph at fixed sizes, in elements, independent of the precision.
 
     Attributes:
-        graph: its name.
-        kernels: what is launched.
-        in_int8: names of the kernels that INT8 covers.
-        constant_elements: weights that every call reads, beside those of its kernels.
-        table_elements: weights of which a call reads a few rows only.
-        peak_elements: most activations that are alive at once, beside inputs and outputs, if every
-            attention stores its scores. Fused attention does not: an upper estimate.
+        graph: name of the graph.
+        kernels: kernel launches, in order.
+        in_int8: names of the kernels that run in int8.
+        constant_elements: weight elements read by every call, in addition to those of kernels.
+        table_elements: weight elements of lookup tables, of which a call reads only a few rows.
+        peak_elements: peak of live activation elements, without inputs and outputs. An upper bound:
+            it assumes that every attention stores its scores, which fused attention does not.
     """
 
     graph: str
@@ -62,33 +63,33 @@ class GraphWork:
 
     @property
     def flops(self) -> int:
-        """Operations, two per multiplication."""
+        """Number of operations, two per multiplication."""
         return 2 * sum(kernel.multiplications for kernel in self.kernels)
 
     @property
     def int8_flops(self) -> int:
-        """Those of them that INT8 covers."""
+        """Number of operations in int8."""
         return 2 * sum(k.multiplications for k in self.kernels if k.name in self.in_int8)
 
     @property
     def read_weight_elements(self) -> int:
-        """Weights that a call reads."""
+        """Weight elements read by a call."""
         read = sum(kernel.weights + kernel.other_weights for kernel in self.kernels)
         return self.constant_elements + read
 
     @property
     def weight_elements(self) -> int:
-        """Weights that are stored."""
+        """Weight elements stored in the plan."""
         return self.table_elements + self.read_weight_elements
 
     @property
     def int8_weight_elements(self) -> int:
-        """Those of them that INT8 covers."""
+        """Weight elements in int8."""
         return sum(kernel.weights for kernel in self.kernels if kernel.name in self.in_int8)
 
     @property
     def moved_elements(self) -> int:
-        """Activations that a call reads and writes."""
+        """Activation elements read and written by a call."""
         return sum(kernel.moved for kernel in self.kernels)
 
 
@@ -100,15 +101,15 @@ def graph_works(
     slots: int,
     quantized: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, GraphWork]:
-    """Return the work of one call of each graph, for one image, and one mask a prompt.
+    """Return the work of one call of each graph, for one image and one mask per prompt.
 
     Args:
         config: sizes of the model.
-        prompts: P, of the prompt decoder and the text decoder.
+        prompts: P of the prompt decoder and the text decoder.
         points: N, padding included.
-        slots: T, slots of the KV cache that a caption step is shown.
-        quantized: graph name -> names of the nodes that INT8 covers, as a bundle records them;
-            None for every product with stored weights.
+        slots: T, slots of the KV cache that a caption step reads.
+        quantized: graph name -> names of the int8 nodes, as recorded in a bundle; None for all
+            layers with weights.
     """
     works = (
         _encoder(config),
@@ -124,7 +125,7 @@ def graph_works(
 
 
 def _kernel_names(nodes: Collection[str]) -> frozenset[str]:
-    """Return the kernels that nodes belong to; sums beside the products cost no arithmetic."""
+    """Return the kernels of nodes, without Add nodes, whose arithmetic is negligible."""
     split = [node.rpartition("/") for node in nodes]
     return frozenset(kernel for kernel, _, operator in split if not operator.startswith("Add"))
 
@@ -146,7 +147,7 @@ def _work(
 def _linear(
     name: str, rows: int, inputs: int, outputs: int, *, taps: int = 1, has_bias: bool = True
 ) -> Kernel:
-    """Return a Linear layer, or a convolution of so many ``taps``, on ``rows`` tokens."""
+    """Return the kernel of a Linear layer, or a convolution with ``taps``, on ``rows`` tokens."""
     weights = taps * inputs * outputs
     return Kernel(
         name=name,
@@ -162,7 +163,7 @@ def _norm(name: str, rows: int, width: int) -> Kernel:
 
 
 def _attention(name: str, *, queries: int, seen: int, keys: int, width: int) -> Kernel:
-    """Return an attention of ``queries`` that see ``seen`` keys each, of ``keys`` in all."""
+    """Return the kernel of an attention in which each query sees ``seen`` of ``keys`` keys."""
     return Kernel(
         name=name,
         multiplications=2 * queries * seen * width,
@@ -177,10 +178,10 @@ def _encoder(c: TapConfig) -> GraphWork:
     return _work(
         IMAGE_ENCODER,
         _encoder_kernels(c),
-        constants=tokens * dim + biases + 6,  # positions; means and deviations of the colours
+        constants=tokens * dim + biases + 6,  # positions; 6: mean and std of the colour channels
         tables=0,
-        # The picture in two layouts; scores with the stream, q, k and v; the stream, qkv together
-        # and apart.
+        # The largest of: the picture in two layouts; attention scores, residual stream, q, k and v;
+        # residual stream, fused qkv, and q, k and v.
         peak=max(2 * 3 * c.image_size**2, scores + 4 * side, 7 * side),
     )
 
@@ -217,13 +218,13 @@ def _prompt_decoder(c: TapConfig, prompts: int, points: int) -> GraphWork:
     image, dim = c.grid_size**2, c.image_embed_dim
     queries = 2 * c.num_mask_tokens + 1 + points
     side, scores = image * dim, image * queries * c.prompt_decoder_heads
-    # The image and its keys, the queries with their positions and a projection of them; then k and
-    # v at half the width, and scores, or what is hidden in an MLP.
+    # The image and its keys; queries, their positions and a projection; then k and v at half the
+    # width with the attention scores, or the hidden layer of the MLP.
     block = 2 * side + 3 * queries * dim + max(side + scores, queries * PROMPT_DECODER_MLP_DIM)
     return _work(
         PROMPT_DECODER,
         _prompt_decoder_kernels(c, prompts, points),
-        # Positions of the image; queries that every prompt begins with.
+        # Positions of the image, and the learned queries that every prompt starts with.
         constants=side + (2 * c.num_mask_tokens + 1) * dim,
         tables=NUM_POINT_LABELS * dim,
         peak=prompts * max(block, 4 * side),  # the upscaled image, twice the size, in two layouts
@@ -234,7 +235,7 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
     dim, masks, image = c.image_embed_dim, c.num_mask_tokens, c.grid_size**2
     yield _linear("prompt_encoder", prompts * points, 2, dim // 2, has_bias=False)
     queries = 2 * masks + 1 + points
-    # What block 0 does with the image alone is done once for all prompts.
+    # Block 0 projects the image once for all prompts.
     for block in range(c.prompt_decoder_depth):
         at = f"decoder.transformer.blocks.{block}"
         own = prompts * image if block else image
@@ -252,7 +253,7 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
     yield _norm("upscaler.norm", 4 * pixels, dim // 4)
     yield _linear("upscaler.up2", 4 * pixels, dim // 4, dim // 2)
     yield Kernel(
-        name="upscaler",  # kernels of the masks times the upscaled image
+        name="upscaler",  # hypernetwork outputs of the masks times the upscaled image
         multiplications=16 * pixels * dim // 8,
         moved=16 * pixels * (dim // 8 + 1) + prompts * dim // 8,
     )
@@ -262,7 +263,7 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
 def _two_way_block(
     at: str, dim: int, prompts: int, queries: int, image: int, own: int
 ) -> Iterator[Kernel]:
-    """``own`` is how many image tokens come in: those of one image, or of each prompt's own."""
+    """Yield the kernels of a two-way block; ``own`` is the number of its image tokens."""
     rows, pixels = prompts * queries, prompts * image
     for side in "qkv":
         yield _linear(f"{at}.self_attn.{side}_proj", rows, dim, dim)
@@ -282,7 +283,10 @@ def _two_way_block(
 def _cross_attention(
     at: str, dim: int, queries: int, seen: int, keys: int, *, projected: int | None = None
 ) -> Iterator[Kernel]:
-    """Attention at half the width; ``projected`` are the rows of q, if fewer than ``queries``."""
+    """Yield the kernels of a cross-attention at half the width.
+
+    ``projected`` is the number of rows in the projection of q, if fewer than ``queries``.
+    """
     half = dim // 2
     yield _linear(f"{at}.q_proj", queries if projected is None else projected, dim, half)
     yield _linear(f"{at}.k_proj", keys, dim, half)
@@ -301,8 +305,9 @@ def _text_decoder(c: TapConfig, prompts: int, slots: int) -> GraphWork:
         TEXT_DECODER,
         _text_decoder_kernels(c, prompts, slots),
         constants=0,
-        tables=c.vocab_size * c.text_dim + c.text_seq_len * TEXT_HEAD_DIM**2,  # rotations
-        # New slots of all layers, the stream, qkv together and apart.
+        # Token embeddings, and rotation matrices of all positions.
+        tables=c.vocab_size * c.text_dim + c.text_seq_len * TEXT_HEAD_DIM**2,
+        # New slots of all layers, residual stream, fused qkv, and q, k and v.
         peak=prompts * c.text_dim * (2 * c.text_depth + 7),
     )
 
@@ -314,7 +319,7 @@ def _text_decoder_kernels(c: TapConfig, prompts: int, slots: int) -> Iterator[Ke
         at = f"blocks.{block}"
         yield _norm(f"{at}.norm1", prompts, dim)
         yield _linear(f"{at}.qkv", prompts, dim, 3 * dim)
-        # q and k are rotated by a product; every prompt sees a cache of its own.
+        # q and k are rotated by a matrix product; every prompt has its own cache.
         seen = _attention(at, queries=prompts, seen=slots, keys=prompts * slots, width=dim)
         yield dataclasses.replace(
             seen,

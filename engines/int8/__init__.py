@@ -1,1 +1,1 @@
-"""int8 graphs for a bundle: which blocks, which method, which mix."""
+"""Creation of a bundle's int8 graphs: options, mixed-precision search, writing, judging."""

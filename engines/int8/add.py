@@ -1,4 +1,4 @@
-"""Adding int8 to a bundle: calibrate, write Q/DQ, record how it was done."""
+"""Calibration and writing of a bundle's int8 graphs, with a record of how they were made."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ MADE_FROM = {INT8: FP16, INT8_FP32: FP32}
 
 
 def require_room(bundle: Bundle, *, force: bool) -> None:
-    """Check that int8 may be added.
+    """Check that int8 graphs may be written.
 
     Raises:
-        InputError: it is there, and ``force`` is off.
+        InputError: the bundle has int8 graphs and ``force`` is off.
     """
     present = [variant for variant in _variants(bundle) if variant in bundle.manifest.graphs]
     if present and not force:
@@ -60,7 +60,7 @@ def find_ranges(
     *,
     on_progress: OnProgress | None = None,
 ) -> dict[str, CalibrationTable]:
-    """Calibrate what the plans read; see ``calibrate_bundle``."""
+    """Calibrate the tensors that the plans need; see ``calibrate_bundle``."""
     return calibrate_bundle(
         bundle,
         images,
@@ -86,22 +86,22 @@ def write_int8(
     choices: Mapping[str, Sequence[SmoothingChoice]],
     exclusions: Exclusions,
 ) -> None:
-    """Write the int8 graphs of a bundle, with ranges that are known, and measure them.
+    """Write the int8 graphs of a bundle from calibrated ranges, and measure their deviation.
 
     Args:
-        bundle: gets the graphs.
-        options: for the record.
-        tables: graph -> ranges, of the graphs as smoothed.
-        plans: graph -> nodes to quantize.
-        images: what was calibrated on; a verdict must not be passed on these.
-        smoothings: graph -> what to fold into its weights beforehand.
-        choices: graph -> every point that could be smoothed, for the record.
-        exclusions: what stays float, for the record.
+        bundle: bundle to extend.
+        options: options for the graphs and for the record.
+        tables: graph name -> ranges, measured on the smoothed graphs.
+        plans: graph name -> nodes to quantize.
+        images: calibration pictures; recorded so that verdicts exclude them.
+        smoothings: graph name -> smoothings to apply first.
+        choices: graph name -> decisions at all smoothing points, for the record.
+        exclusions: nodes and tensors that stay float, for the record.
 
     Raises:
         InputError: a node cannot be quantized, or the bundle cannot be written.
-        BundleError: another process changed the graphs that these are made from, or the int8 ones.
-        SessionError: onnxruntime cannot run the graphs that were made.
+        BundleError: another process changed the source graphs or the int8 graphs.
+        SessionError: onnxruntime cannot run the int8 graphs.
     """
     variants = _variants(bundle)
     sources = {FP32, *(MADE_FROM[variant] for variant in variants)}
@@ -128,10 +128,10 @@ def write_int8(
 
 
 def pictures_calibrated_on(bundle: Bundle) -> set[str]:
-    """Return the SHA-256 of every picture that the int8 graphs of a bundle were calibrated on.
+    """Return the SHA-256 of every calibration picture of a bundle's int8 graphs.
 
     Raises:
-        InputError: the file that says so cannot be read.
+        InputError: the list in the bundle cannot be read.
     """
     if PICTURES_FILE not in bundle.manifest.files:
         return set()
@@ -147,10 +147,10 @@ def _variants(bundle: Bundle) -> list[str]:
 
 
 def few_images_warning(count: int) -> str:
-    """Return what to say about a calibration on few pictures."""
+    """Return the warning about a calibration on few pictures."""
     return (
-        f"{count} calibration picture{'s' if count != 1 else ''}, no two the same; ranges from "
-        f"fewer than {FEW_IMAGES} are guesses, use 500 or more"
+        f"{count} distinct calibration picture{'s' if count != 1 else ''}; ranges from fewer than "
+        f"{FEW_IMAGES} are unreliable, use 500 or more"
     )
 
 

@@ -1,4 +1,4 @@
-"""Blocks: groups of nodes that are quantized, or kept in a higher precision, together."""
+"""Blocks: groups of nodes that are quantized or kept in higher precision together."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
 
-# Node names are module paths. One pattern a line: what of the path is one block.
+# Node names are module paths. Each pattern matches the prefix that forms a block.
 _BLOCK_PATTERNS = (
     re.compile(r"(?:\w+\.)*blocks\.\d+\.\w+"),  # attention, MLP, or one layer of a text block
     re.compile(r"decoder\.transformer\.final_\w+"),
     re.compile(r"cross_conv\.\d+"),
-    re.compile(r"decoder\.\w+_pred(?:\.\d+(?=\.))?"),  # a head, or one of the four mask heads
+    re.compile(r"decoder\.\w+_pred(?:\.\d+(?=\.))?"),  # a head, or one of the mask heads
     re.compile(r"upscaler"),
     re.compile(r"[^/]+"),
 )
 
 
 def block_of(node: str) -> str:
-    """Return the block that a node belongs to: a prefix of its name.
+    """Return the block of a node, a prefix of its name.
 
-    ``blocks.3.mlp.fc1/MatMul`` is of ``blocks.3.mlp``, ``cross_conv.2.conv1/Conv`` of
-    ``cross_conv.2``; what is in no group is a block of its own.
+    ``blocks.3.mlp.fc1/MatMul`` is in ``blocks.3.mlp``, ``cross_conv.2.conv1/Conv`` in
+    ``cross_conv.2``. A node that matches no pattern is its own block.
     """
     matches = (pattern.match(node) for pattern in _BLOCK_PATTERNS)
     return next((match.group() for match in matches if match), node)
@@ -44,13 +44,16 @@ def nodes_by_block(nodes: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exclusions:
-    """What is not quantized: per graph, blocks or nodes by name.
+    """Blocks or nodes that are not quantized.
 
-    An entry stands for every node whose name it is, or whose name continues it after a dot or a
-    slash: ``blocks.3`` for the whole block, ``blocks.3.mlp.fc1`` for one layer.
+    An entry covers every node whose name equals it or continues it after a dot or slash:
+    ``blocks.3`` covers the whole block, ``blocks.3.mlp.fc1`` one layer.
+
+    Attributes:
+        entries: graph name -> entries.
 
     Raises:
-        InputError: a graph that does not exist.
+        InputError: unknown graph.
     """
 
     entries: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -66,30 +69,30 @@ class Exclusions:
         return sum(len(entries) for entries in self.entries.values())
 
     def keep(self, graph: str, nodes: Sequence[str]) -> tuple[str, ...]:
-        """Return the nodes of a graph that are quantized all the same.
+        """Return the nodes of a graph that no entry covers.
 
         Raises:
-            InputError: an entry stands for none of the nodes, so it is a slip of the pen.
+            InputError: an entry covers none of the nodes, so it is probably a typo.
         """
         entries = self.entries.get(graph, ())
         for entry in entries:
             if not any(_covers(entry, node) for node in nodes):
                 raise InputError(
-                    f"exclusion {entry!r} stands for no quantizable node of {graph}; its blocks "
-                    f"are {', '.join(nodes_by_block(nodes))}"
+                    f"exclusion {entry!r} covers no quantizable node of {graph}; expected one of "
+                    f"its blocks: {', '.join(nodes_by_block(nodes))}"
                 )
         return tuple(node for node in nodes if not any(_covers(entry, node) for entry in entries))
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Return plain JSON types: graph -> entries."""
+        """Return graph name -> entries as plain JSON types."""
         return {graph: list(entries) for graph, entries in self.entries.items()}
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Exclusions:
-        """Read a JSON file: an object ``exclude`` of graph -> list of names; the rest is notes.
+        """Load a JSON file whose key ``exclude`` maps graphs to lists of names; ignore the rest.
 
         Raises:
-            InputError: it is missing, no JSON, or something else.
+            InputError: the file is missing, is not JSON, or has another structure.
         """
         try:
             values: Any = json.loads(pathlib.Path(path).read_text("utf-8"))

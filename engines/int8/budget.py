@@ -1,4 +1,4 @@
-"""The accuracy budget: how much agreement with the reference INT8 may cost."""
+"""The accuracy budget: allowed loss of agreement with the reference through int8."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _EXAMPLE = "miou=0.005,top1=0.01,tokens=0.02"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Allowed losses of agreement, 0..1 each; None where any loss is.
+    """Allowed losses of agreement with the reference, 0..1 each; None for no limit.
 
     Attributes:
-        mask_iou: 1 minus the mean IoU of the masks of reference and candidate.
-        concept_top1: share of regions that may get another name.
-        caption_tokens: share of caption tokens that may stand behind a first divergence.
+        mask_iou: limit on 1 - mean IoU between the masks of reference and candidate.
+        concept_top1: limit on the share of regions with another top concept.
+        caption_tokens: limit on the share of caption tokens at or after the first divergence.
 
     Raises:
-        InputError: a value out of range, or nothing is limited.
+        InputError: a value is out of range, or nothing is limited.
     """
 
     mask_iou: float | None = None
@@ -39,10 +39,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read a budget such as ``miou=0.005,top1=0.01,tokens=0.02``.
+        """Parse a budget such as ``miou=0.005,top1=0.01,tokens=0.02``.
 
         Raises:
-            InputError: an unknown or repeated key, or no number.
+            InputError: unknown or repeated key, or not a number.
         """
         values: dict[str, float] = {}
         for item in text.split(","):
@@ -59,9 +59,9 @@ class Budget:
         return cls(**values)
 
     def use(self, agreement: Agreement) -> float:
-        """Return which multiple of the budget is used up: the largest of loss / allowance.
+        """Return the used multiple of the budget, the largest ratio of loss to limit.
 
-        At most 1 is within the budget. A loss where none is allowed is infinitely much.
+        At most 1 is within the budget. Any loss against a limit of 0 gives infinity.
         """
         losses = {
             "mask_iou": 1 - agreement.mask_iou,
@@ -76,14 +76,14 @@ class Budget:
 
 
 def held_sentence(budget: Budget, agreement: Agreement) -> str:
-    """Say whether a budget is held on pictures that the search for a mix did not see."""
+    """Return a sentence on whether the budget is kept on pictures outside the calibration data."""
     use = budget.use(agreement)
-    seen = f"{agreement.regions} regions that calibration did not see"
+    where = f"{agreement.regions} regions that calibration did not see"
     if use <= 1:
-        return f"budget: held on {seen}, {use:.0%} of it used"
+        return f"budget: kept on {where}, {use:.0%} of it used"
     return (
-        f"budget: NOT held on {seen}, {use:.2f} times what was allowed; search on more pictures, "
-        "or exclude more (--exclusions)"
+        f"budget: EXCEEDED on {where}, {use:.2f} times the limit; search on more pictures, or "
+        "exclude more (--exclusions)"
     )
 
 

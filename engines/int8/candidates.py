@@ -1,4 +1,4 @@
-"""Sessions of partly quantized graphs, for trials that are thrown away again."""
+"""Temporary sessions of partly quantized graphs, for the mixed-precision search."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tap_deploy.sessions.opening import create_session
 
 
 class CandidateSessions:
-    """Quantizes the given nodes of a graph over fp32, and loads it in onnxruntime.
+    """Quantizes given nodes of an fp32 graph and loads the result in onnxruntime.
 
     Args:
-        bundle: its fp32 graphs are quantized.
-        tables: ranges of each graph.
+        bundle: bundle with the fp32 graphs.
+        tables: graph name -> ranges.
         reduce_range: see ``qdq_from_ranges``.
-        threads: CPU threads of a call; None for one per core.
+        threads: CPU threads per call; None for one per core.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class CandidateSessions:
         self._models: dict[str, ir.Model] = {}
 
     def __call__(self, graph: str, nodes: Sequence[str]) -> Session:
-        """Return a session of a graph in which just these nodes are quantized.
+        """Return a session of a graph in which only these nodes are quantized.
 
         Raises:
             InputError: a node cannot be quantized.
-            SessionError: onnxruntime refuses the graph.
+            SessionError: onnxruntime rejects the graph.
         """
         if graph not in self._models:
             self._models[graph] = load_graph(self._bundle.graph_path(graph, FP32))

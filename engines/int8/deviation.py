@@ -1,7 +1,8 @@
-"""How far int8 graphs are from the reference on the golden samples: what machines are held against.
+"""Deviation of int8 graphs from the reference on the golden samples.
 
-Measured where the graphs are made, on onnxruntime's CPU provider, which multiplies int8 exactly.
-See ``tap_deploy.verify.tolerances.tolerances_for`` for what becomes of it.
+Measured when the graphs are created, on onnxruntime's CPU provider, whose int8 products are exact.
+``tap_deploy.verify.tolerances.tolerances_for`` derives the int8 tolerances of other machines from
+it.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from tap_deploy.sessions.opening import create_session
 from tap_deploy.verify.graph_check import decode_all_tokens, verify_sessions
 from tap_deploy.verify.tolerances import FP16_TOLERANCES, Tolerance
 
-# Choices by their margins, whatever these are: nothing is judged here.
+# Infinite tolerances, so that choices are measured by their margins and nothing fails.
 _MEASURE = {name: Tolerance(max=math.inf, relative=True) for name in FP16_TOLERANCES}
 
 
 def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
-    """Measure the ``int8_fp32`` graphs of a bundle, and record it for both int8 variants.
+    """Measure the ``int8_fp32`` graphs of a bundle, and record the deviation for both variants.
 
-    Both have the same Q/DQ nodes. To be called when all of them are there: graphs that a verdict
-    replaces by float ones later deviate less. What is not finite is recorded as null, and nothing
-    passes against that.
+    Both int8 variants have the same Q/DQ nodes. Call this with all graphs in int8; float graphs
+    that a verdict puts in their place later only lower the deviation. A non-finite deviation is
+    recorded as null, against which every self-test fails.
 
     Raises:
-        SessionError: a graph cannot be run.
-        InputError: the bundle cannot be written, or another process holds it.
+        SessionError: a graph fails to run.
+        InputError: the bundle cannot be written, or another process has locked it.
         BundleError: another process changed the graphs meanwhile.
     """
     sample = GoldenSample.load(bundle.golden_path())
@@ -76,9 +77,9 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
 def _chained(
     sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample
 ) -> GoldenSample:
-    """Return the sample with what int8 itself hands from graph to graph.
+    """Return the sample with the int8 graphs' own intermediate outputs.
 
-    Stage by stage, errors are small; from end to end they add up, and captions are checked so.
+    Errors add up from graph to graph, and captions are compared end to end.
     """
     encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: sample.images})
     embeddings = encoded[graphs.IMAGE_EMBEDDINGS]

@@ -1,4 +1,4 @@
-"""The whole way to INT8: hold pictures back, smooth, calibrate, mix precisions, write, judge."""
+"""The int8 workflow: hold back pictures, smooth, calibrate, mix precisions, write, judge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tap_deploy.precisions import FP32, INT8, INT8_FP32
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.opening import sessions_from_bundle
 
-# Regions of calibration pictures that the search for a mix is steered by.
+# Number of regions of calibration pictures that the mixed-precision search evaluates on.
 SEARCH_REGIONS = 200
 
 OnStage = Callable[[str], None]
@@ -45,12 +45,12 @@ OnStage = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Int8Result:
-    """What was done.
+    """Result of the int8 workflow.
 
     Attributes:
-        verdict: the decision; None if none was asked for.
-        report: what is in the bundle's report; empty without a verdict.
-        mix: outcome of the search; None without a budget.
+        verdict: the verdict; None if not requested.
+        report: content of the bundle's report; empty without a verdict.
+        mix: result of the mixed-precision search; None without a budget.
     """
 
     verdict: Verdict | None
@@ -67,19 +67,19 @@ def make_int8(
     on_stage: OnStage | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> Int8Result:
-    """Quantize a bundle and judge the outcome; the bundle is marked if it fails.
+    """Quantize a bundle and judge the result; a failed verdict marks the int8 graphs.
 
     Args:
-        bundle: gets int8 graphs, ranges, report and exclusions.
-        options: how.
-        images: what ``options.images()`` returned, if it was called before.
-        others: other runtimes to be timed in the same run, e.g. PyTorch eager.
-        on_stage: called before each stage with its name.
-        on_warning: takes a text.
+        bundle: bundle to extend with int8 graphs, ranges, report and exclusions.
+        options: options of the workflow.
+        images: result of ``options.images()``, if already available.
+        others: other runtimes to time in the same run, such as PyTorch eager.
+        on_stage: called with the name of each stage before it starts.
+        on_warning: called with the text of a warning.
 
     Raises:
-        InputError: int8 is there and may not be replaced, or data or options cannot be used.
-        SessionError: a graph cannot be run.
+        InputError: the bundle has int8 graphs that may not be replaced, or invalid data or options.
+        SessionError: a graph fails to run.
     """
     say = on_stage if on_stage is not None else _say_nothing
     require_room(bundle, force=options.quantize.force)
@@ -87,7 +87,7 @@ def make_int8(
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
     quantize, plans = options.quantize, options.quantize.plans(bundle)
-    _excluded(plans, options.exclusions)  # a slip of the pen must not cost a calibration
+    _excluded(plans, options.exclusions)  # report a typo before the long calibration
     with smoothed_bundle(
         bundle,
         calibration,
@@ -113,7 +113,7 @@ def make_int8(
             )
             mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
     if mix is not None and not mix.within_budget and on_warning is not None:
-        on_warning("the budget cannot be held, whatever stays float; see the report")
+        on_warning("no mix of precisions keeps the budget; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
     say("write int8 graphs")
     write_int8(
@@ -164,19 +164,19 @@ def judge_on_images(
     budget: Budget | None = None,
     on_stage: OnStage | None = None,
 ) -> tuple[Verdict, dict[str, Any]]:
-    """Judge the INT8 of a bundle on pictures, and record the verdict in it.
+    """Judge the int8 graphs of a bundle on pictures, and record the verdict in the bundle.
 
-    Pictures that the bundle was calibrated on are left out. With a budget, the report says whether
-    the best mix holds it here, too.
+    Calibration pictures of the bundle are excluded. With a budget, the report also states whether
+    the best mix keeps it on these pictures.
 
     Returns:
-        the verdict, and the report.
+        The verdict and the report.
 
     Raises:
         BundleError: the bundle lacks a variant.
-        InputError: a picture cannot be read, all were calibrated on, or the bundle cannot be
+        InputError: a picture cannot be read, all are calibration pictures, or the bundle cannot be
             written.
-        SessionError: a graph cannot be run.
+        SessionError: a graph fails to run.
     """
     require_variants(bundle, options)
     calibrated_on = pictures_calibrated_on(bundle)
@@ -219,7 +219,7 @@ def _search(
     candidates: CandidateSessions,
     say: OnStage,
 ) -> Mix:
-    """Look for what has to stay float, on calibration pictures: the others shall judge."""
+    """Search the blocks that must stay float, on calibration pictures only."""
     threads = options.quantize.threads
     say("propose regions to search a mix on")
     cases = _until(_cases(bundle, images, options.quantize.prompts(), threads), SEARCH_REGIONS)
@@ -244,7 +244,7 @@ def _cases(
 
 
 def _until(cases: Iterator[Case], num_regions: int) -> Iterator[Case]:
-    """Yield cases until there are so many regions."""
+    """Yield cases until they contain at least ``num_regions`` regions."""
     found = 0
     for case in cases:
         yield case
@@ -272,7 +272,7 @@ def _mix_details(exclusions: Exclusions | None, mix: Mix | None) -> dict[str, An
 def _save_exclusions(
     bundle: Bundle, exclusions: Exclusions, mix: Mix | None, budget: Budget | None
 ) -> None:
-    """Keep the list in the bundle, to be edited and passed to ``--exclusions``."""
+    """Store the list in the bundle; users can edit it and pass it to ``--exclusions``."""
     details = _mix_details(exclusions, mix)
     details["budget"] = None if budget is None else dataclasses.asdict(budget)
     with bundle_addition(bundle, based_on=(INT8, INT8_FP32)) as addition:
@@ -282,4 +282,4 @@ def _save_exclusions(
 
 
 def _say_nothing(stage: str) -> None:
-    """Take the place of a progress callback."""
+    """Ignore progress; the default callback."""

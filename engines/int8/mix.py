@@ -1,4 +1,4 @@
-"""Automatic mixed precision: the fewest blocks that must stay float to hold the budget."""
+"""Mixed-precision search: the fewest blocks that must stay float to keep the accuracy budget."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tap_deploy.engines.verdict.agreement import ReferenceAnswers
 from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.sessions.contract import Session
 
-# Makes a session of a graph in which just these nodes are quantized.
+# Creates a session of a graph in which only the given nodes are quantized.
 SessionFor = Callable[[str, Sequence[str]], Session]
 OnTrial = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockDamage:
-    """What quantizing one block alone does to the answers.
+    """Effect of quantizing a single block.
 
     Attributes:
-        graph: its graph.
-        block: its name.
-        nodes: of the block, all that are quantized.
-        budget_use: multiple of the budget that it uses up.
-        agreement: of the model with this block quantized, with the reference.
+        graph: name of the graph.
+        block: name of the block.
+        nodes: its quantizable nodes.
+        budget_use: used multiple of the budget.
+        agreement: agreement with the reference when only this block is quantized.
     """
 
     graph: str
@@ -38,7 +38,7 @@ class BlockDamage:
 
     @property
     def order(self) -> tuple[float, float]:
-        """Larger is worse: first the answers, then, between equals, the noise of the tensors."""
+        """Sort key, larger is worse: the used budget, then the worst noise of the tensors."""
         return self.budget_use, -min(self.agreement.sqnr_db.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,14 +57,14 @@ class BlockDamage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix:
-    """The outcome of the search.
+    """Result of the mixed-precision search.
 
     Attributes:
         exclusions: blocks that stay float.
-        ranking: every block, the most harmful first.
-        everything_quantized: agreement with nothing excluded.
+        ranking: all blocks, the most harmful first.
+        everything_quantized: agreement without exclusions.
         agreement: agreement with the exclusions.
-        within_budget: whether that holds the budget; if not, all that could be is excluded.
+        within_budget: whether the mix keeps the budget; if not, all blocks are excluded.
     """
 
     exclusions: Exclusions
@@ -74,7 +74,7 @@ class Mix:
     within_budget: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; ``exclude`` can be edited and replayed."""
+        """Return plain JSON types; users can edit ``exclude`` and pass it to ``--exclusions``."""
         return {
             "exclude": self.exclusions.to_dict(),
             "within_budget": self.within_budget,
@@ -85,18 +85,18 @@ class Mix:
 
 
 class MixSearch:
-    """Looks for the fewest blocks to exclude.
+    """Searches the fewest blocks to exclude from quantization.
 
-    Blocks are ranked by the damage that each does alone, to masks, names and captions. Then the
-    fewest of the worst are excluded that bring the whole under the budget, by bisection; at
-    last, each is quantized again, the least harmful first, if the budget allows it.
+    1. Rank the blocks by the damage of quantizing each alone, to masks, names and captions.
+    2. Find by bisection the smallest number of worst blocks whose exclusion keeps the budget.
+    3. Quantize excluded blocks again, the least harmful first, while the budget is kept.
 
     Args:
-        answers: the regions to judge on, and what the reference says about them.
-        nodes: graph -> nodes that are quantized without exclusions.
-        session_for: makes a candidate.
-        budget: what INT8 may cost.
-        on_trial: called before each trial with its name.
+        answers: regions to evaluate on, with the reference's answers.
+        nodes: graph name -> nodes that are quantized without exclusions.
+        session_for: creates candidate sessions.
+        budget: accuracy budget.
+        on_trial: called with the name of each trial before it starts.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class MixSearch:
         self._say = on_trial if on_trial is not None else _say_nothing
 
     def run(self) -> Mix:
-        """Search; if everything may be quantized, one trial is enough.
+        """Run the search; a single trial suffices if quantizing everything keeps the budget.
 
         Raises:
-            SessionError: a candidate cannot be loaded or run.
+            SessionError: a candidate fails to load or run.
         """
         everything = self._trial("everything quantized", ())
         if self._fits(everything):
@@ -126,7 +126,7 @@ class MixSearch:
         return self._mix(ranking, excluded, everything, agreement)
 
     def rank(self) -> tuple[BlockDamage, ...]:
-        """Quantize each block alone, and return all of them, the most harmful first."""
+        """Quantize each block alone, and return the blocks, the most harmful first."""
         damages = [
             self._damage(graph, block, members)
             for graph, nodes in self._nodes.items()
@@ -147,7 +147,7 @@ class MixSearch:
         )
 
     def _fewest(self, ranking: Sequence[BlockDamage]) -> tuple[int, Agreement]:
-        """Return how many of the worst to exclude, at least 1, and what that gives."""
+        """Return how many of the worst blocks to exclude, at least 1, and the agreement then."""
         low, high = 1, len(ranking)
         found: dict[int, Agreement] = {}
         while low < high:
@@ -161,10 +161,10 @@ class MixSearch:
     def _prune(
         self, excluded: list[BlockDamage], agreement: Agreement
     ) -> tuple[list[BlockDamage], Agreement]:
-        """Quantize blocks again whose damage turns out to be bearable, the least first."""
+        """Quantize excluded blocks again, the least harmful first, while the budget is kept."""
         if not self._fits(agreement):
             return excluded, agreement
-        # The last one is needed: without it the bisection has failed.
+        # The last block must stay excluded: the bisection showed that the budget needs it.
         for block in reversed(excluded[:-1]):
             rest = [other for other in excluded if other is not block]
             trial = self._trial(f"with {block.graph} {block.block} again", rest)
@@ -213,4 +213,4 @@ def _exclusions(blocks: Sequence[BlockDamage]) -> Exclusions:
 
 
 def _say_nothing(trial: str) -> None:
-    """Take the place of a progress callback."""
+    """Ignore progress; the default callback."""

@@ -1,4 +1,4 @@
-"""How to come to INT8, and on which pictures."""
+"""Options of the int8 workflow, and selection of its pictures."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ EVALUATION_SAMPLES = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Int8Options:
-    """How to come to INT8.
+    """Options of the int8 workflow.
 
     Attributes:
-        quantize: pictures and method.
-        smoothquant: ``auto`` smooths where that lowers the noise of held-back pictures, ``on``
+        quantize: calibration pictures and method.
+        smoothquant: ``auto`` smooths where that lowers the error on held-back pictures, ``on``
             everywhere, ``off`` nowhere.
-        budget: what INT8 may cost; blocks that cost too much stay float. None excludes none.
-        exclusions: what stays float, in place of a search.
+        budget: accuracy budget for the mixed-precision search; None for no search.
+        exclusions: blocks that stay float, instead of a search.
         evaluation_data: pictures to judge on; None holds back a fifth of the calibration data.
-        evaluation_samples: pictures to judge on, at most.
-        verdict: how to judge; None not to.
+        evaluation_samples: maximum number of pictures to judge on.
+        verdict: options of the verdict; None for no verdict.
 
     Raises:
-        InputError: no such mode of SmoothQuant, both budget and exclusions, or no samples.
+        InputError: unknown SmoothQuant mode, both budget and exclusions, or fewer than 1 sample.
     """
 
     quantize: QuantizeOptions
@@ -63,11 +63,11 @@ class Int8Options:
             )
 
     def images(self) -> tuple[CalibrationImages, CalibrationImages | None]:
-        """Find the pictures to calibrate on, and those to judge on if there is to be a verdict.
+        """Return the pictures to calibrate on, and those to judge on (None without a verdict).
 
         Raises:
-            InputError: there are none, one cannot be read that is not to be skipped, or none is
-                left to judge on.
+            InputError: there are no pictures, one cannot be read and must not be skipped, or none
+                is left to judge on.
         """
         if self.verdict is None:
             return self.quantize.images(), None
@@ -81,7 +81,7 @@ class Int8Options:
                 strict=self.quantize.strict,
             )
             return calibration, evaluation
-        # Enough more that as many as asked for are left to calibrate on.
+        # Draw more, so that the requested number remains for calibration.
         drawn = dataclasses.replace(self.quantize, samples=self.quantize.samples * 5 // 4 + 1)
         calibration, evaluation = split_images(drawn.images())
         return calibration.first(self.quantize.samples), evaluation.first(self.evaluation_samples)
@@ -95,18 +95,18 @@ def evaluation_images(
     calibrated_on: Collection[str] = (),
     strict: bool = False,
 ) -> CalibrationImages:
-    """Find pictures to judge on, none of which was calibrated on.
+    """Return pictures to judge on, without calibration pictures.
 
     Args:
         path: a folder, a picture, or a list of paths.
-        seed: of the draw, if there are too many.
-        samples: at most so many.
-        calibrated_on: SHA-256 of pictures that must not judge.
-        strict: stop at a picture that cannot be read, instead of skipping it.
+        seed: seed of the random choice, if there are too many.
+        samples: maximum number of pictures.
+        calibrated_on: SHA-256 of pictures to exclude.
+        strict: raise for an unreadable picture instead of skipping it.
 
     Raises:
-        InputError: there is none, all were calibrated on, or one cannot be read that is not to
-            be skipped.
+        InputError: there are no pictures, all are excluded, or one cannot be read and must not be
+            skipped.
     """
     return CalibrationImages.from_path(
         path, samples=samples, seed=seed, exclude=calibrated_on, strict=strict
@@ -115,24 +115,25 @@ def evaluation_images(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """How a bundle shall be quantized.
+    """Options of calibration and quantization.
 
     Attributes:
         calibration_data: folder of pictures, a picture, or a list of paths.
-        prompts_file: JSON with prompts, see ``CalibrationPrompts.from_file``; drawn if None.
-        method: how ranges are chosen.
-        samples: pictures to look at, at most.
-        cache: file that keeps the ranges, and beside it an unfinished calibration.
-        force: replace int8 graphs that are there, and a cache that is stale.
-        seed: of drawn pictures and prompts.
-        attention: quantize the products of attention, too.
-        residuals: quantize the sums of residual branches, too.
-        reduce_range: weights of 7 bits, for CPUs without VNNI; see ``qdq_from_ranges``.
+        prompts_file: JSON with prompts, see ``CalibrationPrompts.from_file``; None for random
+            prompts.
+        method: one of ``precisions.CALIBRATION_METHODS``.
+        samples: maximum number of calibration pictures.
+        cache: calibration cache file; the state of an unfinished calibration is stored next to it.
+        force: replace existing int8 graphs and a stale cache.
+        seed: seed of the random pictures and prompts.
+        attention: also quantize the matrix products of attention.
+        residuals: also quantize the residual sums.
+        reduce_range: 7-bit weights for CPUs without VNNI; see ``qdq_from_ranges``.
         threads: CPU threads; None for one per core.
-        strict: stop at a picture that cannot be read, instead of skipping it.
+        strict: raise for an unreadable picture instead of skipping it.
 
     Raises:
-        InputError: there are no calibration data, no such method, or a number is too small.
+        InputError: no calibration data, unknown method, or a number is too small.
     """
 
     calibration_data: pathlib.Path | None
@@ -164,10 +165,10 @@ class QuantizeOptions:
             )
 
     def images(self) -> CalibrationImages:
-        """Find the pictures.
+        """Return the calibration pictures.
 
         Raises:
-            InputError: there is none, or one cannot be read that is not to be skipped.
+            InputError: there are no pictures, or one cannot be read and must not be skipped.
         """
         path = pathlib.Path(str(self.calibration_data))
         return CalibrationImages.from_path(
@@ -175,14 +176,14 @@ class QuantizeOptions:
         )
 
     def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
-        """Return what is to be quantized in every graph of a bundle."""
+        """Return the nodes to quantize in every graph of a bundle."""
         return default_plans(bundle, attention=self.attention, residuals=self.residuals)
 
     def prompts(self) -> CalibrationPrompts:
-        """Read the prompts, or say how to draw them.
+        """Load the prompts from the file, or return random ones without a file.
 
         Raises:
-            InputError: the file cannot be used.
+            InputError: invalid file.
         """
         if self.prompts_file is None:
             return CalibrationPrompts(seed=self.seed)

@@ -1,1 +1,1 @@
-"""Q/DQ: quantize and dequantize nodes from calibrated ranges."""
+"""Insertion of QuantizeLinear/DequantizeLinear (Q/DQ) nodes from calibrated ranges."""

@@ -1,4 +1,4 @@
-"""Biases that onnxruntime does not draw into the product that shall be int8."""
+"""Rewrites biases so that onnxruntime does not fuse them into int8 matrix products."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ RANK = 3
 
 
 def separate_biases(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
-    """Rewrite the biases of Linear layers that are going to be quantized, in place.
+    """Rewrite the biases of Linear layers that will be quantized, in place.
 
-    onnxruntime computes ``DQ, DQ -> Gemm`` in int8 only if the Gemm has no bias or an int8 one,
-    and otherwise dequantizes the weights in every call, which takes longer than fp32 does. A
-    quantized bias is no way out: TensorRT refuses it.
+    onnxruntime computes ``DQ, DQ -> Gemm`` in int8 only if the Gemm has no bias or an int8 bias.
+    Otherwise it dequantizes the weights in every call, which is slower than fp32. A quantized bias
+    is not an option, because TensorRT rejects it.
 
     1. ``Gemm(x, w, b)`` becomes ``Add(Gemm(x, w), b)``.
-    2. ``Add(MatMul(x, w), b)`` would be made a Gemm where all axes of x are known. A bias of shape
-       ``[1, 1, N]`` prevents that; the sum is the same. Where an axis is dynamic nothing needs to
-       be done, and a flat bias still fuses with a Gelu behind it.
+    2. onnxruntime fuses ``Add(MatMul(x, w), b)`` to a Gemm if all axes of x are static. A bias of
+       shape ``[1, 1, N]`` prevents that without changing the sum. With a dynamic axis nothing is
+       changed, because a 1-D bias can still fuse with a following Gelu.
 
-    TensorRT fuses either form.
+    TensorRT fuses both forms.
 
     Args:
-        graph: that the nodes are in.
-        nodes: those that will be quantized; others than Gemm and MatMul are left alone.
+        graph: graph of the nodes.
+        nodes: nodes that will be quantized; only Gemm and MatMul are rewritten.
     """
     for node in nodes:
         if node.op_type == "Gemm":
@@ -45,7 +45,7 @@ def _split_gemm(graph: ir.Graph, node: ir.Node) -> None:
     total.shape, total.type = output.shape, output.type
     output.replace_all_uses_with(total, replace_graph_outputs=True)
     add.replace_input_with(0, output)
-    # The sum is what readers, and a calibration, know by this name.
+    # The sum keeps the name, by which consumers and the calibration refer to it.
     total.name, output.name = output.name, f"{output.name}.product"
     graph.insert_after(node, add)
 

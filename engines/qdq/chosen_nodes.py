@@ -1,4 +1,4 @@
-"""Which nodes of a graph shall compute in int8."""
+"""Selection of the nodes of a graph to quantize."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP32
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
-# Products of two activations (attention) and residual sums, where a plan asks for them.
+# Matrix products of two activations (attention) and residual sums; quantized only on request.
 OPTIONAL = ("MatMul", "Add")
 _LAYOUT = ("Reshape", "Transpose")
-# What stays in higher precision unless somebody shows that it does no harm: the first look at the
-# picture (0.6 % of the encoder's work, and the start of its residual stream), the Fourier features
-# of the points, and the small heads that decide masks, scores and names. The large head that
-# decides words, text_proj, is most of what a caption step reads, and was shown to be harmless in
-# int8 (docs/int8.md).
+# Modules that stay in higher precision by default, because their quantization is not known to be
+# harmless: the patch embedding (0.6 % of the encoder's work, and the start of its residual stream),
+# the Fourier features of the points, and the small heads for masks, scores and names. The large
+# vocabulary head, text_proj, is most of the weights that a caption step reads, and int8 was shown
+# to be harmless there (docs/int8.md).
 SENSITIVE = (
     "patch_embed",
     "prompt_encoder",
@@ -34,15 +34,15 @@ SENSITIVE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizationPlan:
-    """The choice for one graph.
+    """The nodes to quantize in one graph.
 
     Attributes:
-        graph: its name.
-        nodes: names of ONNX nodes, as in the fp32 graph: MatMul, Gemm and Conv with constant
-            weights; MatMul of two activations and Add of two activations as well, if wanted.
+        graph: name of the graph.
+        nodes: names of nodes of the fp32 graph: MatMul, Gemm and Conv with constant weights, and
+            optionally MatMul and Add of two activations.
 
     Raises:
-        InputError: a name comes twice.
+        InputError: duplicate name.
     """
 
     graph: str
@@ -57,12 +57,12 @@ class QuantizationPlan:
     def default(
         cls, model: ir.Model, *, attention: bool = False, residuals: bool = False
     ) -> QuantizationPlan:
-        """Return the plan that quantizes ``default_nodes``, and more if it is asked for.
+        """Return the plan of ``default_nodes`` and, on request, more nodes.
 
         Args:
             model: the fp32 graph.
-            attention: add ``attention_nodes``.
-            residuals: add ``residual_nodes``.
+            attention: whether to add ``attention_nodes``.
+            residuals: whether to add ``residual_nodes``.
         """
         nodes = default_nodes(model)
         if attention:
@@ -82,10 +82,10 @@ def default_nodes(model: ir.Model) -> tuple[str, ...]:
 
 
 def attention_nodes(model: ir.Model) -> tuple[str, ...]:
-    """Return the names of the products of two activations before and after a Softmax.
+    """Return the names of the matrix products of two activations before and after a Softmax.
 
-    Quantizing their inputs puts Q/DQ on q and k, on the softmax and on v: where TensorRT looks
-    for them to fuse int8 attention.
+    Quantizing their inputs puts Q/DQ on q, k, v and the softmax, the pattern that TensorRT fuses to
+    int8 attention.
     """
     return tuple(
         str(node.name)
@@ -98,7 +98,7 @@ def attention_nodes(model: ir.Model) -> tuple[str, ...]:
 
 
 def _is_table_row(value: ir.Value | None) -> bool:
-    """Whether a value was looked up in a table of the graph, as rotations are."""
+    """Whether a value is gathered from a constant table, as rotary embeddings are."""
     producer = None if value is None else value.producer()
     if producer is None:
         return False
@@ -109,10 +109,10 @@ def _is_table_row(value: ir.Value | None) -> bool:
 
 
 def residual_nodes(model: ir.Model) -> tuple[str, ...]:
-    """Return the names of the sums that close a residual branch.
+    """Return the names of the residual sums.
 
-    That is an Add of two activations whose result a LayerNormalization, a convolution or the next
-    such Add reads, in whatever layout.
+    A residual sum is an Add of two activations whose result is read, possibly after a change of
+    layout, by a LayerNormalization, a convolution or the next Add of two activations.
     """
     return tuple(
         str(node.name)
@@ -133,7 +133,7 @@ def _adds_activations(node: ir.Node) -> bool:
 
 
 def _readers(node: ir.Node) -> list[ir.Node]:
-    """Return what reads the result of a node, past changes of its layout."""
+    """Return the consumers of a node's output, looking through changes of layout."""
     found: list[ir.Node] = []
     for usage in node.outputs[0].uses():
         found += _readers(usage.node) if usage.node.op_type in _LAYOUT else [usage.node]
@@ -154,10 +154,10 @@ def has_constant_weight(node: ir.Node) -> bool:
 
 
 def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """Return position and value of the inputs of a node that int8 would round.
+    """Return position and value of the activation inputs of a node that get quantized.
 
     Raises:
-        InputError: int8 has no rule for such a node.
+        InputError: the node cannot be quantized.
     """
     values = list(enumerate(node.inputs))
     if has_constant_weight(node):
@@ -171,12 +171,12 @@ def activation_inputs(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def makes_graph_output(node: ir.Node) -> bool:
-    """Whether a convolution's result leaves the graph as it is."""
+    """Whether a node is a convolution whose output is an output of the graph."""
     return node.op_type == "Conv" and node.outputs[0].is_graph_output()
 
 
 def weight_channel_axis(node: ir.Node) -> int:
-    """Return the axis of the output channels in the weight of a MatMul, Gemm or Conv."""
+    """Return the output channel axis of the weight of a MatMul, Gemm or Conv."""
     if node.op_type == "Conv" or (
         node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     ):
@@ -186,12 +186,13 @@ def weight_channel_axis(node: ir.Node) -> int:
 
 
 def tensors_to_calibrate(model: ir.Model, nodes: tuple[str, ...]) -> set[str]:
-    """Return the names of the activations that need a range for the nodes of a plan.
+    """Return the names of the activations whose ranges the nodes of a plan need.
 
-    Those are what the nodes read, and what its convolutions make: onnxruntime wants that as int8.
+    These are the inputs of the nodes and the outputs of convolutions, which onnxruntime needs in
+    int8.
 
     Raises:
-        InputError: there is no such node, or it cannot be quantized.
+        InputError: a node does not exist or cannot be quantized.
     """
     chosen = nodes_by_name(model, nodes)
     read = {str(value.name) for node in chosen for _, value in activation_inputs(node)}
@@ -201,10 +202,10 @@ def tensors_to_calibrate(model: ir.Model, nodes: tuple[str, ...]) -> set[str]:
 
 
 def nodes_by_name(model: ir.Model, names: tuple[str, ...]) -> list[ir.Node]:
-    """Return nodes by name, in the order of the graph.
+    """Return the named nodes, in the order of the graph.
 
     Raises:
-        InputError: the graph has no such node.
+        InputError: a node does not exist.
     """
     found = {str(node.name): node for node in model.graph}
     missing = [name for name in names if name not in found]
@@ -227,10 +228,10 @@ def default_plans(
 
 
 def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
-    """Return the tensors that need a range for some plans, by graph.
+    """Return the tensors whose ranges the plans need, by graph.
 
     Raises:
-        InputError: a plan names a node that is not there or cannot be quantized.
+        InputError: a node of a plan does not exist or cannot be quantized.
     """
     return {
         name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)

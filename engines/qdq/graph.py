@@ -1,8 +1,8 @@
-"""Explicit int8: QuantizeLinear and DequantizeLinear at the inputs of the chosen nodes.
+"""Explicit int8 quantization: QuantizeLinear and DequantizeLinear at the inputs of chosen nodes.
 
-``onnxruntime.quantization`` has a writer as well. It is not used because it handles fp32 graphs
-only, quantizes biases (TensorRT refuses those), and shares Q and DQ in a way that onnxruntime does
-not compute in int8; what is left of it would be less than its adapter.
+``onnxruntime.quantization`` is not used: it only handles fp32 graphs, quantizes biases (which
+TensorRT rejects), and shares Q and DQ in a way that onnxruntime does not run in int8. Adapting it
+would take more code than this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tap_deploy.engines.qdq.chosen_nodes import (
 from tap_deploy.engines.qdq.writer import LEVELS, REDUCED_LEVELS, QdqWriter
 from tap_deploy.errors import InputError
 
-MIN_OPSET = 19  # the first whose QuantizeLinear takes float16
+MIN_OPSET = 19  # first opset whose QuantizeLinear accepts float16
 
 
 def qdq_from_ranges(
@@ -35,36 +35,36 @@ def qdq_from_ranges(
     for_cpu: bool = False,
     reduce_range: bool = False,
 ) -> ir.Model:
-    """Return a graph in which the nodes of a plan read int8 values.
+    """Return a copy of a graph in which the nodes of a plan read int8 values.
 
-    1. Activations: symmetric int8, zero point 0, one scale per tensor; one Q and one DQ per
-       tensor, which all its chosen readers share.
-    2. Weights: stored as int8, with one scale per output channel and a DQ; a quarter of the size.
+    1. Activations: symmetric int8, zero point 0, one scale per tensor; all quantized consumers of
+       a tensor share one Q and one DQ.
+    2. Weights: stored as int8 with one scale per output channel and a DQ; a quarter of the size.
     3. Biases stay float.
-    4. Q/DQ stand right before the node that computes in int8; everything else, the outputs of the
-       graph among it, is left alone. That is where builders look for them.
+    4. Q/DQ are placed directly before the quantized node, where engine builders expect them.
+       Everything else, including the outputs of the graph, is unchanged.
 
-    With ``for_cpu`` the same roundings take the form in which onnxruntime finds them; without, it
-    computes many of the nodes in fp32 behind a DQ, slower than an fp32 graph:
+    ``for_cpu`` writes the same rounding in a form that onnxruntime runs in int8; otherwise it runs
+    many of the nodes in fp32 after a DQ, which is slower than an fp32 graph:
 
-    5. Every reader gets a Q and a DQ of its own.
-    6. Biases stand where onnxruntime does not draw them into the product; ``separate_biases``.
-    7. Q/DQ stand behind every chosen convolution too: onnxruntime convolves in int8 only if the
-       result is int8. A convolution that makes an output of the graph is not quantized.
+    5. Every consumer has its own Q and DQ.
+    6. Biases are placed where onnxruntime does not fuse them; see ``separate_biases``.
+    7. Q/DQ also follow every quantized convolution, because onnxruntime only runs a convolution in
+       int8 if its output is int8. A convolution that produces a graph output is not quantized.
 
     Args:
-        model: the fp32 graph, or one made of it with the same node names; it is not changed.
+        model: the fp32 graph, or one derived from it with the same node names; not modified.
         table: ranges of the tensors of the fp32 graph.
-        plan: the nodes.
-        float_dtype: of the scales, and of what is between: ``float32``, or ``float16`` for a
+        plan: nodes to quantize.
+        float_dtype: dtype of the scales and of the float tensors: ``float32``, or ``float16`` for a
             typed fp16 graph.
-        for_cpu: write the form that onnxruntime's CPU provider runs in int8.
-        reduce_range: give weights 64 steps on each side of zero instead of 127, which CPUs
-            without VNNI multiply more quickly.
+        for_cpu: write the form for onnxruntime's CPU provider.
+        reduce_range: use 64 steps on each side of zero for weights instead of 127, which is faster
+            on CPUs without VNNI.
 
     Raises:
-        InputError: the opset is too old, a node is missing or cannot be quantized, its dtype is
-            another one, or a tensor has no range.
+        InputError: the opset is too old, a node is missing or cannot be quantized, a tensor has an
+            unexpected dtype or has no range.
     """
     quantized = model.clone() if isinstance(model, ir.Model) else load_graph(model)
     if quantized.opset_imports[""] < MIN_OPSET:

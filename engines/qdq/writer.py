@@ -1,4 +1,4 @@
-"""The nodes and constants of Q/DQ, one tensor at a time."""
+"""Creation of Q/DQ nodes and their constants, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tap_deploy.engines.qdq.chosen_nodes import (
 )
 from tap_deploy.errors import InputError
 
-LEVELS = 127  # int8 without -128: the same steps on both sides of zero
-# Two products of a weight up to 64 and a uint8 fit into 16 bits, which is where CPUs without VNNI
-# add them up; onnxruntime takes its quick kernel for such weights, and is exact.
+LEVELS = 127  # symmetric int8, without -128
+# CPUs without VNNI add pairs of products in 16 bits. With weights up to 64, a pair of products with
+# uint8 fits, so that onnxruntime's fast kernel is exact.
 REDUCED_LEVELS = 64
-# A smaller scale is no normal number in the dtype, and hardware may take it for zero.
+# Smallest normal numbers; hardware may flush subnormal scales to zero.
 SMALLEST_SCALES = {"float16": 6.2e-5, "float32": 1.2e-38}
 
 
@@ -30,10 +30,10 @@ ZERO_POINT = "zero_point.int8"
 class QdqWriter:
     """Adds Q/DQ to a graph, in place.
 
-    Scales have the dtype of the tensor where the graph says it, else ``float_dtype``.
-    ``shared`` gives a tensor one Q and one DQ for all its readers. Without, every reader gets its
-    own: onnxruntime computes nothing in int8 that reads a Q together with others. It merges nodes
-    that are the same, so each pair has another ``axis``, which means nothing where there is one
+    Scales have the dtype of the tensor if the graph states it, or else ``float_dtype``. With
+    ``shared``, all consumers of a tensor share one Q and one DQ. Otherwise each has its own,
+    because onnxruntime does not run a node in int8 if its Q has other consumers. As onnxruntime
+    merges identical nodes, each pair gets a different ``axis``, which has no effect with a single
     scale.
     """
 
@@ -54,24 +54,24 @@ class QdqWriter:
         self._zero = self._initializer(ZERO_POINT, np.zeros((), np.int8))
 
     def quantize_inputs(self, node: ir.Node) -> None:
-        """Put Q/DQ at the activations that a node reads, and make its weight int8.
+        """Insert Q/DQ at the activation inputs of a node, and quantize its weight.
 
         Raises:
             InputError: a tensor has no range.
         """
         weight = node.inputs[1] if has_constant_weight(node) else None
         for position, value in activation_inputs(node):
-            if _is_dequantized(value):  # what a convolution made, as int8 already
+            if _is_dequantized(value):  # output of a convolution, already quantized
                 continue
             node.replace_input_with(position, self._activation(node, value))
         if weight is not None:
             node.replace_input_with(1, self._weight(node, weight))
 
     def quantize_output(self, node: ir.Node) -> None:
-        """Put Q/DQ behind a node, for all that read it.
+        """Insert Q/DQ after a node, for all its consumers.
 
         Raises:
-            InputError: its output has no range.
+            InputError: the output has no range.
         """
         value = node.outputs[0]
         readers = [use for use in value.uses() if use.node.op_type != "QuantizeLinear"]
@@ -85,14 +85,14 @@ class QdqWriter:
         return self._pair(node, value)
 
     def _pair(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """Add a Q and a DQ right behind a value, and return what comes out."""
+        """Insert a Q and a DQ directly after a value, and return the dequantized value."""
         name, made = str(value.name), self._pairs.setdefault(value, [])
         rank = 1 if value.shape is None else len(value.shape)
         attributes = {} if self.shared else {"axis": len(made) % max(1, rank)}
         constants = [self._scale(node, value), self._zero]
         q = ir.node("QuantizeLinear", [value, *constants], attributes)
         dq = ir.node("DequantizeLinear", [q.outputs[0], *constants], attributes)
-        # NameFixPass numbers names that repeat.
+        # NameFixPass makes repeated names unique.
         q.name, dq.name = f"{name}/QuantizeLinear", f"{name}/DequantizeLinear"
         _describe(q, f"{name}.int8", ir.DataType.INT8, value.shape)
         _describe(dq, f"{name}.dequantized", value.dtype, value.shape)
@@ -128,7 +128,7 @@ class QdqWriter:
         values, scales = quantized_weight(
             weight.const_value.numpy(), axis, self._float_dtype(weight), self.weight_levels
         )
-        # A weight that is read along two axes, which no graph of ours has, gets two names.
+        # A weight used with two channel axes, which does not occur in our graphs, needs two names.
         name = f"{weight.name}.axis{axis}" if self._seen(weight) else str(weight.name)
         return (
             self._initializer(f"{name}.int8", values),
@@ -140,9 +140,9 @@ class QdqWriter:
         return any(value is weight for value, _ in self._weights)
 
     def _calibrated_name(self, node: ir.Node, value: ir.Value) -> str:
-        """Name of the tensor in the fp32 graph.
+        """Return the name of the tensor in the fp32 graph.
 
-        A typed fp16 graph has Casts in between, and calls what they make ``name/fp16``.
+        A typed fp16 graph has additional Casts, whose outputs are named ``name/fp16``.
         """
         source: ir.Value | None = value
         while source is not None:
@@ -163,8 +163,8 @@ class QdqWriter:
             return self.float_dtype
         if value.dtype not in known:
             raise InputError(
-                f"tensor {value.name} is {value.dtype.name}; expected FLOAT or FLOAT16; leave the "
-                "nodes that read it out of the plan"
+                f"tensor {value.name} is {value.dtype.name}; expected FLOAT or FLOAT16; remove the "
+                "nodes that read it from the plan"
             )
         return known[value.dtype]
 
@@ -190,10 +190,10 @@ def _describe(node: ir.Node, name: str, dtype: ir.DataType | None, shape: ir.Sha
 def scales_from_amax(
     amax: npt.ArrayLike, float_dtype: str, levels: int = LEVELS
 ) -> npt.NDArray[Any]:
-    """Return the step of int8 for a range, in the dtype that the graph computes with.
+    """Return the int8 scales for ranges, in the float dtype of the graph.
 
-    A step is never below the smallest normal number of the dtype, nor 0 where all values are 0.
-    Rounding to float16 may make it smaller by a 2000th, so that the largest value is clipped by
+    A scale is at least the smallest normal number of the dtype, also for a tensor of zeros.
+    Rounding to float16 may reduce a scale by a factor of 1/2000, which clips the largest value by
     as much.
 
     Args:
@@ -211,13 +211,13 @@ def quantized_weight(
     float_dtype: str,
     levels: int = LEVELS,
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-    """Return a weight as int8, same shape, and the scales of its output channels [channels].
+    """Return the int8 weight, in the same shape, and the scales per output channel [channels].
 
-    The values are divided by the scales as the graph will have them, rounded to its dtype.
+    The weight is divided by the scales after their rounding to ``float_dtype``, as in the graph.
 
     Args:
         weight: float, any shape.
-        channel_axis: axis of the output channels.
+        channel_axis: output channel axis.
         float_dtype: ``float16`` or ``float32``.
         levels: steps on each side of zero, 127 at most.
     """

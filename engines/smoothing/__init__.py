@@ -1,1 +1,1 @@
-"""SmoothQuant: outliers of activations moved into weights."""
+"""SmoothQuant: moves outliers from activations into weights."""

@@ -1,4 +1,4 @@
-"""What SmoothQuant asks of calibration data: the range of every channel, and rows to check on."""
+"""Measurements for SmoothQuant: channel maxima, and held-back rows of activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tap_deploy.image import load_image
 from tap_deploy.precisions import FP32
 from tap_deploy.predictor import TapPredictor
 
-HELD_BACK = 5  # every fifth picture gives rows, the others ranges
+HELD_BACK = 5  # every fifth picture is held back for rows; the others give the maxima
 MAX_IMAGES = 80
 _ROWS_PER_CALL = 16
 _MAX_ROWS = 512
@@ -32,8 +32,8 @@ class ChannelRanges:
     """Measurements of one graph.
 
     Attributes:
-        maxima: output of a LayerNormalization -> float32 [C], largest magnitude of each channel.
-        rows: the same -> float32 [R, C], from pictures that the maxima do not know.
+        maxima: output of a LayerNormalization -> largest magnitude of each channel, float32 [C].
+        rows: output of a LayerNormalization -> rows from held-back pictures, float32 [R, C].
     """
 
     maxima: dict[str, np.ndarray]
@@ -41,7 +41,12 @@ class ChannelRanges:
 
 
 class ChannelSession(CollectingSession):
-    """Keeps channel maxima, or rows, in place of histograms; memory does not grow with calls."""
+    """Collects channel maxima or sample rows instead of histograms, in bounded memory.
+
+    Attributes:
+        keep_rows: whether calls add rows instead of updating the maxima.
+        maxima: tensor name -> largest magnitude of each channel, float32 [C].
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -51,7 +56,7 @@ class ChannelSession(CollectingSession):
 
     @property
     def ranges(self) -> ChannelRanges:
-        """What was found of the tensors of which there are both maxima and rows."""
+        """Measurements of the tensors that have both maxima and rows."""
         known = self.maxima.keys() & self._rows.keys()
         return ChannelRanges(
             maxima={name: self.maxima[name] for name in sorted(known)},
@@ -78,22 +83,22 @@ def measure_channels(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, ChannelRanges]:
-    """Run the chain over calibration pictures and look at what SmoothQuant could change.
+    """Run the fp32 graphs on calibration pictures and measure the smoothable activations.
 
     Args:
-        bundle: its fp32 graphs are run.
-        images: calibration pictures, of which at most 80 are used; with fewer than two nothing
-            can be held back, and nothing is measured.
-        prompts: where prompts come from; drawn over the pictures if None.
+        bundle: bundle with the fp32 graphs.
+        images: calibration pictures; at most 80 are used. With a single picture there are no
+            measurements, because none can be held back.
+        prompts: source of the prompts; None for random prompts.
         threads: CPU threads; None for one per core.
-        on_progress: called before each picture with pictures done and pictures in all.
+        on_progress: called before each picture with pictures done and the total.
 
     Returns:
-        graph name -> measurements.
+        Graph name -> measurements.
 
     Raises:
         InputError: a picture cannot be read.
-        SessionError: a graph cannot be run.
+        SessionError: a graph fails to run.
     """
     prompts = CalibrationPrompts() if prompts is None else prompts
     count = min(len(images), MAX_IMAGES)

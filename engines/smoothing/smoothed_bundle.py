@@ -1,4 +1,4 @@
-"""SmoothQuant applied to a bundle: measured, decided, and laid out for calibration."""
+"""Application of SmoothQuant to a bundle: measurement, decision, and a temporary bundle."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ SMOOTHQUANT = (AUTO, ON, OFF)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothedBundle:
-    """A bundle to calibrate, and what makes its fp32 graphs different from the given one's.
+    """A bundle with smoothed fp32 graphs.
 
     Attributes:
-        bundle: the given one if nothing was smoothed; else a stand-in with fp32 graphs only.
-        smoothings: graph -> what was folded into it.
-        choices: graph -> every point, smoothed or not, with the measurement.
+        bundle: the original bundle if nothing was smoothed; otherwise a temporary bundle with fp32
+            graphs only.
+        smoothings: graph name -> smoothings applied to it.
+        choices: graph name -> decision and measurement for every smoothing point.
     """
 
     bundle: Bundle
@@ -53,19 +54,19 @@ def smoothed_bundle(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[SmoothedBundle]:
-    """Yield a bundle as SmoothQuant leaves it; it is gone when the block ends.
+    """Yield a temporary bundle with smoothed fp32 graphs, deleted when the block ends.
 
     Args:
-        bundle: its fp32 graphs are measured.
-        images: calibration pictures, some of which are held back to decide with.
-        mode: ``auto`` smooths where that pays, ``on`` everywhere, ``off`` nowhere.
-        prompts: where prompts come from; drawn over the pictures if None.
+        bundle: bundle with the fp32 graphs.
+        images: calibration pictures; some are held back for the decision.
+        mode: ``auto`` smooths where that lowers the error, ``on`` everywhere, ``off`` nowhere.
+        prompts: source of the prompts; None for random prompts.
         threads: CPU threads; None for one per core.
-        on_progress: called before each picture with pictures done and pictures in all.
+        on_progress: called before each picture with pictures done and the total.
 
     Raises:
         InputError: a picture cannot be read.
-        SessionError: a graph cannot be run.
+        SessionError: a graph fails to run.
     """
     found = SmoothedBundle(bundle=bundle)
     if mode == OFF:
@@ -91,7 +92,7 @@ def smoothed_bundle(
 def _stand_in(
     bundle: Bundle, smoothings: Mapping[str, Sequence[Smoothing]], folder: pathlib.Path
 ) -> Bundle:
-    """Return a bundle with smoothed fp32 graphs, which shares the others with the given one."""
+    """Return a bundle with smoothed fp32 graphs; unsmoothed ones are symlinks to the original."""
     for name, record in bundle.manifest.graphs[FP32].items():
         target = folder / record.file
         target.parent.mkdir(parents=True, exist_ok=True)

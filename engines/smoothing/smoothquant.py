@@ -1,8 +1,8 @@
-"""SmoothQuant: outlier channels move from activations into weights, where INT8 can hold them.
+"""SmoothQuant: moves outlier channels from activations into weights, which int8 represents better.
 
-The output of a LayerNormalization is divided channel by channel, in its gain and bias, and the
-weights that read it are multiplied. In floating point the graph computes the same, up to the
-rounding of the new gains and weights; only its ranges change.
+Gain and bias of a LayerNormalization are divided by a factor per channel, and the weights that read
+its output are multiplied by it. The graph computes the same function up to rounding; only the
+ranges of its tensors change.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from tap_deploy.bundle.precision_record import SmoothingChoice
 from tap_deploy.errors import InputError
 
 DEFAULT_ALPHA = 0.5
-# What smoothing must gain to be kept: less would be luck of the sample.
+# Smallest relative reduction of the error that counts; less may be sampling noise.
 MIN_GAIN = 0.05
-_LARGEST_FACTOR = 256.0  # gains are stored in fp16, too, and shall stay normal numbers there
+_LARGEST_FACTOR = 256.0  # keeps gains that are stored in fp16 normal numbers
 _INT8_MAX = 127.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SmoothingPoint:
-    """A LayerNormalization whose output is read by nothing but products with constant weights.
+    """A LayerNormalization whose output is read only by matrix products with constant weights.
 
-    norm: the node.
-    products: MatMul and Gemm nodes that read it.
+    Attributes:
+        norm: the LayerNormalization node.
+        products: MatMul and Gemm nodes that read its output.
     """
 
     norm: ir.Node
@@ -36,15 +37,15 @@ class SmoothingPoint:
 
     @property
     def tensor(self) -> str:
-        """Name of the output of the norm."""
+        """Name of the norm's output."""
         return str(self.norm.outputs[0].name)
 
     def weights(self) -> np.ndarray:
-        """Return the weights of all products side by side, float32 ``[C, outputs]``."""
+        """Return the concatenated weights of all products, float32 ``[C, outputs]``."""
         return np.concatenate([_weight(node) for node in self.products], axis=1)
 
     def smoothing(self, factors: np.ndarray) -> Smoothing:
-        """Return what is done here with these factors."""
+        """Return the smoothing of this point with the given factors."""
         return Smoothing(
             norm=str(self.norm.name),
             products=tuple(str(node.name) for node in self.products),
@@ -53,7 +54,7 @@ class SmoothingPoint:
 
 
 def smoothing_points(model: ir.Model) -> list[SmoothingPoint]:
-    """Find where a graph can be smoothed without a new node."""
+    """Return the points where a graph can be smoothed without new nodes."""
     points = []
     for node in model.graph:
         if node.op_type != "LayerNormalization" or len(node.inputs) != 3:
@@ -69,15 +70,15 @@ def smoothing_points(model: ir.Model) -> list[SmoothingPoint]:
 def smoothing_factors(
     point: SmoothingPoint, channel_maxima: np.ndarray, alpha: float = DEFAULT_ALPHA
 ) -> np.ndarray:
-    """Return what each channel is divided by, float32 [C]; 1 where it carries nothing.
+    """Return the divisor of each channel, float32 [C]; 1 for a channel that is always zero.
 
     Args:
-        point: where.
-        channel_maxima: float [C], largest magnitude of each channel of the norm's output.
-        alpha: how much of the difficulty moves into the weights, 0..1.
+        point: smoothing point.
+        channel_maxima: largest magnitude of each channel of the norm's output, float [C].
+        alpha: migration strength, 0..1: share of the range that moves into the weights.
 
     Raises:
-        InputError: alpha is out of range, or there is not one finite maximum per channel.
+        InputError: alpha is out of range, or the maxima are not finite or not one per channel.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"SmoothQuant alpha is {alpha}; expected 0 to 1")
@@ -92,7 +93,7 @@ def smoothing_factors(
     factors = np.ones(len(maxima), np.float32)
     if usable.any():
         wanted = maxima[usable] ** alpha / weights[usable] ** (1 - alpha)
-        # A factor that all channels share changes nothing: take the middle one out.
+        # A factor common to all channels has no effect; normalise by the median.
         wanted /= np.median(wanted)
         factors[usable] = wanted.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
     return factors
@@ -100,11 +101,12 @@ def smoothing_factors(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Smoothing:
-    """What is done at one point, by node names: it can be repeated on a graph made of the other.
+    """A smoothing by node names, applicable to any graph derived from the measured one.
 
-    norm: name of the LayerNormalization.
-    products: names of the MatMul and Gemm nodes that read it.
-    factors: float32 [C], what each channel is divided by.
+    Attributes:
+        norm: name of the LayerNormalization.
+        products: names of the MatMul and Gemm nodes that read its output.
+        factors: divisor of each channel, float32 [C].
     """
 
     norm: str
@@ -113,14 +115,14 @@ class Smoothing:
 
 
 def fold(model: ir.Model, smoothing: Smoothing) -> None:
-    """Divide gain and bias of a norm, and multiply the weights behind it, in place.
+    """Divide gain and bias of a norm, and multiply the weights that read it, in place.
 
     Args:
-        model: the fp32 graph that was measured, or a typed fp16 graph made of it.
-        smoothing: what to do.
+        model: the measured fp32 graph, or a typed fp16 graph derived from it.
+        smoothing: smoothing to apply.
 
     Raises:
-        InputError: the graph has no such nodes, or their weights are no initializers.
+        InputError: the graph lacks a node, or a weight is not an initializer.
     """
     nodes = {str(node.name): node for node in model.graph}
     missing = [name for name in (smoothing.norm, *smoothing.products) if name not in nodes]
@@ -137,13 +139,13 @@ def fold(model: ir.Model, smoothing: Smoothing) -> None:
 def quantization_error(
     rows: np.ndarray, weights: np.ndarray, channel_maxima: np.ndarray, factors: np.ndarray
 ) -> float:
-    """Return how much of a product's energy INT8 turns into noise, smoothed by ``factors``.
+    """Return the noise-to-signal energy ratio of int8 matrix products smoothed by ``factors``.
 
     Args:
-        rows: float [R, C] activations that the maxima were not measured on.
+        rows: activations that the maxima were not measured on, float [R, C].
         weights: float [C, outputs].
-        channel_maxima: float [C]; the largest one, smoothed, is the range of the activations.
-        factors: float [C], ones for no smoothing.
+        channel_maxima: float [C]; the largest one after smoothing is the activation range.
+        factors: divisor of each channel, float [C]; ones for no smoothing.
     """
     smoothed = weights * factors[:, None]
     activation_scale = max(float((channel_maxima / factors).max()), 1e-30) / _INT8_MAX
@@ -162,16 +164,16 @@ def choose_smoothings(
     *,
     always: bool = False,
 ) -> tuple[list[Smoothing], list[SmoothingChoice]]:
-    """Find out where smoothing makes INT8 products more exact.
+    """Choose the points where smoothing lowers the error of int8 matrix products.
 
     Args:
-        model: an fp32 graph; it is not changed.
-        channel_maxima: output of a norm -> float [C], measured on calibration data.
-        held_back_rows: output of a norm -> float [R, C], from other pictures.
-        always: smooth all points, measured or not to be better.
+        model: an fp32 graph; not modified.
+        channel_maxima: output of a norm -> maxima on calibration data, float [C].
+        held_back_rows: output of a norm -> rows from other pictures, float [R, C].
+        always: smooth all measured points regardless of the error.
 
     Returns:
-        what to do, to be handed to ``fold``; and a choice for every point that was measured.
+        The smoothings, for ``fold``, and the decision for every measured point.
     """
     smoothings, choices = [], []
     for point in smoothing_points(model):
@@ -202,7 +204,7 @@ def _all_smoothable(nodes: tuple[ir.Node, ...], source: ir.Value) -> bool:
 
 
 def _is_smoothable(node: ir.Node, source: ir.Value) -> bool:
-    """A product of ``source`` with a constant matrix that nothing else reads."""
+    """Whether a node multiplies ``source`` by a constant matrix that no other node reads."""
     if node.op_type not in ("MatMul", "Gemm") or node.inputs[0] is not source:
         return False
     weight = node.inputs[1]
@@ -213,7 +215,7 @@ def _is_smoothable(node: ir.Node, source: ir.Value) -> bool:
 
 
 def _is_private(value: ir.Value | None, node: ir.Node) -> bool:
-    """An initializer that only this node reads."""
+    """Whether a value is an initializer that only this node reads."""
     if value is None or not value.is_initializer() or value.is_graph_output():
         return False
     return all(use.node is node for use in value.uses())
@@ -238,7 +240,7 @@ def _array(value: ir.Value) -> np.ndarray:
 
 def _rescale(value: ir.Value | None, factors: np.ndarray) -> None:
     if value is None or value.const_value is None:
-        raise InputError(f"weight {value} is no initializer; it cannot be smoothed")
+        raise InputError(f"weight {value} is not an initializer and cannot be smoothed")
     array = _array(value)
     scaled = (array.astype(np.float64) * factors).astype(array.dtype)
     value.const_value = ir.tensor(scaled, name=value.name)
