@@ -1,1 +1,1 @@
-"""Calibration: the range of every tensor on real pictures."""
+"""Calibration: activation ranges of the graphs on real pictures."""

@@ -1,8 +1,8 @@
-"""Calibration: what range each activation of the three graphs has, on real pictures.
+"""Calibration of the three graphs on real pictures.
 
-The graphs are calibrated in a chain, because each one sees what the one before it makes: pictures
-go through the encoder, its embeddings and prompts through the prompt decoder, its tokens and the
-words that are generated from them through the text decoder. The chain is the predictor itself.
+The graphs run in a chain, because each one's inputs come from the previous one: pictures go through
+the image encoder, its embeddings and prompts through the prompt decoder, its semantic tokens and
+the generated tokens through the text decoder. A ``TapPredictor`` runs the chain.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.storage.files import check_file_output, sha256_of_file
 
 STATE_SUFFIX = ".state.npz"
-# Of the prompt decoder's own tensors, per call; the tapped ones come on top.
+# Working memory of a graph call, without the tapped tensors.
 MEMORY_LIMIT_BYTES = 512 << 20
 
 OnProgress = Callable[[int, int], None]
@@ -49,31 +49,31 @@ def calibrate_bundle(
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, CalibrationTable]:
-    """Find the ranges of the activations of all graphs of a bundle.
+    """Calibrate the activations of all graphs of a bundle.
 
-    One pass over the pictures, with a histogram per tensor: memory does not grow with their
-    number. With a cache, the histograms are kept beside it now and then, and a calibration that
-    was interrupted goes on where it was.
+    Makes one pass over the pictures with one histogram per tensor, so that memory does not grow
+    with the number of pictures. With a calibration cache, the histograms are saved next to it
+    regularly, and an interrupted calibration resumes from them.
 
     Args:
-        bundle: its fp32 graphs are run.
-        images: real pictures.
-        tensors: graph -> names of tensors; graphs that it leaves out are run, but not calibrated.
-        method: how a threshold is chosen, one of ``precisions.CALIBRATION_METHODS``.
-        samples: at most so many of the pictures, from the first on.
-        prompts: where prompts come from; drawn over the pictures if None.
-        cache: JSON file that keeps the tables; used if it is there and fits.
-        force: replace a cache that is stale.
+        bundle: bundle with the fp32 graphs.
+        images: calibration pictures.
+        tensors: graph name -> tensor names. Graphs without an entry run but are not calibrated.
+        method: method that chooses the ranges, one of ``precisions.CALIBRATION_METHODS``.
+        samples: maximum number of pictures, from the first on.
+        prompts: source of the prompts; None for random prompts.
+        cache: calibration cache, a JSON file with the tables; used if it exists and is current.
+        force: replace a stale calibration cache.
         threads: CPU threads; None for one per core.
-        on_progress: called with pictures done and pictures in all.
+        on_progress: called with pictures done and the total.
 
     Returns:
-        graph name -> table.
+        Graph name -> table.
 
     Raises:
-        InputError: an argument cannot be used, a picture cannot be read, the cache is stale, or
-            a tensor has NaN or infinity.
-        SessionError: a graph cannot be run.
+        InputError: invalid argument, unreadable picture, stale cache, or NaN or infinity in a
+            tensor.
+        SessionError: a graph fails to run.
     """
     if method not in CALIBRATION_METHODS:
         raise InputError(
@@ -86,9 +86,9 @@ def calibrate_bundle(
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
     cache = None if cache is None else pathlib.Path(cache)
     if cache is not None:
-        check_file_output(cache, force=True)  # better now than after an hour
+        check_file_output(cache, force=True)  # fail before the long calibration
     if cache is not None and cache.exists():
-        tables = load_tables(cache)  # what is no cache is not replaced, whatever force says
+        tables = load_tables(cache)  # raises for a file that is not a cache, even with force
         try:
             return _fitting(cache, tables, tensors, method, digests, fingerprint)
         except InputError:
@@ -127,7 +127,7 @@ def collect(
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, dict[str, MagnitudeHistogram]]:
-    """Run the chain over all pictures; return graph -> tensor -> histogram."""
+    """Run the chain on all pictures and return graph name -> tensor name -> histogram."""
     with contextlib.ExitStack() as stack:
         sessions = {}
         for name, spec in bundle.graph_specs(FP32).items():
@@ -151,7 +151,7 @@ def collect(
 def _look_at(
     predictor: TapPredictor, path: pathlib.Path, digest: str, prompts: CalibrationPrompts
 ) -> None:
-    """Encode a picture, prompt it and write captions."""
+    """Run the predictor on a picture with its prompts."""
     rgb = load_image(path, convert=True)
     parts = prompts.for_image(path, digest, width=rgb.shape[1], height=rgb.shape[0])
     encoded = predictor.encode(rgb)
@@ -194,7 +194,7 @@ def _fitting(
 
 
 def _digest(path: pathlib.Path) -> str:
-    """Digest of a graph and, where it has any, of the weights beside it."""
+    """Return the SHA-256 of a graph, including its external weights."""
     beside = path.with_name(f"{path.name}.data")
     if not beside.exists():
         return sha256_of_file(path)

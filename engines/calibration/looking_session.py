@@ -1,4 +1,4 @@
-"""A session that looks at the tensors inside of its graph while it answers."""
+"""A session that collects histograms of the internal tensors of its graph."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session, Tensors
 
 TAP_LIMIT_BYTES = 512 << 20
-# What one call is expected to bring; more only means that a piece holds more than the limit.
+# Expected sizes of a call. With larger ones, the taps of a piece exceed the memory limit.
 EXPECTED_SIZES = {"B": 1, "P": 8, "N": 10, "M": 1, "T": 40, "K": 1}
 
 
 class CollectingSession(Session):
-    """The fp32 graph behind the usual contract, with a histogram per tensor of interest.
+    """Runs an fp32 graph and collects a histogram of every tapped tensor.
 
-    Everything above the contract, the predictor and the decode loop, runs on it as it would on
-    any session: what is counted is what the graph sees in use.
+    Predictor and decode loop use it like any session, so the histograms contain the values that
+    the graph sees in use.
 
     Attributes:
-        histograms: tensor name -> histogram, also of tensors that nothing was counted of yet.
+        histograms: tensor name -> histogram, empty before the first call.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class CollectingSession(Session):
 
         Args:
             path: the fp32 ONNX file.
-            spec: what it takes and gives.
-            tensors: names of the tensors to look at, graph inputs among them.
+            spec: expected inputs and outputs.
+            tensors: names of the tensors to tap, which may include graph inputs.
             threads: CPU threads; None for one per core.
-            limit_bytes: bound on the tapped tensors that are alive at once.
+            limit_bytes: limit on the tapped tensors that are alive at once, bytes.
 
         Raises:
-            InputError: the graph has no such tensor.
-            SessionError: onnxruntime does not load it.
+            InputError: the graph does not have a tensor.
+            SessionError: onnxruntime cannot load the graph.
         """
         super().__init__(spec)
         self.histograms = {name: MagnitudeHistogram() for name in sorted(tensors)}
@@ -59,7 +59,7 @@ class CollectingSession(Session):
         )
         self._run_segments: SegmentedRun | None = SegmentedRun(segments, threads=threads)
         del model, segments
-        gc.collect()  # the sessions have the weights
+        gc.collect()  # frees the model; the sessions hold the weights
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         if self._run_segments is None:
@@ -74,5 +74,5 @@ class CollectingSession(Session):
         self.histograms[name].add(values)
 
     def close(self) -> None:
-        """Drop the sessions; the histograms stay."""
+        """Drop the sessions and keep the histograms."""
         self._run_segments = None

@@ -1,4 +1,4 @@
-"""How large do the values of a graph get? Every float tensor, measured while samples run."""
+"""Measurement of the largest magnitude of every float tensor of a graph."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
 
 
 class RangeSession(Session):
-    """An fp32 graph on onnxruntime that remembers the largest magnitude of every float tensor.
+    """Runs an fp32 graph with onnxruntime and records the largest magnitude of every float tensor.
 
-    The graph gets a reduction behind every tensor, so that one number leaves it in place of the
-    tensor; nodes run in the order of the file, which keeps no tensor longer than the model needs
-    it. The memory is that of a plain run.
+    A reduction after each tensor outputs one number instead of the tensor, and nodes run in the
+    order of the file, so that no tensor lives longer than in the original graph. Memory use is that
+    of a plain run.
 
     Attributes:
-        max_abs: tensor name -> largest magnitude over all runs so far; graph inputs included.
+        max_abs: tensor name -> largest magnitude over all runs, including graph inputs.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RangeSession(Session):
         names = [*outputs, *self._measured.values()]
         try:
             values = self._session.run(names, dict(inputs))  # type: ignore[attr-defined]
-        # onnxruntime raises a class of its own per status code, with no common base.
+        # onnxruntime raises one class per status code, without a common base.
         except Exception as exc:
             raise self._error(f"onnxruntime failed: {first_line(exc)}") from exc
         found = dict(zip(names, values, strict=True))
@@ -65,17 +65,17 @@ class RangeSession(Session):
         self.max_abs[tensor] = max(max_abs, self.max_abs.get(tensor, 0.0))
 
     def close(self) -> None:
-        """Drop the session; what was measured stays."""
+        """Drop the session and keep ``max_abs``."""
         self._session = None
 
 
 def add_reductions(model: ir.Model) -> dict[str, str]:
-    """Give a graph one more output per float32 tensor: its largest magnitude, a scalar.
+    """Add a scalar output with the largest magnitude of each float32 tensor of a graph.
 
-    Each reduction stands right behind the node that it watches.
+    Each reduction is inserted directly after the node that produces the tensor.
 
     Returns:
-        name of the tensor -> name of the output that measures it.
+        Name of the tensor -> name of its output.
     """
     graph, measured = model.graph, {}
     for node in list(graph):
@@ -103,8 +103,8 @@ def _has_external_data(model: ir.Model) -> bool:
 def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:
     onnxruntime = import_onnxruntime()
     options = session_options(onnxruntime, threads)
-    # By default nodes run in the reverse of a walk back from the outputs, which would hold every
-    # tensor until the reductions come at the end.
+    # By default, onnxruntime orders nodes by a reverse depth-first search from the outputs, which
+    # would run the reductions last and keep every tensor alive until then.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     try:
         return onnxruntime.InferenceSession(

@@ -1,4 +1,4 @@
-"""The pictures that calibration looks at."""
+"""Selection of calibration pictures."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tap_deploy.pictures.folders import find_pictures, read_each
 from tap_deploy.storage.files import sha256_of_file
 
 LIST_SUFFIXES = (".txt", ".json")
-FEW_IMAGES = 100  # below, ranges are guesses; NVIDIA advises 500 and more for a ViT
+FEW_IMAGES = 100  # fewer give unreliable ranges; NVIDIA recommends 500 or more for a ViT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationImages:
-    """Pictures in the order in which they are looked at, no two the same.
+    """Distinct pictures, in order.
 
     Attributes:
-        paths: files that Pillow reads.
-        digests: SHA-256 of each.
+        paths: picture files.
+        digests: SHA-256 of each file.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no pictures.
     """
 
     paths: tuple[pathlib.Path, ...]
@@ -44,11 +44,11 @@ class CalibrationImages:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all pictures and their order."""
+        """SHA-256 of all pictures in their order."""
         return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
 
     def first(self, count: int) -> CalibrationImages:
-        """Return the first ``count`` pictures; fewer if there are fewer."""
+        """Return at most the first ``count`` pictures."""
         return CalibrationImages(paths=self.paths[:count], digests=self.digests[:count])
 
     @classmethod
@@ -61,23 +61,23 @@ class CalibrationImages:
         exclude: Collection[str] = (),
         strict: bool = False,
     ) -> CalibrationImages:
-        """Find pictures, and look into each once.
+        """Find pictures and read each once.
 
-        Of several, those that cannot be read are skipped, with a warning to the logger
-        ``tap_deploy``; a picture that is asked for by its own name has to be one.
+        If there are several, unreadable ones are skipped with a warning to the logger
+        ``tap_deploy``. A single picture given by its path must be readable.
 
         Args:
-            path: a folder, see ``find_pictures``; a picture; a text file with a path on each
-                line (empty lines and lines that start with ``#`` are skipped); or a JSON list of
-                paths. Paths in a list are relative to its folder.
-            samples: at most so many, drawn at random; they keep their order.
-            seed: of the draw.
-            exclude: SHA-256 of pictures that are passed over.
-            strict: let no picture be skipped.
+            path: a folder, see ``find_pictures``; a picture; a text file with one path per line
+                (empty lines and lines that start with ``#`` are skipped); or a JSON list of paths.
+                Paths in a list are relative to its folder.
+            samples: maximum number of pictures, chosen at random and kept in order.
+            seed: seed of the random choice.
+            exclude: SHA-256 of pictures to exclude.
+            strict: raise for an unreadable picture instead of skipping it.
 
         Raises:
-            InputError: there is no picture, all are excluded, none can be read (or one, if
-                ``strict``), or ``samples`` is below 1.
+            InputError: there are no pictures, all are excluded, none can be read (or one cannot,
+                if ``strict``), or ``samples`` is below 1.
         """
         if samples < 1:
             raise InputError(f"samples is {samples}; expected at least 1")
@@ -102,7 +102,7 @@ class CalibrationImages:
 
 
 def _digest(path: pathlib.Path) -> str:
-    load_image(path, convert=True)  # better now than after an hour
+    load_image(path, convert=True)  # find unreadable pictures before the long calibration
     return sha256_of_file(path)
 
 

@@ -1,4 +1,4 @@
-"""A graph cut into pieces that run one after the other, so that few tensors are alive at once."""
+"""Execution of a graph in consecutive pieces, to limit the memory of tapped tensors."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ OnTap = Callable[[str, np.ndarray], None]
 
 
 BYTES_PER_FLOAT = 4
-# Of a tensor whose shape says too little, and it is one of few.
+# Assumed size of an axis that the shape does not tell; only a few tensors have such axes.
 UNKNOWN_AXIS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A piece: the model, what it needs from pieces before it, what it hands on and shows."""
+    """A piece of a graph.
+
+    Attributes:
+        model: the piece as a model.
+        inputs: names of its inputs.
+        outputs: names of tensors that later pieces need, and of graph outputs.
+        taps: names of tapped tensors; some are also outputs.
+    """
 
     model: ir.Model
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]  # what later pieces need, and graph outputs
-    taps: tuple[str, ...]  # what is to be looked at; some are outputs as well
+    outputs: tuple[str, ...]
+    taps: tuple[str, ...]
 
 
 def segments_from_model(
@@ -41,22 +48,22 @@ def segments_from_model(
     sizes: Mapping[str, int],
     limit_bytes: int,
 ) -> Iterator[Segment]:
-    """Cut a graph so that the tensors to be looked at, of each piece, stay below a bound.
+    """Yield consecutive pieces of a graph whose tapped tensors stay within a memory limit.
 
-    A piece is made when it is asked for. Its weights are those of the model, not copies.
+    Pieces are created lazily and share the weights of the model.
 
-    Running the whole graph with every tensor as an output would keep all of them alive (2.8 GB
-    for the encoder of ``tap_vit_l``), and running it once per group of tensors would repeat the
-    work. Pieces do neither.
+    Running the whole graph with every tapped tensor as an output would keep all of them alive
+    (2.8 GB for the encoder of ``tap_vit_l``), and running it once per group of tensors would repeat
+    the work.
 
     Args:
-        model: nodes in topological order.
-        taps: names of tensors to look at; graph inputs among them are left out.
-        sizes: axis name -> size to expect, for the bound.
-        limit_bytes: of the taps of a piece; a single larger tensor is let through.
+        model: model with nodes in topological order.
+        taps: names of tensors to tap; graph inputs among them are ignored.
+        sizes: axis name -> expected size, to compute the memory.
+        limit_bytes: limit on the taps of a piece, bytes; a single tensor may exceed it.
 
     Raises:
-        InputError: the graph makes no such tensor.
+        InputError: the graph does not have a tensor.
     """
     made = {v.name: position for position, n in enumerate(model.graph) for v in n.outputs}
     inputs = {value.name for value in model.graph.inputs}
@@ -71,7 +78,7 @@ def segments_from_model(
     )
 
 
-_Group = list[tuple[int, str]]  # position of the node that makes a tensor, and its name
+_Group = list[tuple[int, str]]  # (index of the node that produces a tensor, name of the tensor)
 
 
 def _groups(
@@ -93,7 +100,7 @@ def _groups(
 
 
 def _bounds(groups: Sequence[_Group], num_nodes: int) -> list[tuple[int, int]]:
-    """A piece ends after the node that makes its last tensor; the last one ends the graph."""
+    """Return the node range of each group, which ends after the node of its last tensor."""
     stops = [group[-1][0] + 1 for group in groups[:-1]] + [num_nodes]
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
@@ -120,7 +127,7 @@ def _segment(
 
 
 def num_values(value: ir.Value, sizes: Mapping[str, int]) -> int:
-    """Return how many values a tensor holds once its dynamic axes have the given sizes."""
+    """Return the number of elements of a tensor for given sizes of the dynamic axes."""
     if value.shape is None:
         return UNKNOWN_AXIS**2
     return math.prod(_axis(dim, sizes) for dim in value.shape)
@@ -137,28 +144,28 @@ def _axis(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int:
 
 
 class SegmentedRun:
-    """The pieces of a graph on onnxruntime's CPU provider, loaded once."""
+    """Runs the pieces of a graph on onnxruntime's CPU provider."""
 
     def __init__(self, segments: Iterable[Segment], *, threads: int | None = None) -> None:
         self._pieces = []
         for segment in segments:
             self._pieces.append(_Piece(segment, threads))
-            # The weights of a piece live in its session. The model that they came from may go,
-            # but nodes and values refer to each other, and nothing else would find them in time.
+            # Free the model of the piece now, as its session has the weights. Nodes and values
+            # reference each other, so only the garbage collector can free them.
             del segment
             gc.collect()
         last_use = {name: i for i, piece in enumerate(self._pieces) for name in piece.inputs}
         self._last_use = last_use
 
     def run(self, inputs: Mapping[str, np.ndarray], on_tap: OnTap) -> dict[str, np.ndarray]:
-        """Run all pieces; hand every tapped tensor on, and drop it when no piece needs it.
+        """Run all pieces, report every tapped tensor, and free tensors after their last use.
 
         Args:
-            inputs: of the whole graph, by name.
-            on_tap: called with the name and the values of each tapped tensor.
+            inputs: inputs of the whole graph, by name.
+            on_tap: called with name and values of each tapped tensor.
 
         Returns:
-            the tensors that no piece reads any more: the outputs of the graph.
+            The outputs of the graph, by name.
 
         Raises:
             SessionError: onnxruntime failed.
@@ -185,10 +192,10 @@ class _Piece:
         self._names = [*self.outputs, *(n for n in self.taps if n not in self.outputs)]
         onnxruntime = import_onnxruntime()
         options = session_options(onnxruntime, threads)
-        # An arena never gives memory back; with one per piece they would add up.
+        # An arena never returns memory, so one arena per piece would add up.
         options.enable_cpu_mem_arena = False
-        # From a file, and not from bytes, which onnxruntime would keep as long as the session; with
-        # the weights beside it, which are mapped, and may be more than a protobuf can hold.
+        # Load from a file, because onnxruntime keeps a model in bytes as long as the session. Keep
+        # the weights in a separate file, which is mapped and may exceed the 2 GB of a protobuf.
         with tempfile.TemporaryDirectory(prefix="tap-piece-", ignore_cleanup_errors=True) as folder:
             file = pathlib.Path(folder) / "piece.onnx"
             ir.save(segment.model, file, external_data=f"{file.name}.data")
@@ -196,7 +203,7 @@ class _Piece:
                 self._session: Any = onnxruntime.InferenceSession(
                     file, options, providers=["CPUExecutionProvider"]
                 )
-            # onnxruntime raises a class of its own per status code, with no common base.
+            # onnxruntime raises one class per status code, without a common base.
             except Exception as exc:
                 raise SessionError(
                     f"calibration cannot load a piece of the graph: {first_line(exc)}"

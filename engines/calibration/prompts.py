@@ -1,4 +1,4 @@
-"""Prompts for the pictures of a calibration: drawn over the picture, or the user's own."""
+"""Prompts for calibration pictures: random ones, or those of a file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tap_deploy.prompts import Prompts
 
 BOXES, POINTS, SKETCHES = "boxes", "points", "sketches"
 KINDS = (BOXES, POINTS, SKETCHES)
-# Per picture, of each kind; the cost of a picture grows with them, the encoder's share does not.
+# Prompts per picture and kind; more of them cost time in the decoders only.
 NUM_BOXES, NUM_POINTS, NUM_SKETCHES = 4, 4, 2
 STROKE_POINTS = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationPrompts:
-    """Where prompts come from.
+    """The source of the prompts.
 
     Attributes:
-        own: name of a picture (as in the file) -> kind -> values; empty to draw all prompts.
-        digest: of the file; empty without one.
-        seed: of the draws.
+        own: file name of a picture -> kind -> values; pictures without an entry get random prompts.
+        digest: SHA-256 of the prompts file; empty without one.
+        seed: seed of the random prompts.
     """
 
     own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -39,14 +39,14 @@ class CalibrationPrompts:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, seed: int = 0) -> CalibrationPrompts:
-        """Read prompts from JSON: file name of a picture -> boxes, points, sketches.
+        """Load prompts from JSON: file name of a picture -> boxes, points, sketches.
 
-        ``{"street.jpg": {"boxes": [[x0, y0, x1, y1]], "points": [[[x, y, 1]]],
-        "sketches": [[[x, y], …]]}}``, in pixels of the picture. Pictures that the file does not
-        name get drawn prompts.
+        Format: ``{"street.jpg": {"boxes": [[x0, y0, x1, y1]], "points": [[[x, y, 1]]],
+        "sketches": [[[x, y], …]]}}``, in pixels of the picture. Pictures without an entry get
+        random prompts.
 
         Raises:
-            InputError: it cannot be read, or holds something else.
+            InputError: the file cannot be read, or has another structure.
         """
         try:
             data = pathlib.Path(path).read_bytes()
@@ -62,23 +62,23 @@ class CalibrationPrompts:
 
     @property
     def fingerprint(self) -> str:
-        """What the prompts depend on, besides the picture."""
+        """Identifier of everything that the prompts depend on besides the picture."""
         return f"{self.digest}:{self.seed}:{NUM_BOXES}:{NUM_POINTS}:{NUM_SKETCHES}"
 
     def for_image(self, path: pathlib.Path, digest: str, width: int, height: int) -> list[Prompts]:
-        """Return the prompts of a picture, one ``Prompts`` a kind.
+        """Return the prompts of a picture, one ``Prompts`` per kind.
 
-        Kinds are not mixed: all prompts of a call share one number of points, and the padding
-        is part of what the model sees.
+        Kinds are separate, because all prompts of a call are padded to the same number of points,
+        and results depend on that number.
 
         Args:
-            path: the picture; its name is looked up.
-            digest: SHA-256 of the file; with the seed it decides the draws.
-            width: pixels.
-            height: pixels.
+            path: the picture, looked up by its file name.
+            digest: SHA-256 of the picture; with the seed, it determines random prompts.
+            width: width of the picture, pixels.
+            height: height of the picture, pixels.
 
         Raises:
-            InputError: a prompt of the user's does not fit the picture.
+            InputError: a prompt from the file does not fit the picture.
         """
         own = self.own.get(path.name)
         if own is None:
@@ -97,10 +97,9 @@ class CalibrationPrompts:
 
 
 def drawn_prompts(rng: np.random.Generator, width: int, height: int) -> list[Prompts]:
-    """Draw boxes, points and sketches over a picture, of all sizes and everywhere.
+    """Return random boxes, points and sketches of all sizes and positions.
 
-    A box is prompted alone, a point alone, a sketch is a bent stroke: the three ways in which
-    people prompt the model.
+    They cover the three ways to prompt the model: a single box, a single point, a curved stroke.
     """
     size = np.array([width - 1, height - 1], np.float64)
     return [
@@ -111,7 +110,8 @@ def drawn_prompts(rng: np.random.Generator, width: int, height: int) -> list[Pro
 
 
 def _boxes(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
-    # Sides from a tenth of the picture to all of it; small objects are as frequent as large ones.
+    # Log-uniform sides from a tenth of the picture to all of it: small boxes are as frequent as
+    # large ones.
     sides = np.exp(rng.uniform(np.log(0.1), 0.0, (NUM_BOXES, 2))) * size
     sides = np.maximum(sides, np.minimum(size, 1.0))
     corners = rng.uniform(0.0, 1.0, (NUM_BOXES, 2)) * (size - sides)
@@ -125,7 +125,7 @@ def _points(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
 
 
 def _stroke(rng: np.random.Generator, size: np.ndarray) -> np.ndarray:
-    """A quadratic curve between three places, [STROKE_POINTS, 2]."""
+    """Return a random quadratic Bézier curve, float64 [STROKE_POINTS, 2]."""
     start, bend, end = rng.uniform(0.0, 1.0, (3, 2)) * size
     t = np.linspace(0.0, 1.0, STROKE_POINTS)[:, None]
     stroke: np.ndarray = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end

@@ -1,4 +1,4 @@
-"""The histograms of a calibration that is not finished, in a file: it can be interrupted."""
+"""On-disk state of an unfinished calibration, so that it can resume after an interruption."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ SAVE_INTERVAL_SECONDS = 30.0
 
 @dataclasses.dataclass(kw_only=True)
 class CalibrationState:
-    """Keeps histograms beside a cache, between pictures.
+    """Saves and restores the histograms of a calibration.
 
     Attributes:
-        path: the file; None keeps nothing.
-        identity: what the histograms depend on; those of another calibration are not taken.
+        path: the state file; None to save nothing.
+        identity: identifier of everything that the histograms depend on; a state with another
+            identity is ignored.
     """
 
     path: pathlib.Path | None
@@ -33,7 +34,7 @@ class CalibrationState:
     _saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def restore(self, histograms: Histograms) -> int:
-        """Fill histograms in, and return how many pictures they have seen; 0 for a new start."""
+        """Restore the histograms and return how many pictures they cover, 0 without a state."""
         if self.path is None or not self.path.is_file():
             return 0
         try:
@@ -46,17 +47,17 @@ class CalibrationState:
                 }
                 done = int(arrays["done"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return 0  # nothing is lost but time
+            return 0  # start over with an unreadable state
         for graph, tensors in found.items():
             for name, histogram in tensors.items():
                 histograms[graph][name].copy_from(histogram)
         return done
 
     def save(self, histograms: Histograms, done: int, *, always: bool = False) -> None:
-        """Write the file if the last time is a while ago.
+        """Write the file, at most once per ``SAVE_INTERVAL_SECONDS`` unless ``always``.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written.
         """
         now = time.monotonic()
         if self.path is None or (not always and now - self._saved < SAVE_INTERVAL_SECONDS):
@@ -73,13 +74,13 @@ class CalibrationState:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the file: the calibration is finished."""
+        """Delete the file, once the calibration is finished."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def identity(**parts: object) -> str:
-    """Return one text for everything that a state depends on."""
+    """Return the identity of a state as JSON text."""
     return json.dumps(parts, sort_keys=True, default=str)
 
 

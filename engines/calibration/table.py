@@ -1,4 +1,4 @@
-"""Ranges of the activations of a graph, as calibration found them; the files that keep them."""
+"""Calibrated activation ranges of a graph, and the calibration cache file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationTable:
-    """What calibration found out about one graph.
+    """Calibrated ranges of one graph.
 
     Attributes:
-        graph: its name, one of ``tap_deploy.graphs.GRAPH_NAMES``.
-        method: how thresholds were chosen, one of ``thresholds.METHODS``.
-        ranges: tensor name -> amax, the largest magnitude that shall be told apart; a larger one
-            is clipped. Names are those of the fp32 graph.
-        onnx_sha256: digest of the fp32 graph.
+        graph: name of the graph, one of ``tap_deploy.graphs.GRAPH_NAMES``.
+        method: method that chose the ranges, one of ``thresholds.METHODS``.
+        ranges: tensor name in the fp32 graph -> amax; larger magnitudes are clipped.
+        onnx_sha256: SHA-256 of the fp32 graph.
         data_fingerprint: digest of pictures, their order, prompts and seed.
-        num_samples: pictures that were looked at.
+        num_samples: number of calibration pictures.
 
     Raises:
         InputError: a range is not a finite number of at least 0.
@@ -51,10 +50,10 @@ class CalibrationTable:
     def require(
         self, *, method: str, onnx_sha256: str, data_fingerprint: str, tensors: set[str]
     ) -> None:
-        """Check that this table is what the same calibration would find again.
+        """Check that this table comes from the same calibration.
 
         Raises:
-            InputError: it is stale; the message says what differs.
+            InputError: the table is stale; the message says what differs.
         """
         expected = {
             "method": method,
@@ -77,7 +76,7 @@ class CalibrationTable:
 
 
 def save_tables(path: str | os.PathLike[str], tables: Mapping[str, CalibrationTable]) -> None:
-    """Write the tables of several graphs to a JSON file; it is whole or not there.
+    """Write the tables of several graphs to a JSON file, atomically.
 
     Raises:
         InputError: the file cannot be written.
@@ -89,10 +88,10 @@ def save_tables(path: str | os.PathLike[str], tables: Mapping[str, CalibrationTa
 
 
 def load_tables(path: str | os.PathLike[str]) -> dict[str, CalibrationTable]:
-    """Read all tables of a file, by graph name.
+    """Load all tables of a calibration cache, by graph name.
 
     Raises:
-        InputError: the file cannot be read, or is no calibration cache.
+        InputError: the file cannot be read, or is not a calibration cache.
     """
     problem = f"calibration cache {os.fspath(path)}"
     try:

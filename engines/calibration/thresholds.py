@@ -1,4 +1,4 @@
-"""The magnitude at which int8 shall clip, chosen from a histogram."""
+"""Choice of the int8 clipping threshold of a tensor from its histogram."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS as METHODS
 
-LEVELS = 127  # int8 without -128: symmetric
+LEVELS = 127  # symmetric int8, without -128
 PERCENTILE = 99.99
 
-# Thresholds that mse and entropy try go down from amax, this many octaves.
+# mse and entropy try thresholds in this many octaves below amax.
 SEARCH_OCTAVES = 10
 MSE_PER_OCTAVE, MSE_REFINEMENT = 8, 33
 ENTROPY_PER_OCTAVE = 16
 ENTROPY_LEVELS, BINS_PER_LEVEL = 128, 4  # magnitudes 0 to 127
-EMPTY = 1e-9  # share that stands for none: a divergence from nothing would be infinite
+EMPTY = 1e-9  # replaces a probability of 0, for which the divergence would be infinite
 
 Floats = npt.NDArray[np.float64]
 
 
 def threshold(histogram: MagnitudeHistogram, method: str) -> float:
-    """Return amax: magnitudes above it are clipped, the step of int8 is amax / 127.
+    """Return amax: larger magnitudes are clipped, and the int8 scale is amax / 127.
 
-    ``max`` clips nothing. ``percentile`` keeps 99.99 % of all values. ``mse`` makes the mean
-    squared error of the int8 values smallest. ``entropy`` makes the information that is lost (KL
-    divergence between the values and their int8 image) smallest.
+    ``max`` clips nothing. ``percentile`` keeps 99.99 % of all values. ``mse`` minimises the mean
+    squared quantization error. ``entropy`` minimises the KL divergence between the distributions
+    of the values and of their quantized values.
 
     Args:
-        histogram: of the tensor.
+        histogram: histogram of the tensor.
         method: one of ``METHODS``.
 
     Raises:
-        InputError: no such method.
+        InputError: unknown method.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
@@ -48,7 +48,7 @@ def threshold(histogram: MagnitudeHistogram, method: str) -> float:
 
 
 def percentile_threshold(histogram: MagnitudeHistogram, percentile: float) -> float:
-    """Return the magnitude below which a share of all values lies, zeros among them."""
+    """Return the magnitude at a percentile of all values, including zeros."""
     wanted = percentile / 100 * histogram.total - histogram.zeros
     cumulative = np.concatenate([[0], np.cumsum(histogram.counts)])
     place = max(0, int(np.searchsorted(cumulative, wanted)) - 1)
@@ -58,9 +58,9 @@ def percentile_threshold(histogram: MagnitudeHistogram, percentile: float) -> fl
 
 
 def mse_threshold(histogram: MagnitudeHistogram) -> float:
-    """Return the threshold with the smallest mean squared error, of candidates up to amax.
+    """Return the threshold up to amax with the smallest mean squared quantization error.
 
-    A coarse search, then a finer one around the best.
+    Searches a coarse grid, and then a fine one around the best candidate.
     """
     coarse = _candidates(histogram, MSE_PER_OCTAVE)
     place = _argmin_error(histogram, coarse)
@@ -70,7 +70,7 @@ def mse_threshold(histogram: MagnitudeHistogram) -> float:
 
 
 def clipping_error(histogram: MagnitudeHistogram, amax: float) -> float:
-    """Return the part of ``squared_error`` that values above the threshold have."""
+    """Return the contribution of clipped values to ``squared_error``."""
     edges = histogram.edges
     first = max(0, int(np.searchsorted(edges, amax, side="right")) - 1)
     integral = np.maximum(edges[first:] - amax, 0.0) ** 3 / 3
@@ -79,10 +79,10 @@ def clipping_error(histogram: MagnitudeHistogram, amax: float) -> float:
 
 
 def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
-    """Return the sum of ``(x - int8(x)) ** 2`` over all values, at a threshold.
+    """Return the sum of ``(x - int8(x)) ** 2`` over all values for a threshold.
 
-    Values are spread evenly over their bin and the error is integrated in closed form: a bin may
-    be as wide as a step, and its centre would then speak for none of its values.
+    Assumes a uniform distribution within each bin and integrates the error in closed form. A bin
+    can be as wide as an int8 step, so its centre would not represent its values.
     """
     used = np.flatnonzero(histogram.counts)
     integral = _error_integral(histogram.edges, amax)
@@ -91,7 +91,7 @@ def squared_error(histogram: MagnitudeHistogram, amax: float) -> float:
 
 
 def entropy_threshold(histogram: MagnitudeHistogram) -> float:
-    """Return the threshold whose int8 image loses the least information; the largest of equals."""
+    """Return the threshold with the smallest KL divergence; the largest one of equals."""
     cumulative = np.concatenate([[0], np.cumsum(histogram.counts)]).astype(np.float64)
     edges, candidates = histogram.edges, _candidates(histogram, ENTROPY_PER_OCTAVE)
     lost = [_divergence(edges, cumulative, float(amax)) for amax in candidates]
@@ -99,17 +99,17 @@ def entropy_threshold(histogram: MagnitudeHistogram) -> float:
 
 
 def _candidates(histogram: MagnitudeHistogram, per_octave: int) -> Floats:
-    """Thresholds from amax down, an even number of them in each octave."""
+    """Return thresholds from amax down, ``per_octave`` in each octave, evenly spaced in log."""
     steps = np.arange(SEARCH_OCTAVES * per_octave + 1)
     candidates: Floats = histogram.amax * 2.0 ** (-steps / per_octave)
     return candidates
 
 
 def _argmin_error(histogram: MagnitudeHistogram, candidates: Floats) -> int:
-    """Return which of the candidates, which fall, has the smallest error."""
+    """Return the index of the candidate with the smallest error; candidates must decrease."""
     errors: list[float] = []
     for amax in candidates.tolist():
-        # Below, clipping alone costs more than all of the best does: it only grows from here.
+        # The clipping error alone exceeds the best total, and it grows as the threshold decreases.
         if errors and clipping_error(histogram, amax) > min(errors):
             break
         errors.append(squared_error(histogram, amax))
@@ -117,7 +117,7 @@ def _argmin_error(histogram: MagnitudeHistogram, candidates: Floats) -> int:
 
 
 def _error_integral(x: Floats, amax: float) -> Floats:
-    """Integral of ``(t - int8(t)) ** 2`` over t from 0 to x."""
+    """Return the integral of ``(t - int8(t)) ** 2`` over t from 0 to x."""
     step = amax / LEVELS
     inner = np.minimum(x, amax) / step
     whole = np.floor(inner + 0.5)
@@ -128,13 +128,13 @@ def _error_integral(x: Floats, amax: float) -> Floats:
 
 
 def _divergence(edges: Floats, cumulative: Floats, amax: float) -> float:
-    """KL divergence of the values from their int8 image, at a threshold.
+    """Return the KL divergence between values and quantized values for a threshold.
 
-    P is the histogram up to the threshold, without the zeros, in 4 bins for each of 128 levels,
-    with all that is clipped in its last bin. Q is what int8 can tell of it: the mass of each level,
-    spread evenly over its bins that are not empty; of what was clipped it knows nothing. Other
-    calibrators have bins of a fixed width, and so more of them for higher thresholds; here all
-    thresholds are compared at the same number of bins.
+    P is the histogram up to the threshold, without zeros, with 4 bins per level for 128 levels; the
+    last bin includes all clipped values. Q is the quantized distribution: the mass of each level,
+    without clipped values, spread evenly over its non-empty bins. Other calibrators use bins of
+    fixed width, and therefore more bins for higher thresholds; here every threshold has the same
+    number of bins.
     """
     bins = np.linspace(0.0, amax, ENTROPY_LEVELS * BINS_PER_LEVEL + 1)
     kept = np.diff(np.interp(bins, edges, cumulative)).reshape(ENTROPY_LEVELS, BINS_PER_LEVEL)

@@ -1,1 +1,1 @@
-"""The verdict on int8: accuracy beside fp32, speed, and a report."""
+"""The verdict on int8: accuracy compared with fp32, speed, and a report."""

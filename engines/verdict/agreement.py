@@ -1,4 +1,4 @@
-"""Agreement: how far a candidate's answers are from those of the reference, on real regions."""
+"""Measurement of the agreement between a candidate's and the reference's answers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,19 @@ from tap_deploy.sessions.host_captioner import Captioner
 
 Sessions = Mapping[str, Session]
 
-# Fields of ``Regions`` whose signal to noise ratio is reported beside that of the encoder.
+# Fields of ``Regions`` whose signal-to-noise ratio is reported, in addition to the encoder's.
 _REGION_TENSORS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
 _CAPTIONS_PER_CALL = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One picture and what is asked about it; coordinates in pixels of the picture."""
+    """A picture with prompts.
+
+    Attributes:
+        image: the picture.
+        prompts: prompts in pixels of the picture.
+    """
 
     image: ImageSource
     prompts: Prompts
@@ -43,12 +48,19 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Answer:
-    """What the reference said; masks are packed to bits."""
+    """The reference's answers for one case.
+
+    Attributes:
+        encoded: the encoded picture.
+        regions: results without masks.
+        packed_masks: masks of all regions, packed to bits, uint8.
+        concepts: top concept of each region, int [P]; None without a vocabulary.
+    """
 
     encoded: EncodedImage
     regions: Regions
     packed_masks: np.ndarray
-    concepts: np.ndarray | None  # int [P], the likeliest
+    concepts: np.ndarray | None
 
     @property
     def masks(self) -> np.ndarray:
@@ -59,19 +71,19 @@ class _Answer:
 
 
 class ReferenceAnswers:
-    """The cases and what the reference says about them, made once for any number of candidates.
+    """The reference's answers for all cases, computed once for any number of candidates.
 
-    Memory holds per picture its embeddings, and per region one bit a pixel and the low
-    resolution logits of the chosen mask.
+    Keeps in memory the embeddings of each picture, and for each region one bit per pixel and the
+    low-resolution logits of the selected mask.
 
     Args:
-        sessions: the reference, one session per graph.
+        sessions: sessions of the reference, one per graph.
         config: sizes of the model.
         cases: pictures with prompts.
-        vocabulary: concepts to choose names from.
+        vocabulary: concepts that regions are classified into.
 
     Raises:
-        InputError: there are no regions, or a picture or prompt cannot be used.
+        InputError: there are no regions, or a picture or prompt is invalid.
     """
 
     def __init__(
@@ -94,11 +106,11 @@ class ReferenceAnswers:
             raise InputError("no regions to compare on; expected pictures with prompts")
 
     def agreement(self, sessions: Sessions) -> Agreement:
-        """Ask a candidate for the same regions and compare.
+        """Run a candidate on the same cases and compare its answers.
 
         Args:
-            sessions: the candidate: any mix, one session per graph. What comes before the first
-                session that is not the reference's own is not computed again.
+            sessions: sessions of the candidate, by graph; graphs without an entry use the
+                reference. Graphs before the first one that differs are not run again.
 
         Raises:
             SessionError: the backend failed.

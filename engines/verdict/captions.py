@@ -1,4 +1,4 @@
-"""Agreement of captions: equal tokens, where two captions part, and how close a call it was."""
+"""Agreement of captions: equal tokens, first divergences, and the logit margins there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ROWS_PER_CALL = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Where a caption first differs from the reference's.
+    """The first difference between a caption and the reference's.
 
     Attributes:
-        position: of the token, from 1.
-        logit_margin: the reference's logit of its own token minus that of the candidate's
-            there; near 0 the two were a coin toss to the reference itself.
+        position: position of the token, from 1.
+        logit_margin: the reference's logit of its own token minus its logit of the candidate's
+            token; near 0, the two were nearly tied.
     """
 
     position: int
@@ -33,13 +33,12 @@ class CaptionAgreement:
     """Agreement of the captions of all regions.
 
     Attributes:
-        tokens_equal: share of the reference's tokens (EOS included) that stand before the first
-            divergence.
-        identical: share of captions that are equal token for token.
-        divergences: how many are not.
-        median_position: of the first divergences, None if there are none.
-        median_margin: of the logit margins there, None if there are none.
-        largest_margin: of the logit margins there, None if there are none.
+        tokens_equal: share of the reference's tokens (including EOS) before the first divergence.
+        identical: share of captions with identical tokens.
+        divergences: number of captions that differ.
+        median_position: median position of the first divergences; None without divergences.
+        median_margin: median logit margin there; None without divergences.
+        largest_margin: largest logit margin there; None without divergences.
     """
 
     tokens_equal: float
@@ -56,7 +55,7 @@ class CaptionAgreement:
         equal_tokens: Sequence[int],
         divergences: Sequence[Divergence],
     ) -> CaptionAgreement:
-        """Sum up what was found region by region."""
+        """Aggregate the results of single regions."""
         positions = [item.position for item in divergences]
         margins = [item.logit_margin for item in divergences]
         return cls(
@@ -75,13 +74,13 @@ def first_divergences(
     """Compare captions row by row.
 
     Args:
-        expected: ids int64 [P, L]: BOS, the caption with its EOS, padding.
-        found: ids of the candidate, likewise.
-        lengths: int [P], tokens of the expected captions, EOS included, BOS not.
+        expected: caption ids of the reference, int64 [P, L]: BOS, caption with EOS, padding.
+        found: caption ids of the candidate, int64 [P, L].
+        lengths: tokens of the expected captions, including EOS but not BOS, int [P].
 
     Returns:
-        how many tokens are equal before the first divergence, int [P]; and its position in
-        the row, 0 where the captions are identical, int [P].
+        The number of equal tokens before the first divergence, int [P], and its position in the
+        row, 0 for identical captions, int [P].
     """
     differs = expected != found
     places = np.where(differs.any(axis=1), differs.argmax(axis=1), 0)
@@ -97,18 +96,18 @@ def reference_margins(
     found: np.ndarray,
     places: np.ndarray,
 ) -> np.ndarray:
-    """Return the reference's logit margins where captions part, float64 [D].
+    """Return the reference's logit margins at the first divergences, float64 [D].
 
     Args:
-        session: the reference's text decoder.
+        session: session of the reference's text decoder.
         config: sizes of the model.
-        semantic_tokens: float32 [D, C], those of the reference.
-        expected: its captions, int64 [D, L].
-        found: the candidate's, int64 [D, L].
-        places: position of the first divergence in each row, at least 1.
+        semantic_tokens: semantic tokens of the reference, float32 [D, C].
+        expected: captions of the reference, int64 [D, L].
+        found: captions of the candidate, int64 [D, L].
+        places: position of the first divergence in each row, at least 1, int [D].
     """
     margins = np.empty(len(places))
-    order = np.argsort(places)  # rows of like length together: a batch runs to its longest
+    order = np.argsort(places)  # group rows of similar length: a batch runs to its longest row
     for start in range(0, len(order), _ROWS_PER_CALL):
         rows = order[start : start + _ROWS_PER_CALL]
         margins[rows] = _margins(
@@ -125,7 +124,7 @@ def _margins(
     found: np.ndarray,
     places: np.ndarray,
 ) -> np.ndarray:
-    """Feed the expected captions step by step up to the last of the places."""
+    """Decode one batch with teacher forcing, and return the margins at ``places``."""
     steps = CaptionSteps(session, config, semantic_tokens)
     margins = np.empty(len(places))
     for position in range(1, int(places.max()) + 1):

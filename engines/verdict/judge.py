@@ -1,4 +1,4 @@
-"""Judging the INT8 of a bundle: measure, and decide."""
+"""Measurement of a bundle's int8 graphs, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ OnStage = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerdictOptions:
-    """How to judge.
+    """Options of a verdict.
 
     Attributes:
-        backend: what runs the INT8 graphs, and the float ones that they are timed against.
-        floors: the least agreement with the fp32 graphs.
-        speed: how long to measure; None to judge by the answers alone.
-        min_speedup: INT8 must be so many times faster than float to be used.
-        min_calibration_pictures: INT8 that was calibrated on fewer fails.
-        threads: CPU threads of a call; None for one per core.
+        backend: backend of the int8 graphs and of the float graphs they are timed against.
+        floors: minimum agreement with the fp32 graphs.
+        speed: options of the timing; None to judge accuracy only.
+        min_speedup: minimum speedup over float for an int8 graph to be used.
+        min_calibration_pictures: int8 graphs calibrated on fewer pictures fail.
+        threads: CPU threads per call; None for one per core.
     """
 
     backend: str = "onnxruntime"
@@ -68,12 +68,12 @@ class VerdictOptions:
 
     @property
     def variant(self) -> str:
-        """The variant of the graphs that this backend runs for INT8."""
+        """Graph variant that this backend runs for int8."""
         return variant_for(INT8, on_cpu=self.backend in CPU_BACKENDS)
 
     @property
     def float_variant(self) -> str:
-        """What a user of this backend would run instead."""
+        """Graph variant that this backend runs without int8."""
         return FP32 if self.variant == INT8_FP32 else FP16
 
 
@@ -86,20 +86,20 @@ def judge_bundle(
     others: Mapping[str, OtherRuntime] | None = None,
     on_stage: OnStage | None = None,
 ) -> Verdict:
-    """Measure the INT8 graphs of a bundle against its fp32 graphs, and decide.
+    """Compare the int8 graphs of a bundle with its fp32 graphs, and return the verdict.
 
     Args:
-        bundle: with fp32 and INT8 graphs.
-        cases: pictures that calibration did not see, with prompts.
-        options: how to judge.
-        calibrated_on: how many pictures calibration saw; None if that is not known.
-        others: other runtimes to be timed in the same run, e.g. PyTorch eager.
-        on_stage: called before each stage with its name.
+        bundle: bundle with fp32 and int8 graphs.
+        cases: pictures outside the calibration data, with prompts.
+        options: options of the verdict.
+        calibrated_on: number of calibration pictures; None if unknown.
+        others: other runtimes to time in the same run, such as PyTorch eager.
+        on_stage: called with the name of each stage before it starts.
 
     Raises:
         BundleError: the bundle lacks a variant.
         InputError: there are no regions.
-        SessionError: a graph cannot be loaded or run.
+        SessionError: a graph fails to load or run.
     """
     say = on_stage if on_stage is not None else _say_nothing
     with contextlib.ExitStack() as stack:
@@ -134,10 +134,10 @@ def judge_bundle(
 
 
 def require_variants(bundle: Bundle, options: VerdictOptions) -> None:
-    """Check that a bundle has all graphs that a judgement runs.
+    """Check that a bundle has all graph variants that a verdict needs.
 
     Raises:
-        BundleError: it lacks a variant.
+        BundleError: a variant is missing.
     """
     needed = (FP32, options.variant, options.float_variant)
     missing = [variant for variant in needed if variant not in bundle.manifest.graphs]
@@ -149,7 +149,7 @@ def require_variants(bundle: Bundle, options: VerdictOptions) -> None:
 
 
 class _Judge:
-    """The sessions of one judgement, and what is measured with them."""
+    """Loads the sessions of one verdict and measures them."""
 
     def __init__(
         self, bundle: Bundle, options: VerdictOptions, stack: contextlib.ExitStack
@@ -167,7 +167,7 @@ class _Judge:
         self, stack: contextlib.ExitStack, backend: str, precision: str
     ) -> dict[str, Session]:
         threads = self._options.threads
-        # What is marked as failed must be judged again, too: hence file by file, or as allowed.
+        # Graphs that are marked as failed can be judged again: load them without the refusal.
         if backend in CPU_BACKENDS:
             variant = variant_for(precision, on_cpu=True)
             return {
@@ -262,4 +262,4 @@ def _bytes_of(bundle: Bundle, record: GraphRecord) -> int:
 
 
 def _say_nothing(stage: str) -> None:
-    """Take the place of a progress callback."""
+    """Ignore progress; the default callback."""

@@ -1,4 +1,4 @@
-"""Which kernels really run: read from onnxruntime's optimised graph, or the engine inspector."""
+"""Kernels that really run, from onnxruntime's optimised graph or the engine inspector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tap_deploy.sessions.ort.session import (
     session_options,
 )
 
-# What onnxruntime's fusions turn a product of quantized values into.
+# Operators that onnxruntime's fusions create for matrix products of quantized values.
 _INTEGER_PRODUCTS = {
     "ConvInteger",
     "DynamicQuantizeMatMul",
@@ -47,16 +47,16 @@ _FLOAT_PRODUCTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
-    """Products of a graph as they are executed.
+    """Matrix products and convolutions of a graph as executed.
 
     Attributes:
-        integer: with integer kernels.
-        float_weights: with float kernels and constant weights.
-        float_activations: with float kernels, of two activations, as in attention.
-        quantize: QuantizeLinear nodes that are left.
-        dequantize: DequantizeLinear nodes that are left; one in front of a float product means
-            that it was quantized on paper only.
-        op_types: operator -> number of nodes of the optimised graph.
+        integer: number of products with integer kernels.
+        float_weights: number of float products with constant weights.
+        float_activations: number of float products of two activations, as in attention.
+        quantize: number of remaining QuantizeLinear nodes.
+        dequantize: number of remaining DequantizeLinear nodes; one before a float product means
+            that the product does not run in int8.
+        op_types: operator -> number of nodes in the optimised graph.
     """
 
     integer: int
@@ -68,25 +68,24 @@ class KernelCount:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """One line for the report."""
         total = self.integer + self.float_weights + self.float_activations
         return f"{self.integer} of {total} products run on integers"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCount:
-    """Layers of an engine, as its inspector tells.
+    """Layers of an engine according to its inspector.
 
     Attributes:
-        precisions: what a layer computes in -> number of layers, as ``precisions_from_json``
-            counts them.
+        precisions: precision -> number of layers, see ``precisions_from_json``.
     """
 
     precisions: dict[str, int]
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """One line for the report."""
         total = sum(self.precisions.values())
         return (
             f"{self.precisions.get('int8', 0)} of {total} layers multiply int8 (engine inspector)"
@@ -94,7 +93,7 @@ class LayerCount:
 
 
 def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> LayerCount | None:
-    """Return what is known of the layers of a built engine; None if no GPU has looked at it."""
+    """Return the layer counts of a built engine; None if no GPU has inspected it."""
     wanted = (backend, variant, graph)
     for _, record in all_records(bundle):
         if (record.backend, record.variant, record.graph) != wanted:
@@ -105,7 +104,7 @@ def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> 
 
 
 def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
-    """Let onnxruntime optimise a graph for this CPU, and count what it would run.
+    """Optimise a graph with onnxruntime for this CPU, and count its kernels.
 
     Raises:
         SessionError: onnxruntime cannot load the graph.
@@ -116,7 +115,7 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
         options = session_options(onnxruntime)
         options.add_session_config_entry(*EXACT_INT8)
         options.optimized_model_filepath = os.fspath(optimised)
-        # Weights beside the graph: it may exceed what a protobuf can hold, and is read without.
+        # Keep weights in a separate file: they may exceed a protobuf's limit and are not read.
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "weights.bin"
         )
@@ -125,16 +124,16 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
                 onnxruntime.InferenceSession(
                     os.fspath(path), options, providers=["CPUExecutionProvider"]
                 )
-        except Exception as exc:  # a class of its own per status code, with no common base
+        except Exception as exc:  # onnxruntime has one class per status code, no common base
             raise SessionError(f"onnxruntime cannot load {path}: {first_line(exc)}") from exc
         return count_kernels(onnx.load(optimised, load_external_data=False))
 
 
 def count_kernels(model: onnx.ModelProto) -> KernelCount:
-    """Count the products of an optimised graph."""
+    """Count the matrix products and convolutions of an optimised graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
-    dequantized = {  # a constant, with or without a DequantizeLinear behind it
+    dequantized = {  # weights that a DequantizeLinear converts back to float
         node.output[0]
         for node in model.graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in constants

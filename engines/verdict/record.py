@@ -1,4 +1,4 @@
-"""The verdict in the bundle: the report, the mark, and the best mix in place of all INT8."""
+"""Storage of a verdict in the bundle: report, mark, and the best mix of int8 and float graphs."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ EXCLUSIONS_FILE = f"{REPORTS_FOLDER}/exclusions.json"
 def record_verdict(
     bundle: Bundle, verdict: Verdict, *, notes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the report into the bundle, make INT8 the best mix, and mark what failed.
+    """Write the report and the mark into the bundle, and apply the best mix.
 
-    The mark goes to both INT8 variants, whose Q/DQ nodes are the same; but a passed verdict does
-    not lift the failure of a variant that was judged itself, on another backend. A failed one
-    leaves the graphs as they are. A passed one puts the float graph in the place of each INT8
-    graph that does not pay, in the variant that was judged only.
+    The mark applies to both int8 variants, which have the same Q/DQ nodes, but a pass does not lift
+    the failure of a variant that was judged itself on another backend. A failed verdict does not
+    change graphs. A passed one replaces each int8 graph that is not used by the float graph, in the
+    judged variant only.
 
     Args:
-        bundle: the one that was judged.
-        verdict: the decision.
-        notes: what else the report shall say: data, mixed precision, SmoothQuant.
+        bundle: the judged bundle.
+        verdict: the verdict.
+        notes: further sections of the report: data, mixed precision, SmoothQuant.
 
     Returns:
-        the report, plain JSON types.
+        The report, plain JSON types.
 
     Raises:
-        InputError: the bundle cannot be written, or another process holds it.
-        BundleError: another process changed the graphs, or found that they fail, meanwhile; nothing
-            is written.
+        InputError: the bundle cannot be written, or another process has locked it.
+        BundleError: another process changed the graphs or recorded a failure meanwhile; nothing is
+            written.
     """
     report = report_from_verdict(bundle, verdict, notes or {})
     name = f"{VERDICT_PREFIX}{verdict.variant}"
@@ -90,17 +90,17 @@ def _marked(
     earlier: VerdictMark | None,
     record: PrecisionRecord,
 ) -> PrecisionRecord:
-    """Return the record of a variant with the mark of a verdict, unless a failure must stay.
+    """Return the record of a variant with the mark, unless a recorded failure must stay.
 
     Args:
-        variant: the variant that gets the mark.
-        mark: the mark.
-        mix: graph name -> its variant; None leaves the mix of the record.
-        earlier: the mark before the graphs were judged.
-        record: the current record.
+        variant: variant to mark.
+        mark: the new mark.
+        mix: graph name -> its variant; None keeps the mix of the record.
+        earlier: mark of the variant before the graphs were judged.
+        record: current record of the variant.
 
     Raises:
-        BundleError: it passed, but failed another verdict meanwhile.
+        BundleError: the variant passed, but another verdict failed it meanwhile.
     """
     found = record.verdict
     if mark.passed and found is not None and not found.passed:
@@ -117,7 +117,7 @@ def _marked(
 def report_from_verdict(
     bundle: Bundle, verdict: Verdict, notes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return everything that the report says, plain JSON types."""
+    """Return the content of the report, plain JSON types."""
     record = bundle.manifest.precision_record(verdict.variant)
     report: dict[str, Any] = {
         "schema_version": 1,
@@ -132,7 +132,7 @@ def report_from_verdict(
 
 
 def conditions() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return date, CPU and package versions, on which the figures depend."""
     host = Host()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -152,7 +152,7 @@ def _versions(*packages: str) -> Iterator[tuple[str, str]]:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON cannot write, by null."""
+    """Replace NaN and infinity, which JSON does not support, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Pictures and regions to judge on: held back from the calibration, or given for it."""
+"""Pictures and regions to judge on, held back from the calibration data or given separately."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tap_deploy.prompts import Prompts
 
 HELD_OUT_SHARE = 0.2
 REGIONS_PER_IMAGE = 8
-# A proposal is a region if it is neither a speck nor the picture, and not one that is there.
-_GRID = 6  # points a side
+# A proposal is dropped if it is too small, covers most of the picture, or repeats another region.
+_GRID = 6  # points per side
 _AREA_SHARES = (0.002, 0.7)
 _SAME_REGION_IOU = 0.7
 
 
 def split_images(images: CalibrationImages) -> tuple[CalibrationImages, CalibrationImages]:
-    """Part pictures into those to calibrate on and those to judge on, by their content.
+    """Split pictures into those to calibrate on and those to judge on.
 
-    A file's SHA-256 decides, so a picture stays on its side when others come and go. At least
-    one is on either side.
+    The SHA-256 of a file decides, so that a picture stays on its side when others are added or
+    removed. Each side has at least one picture.
 
     Args:
-        images: at least two.
+        images: at least two pictures.
 
     Returns:
-        pictures to calibrate on, pictures to judge on.
+        Pictures to calibrate on, and pictures to judge on.
 
     Raises:
-        InputError: there are not two.
+        InputError: fewer than two pictures.
     """
     if len(images) < 2:
         raise InputError(
@@ -53,10 +53,10 @@ def split_images(images: CalibrationImages) -> tuple[CalibrationImages, Calibrat
 
 
 def without(images: CalibrationImages, digests: set[str]) -> CalibrationImages:
-    """Return pictures without those of the given SHA-256.
+    """Return the pictures whose SHA-256 is not in ``digests``.
 
     Raises:
-        InputError: none is left.
+        InputError: no picture is left.
     """
     pairs = zip(images.paths, images.digests, strict=True)
     kept = [(path, digest) for path, digest in pairs if digest not in digests]
@@ -79,15 +79,15 @@ def cases_from_images(
     *,
     prompts: CalibrationPrompts | None = None,
 ) -> Iterator[Case]:
-    """Yield pictures with prompts: the user's own, or regions that the reference proposes.
+    """Yield pictures with the user's prompts, or with regions that the reference proposes.
 
-    The reference is asked with a grid of points; the masks that it rates highest, without those
-    that repeat another, become the regions. They are prompted by box and by point in turns.
+    The reference is prompted with a grid of points. The masks with the highest predicted IoU,
+    without duplicates, become the regions, prompted by box and by point alternately.
 
     Args:
         predictor: the reference.
-        images: pictures.
-        prompts: the user's own, for the pictures that they name.
+        images: the pictures.
+        prompts: the user's prompts; pictures without an entry get proposals.
 
     Raises:
         InputError: a picture cannot be read, or a prompt does not fit it.
@@ -100,12 +100,12 @@ def cases_from_images(
         else:
             parts = [propose(predictor, rgb, REGIONS_PER_IMAGE)]
         source = _source(path, rgb)
-        for part in parts:  # kinds are not mixed: their padding is part of what the model sees
+        for part in parts:  # one case per kind, because results depend on the number of points
             yield Case(image=source, prompts=part)
 
 
 def _source(path: pathlib.Path, rgb: np.ndarray) -> ImageSource:
-    """Return the path, which is small, unless the file needs to be converted to be read."""
+    """Return the path, to save memory, unless the file must be converted to 8-bit RGB."""
     try:
         load_image(path)
     except InputError:
@@ -114,7 +114,7 @@ def _source(path: pathlib.Path, rgb: np.ndarray) -> ImageSource:
 
 
 def propose(predictor: TapPredictor, image: ImageSource, limit: int) -> Prompts:
-    """Return prompts for up to ``limit`` regions that the reference finds on a grid of points."""
+    """Return prompts for up to ``limit`` regions that the reference finds with a grid of points."""
     rgb = load_image(image)
     height, width = rgb.shape[:2]
     places = (np.arange(_GRID) + 0.5) / _GRID
@@ -122,7 +122,7 @@ def propose(predictor: TapPredictor, image: ImageSource, limit: int) -> Prompts:
     regions = predictor.predict(rgb, points=points, captions=False)
     assert regions.masks is not None
     chosen = _distinct(regions.masks, np.argsort(-regions.iou_predictions, kind="stable"), limit)
-    if not chosen:  # nothing like a region anywhere: ask for the points themselves
+    if not chosen:  # no usable mask: prompt with the first points of the grid
         return regions.prompts[:limit]
     parts = []
     for place, index in enumerate(chosen):
@@ -135,7 +135,7 @@ def propose(predictor: TapPredictor, image: ImageSource, limit: int) -> Prompts:
 
 
 def _distinct(masks: np.ndarray, order: np.ndarray, limit: int) -> list[int]:
-    """Return indices of masks in the order given, without specks, whole pictures and repeats."""
+    """Return indices of masks in order, without tiny masks, whole pictures and duplicates."""
     shares = masks.mean(axis=(1, 2))
     chosen: list[int] = []
     for index in order.tolist():

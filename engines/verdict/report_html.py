@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else."""
+"""The report as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NONE = "-"
 
 
 def html_from_report(report: Mapping[str, Any]) -> str:
-    """Return a whole HTML document.
+    """Return the report as an HTML document.
 
     Args:
-        report: what ``verdict_record.report_from_verdict`` returns.
+        report: report from ``record.report_from_verdict``.
     """
     title = f"INT8 verdict: {report['model']} ({report['variant']}, {report['backend']})"
     parts = [
@@ -68,7 +68,7 @@ def _sentences(graphs: Mapping[str, Any]) -> str:
 
 
 def _subjects(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name of a row -> agreement."""
+    """Return the agreement of each table row by the row's name."""
     rows = {f"{n} alone": graph["agreement"] for n, graph in report["graphs"].items()}
     rows["everything in INT8"] = report["whole"]["everything_int8"]
     rows["best mix"] = report["whole"]["agreement"]
@@ -151,7 +151,7 @@ def _noise_table(report: Mapping[str, Any]) -> str:
 
 
 def _optional(report: Mapping[str, Any]) -> list[str]:
-    """Sections on what was done about accuracy, where something was."""
+    """Return the sections on mixed precision, budget and SmoothQuant, if present."""
     parts = []
     if mixed := report.get("mixed_precision"):
         parts += ["<h2>Mixed precision</h2>", _ranking(mixed)]

@@ -1,4 +1,4 @@
-"""How long the graphs take, candidates in turns, on inputs that occur in use."""
+"""Timing of the graphs and of the whole pipeline, candidates in turns, on realistic inputs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ WHOLE = "whole"
 PROMPTS_PER_CALL = 16
 
 Call = Callable[[], object]
-# Graph -> a call that does in another runtime what the graph does on these inputs; and under
-# ``WHOLE``, if it can, one for the whole way.
+# Returns graph name -> a call that runs the graph on the inputs in another runtime, and optionally
+# ``WHOLE`` -> a call that runs the whole pipeline.
 OtherRuntime = Callable[["SpeedInputs"], Mapping[str, Call]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
-    """How long to measure each candidate."""
+    """Duration of the timing of each candidate.
+
+    Attributes:
+        min_iterations: minimum number of calls.
+        min_seconds: minimum total duration, seconds.
+        warm_up_seconds: minimum duration of the warm-up, seconds.
+    """
 
     min_iterations: int = MIN_ITERATIONS
     min_seconds: float = MIN_SECONDS
@@ -37,16 +43,16 @@ class SpeedOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SpeedInputs:
-    """What all candidates are timed on.
+    """Inputs of the timed calls, the same for all candidates.
 
     Attributes:
-        case: picture and prompts of the whole.
-        images: uint8 ``[1, S, S, 3]`` BGR, the picture in the model frame.
-        image_embeddings: float32 ``[1, C, grid, grid]``, the reference's.
-        point_coords: float32 ``[16, N, 2]``, model frame.
-        point_labels: int32 ``[16, N]``.
-        semantic_tokens: float32 ``[1, C]``, the reference's for the first prompt.
-        num_tokens: tokens of the caption that is written.
+        case: picture and prompts for the whole pipeline.
+        images: picture in the model frame, uint8 BGR ``[1, S, S, 3]``.
+        image_embeddings: embeddings from the reference, float32 ``[1, C, grid, grid]``.
+        point_coords: points in pixels of the model frame, float32 ``[16, N, 2]``.
+        point_labels: codes of ``PointLabel``, int32 ``[16, N]``.
+        semantic_tokens: semantic token of the first prompt from the reference, float32 ``[1, C]``.
+        num_tokens: length of the caption, tokens.
     """
 
     case: Case
@@ -59,7 +65,7 @@ class SpeedInputs:
 
     @classmethod
     def from_case(cls, sessions: Sessions, config: TapConfig, case: Case) -> SpeedInputs:
-        """Ask the reference for what comes between the graphs."""
+        """Compute the inputs of each graph with the reference."""
         images, frame = model_image(load_image(case.image), config.image_size)
         predictor = TapPredictor(sessions, config)
         encoded = predictor.encode(case.image)
@@ -77,7 +83,7 @@ class SpeedInputs:
 
     @property
     def mask_request(self) -> np.ndarray:
-        """Ask for the token that answers, int32 ``[16, 1]``."""
+        """Request for the answering token of each prompt, int32 ``[16, 1]``."""
         return request_answers(len(self.point_labels))
 
 
@@ -93,15 +99,15 @@ def measure_graphs(
     """Time every graph of every candidate in turns.
 
     Args:
-        candidates: name -> a session per graph, in whatever precision.
+        candidates: name -> one session per graph, in any precision.
         config: sizes of the model.
-        inputs: what to run.
-        options: how long to measure.
-        others: name -> another runtime to stand in the same run, such as PyTorch.
-        on_stage: called before each graph with its name.
+        inputs: inputs of the calls.
+        options: duration of the timing.
+        others: name -> another runtime to time in the same run, such as PyTorch.
+        on_stage: called with the name of each graph before it is timed.
 
     Returns:
-        graph name -> name of the candidate -> latency.
+        Graph name -> name of the candidate -> latency.
     """
     elsewhere = {name: runtime(inputs) for name, runtime in (others or {}).items()}
     found = {}
@@ -122,9 +128,10 @@ def measure_whole(
     *,
     others: Mapping[str, OtherRuntime] | None = None,
 ) -> dict[str, Latency]:
-    """Time the whole way from picture to masks and captions; sessions with float32 borders.
+    """Time the whole pipeline from picture to masks and captions.
 
-    Arguments as in ``measure_graphs``. Other runtimes stand in the same run if they can do it.
+    Arguments as in ``measure_graphs``; sessions must have float32 inputs and outputs. Other
+    runtimes are included if they provide ``WHOLE``.
     """
     calls: dict[str, Call] = {}
     for name, sessions in candidates.items():
@@ -163,10 +170,10 @@ def _feed(inputs: SpeedInputs, name: str, dtype: str) -> np.ndarray:
 def write_caption(
     session: Session, config: TapConfig, semantic_tokens: np.ndarray, num_tokens: int
 ) -> np.ndarray:
-    """Decode a fixed number of tokens, with no early end, so that all candidates do the same.
+    """Decode a fixed number of tokens regardless of EOS, so that all candidates do equal work.
 
     Returns:
-        ids int32 ``[num_tokens]`` of the first row.
+        Ids of the first row, int32 ``[num_tokens]``.
     """
     steps = CaptionSteps(session, config, semantic_tokens)
     ids = np.full(len(semantic_tokens), BOS_ID, np.int32)

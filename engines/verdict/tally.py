@@ -1,4 +1,4 @@
-"""Sums over regions of how far a candidate agrees with the reference."""
+"""Aggregation of a candidate's agreement with the reference over all regions."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tap_deploy.engines.verdict.captions import (
     Divergence,
 )
 
-_LARGEST_SQNR_DB = 200.0  # stands for "no difference at all", which JSON cannot write
+_LARGEST_SQNR_DB = 200.0  # replaces infinity (no difference), which JSON does not support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Agreement of two subjects over all regions; shares and IoU are in 0..1.
+    """Agreement of a candidate with the reference over all regions; shares and IoUs are 0..1.
 
     Attributes:
-        images: pictures.
-        regions: prompts on them.
-        mask_iou: mean intersection over union of the two masks, at the size of the picture.
-        mask_iou_worst: mean of the worst twentieth of the regions.
-        same_mask_token: share of regions that the same mask token answered.
-        concept_top1: share of regions with the same likeliest concept; None without a vocabulary.
-        iou_drift: mean absolute difference of the IoU predictions.
+        images: number of pictures.
+        regions: number of regions.
+        mask_iou: mean IoU between the masks of reference and candidate, at picture size.
+        mask_iou_worst: mean IoU of the worst 5 % of the regions.
+        same_mask_token: share of regions with the same selected mask token.
+        concept_top1: share of regions with the same top concept; None without a vocabulary.
+        iou_drift: mean absolute difference of the predicted IoUs.
         captions: agreement of the captions.
-        sqnr_db: tensor -> signal to quantization noise ratio, decibels.
+        sqnr_db: tensor name -> signal-to-quantization-noise ratio, dB.
     """
 
     images: int
@@ -47,7 +47,7 @@ class Agreement:
 
 
 class _Tally:
-    """One entry per region, and sums of squares per tensor."""
+    """Collects results per region, and signal and noise energy per tensor."""
 
     def __init__(self) -> None:
         self.mask_ious: list[float] = []

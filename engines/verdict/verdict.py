@@ -1,4 +1,4 @@
-"""The verdict: use INT8 or keep the float graph, and why; passed or not."""
+"""The verdict: int8 or float for each graph, with reasons, and whether int8 passed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tap_deploy.errors import InputError
 from tap_deploy.precisions import INT8
 from tap_deploy.timing import Latency
 
-# One real picture can pass every other floor on pictures that look like it, by luck.
+# With fewer calibration pictures, int8 can pass the other floors by chance on similar pictures.
 MIN_CALIBRATION_PICTURES = 8
 NOT_KNOWN = "not known without a GPU"
-# Name of the candidate beside INT8 in the timings.
+# Name of the float candidate in the timings.
 FLOAT = "float"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Floors:
-    """The least agreement with the fp32 graphs that passes, 0..1 each.
+    """Minimum agreement with the fp32 graphs, 0..1 each.
 
     Attributes:
-        mask_iou: mean IoU of the masks.
-        concept_top1: share of regions with the same likeliest concept.
-        captions_identical: share of captions that are equal token for token.
+        mask_iou: minimum mean IoU of the masks.
+        concept_top1: minimum share of regions with the same top concept.
+        captions_identical: minimum share of captions with identical tokens.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value is out of range.
     """
 
     mask_iou: float = 0.97
@@ -43,7 +43,7 @@ class Floors:
                 raise InputError(f"floor {name} is {value}; expected 0 to 1")
 
     def failures(self, agreement: Agreement) -> list[str]:
-        """Return what falls short, as readable parts of a sentence. What is no number does."""
+        """Return the values below their floors, as parts of a sentence; NaN counts as below."""
         found = {
             "mean mask IoU": (agreement.mask_iou, self.mask_iou),
             "concept top-1 agreement": (agreement.concept_top1, self.concept_top1),
@@ -61,16 +61,16 @@ class Floors:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphFacts:
-    """What was measured of one graph.
+    """Measurements of one graph.
 
     Attributes:
-        graph: its name.
-        agreement: with this graph in INT8 and the others as in the reference.
-        kernels: what really runs; None where that cannot be known.
-        int8_bytes: size of its file.
-        float_bytes: size of the file it would replace.
-        latency: candidate -> time of a call; empty if speed was not measured.
-        kept_before: it is the float graph already, by an earlier verdict.
+        graph: name of the graph.
+        agreement: agreement with the reference when only this graph is int8.
+        kernels: kernels that really run; None if unknown.
+        int8_bytes: size of the int8 graph's files, bytes.
+        float_bytes: size of the float graph's files, bytes.
+        latency: candidate -> latency of a call; empty if not measured.
+        kept_before: whether an earlier verdict has already replaced it by the float graph.
     """
 
     graph: str
@@ -83,12 +83,12 @@ class GraphFacts:
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster INT8 is than float, by the medians; None if not measured."""
+        """Speedup of int8 over float by the medians; None if not measured."""
         return speedup(self.latency)
 
 
 def speedup(latency: Mapping[str, Latency]) -> float | None:
-    """Return median of float / median of INT8, None unless both were measured."""
+    """Return median float latency over median int8 latency; None unless both were measured."""
     if INT8 not in latency or FLOAT not in latency:
         return None
     return latency[FLOAT].median_ms / latency[INT8].median_ms
@@ -99,10 +99,10 @@ class GraphVerdict:
     """The decision about one graph.
 
     Attributes:
-        facts: what it rests on.
-        use_int8: else the float graph stays.
-        sentence: the decision and its reason, for people.
-        failures: where its answers fall below the floors; makes the whole fail.
+        facts: the measurements.
+        use_int8: whether the int8 graph is used instead of the float graph.
+        sentence: decision and reason, for the report.
+        failures: values below their floors; any failure fails the whole verdict.
     """
 
     facts: GraphFacts
@@ -134,7 +134,7 @@ def _kernels_in_mix(graph: GraphVerdict, float_variant: str) -> str:
 
 
 def latency_dict(latency: Mapping[str, Latency]) -> dict[str, Any]:
-    """Return timings as plain JSON types, with a note on each whether it is noisy."""
+    """Return latencies as plain JSON types, each with ``is_noisy``."""
     return {
         name: dataclasses.asdict(value) | {"is_noisy": value.is_noisy}
         for name, value in latency.items()
@@ -144,13 +144,13 @@ def latency_dict(latency: Mapping[str, Latency]) -> dict[str, Any]:
 def graph_verdict(
     facts: GraphFacts, floors: Floors, *, float_name: str, min_speedup: float
 ) -> GraphVerdict:
-    """Decide about a graph: accuracy first, then whether it pays.
+    """Decide whether a graph uses int8, by accuracy first and then by speed.
 
     Args:
-        facts: what was measured.
-        floors: the least agreement.
-        float_name: what people call the alternative: FP16 or FP32.
-        min_speedup: INT8 must be so many times faster to be worth it.
+        facts: the measurements.
+        floors: minimum agreement.
+        float_name: name of the alternative for the sentence, FP16 or FP32.
+        min_speedup: minimum speedup for int8 to be used.
     """
     failures = tuple(floors.failures(facts.agreement))
     keep = f"keep {float_name} for the {facts.graph}"
@@ -194,19 +194,20 @@ def _closeness(agreement: Agreement) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The decision about a bundle's INT8.
+    """The verdict on a bundle's int8 graphs.
 
     Attributes:
-        variant: the variant that was judged, see ``tap_deploy.precisions``.
-        float_variant: what stands in where INT8 is not used.
-        backend: what ran the graphs.
-        floors: the least agreement.
-        graphs: name -> decision.
-        everything_int8: agreement with all graphs quantized.
-        mix: agreement of the best mix: INT8 where it is used.
-        whole_latency: the whole way, float and mix (called ``int8``); empty if not measured.
-        calibrated_on: how many pictures the ranges come from; None if that is not known.
-        min_calibration_pictures: how many there must be.
+        variant: judged variant, see ``tap_deploy.precisions``.
+        float_variant: variant that replaces int8 graphs that are not used.
+        backend: backend that ran the graphs.
+        floors: minimum agreement.
+        graphs: graph name -> decision.
+        everything_int8: agreement with all graphs in int8.
+        mix: agreement of the best mix, with int8 only for graphs that use it.
+        whole_latency: candidate -> latency of the whole pipeline, for float and for the mix (named
+            ``int8``); empty if not measured.
+        calibrated_on: number of calibration pictures; None if unknown.
+        min_calibration_pictures: required number of calibration pictures.
     """
 
     variant: str
@@ -222,7 +223,7 @@ class Verdict:
 
     @property
     def failures(self) -> list[str]:
-        """Everything that falls below the floors: calibration data, graphs alone, and the mix."""
+        """All failures: too few calibration pictures, single graphs, and the best mix."""
         found = []
         if self.calibrated_on is not None and self.calibrated_on < self.min_calibration_pictures:
             found.append(
@@ -238,12 +239,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """True if there were graphs and regions, and no answer falls below the floors."""
+        """Whether there are graphs and regions, and no failures."""
         return bool(self.graphs) and self.mix.regions > 0 and not self.failures
 
     @property
     def variants(self) -> dict[str, str]:
-        """Graph -> the variant that is the best mix."""
+        """Graph name -> variant in the best mix."""
         return {
             name: self.variant if graph.use_int8 else self.float_variant
             for name, graph in self.graphs.items()
@@ -251,7 +252,7 @@ class Verdict:
 
     @property
     def mix_bytes(self) -> int:
-        """Size of the graphs of the best mix."""
+        """Size of the graphs of the best mix, bytes."""
         return sum(
             graph.facts.int8_bytes if graph.use_int8 else graph.facts.float_bytes
             for graph in self.graphs.values()
@@ -259,12 +260,12 @@ class Verdict:
 
     @property
     def float_bytes(self) -> int:
-        """Size of the graphs that would be used without INT8."""
+        """Size of the float graphs, bytes."""
         return sum(graph.facts.float_bytes for graph in self.graphs.values())
 
     @property
     def kernels_summary(self) -> str:
-        """What runs on integers in the best mix, graph by graph."""
+        """Integer kernels of the best mix, graph by graph."""
         return "; ".join(
             f"{name}: {_kernels_in_mix(graph, self.float_variant)}"
             for name, graph in self.graphs.items()
@@ -272,7 +273,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The whole in one sentence."""
+        """The verdict in one sentence."""
         if not self.passed:
             return (
                 f"FAILED: INT8 is not fit for use: {'; '.join(self.failures)}; calibrate on more "
