@@ -116,9 +116,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
     """Graph name -> ``CalibrationTable`` of everything that could be quantized, method max."""
-    import onnx_ir as ir
-
-    from tap_deploy.engines.calibration.chain import calibrate_bundle
+    pytest.importorskip("onnx_ir")
+    from tap_deploy.engines.calibration.chain import calibrate
     from tap_deploy.engines.calibration.pictures import CalibrationImages
     from tap_deploy.engines.qdq.chosen_nodes import (
         attention_nodes,
@@ -126,14 +125,14 @@ def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
         tensors_to_calibrate,
     )
 
-    tensors = {}
-    for name, plan in default_plans(micro_bundle).items():
-        model = ir.load(micro_bundle.graph_path(name, "fp32"))
+    tensors, fp32 = {}, micro_bundle.variant("fp32")
+    for name, plan in default_plans(fp32).items():
+        model = fp32.load(name)
         sums = tuple(n.name for n in model.graph if n.op_type == "Add" and is_residual(n))
         nodes = (*plan.nodes, *attention_nodes(model), *sums)
         tensors[name] = tensors_to_calibrate(model, nodes)
     images = CalibrationImages.from_path(pictures)
-    return calibrate_bundle(micro_bundle, images, method="max", tensors=tensors, threads=1)
+    return calibrate(fp32, images, method="max", tensors=tensors, threads=1)
 
 
 def is_residual(node: Any) -> bool:

@@ -143,3 +143,15 @@ def test_no_imports_form_a_circle() -> None:
         graphlib.TopologicalSorter(imports()).prepare()
     except graphlib.CycleError as exc:
         pytest.fail(" -> ".join(exc.args[1]))
+
+
+def test_the_file_of_weights_is_named_in_one_place() -> None:
+    """Only ``weights_file`` spells the suffix."""
+    found = [
+        module_name(path)
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".data")
+    ]
+    assert found == ["tap_deploy.bundle.manifest"]

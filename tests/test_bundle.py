@@ -59,7 +59,7 @@ def test_whole_bundle_opens(copy):
     bundle = Bundle.open(copy)
     assert bundle.vocabulary() is not None
     assert bundle.tokenizer() is not None
-    assert bundle.graph_path("image_encoder", "fp32") == copy / ENCODER
+    assert bundle.variant("fp32").path("image_encoder") == copy / ENCODER
 
 
 def test_changed_byte(copy):
@@ -162,7 +162,37 @@ def test_external_data_must_be_listed(copy):
     manifest["graphs"]["fp32"]["image_encoder"]["external_data"] = True
     edit_manifest(copy, graphs=manifest["graphs"])
     with pytest.raises(BundleError, match=r"does not list onnx/fp32/image_encoder\.onnx\.data"):
-        Bundle.open(copy).graph_path("image_encoder", "fp32")
+        Bundle.open(copy).variant("fp32")
+
+
+def test_a_variant_has_the_files_of_its_graphs(copy):
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    weights = copy / f"{ENCODER}.data"
+    weights.write_bytes(b"weights")
+    digest = sha256_of_file(weights)
+    manifest["graphs"]["fp32"]["image_encoder"]["external_data"] = True
+    manifest["files"][f"{ENCODER}.data"] = {"size_bytes": 7, "sha256": digest}
+    edit_manifest(copy, graphs=manifest["graphs"], files=manifest["files"])
+    fp32 = Bundle.open(copy).variant("fp32")
+    assert fp32.files("image_encoder") == (copy / ENCODER, weights)
+    assert fp32.digests("image_encoder") == (sha256_of_file(copy / ENCODER), digest)
+    assert fp32.size_bytes("image_encoder") == (copy / ENCODER).stat().st_size + 7
+    assert fp32.files("text_decoder") == (copy / "onnx/fp32/text_decoder.onnx",)
+
+
+def test_a_variant_has_all_graphs(copy):
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    del manifest["graphs"]["fp32"]["text_decoder"]
+    edit_manifest(copy, graphs=manifest["graphs"])
+    with pytest.raises(BundleError, match="lists no fp32 text_decoder; export it again"):
+        Bundle.open(copy).variant("fp32")
+
+
+def test_a_parsed_graph_belongs_to_the_caller(micro_bundle):
+    pytest.importorskip("onnx_ir")
+    fp32 = micro_bundle.variant("fp32")
+    fp32.load("text_decoder").graph.initializers.clear()
+    assert fp32.load("text_decoder").graph.initializers
 
 
 def test_messages_are_one_line(tmp_path):
@@ -197,12 +227,12 @@ def test_unlisted_graph_is_refused(copy):
     del manifest["files"][ENCODER]
     edit_manifest(copy, files=manifest["files"])
     with pytest.raises(BundleError, match=r"does not list onnx/fp32/image_encoder\.onnx"):
-        Bundle.open(copy).graph_path("image_encoder", "fp32")
+        Bundle.open(copy).variant("fp32")
 
 
 def test_absent_precision(micro_bundle):
     with pytest.raises(BundleError, match=r"has no precision 'int8'; it has fp32"):
-        micro_bundle.graph_path("image_encoder", "int8")
+        micro_bundle.variant("int8")
 
 
 def test_not_a_bundle(tmp_path):

@@ -47,8 +47,7 @@ def beside(micro_model, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_graphs_keep_their_weights_beside_them(monkeypatch):
-    for module in ("onnx_files", "engines.activation_ranges", "engines.candidate"):
-        monkeypatch.setattr(f"tap_deploy.{module}.EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr("tap_deploy.bundle.graph_files.EXTERNAL_DATA_BYTES", 0)
 
 
 def files(root):
@@ -130,9 +129,9 @@ def test_all_layouts_load(layout, beside, tmp_path, photo):
     invoke("inspect", linked)
     regions = json.loads(invoke("run", linked, photo, "--point", "100,100", "--json"))
     assert len(regions["regions"]) == 1
-    for graph in beside.graph_specs():
+    for graph in beside.variant("fp32").specs:
         loaded, expected = (
-            load_graph(bundle.graph_path(graph, "fp32")).graph.initializers.values()
+            bundle.variant("fp32").load(graph).graph.initializers.values()
             for bundle in (Bundle.open(linked), beside)
         )
         for value, same in zip(loaded, expected, strict=True):
@@ -174,14 +173,14 @@ def test_nothing_is_written_into_a_folder_that_others_may_share(beside, tmp_path
 
 
 def test_kernels_are_counted_behind_links(beside, tmp_path):
-    path = Bundle.open(dvc_cache(beside.path, tmp_path)).graph_path("text_decoder", "fp32")
+    path = Bundle.open(dvc_cache(beside.path, tmp_path)).variant("fp32").path("text_decoder")
     assert kernels_in_onnxruntime(path).float_weights > 0
 
 
 @pytest.mark.parametrize("location", [OUTSIDE, "other.data", "{folder}/weights.bin"])
 def test_weights_that_no_manifest_vouches_for(beside, tmp_path, location):
     bundle = Bundle.open(shutil.copytree(beside.path, tmp_path / "bundle"))
-    path = bundle.graph_path("text_decoder", "fp32")
+    path = bundle.variant("fp32").path("text_decoder")
     location = location.format(folder=tmp_path)
     shutil.copyfile(f"{path}.data", path.parent / location)
     model = ir.load(path)
@@ -202,4 +201,4 @@ def test_weights_that_no_manifest_vouches_for(beside, tmp_path, location):
         load_graph(path)
     if location != "other.data":  # of which onnxruntime has no reason to think ill
         with pytest.raises(SessionError, match="onnxruntime cannot load"):
-            create_session("onnxruntime", path, bundle.graph_specs()["text_decoder"])
+            create_session("onnxruntime", path, bundle.variant("fp32").specs["text_decoder"])

@@ -33,7 +33,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
     add_fp16(bundle)
     again = Bundle.open(bundle.path)
     assert again.manifest == bundle.manifest
-    assert again.graph_path("image_encoder", "fp16").read_bytes() == b"weights"
+    assert again.variant("fp16").path("image_encoder").read_bytes() == b"weights"
     assert again.manifest.precisions == {"fp16": PrecisionRecord(made_from="fp32")}
     assert not list(bundle.path.glob(".partial-*"))
 
@@ -41,7 +41,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
 def test_an_addition_can_be_replaced(bundle):
     add_fp16(bundle)
     add_fp16(bundle, b"better")
-    assert Bundle.open(bundle.path).graph_path("text_decoder", "fp16").read_bytes() == b"better"
+    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
 
 
 def test_a_failed_addition_changes_nothing(bundle):
@@ -60,7 +60,7 @@ def test_an_interrupted_replacement_is_not_vouched_for(bundle, monkeypatch):
         add_fp16(bundle, b"better")
     opened = Bundle.open(bundle.path)  # the rest is complete
     with pytest.raises(BundleError, match="no precision 'fp16'"):
-        opened.graph_path("image_encoder", "fp16")
+        opened.variant("fp16")
 
 
 def interrupted_after(calls):
@@ -161,7 +161,7 @@ def test_a_reader_that_is_overtaken_reads_again(bundle, other, monkeypatch):
     monkeypatch.setattr("tap_deploy.bundle.bundle.sha256_of_file", overtaken)
     opened = Bundle.open(bundle.path)
     assert opened.manifest == other.manifest
-    assert opened.graph_path("image_encoder", "fp16").read_bytes() == b"new"
+    assert opened.variant("fp16").path("image_encoder").read_bytes() == b"new"
 
 
 def test_files_that_nothing_needs_any_more_go(bundle):

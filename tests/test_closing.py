@@ -112,7 +112,7 @@ def test_closing_ends_what_is_half_way_through_many_pictures(fake, group):
 def test_a_session_that_is_closed_during_a_run_ends_it_well(micro_bundle):
     """A session of one graph has no lanes: a running call keeps it alive."""
     name = graphs.IMAGE_ENCODER
-    path, spec = micro_bundle.graph_path(name, "fp32"), micro_bundle.graph_specs()[name]
+    path, spec = micro_bundle.variant("fp32").path(name), micro_bundle.variant("fp32").specs[name]
     session = create_session("onnxruntime", path, spec, threads=1)
     native = session._session
 

@@ -176,7 +176,7 @@ def test_threads_stay_on_the_cpus_of_the_process(micro_bundle, photo):
 
 def test_far_more_threads_than_cpus_are_refused(monkeypatch, micro_bundle):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    spec = micro_bundle.graph_specs()["prompt_decoder"]
+    spec = micro_bundle.variant("fp32").specs["prompt_decoder"]
     with pytest.raises(InputError, match="expected 1 to 4, or None for one per core"):
         create_session("onnxruntime", "graph.onnx", spec, threads=5)
 

@@ -23,6 +23,7 @@ from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark, VerdictMark
 from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.bundle.variant import variant_specs
 from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.build.bundle_build import build_engines
 from tap_deploy.engines.build.target import BuildTarget
@@ -73,13 +74,11 @@ def engine_bundle(micro_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 
 def add_fp16_graphs(bundle: Bundle) -> None:
     """Typed fp16 graphs with the islands that they always have; the micro model needs no more."""
-    import onnx_ir
-
     measured = collections.defaultdict(float)
     with bundle_addition(bundle) as addition:
         records = {}
-        for name, spec in bundle.graph_specs("fp16").items():
-            model = onnx_ir.load(bundle.graph_path(name, "fp32"))
+        for name, spec in variant_specs(bundle.config, "fp16").items():
+            model = bundle.variant("fp32").load(name)
             half_from_single(model, spec, choose_islands(model, measured))
             records[name] = save_graph(model, spec, addition.folder, f"onnx/fp16/{name}.onnx")
         addition.graphs["fp16"] = records

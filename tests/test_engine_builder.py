@@ -25,7 +25,7 @@ from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.engines.fp16.convert import add_fp16
 from tap_deploy.engines.int8.make import make_int8
 from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-from tap_deploy.engines.smoothing.smoothed_bundle import OFF
+from tap_deploy.engines.smoothing.smoothed_variant import OFF
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.machine.gpu import Gpu
 from tap_deploy.sessions.trt.log import error_log
@@ -225,7 +225,7 @@ def test_nested_phases_make_one_share(trt103):
 
 
 def test_a_graph_that_the_parser_does_not_know(trt103, bundle, tmp_path):
-    model = onnx.load(bundle.graph_path(graphs.TEXT_DECODER, "fp32"))
+    model = onnx.load(bundle.variant("fp32").path(graphs.TEXT_DECODER))
     model.opset_import[0].version = 23
     path = tmp_path / "text_decoder.onnx"
     onnx.save(model, path)

@@ -294,7 +294,7 @@ def test_trtexec(micro_bundle, tmp_path):
     words = commands(micro_bundle, "trtexec", target)[graphs.PROMPT_DECODER]
     assert words == [
         "trtexec",
-        f"--onnx={micro_bundle.graph_path(graphs.PROMPT_DECODER, 'fp32')}",
+        f"--onnx={micro_bundle.variant('fp32').path(graphs.PROMPT_DECODER)}",
         "--saveEngine=prompt_decoder.plan",
         "--stronglyTyped",
         "--minShapes=point_coords:1x1x2,point_labels:1x1,mask_request:1x1",

@@ -28,7 +28,7 @@ from tap_deploy.export.text_decoder import rotation_table
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
 from tap_deploy.sessions.caption_steps import step_inputs
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import create_session, sessions_from_variant
 from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
@@ -37,15 +37,12 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def models(micro_bundle):
-    return {name: onnx.load(micro_bundle.graph_path(name, "fp32")) for name in graphs.GRAPH_NAMES}
+    return {name: onnx.load(micro_bundle.variant("fp32").path(name)) for name in graphs.GRAPH_NAMES}
 
 
 @pytest.fixture(scope="module")
 def sessions(micro_bundle):
-    return {
-        name: create_session("onnxruntime", micro_bundle.graph_path(name, "fp32"), spec)
-        for name, spec in micro_bundle.graph_specs().items()
-    }
+    return sessions_from_variant(micro_bundle.variant("fp32"))
 
 
 def op_counts(model):
@@ -69,7 +66,7 @@ def test_graph_is_portable(models, micro_bundle, name):
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_axes_names_and_types_are_those_of_the_spec(models, micro_bundle, name):
-    spec = micro_bundle.graph_specs()[name]
+    spec = micro_bundle.variant("fp32").specs[name]
     for values, tensors in (
         (models[name].graph.input, spec.inputs),
         (models[name].graph.output, spec.outputs),
@@ -373,9 +370,9 @@ def test_a_graph_that_has_become_small_does_not_refer_to_the_file_of_the_large_o
 
     large = tmp_path / "large" / "text_decoder.onnx"
     large.parent.mkdir()
-    source = ir.load(micro_bundle.graph_path(graphs.TEXT_DECODER, "fp32"))
+    source = ir.load(micro_bundle.variant("fp32").path(graphs.TEXT_DECODER))
     ir.save(source, large, external_data="text_decoder.onnx.data")
-    spec = micro_bundle.graph_specs()[graphs.TEXT_DECODER]
+    spec = micro_bundle.variant("fp32").specs[graphs.TEXT_DECODER]
     record = save_graph(ir.load(large), spec, tmp_path, "small.onnx")
     assert not record.external_data
     create_session("onnxruntime", tmp_path / record.file, spec)

@@ -194,8 +194,8 @@ def test_a_predictor_is_not_pickled(predictor, call):
 
 
 def test_a_session_is_not_pickled(micro_bundle):
-    spec = micro_bundle.graph_specs()["prompt_decoder"]
-    path = micro_bundle.graph_path("prompt_decoder", "fp32")
+    spec = micro_bundle.variant("fp32").specs["prompt_decoder"]
+    path = micro_bundle.variant("fp32").path("prompt_decoder")
     with (
         create_session("onnxruntime", path, spec) as session,
         pytest.raises(SessionError, match="cannot be pickled"),

@@ -29,7 +29,7 @@ from tap_deploy.engines.fp16.samples import (
 from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import sessions_from_variant
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
@@ -41,7 +41,7 @@ def islands_of(bundle, graph):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_every_node_has_one_float_dtype(fp16_bundle, name):
     """No weak typing: only Casts change a dtype, and only islands compute in fp32."""
-    path = fp16_bundle.graph_path(name, "fp16")
+    path = fp16_bundle.variant("fp16").path(name)
     model = ir.load(path)
     fp32 = {island.node for island in islands_of(fp16_bundle, name)}
     assert model.opset_imports[""] == 20
@@ -62,7 +62,7 @@ def test_every_node_has_one_float_dtype(fp16_bundle, name):
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_weights_are_fp16_outside_of_islands(fp16_bundle, name):
-    model = ir.load(fp16_bundle.graph_path(name, "fp16"))
+    model = ir.load(fp16_bundle.variant("fp16").path(name))
     fp32 = {island.node for island in islands_of(fp16_bundle, name)}
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT:
@@ -73,7 +73,7 @@ def test_weights_are_fp16_outside_of_islands(fp16_bundle, name):
 
 def test_casts_stand_only_where_the_dtype_changes(fp16_bundle):
     for name in graphs.GRAPH_NAMES:
-        for node in ir.load(fp16_bundle.graph_path(name, "fp16")).graph:
+        for node in ir.load(fp16_bundle.variant("fp16").path(name)).graph:
             if node.op_type == "Cast":
                 assert node.inputs[0].dtype != node.outputs[0].dtype, node.name
                 twins = [u for u in node.inputs[0].consumers() if u.op_type == "Cast"]
@@ -82,8 +82,8 @@ def test_casts_stand_only_where_the_dtype_changes(fp16_bundle):
 
 
 def test_inputs_and_outputs_are_as_the_spec_says(fp16_bundle):
-    for name, spec in fp16_bundle.graph_specs("fp16").items():
-        model = ir.load(fp16_bundle.graph_path(name, "fp16"))
+    for name, spec in fp16_bundle.variant("fp16").specs.items():
+        model = ir.load(fp16_bundle.variant("fp16").path(name))
         for values, tensors in (
             (model.graph.inputs, spec.inputs),
             (model.graph.outputs, spec.outputs),
@@ -108,7 +108,7 @@ def test_islands_are_recorded(fp16_bundle):
         "text_decoder": always | {Reason.MASK.value},
     }
     for name in graphs.GRAPH_NAMES:
-        nodes = {node.name: node for node in ir.load(fp16_bundle.graph_path(name, "fp32")).graph}
+        nodes = {node.name: node for node in ir.load(fp16_bundle.variant("fp32").path(name)).graph}
         for island in islands_of(fp16_bundle, name):
             assert nodes[island.node].op_type == island.op_type
             assert island.max_abs > 0
@@ -120,7 +120,7 @@ def test_islands_are_recorded(fp16_bundle):
 
 def test_layer_norm_and_softmax_are_one_operator_in_fp32(fp16_bundle):
     for name in graphs.GRAPH_NAMES:
-        graph = ir.load(fp16_bundle.graph_path(name, "fp16")).graph
+        graph = ir.load(fp16_bundle.variant("fp16").path(name)).graph
         kinds = {n.op_type: n.inputs[0].dtype for n in graph}
         assert kinds["LayerNormalization"] == kinds["Softmax"] == ir.DataType.FLOAT
         assert kinds["MatMul"] == ir.DataType.FLOAT16 or name == "prompt_decoder"
@@ -128,8 +128,8 @@ def test_layer_norm_and_softmax_are_one_operator_in_fp32(fp16_bundle):
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_tensorrt_rtx_builds_it_strongly_typed(fp16_bundle, rtx_plan, name):
-    spec = fp16_bundle.graph_specs("fp16")[name]
-    engine = rtx_plan(fp16_bundle.graph_path(name, "fp16"), spec)
+    spec = fp16_bundle.variant("fp16").specs[name]
+    engine = rtx_plan(fp16_bundle.variant("fp16").path(name), spec)
     assert len(engine) > 0.9 * fp16_bundle.manifest.graphs["fp16"][name].weights_bytes
 
 
@@ -152,12 +152,11 @@ def test_predictor_runs_it_on_onnxruntime(fp16_bundle, photo):
 def test_ranges_are_those_of_the_tensors(micro_bundle):
     """Measured maxima equal those of a plain run of the graph."""
     name, sample = graphs.IMAGE_ENCODER, golden_inputs(micro_bundle)
-    spec = micro_bundle.graph_specs()[name]
-    session = RangeSession(micro_bundle.graph_path(name, "fp32"), spec)
+    session = RangeSession(micro_bundle.variant("fp32"), name)
     outputs = session.run({graphs.IMAGES: sample.images})
     largest = float(np.abs(outputs[graphs.IMAGE_EMBEDDINGS]).max())
     assert session.max_abs[graphs.IMAGE_EMBEDDINGS] == pytest.approx(largest)
-    model = ir.load(micro_bundle.graph_path(name, "fp32"))
+    model = ir.load(micro_bundle.variant("fp32").path(name))
     floats = {v.name for n in model.graph for v in n.outputs if v.dtype == ir.DataType.FLOAT}
     assert set(session.max_abs) == floats
     before = dict(session.max_abs)
@@ -179,17 +178,13 @@ def test_outputs_that_fp16_cannot_hold_are_refused(micro_bundle, monkeypatch, tm
 
 
 def test_fp32_that_is_not_finite_is_no_range(micro_bundle, tmp_path):
-    name = graphs.TEXT_DECODER
-    model = ir.load(micro_bundle.graph_path(name, "fp32"))
+    name, fp32 = graphs.TEXT_DECODER, micro_bundle.variant("fp32")
+    model = fp32.load(name)
     value = model.graph.initializers["norm.weight"]
     value.const_value = ir.tensor(np.full(value.shape, np.inf, np.float32), name=value.name)
-    ir.save(model, tmp_path / "inf.onnx")
-    spec = micro_bundle.graph_specs()[name]
-    sessions = {
-        graph: create_session("onnxruntime", micro_bundle.graph_path(graph, "fp32"), other)
-        for graph, other in micro_bundle.graph_specs().items()
-    }
-    sessions[name] = RangeSession(tmp_path / "inf.onnx", spec)
+    record = save_graph(model, fp32.specs[name], tmp_path, "inf.onnx")
+    sessions = sessions_from_variant(fp32)
+    sessions[name] = RangeSession(fp32.with_graphs(tmp_path, {name: record}), name)
     with pytest.raises(VerificationError, match="output logits of the fp32 graph is not finite"):
         run_sample(sessions, micro_bundle.config, golden_inputs(micro_bundle))
 

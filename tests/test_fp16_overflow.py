@@ -121,7 +121,7 @@ def test_islands_bring_it_within_tolerance(converted):
 
 def test_the_whole_way_to_the_softmax_is_fp32(bundle, converted):
     """From LayerNormalization through q and k, and no further: values and projection are fp16."""
-    graph = ir.load(bundle.graph_path(graphs.IMAGE_ENCODER, "fp16")).graph
+    graph = ir.load(bundle.variant("fp16").path(graphs.IMAGE_ENCODER)).graph
     dtypes = {node.name: node.outputs[0].dtype for node in graph}
     for node in ("qkv/MatMul", "qkv/Add", "qkv/Split", "Mul", "MatMul", "Add", "Softmax"):
         for block in (1, 2):
@@ -135,8 +135,8 @@ def test_the_whole_way_to_the_softmax_is_fp32(bundle, converted):
 @pytest.mark.parametrize("name", [graphs.IMAGE_ENCODER, graphs.PROMPT_DECODER])
 def test_a_naive_cast_fails_where_ours_passes(bundle, converted, sample, tmp_path, name):
     """Everything in fp16 except the coordinates, which are fp32 by contract."""
-    spec = bundle.graph_specs("fp16")[name]
-    model = ir.load(bundle.graph_path(name, "fp32"))
+    spec = bundle.variant("fp16").specs[name]
+    model = ir.load(bundle.variant("fp32").path(name))
     half_from_single(model, spec, islands=())
     save_graph(model, spec, tmp_path, "naive.onnx")
     feed = feeds(bundle, sample)[name]
@@ -144,16 +144,16 @@ def test_a_naive_cast_fails_where_ours_passes(bundle, converted, sample, tmp_pat
     assert set(misses(naive, sample)) == set(naive) - {graphs.MASK_INDEX}
     if name == graphs.IMAGE_ENCODER:
         assert not np.isfinite(naive[graphs.IMAGE_EMBEDDINGS]).any()
-    ours = load_rounding(bundle.graph_path(name, "fp16"), spec).run(feed)
+    ours = load_rounding(bundle.variant("fp16").path(name), spec).run(feed)
     assert misses(ours, sample) == []
 
 
 def test_islands_by_the_limit_alone_are_too_coarse(bundle, converted, sample, tmp_path):
     """Finite values are not enough: rounding queries and keys of 180 to fp16 breaks the scores."""
     name = graphs.IMAGE_ENCODER
-    spec = bundle.graph_specs("fp16")[name]
+    spec = bundle.variant("fp16").specs[name]
     islands = {node for node, i in converted.islands[name].items() if i.reason is not Reason.SCORES}
-    model = ir.load(bundle.graph_path(name, "fp32"))
+    model = ir.load(bundle.variant("fp32").path(name))
     half_from_single(model, spec, islands)
     save_graph(model, spec, tmp_path, "coarse.onnx")
     outputs = load_rounding(tmp_path / "coarse.onnx", spec).run(feeds(bundle, sample)[name])
@@ -164,8 +164,8 @@ def test_islands_by_the_limit_alone_are_too_coarse(bundle, converted, sample, tm
 def test_onnxruntime_by_itself_hides_it(bundle, converted, sample, tmp_path):
     """Its CPU provider gives finite results for the naive cast, hence the rounding."""
     name = graphs.IMAGE_ENCODER
-    spec = bundle.graph_specs("fp16")[name]
-    model = ir.load(bundle.graph_path(name, "fp32"))
+    spec = bundle.variant("fp16").specs[name]
+    model = ir.load(bundle.variant("fp32").path(name))
     half_from_single(model, spec, islands=())
     save_graph(model, spec, tmp_path, "naive.onnx")
     session = create_session("onnxruntime", tmp_path / "naive.onnx", spec)

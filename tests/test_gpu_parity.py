@@ -29,7 +29,7 @@ from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.engines.fp16.convert import add_fp16
 from tap_deploy.engines.int8.make import make_int8
 from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-from tap_deploy.engines.smoothing.smoothed_bundle import OFF
+from tap_deploy.engines.smoothing.smoothed_variant import OFF
 from tap_deploy.errors import TapError
 from tap_deploy.machine.gpu import local_gpu
 from tap_deploy.sessions.gpu.open_memory import open_device_memory

@@ -429,7 +429,7 @@ def test_weights_are_taken_out_and_made_again(micro_bundle, tmp_path, notes):
     assert notes.values["headline"].startswith("tap_micro, fp32")
     restored = work / "tap_vit_b"
     for graph in ("image_encoder", "prompt_decoder", "text_decoder"):
-        assert_like(restored / f"onnx/fp32/{graph}.onnx", micro_bundle.graph_path(graph, "fp32"))
+        assert_like(restored / f"onnx/fp32/{graph}.onnx", micro_bundle.variant("fp32").path(graph))
     with TapPredictor.from_bundle(restored) as predictor:  # the manifest is true of the files
         picture = np.zeros((40, 60, 3), np.uint8)
         regions = predictor.predict(picture, boxes=[[1, 2, 30, 20]])

@@ -71,7 +71,7 @@ def reference(fp16_bundle, request):
     It would take minutes for the image encoder.
     """
     name, feed = request.param, feeds(fp16_bundle)[request.param]
-    evaluator = ReferenceEvaluator(onnx.load(fp16_bundle.graph_path(name, "fp16")))
+    evaluator = ReferenceEvaluator(onnx.load(fp16_bundle.variant("fp16").path(name)))
     with np.errstate(all="ignore"):
         values = evaluator.run(None, feed)
     return name, feed, dict(zip(evaluator.output_names, values, strict=True))
@@ -80,7 +80,7 @@ def reference(fp16_bundle, request):
 def test_it_rounds_as_the_reference_of_onnx_does(fp16_bundle, reference):
     """To a few roundings: only the order of their sums differs."""
     name, feed, reference = reference
-    path, spec = fp16_bundle.graph_path(name, "fp16"), fp16_bundle.graph_specs("fp16")[name]
+    path, spec = fp16_bundle.variant("fp16").path(name), fp16_bundle.variant("fp16").specs[name]
     ours = load_rounding(path, spec).run(feed)
     for tensor, expected in reference.items():
         assert ours[tensor].dtype == expected.dtype

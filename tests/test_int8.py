@@ -162,7 +162,7 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
     assert verdict.mix.mask_iou == 1
     opened = Bundle.open(bundle.path)
     for name in GRAPH_NAMES:
-        assert opened.graph_path(name, INT8_CPU) == opened.graph_path(name, "fp32")
+        assert opened.variant(INT8_CPU).path(name) == opened.variant("fp32").path(name)
     assert not list((bundle.path / "onnx" / INT8_CPU).glob("*"))
     assert report["mix"] == dict.fromkeys(GRAPH_NAMES, "fp32")
     assert opened.manifest.precisions[INT8_CPU].mix == report["mix"]
@@ -215,7 +215,7 @@ def test_a_failed_verdict_marks_the_bundle_and_leaves_the_graphs(quantized, fold
     assert not verdict.passed and report["failures"]
     opened = Bundle.open(bundle.path)
     assert opened.manifest.precisions[INT8_CPU].verdict.passed is False
-    assert opened.graph_path(IMAGE_ENCODER, INT8_CPU).is_file()
+    assert opened.variant(INT8_CPU).path(IMAGE_ENCODER).is_file()
     # It can be judged again, and the mark goes when it passes.
     judge(folder, bundle, options(folder).verdict)
     assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is True
@@ -275,7 +275,7 @@ def test_attention_and_residuals_are_quantized_where_asked_for(folder, micro_bun
     result = CliRunner().invoke(main, [*command, "--attention", "--residuals", "--json"])
     assert result.exit_code == 0, result.stderr
     found = bundle_nodes(bundle)
-    plain = {name: set(plan.nodes) for name, plan in default_plans(bundle).items()}
+    plain = {name: set(plan.nodes) for name, plan in default_plans(bundle.variant("fp32")).items()}
     for name in GRAPH_NAMES:
         kinds = {node.rpartition("/")[2].partition("_")[0] for node in found[name] - plain[name]}
         assert plain[name] < found[name] and kinds == {"MatMul", "Add"}
@@ -296,7 +296,7 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
     tables, nodes = load_tables(bundle.path / RANGES_FILE), bundle_nodes(bundle)
     images = {"images": np.load(micro_bundle.golden_path())["images"]}
     written = sessions_from_bundle(bundle, "onnxruntime", "int8", threads=1)[IMAGE_ENCODER]
-    tried = CandidateSessions(bundle, tables, reduce_range=True, threads=1)
+    tried = CandidateSessions(bundle.variant("fp32"), tables, reduce_range=True, threads=1)
     again = tried(IMAGE_ENCODER, sorted(nodes[IMAGE_ENCODER]))
     expected, found = (s.run(images)["image_embeddings"] for s in (written, again))
     np.testing.assert_array_equal(
@@ -306,7 +306,7 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
 
 def largest_weight_steps(bundle: Bundle) -> int:
     """Of the int8 weights of all graphs."""
-    paths = [Bundle.open(bundle.path).graph_path(name, INT8_CPU) for name in GRAPH_NAMES]
+    paths = [Bundle.open(bundle.path).variant(INT8_CPU).path(name) for name in GRAPH_NAMES]
     weights = [
         value.const_value.numpy()
         for path in paths
@@ -369,11 +369,11 @@ def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
     quantized, folder, micro_bundle, tmp_path, monkeypatch
 ):
     bundle = copy_of(micro_bundle, tmp_path / "bundle")
-    plans = default_plans(bundle)
+    plans = default_plans(bundle.variant("fp32"))
     few = tuple(n for n in plans[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv")))
     plans = {name: QuantizationPlan(graph=name, nodes=()) for name in plans}
     plans[IMAGE_ENCODER] = QuantizationPlan(graph=IMAGE_ENCODER, nodes=few)
-    monkeypatch.setattr(QuantizeOptions, "plans", lambda self, bundle: plans)
+    monkeypatch.setattr(QuantizeOptions, "plans", lambda self, variant: plans)
     free = make_int8(bundle, options(folder, budget=Budget(mask_iou=1), verdict=None))
     assert len(free.mix.exclusions) == 0 and free.mix.within_budget
     budget = Budget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
@@ -404,7 +404,7 @@ def test_smoothing_goes_into_the_graphs(folder, micro_bundle, tmp_path):
     )
     make_int8(bundle, dataclasses.replace(smooth, quantize=quantize))
     gains = {
-        variant: ir.load(bundle.graph_path(IMAGE_ENCODER, variant))
+        variant: ir.load(bundle.variant(variant).path(IMAGE_ENCODER))
         .graph.initializers["blocks.0.norm1.weight"]
         .const_value.numpy()
         for variant in ("fp32", INT8_CPU, "int8")

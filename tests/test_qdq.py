@@ -34,7 +34,7 @@ INT8_KERNELS = {"MatMulIntegerToFloat", "QGemm", "QLinearConv"}
 
 @pytest.fixture
 def model_of(micro_bundle):
-    return lambda name: ir.load(micro_bundle.graph_path(name, "fp32"))
+    return lambda name: ir.load(micro_bundle.variant("fp32").path(name))
 
 
 def table_of(ranges, graph="g"):
@@ -160,7 +160,7 @@ def test_onnxruntime_computes_every_node_in_int8(micro_bundle, model_of, ranges,
     model = model_of(name)
     plan = QuantizationPlan.default(model)
     quantized = qdq_from_ranges(model, ranges[name], plan, for_cpu=True)
-    record = save_graph(quantized, micro_bundle.graph_specs()[name], tmp_path, "q.onnx")
+    record = save_graph(quantized, micro_bundle.variant("fp32").specs[name], tmp_path, "q.onnx")
     ops = optimised_ops(tmp_path / "q.onnx", tmp_path)
     outputs = sum(n.name in plan.nodes and makes_graph_output(n) for n in model.graph)
     assert sum(op in INT8_KERNELS for op in ops) == len(plan.nodes) - outputs
@@ -168,7 +168,7 @@ def test_onnxruntime_computes_every_node_in_int8(micro_bundle, model_of, ranges,
     # In the form for engines some of them are computed behind DequantizeLinear.
     save_graph(
         qdq_from_ranges(model, ranges[name], plan),
-        micro_bundle.graph_specs()[name],
+        micro_bundle.variant("fp32").specs[name],
         tmp_path,
         "e.onnx",
     )
@@ -187,7 +187,7 @@ def test_an_nvidia_builder_compiles_it(
     micro_bundle, model_of, ranges, rtx_plan, name, options, tmp_path
 ):
     """Over fp32; tests/test_quantize.py builds all three over fp16."""
-    model, spec = model_of(name), micro_bundle.graph_specs()[name]
+    model, spec = model_of(name), micro_bundle.variant("fp32").specs[name]
     plan = QuantizationPlan.default(model)
     if options.pop("attention", False):
         plan = QuantizationPlan.default(model, attention=True, residuals=True)
@@ -279,7 +279,7 @@ def test_weights_of_reduced_range_stay_int8_on_every_cpu(model_of, ranges, tmp_p
 
 @pytest.mark.parametrize("name", ["image_encoder", "text_decoder"])
 def test_outputs_stay_near(micro_bundle, model_of, ranges, name):
-    spec = micro_bundle.graph_specs()[name]
+    spec = micro_bundle.variant("fp32").specs[name]
     golden = np.load(micro_bundle.golden_path())
     model = model_of(name)
     quantized = qdq_from_ranges(model, ranges[name], QuantizationPlan.default(model), for_cpu=True)

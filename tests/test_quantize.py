@@ -24,10 +24,10 @@ from tap_deploy.engines.int8 import make as int8
 from tap_deploy.engines.int8.add import few_images_warning
 from tap_deploy.engines.int8.make import make_int8
 from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-from tap_deploy.engines.smoothing.smoothed_bundle import OFF
+from tap_deploy.engines.smoothing.smoothed_variant import OFF
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import sessions_from_variant
 from tap_deploy.verify.comparison import compare
 from tap_deploy.verify.graph_check import verify_sessions
 from tap_deploy.verify.tolerances import FP32_TOLERANCE, tolerances_for
@@ -67,7 +67,7 @@ def test_the_command(quantized):
             nodes = bundle.manifest.precisions[variant].quantized_nodes[name]
             assert graph["quantized_nodes"] == len(nodes) > 0
             assert graph["weights_bytes"] < graph["fp32_weights_bytes"]
-            assert bundle.graph_path(name, variant) == bundle.path / graph["file"]
+            assert bundle.variant(variant).path(name) == bundle.path / graph["file"]
     tables = load_tables(bundle.path / summary["calibration"]["ranges"])
     assert set(tables) == set(graphs.GRAPH_NAMES)
     assert "calibration/ranges.json" in bundle.manifest.files
@@ -76,8 +76,8 @@ def test_the_command(quantized):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_an_nvidia_builder_compiles_int8_over_fp16(quantized, rtx_plan, name):
     bundle, _ = quantized
-    path = bundle.graph_path(name, "int8")
-    assert rtx_plan(path, bundle.graph_specs("int8")[name])
+    path = bundle.variant("int8").path(name)
+    assert rtx_plan(path, bundle.variant("int8").specs[name])
     model = ir.load(path)
     scales = {n.inputs[1].dtype for n in model.graph if n.op_type == "QuantizeLinear"}
     assert scales == {ir.DataType.FLOAT16}
@@ -91,10 +91,7 @@ def test_what_engines_get_computes_what_was_measured(quantized):
     """Q/DQ over fp16, run by onnxruntime as it is: no engine is needed to look at the numbers."""
     bundle, _ = quantized
     known = bundle.manifest.precisions["int8"]
-    sessions = {
-        name: create_session("onnxruntime", bundle.graph_path(name, "int8"), spec, threads=1)
-        for name, spec in bundle.graph_specs("int8").items()
-    }
+    sessions = sessions_from_variant(bundle.variant("int8"), threads=1)
     report = verify_sessions(
         sessions,
         bundle.config,

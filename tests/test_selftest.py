@@ -74,7 +74,7 @@ def fake_sessions(bundle, sample, wrong=None):
     answers = dict(zip(graphs.GRAPH_NAMES, (encode, decode, step), strict=True))
     for name, spoil in (wrong or {}).items():
         answers[name] = spoiled(answers[name], spoil)
-    return {n: FakeSession(spec, answers[n]) for n, spec in bundle.graph_specs().items()}
+    return {n: FakeSession(spec, answers[n]) for n, spec in bundle.variant("fp32").specs.items()}
 
 
 def spoiled(answer, spoil):

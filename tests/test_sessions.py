@@ -13,7 +13,7 @@ from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import request_answers
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.sessions.opening import create_session, sessions_from_bundle
+from tap_deploy.sessions.opening import create_session, sessions_from_bundle, sessions_from_variant
 
 SPEC = GraphSpec(
     "adder",
@@ -88,15 +88,15 @@ def test_missing_backend_names_the_extra(monkeypatch):
 
 def test_truncated_file(micro_bundle, tmp_path):
     path = tmp_path / "graph.onnx"
-    path.write_bytes(micro_bundle.graph_path(PROMPT_DECODER, "fp32").read_bytes()[:-1000])
+    path.write_bytes(micro_bundle.variant("fp32").path(PROMPT_DECODER).read_bytes()[:-1000])
     with pytest.raises(SessionError, match=r"onnxruntime cannot load .*graph\.onnx") as caught:
-        create_session("onnxruntime", path, micro_bundle.graph_specs()[PROMPT_DECODER])
+        create_session("onnxruntime", path, micro_bundle.variant("fp32").specs[PROMPT_DECODER])
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_another_graph_is_refused(micro_bundle):
     with pytest.raises(SessionError, match="graph adder: inputs of the file are"):
-        create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), SPEC)
+        create_session("onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), SPEC)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +112,16 @@ def test_a_file_of_another_graph_is_refused(micro_bundle):
 )
 def test_a_file_with_other_outputs_is_refused(micro_bundle, change):
     """Its inputs match the spec, so only the outputs differ."""
-    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
     wrong = dataclasses.replace(spec, outputs=change(spec.outputs))
     with pytest.raises(SessionError, match=r"graph prompt_decoder: outputs of the file are"):
-        create_session("onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), wrong)
+        create_session("onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), wrong)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (None, usable_cores())])
 def test_threads_reach_onnxruntime(micro_bundle, threads, expected):
-    path = micro_bundle.graph_path(PROMPT_DECODER, "fp32")
-    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    path = micro_bundle.variant("fp32").path(PROMPT_DECODER)
+    spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
     with create_session("onnxruntime", path, spec, threads=threads) as session:
         options = session._session.get_session_options()
         assert options.intra_op_num_threads == expected
@@ -136,9 +136,9 @@ def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle):
 
 def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):
     """IO binding: the output is computed at the address of the slot, and nowhere else."""
-    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
+    spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
     with create_session(
-        "onnxruntime", micro_bundle.graph_path(PROMPT_DECODER, "fp32"), spec, threads=1
+        "onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), spec, threads=1
     ) as session:
         feed = {
             "image_embeddings": golden["image_embeddings"][:1],
@@ -154,8 +154,8 @@ def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):
 
 
 def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
-    spec = micro_bundle.graph_specs()[PROMPT_DECODER]
-    path = micro_bundle.graph_path(PROMPT_DECODER, "fp32")
+    spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
+    path = micro_bundle.variant("fp32").path(PROMPT_DECODER)
     session = create_session("onnxruntime", path, spec)
 
     def fail(binding):
@@ -227,3 +227,22 @@ def test_int8_products_are_exact(op_type, tmp_path):
     if op_type == "Conv":
         sums = np.rint(sums / 2**17)[:, None, None] * 2**17
     np.testing.assert_array_equal(found, np.broadcast_to(sums, shapes["y"]))
+
+
+def test_a_graph_that_does_not_load_closes_those_before_it(micro_bundle, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+
+    fp32 = micro_bundle.variant("fp32")
+    sessions = sessions_from_variant(fp32, threads=1)
+    assert {name: session.spec for name, session in sessions.items()} == fp32.specs
+    closed, close = [], OnnxRuntimeSession.close
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "close", lambda self: (closed.append(self.spec.name), close(self))
+    )
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    record = dataclasses.replace(fp32.records["text_decoder"], file="broken.onnx")
+    broken = fp32.with_graphs(tmp_path, {"text_decoder": record})
+    with pytest.raises(SessionError, match="onnxruntime cannot load"):
+        sessions_from_variant(broken, threads=1)
+    assert closed == ["prompt_decoder", "image_encoder"]

@@ -10,6 +10,7 @@ ir = pytest.importorskip("onnx_ir")
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.smoothing.channels import measure_channels
+from tap_deploy.engines.smoothing.smoothed_variant import ON, smoothed_variant
 from tap_deploy.engines.smoothing.smoothquant import (
     MIN_GAIN,
     Smoothing,
@@ -21,13 +22,14 @@ from tap_deploy.engines.smoothing.smoothquant import (
 )
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import IMAGE_ENCODER, PROMPT_DECODER, TEXT_DECODER
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import create_session, sessions_from_variant
+from tap_deploy.storage.files import sha256_of_file
 
 ROWS = 64
 
 
 def encoder(micro_bundle: Bundle) -> ir.Model:
-    return ir.load(micro_bundle.graph_path(IMAGE_ENCODER, "fp32"))
+    return micro_bundle.variant("fp32").load(IMAGE_ENCODER)
 
 
 def test_points_are_norms_that_only_products_read(micro_bundle):
@@ -35,22 +37,22 @@ def test_points_are_norms_that_only_products_read(micro_bundle):
     depth = micro_bundle.config.encoder_depth
     # The last norm goes into a convolution and a shortcut: nothing to fold into.
     assert names == [f"blocks.{i}.norm{k}/LayerNormalization" for i in range(depth) for k in (1, 2)]
-    text = ir.load(micro_bundle.graph_path(TEXT_DECODER, "fp32"))
+    text = ir.load(micro_bundle.variant("fp32").path(TEXT_DECODER))
     assert len(smoothing_points(text)) == 2 * micro_bundle.config.text_depth + 1
-    prompts = ir.load(micro_bundle.graph_path(PROMPT_DECODER, "fp32"))
+    prompts = ir.load(micro_bundle.variant("fp32").path(PROMPT_DECODER))
     assert smoothing_points(prompts) == []  # post-norm: the residual stream reads every norm
 
 
 @pytest.mark.parametrize("graph", [IMAGE_ENCODER, TEXT_DECODER])
 def test_folding_changes_no_fp32_output(micro_bundle, tmp_path, graph):
-    path = micro_bundle.graph_path(graph, "fp32")
+    path = micro_bundle.variant("fp32").path(graph)
     model, rng = ir.load(path), np.random.default_rng(0)
     for point in smoothing_points(model):
         channels = point.weights().shape[0]
         factors = rng.uniform(0.05, 20, channels).astype(np.float32)
         fold(model, point.smoothing(factors))
     ir.save(model, tmp_path / "smooth.onnx")
-    spec = micro_bundle.graph_specs("fp32")[graph]
+    spec = micro_bundle.variant("fp32").specs[graph]
     feeds = {}
     for tensor in spec.inputs:
         shape = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
@@ -161,7 +163,10 @@ def test_the_chain_measures_every_point_with_rows_of_other_pictures(micro_bundle
     images = CalibrationImages.from_path(tmp_path)
     seen: list[tuple[int, int]] = []
     found = measure_channels(
-        micro_bundle, images, threads=1, on_progress=lambda *progress: seen.append(progress)
+        micro_bundle.variant("fp32"),
+        images,
+        threads=1,
+        on_progress=lambda *progress: seen.append(progress),
     )
     assert seen == [(0, 2), (1, 2)]
     points = smoothing_points(encoder(micro_bundle))
@@ -172,5 +177,38 @@ def test_the_chain_measures_every_point_with_rows_of_other_pictures(micro_bundle
         rows = found[IMAGE_ENCODER].rows[name]
         assert maxima.shape == rows.shape[1:] and len(rows) > 1
     # With one picture there is none to hold back, and nothing to go by.
-    alone = measure_channels(micro_bundle, images.first(1), threads=1)
+    alone = measure_channels(micro_bundle.variant("fp32"), images.first(1), threads=1)
     assert not alone[IMAGE_ENCODER].maxima
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_smoothed_graphs_are_recorded_as_they_are(micro_bundle, pictures, monkeypatch, beside):
+    """Sizes and hashes are those of the smoothed files; the third graph is the bundle's."""
+    if beside:
+        monkeypatch.setattr("tap_deploy.bundle.graph_files.EXTERNAL_DATA_BYTES", 0)
+    fp32, images = micro_bundle.variant("fp32"), CalibrationImages.from_path(pictures)
+    with smoothed_variant(fp32, images, ON, threads=1) as smoothed:
+        found = smoothed.variant
+        assert set(smoothed.smoothings) == {IMAGE_ENCODER, TEXT_DECODER}
+        assert found.file_records[PROMPT_DECODER] == fp32.file_records[PROMPT_DECODER]
+        for graph in smoothed.smoothings:
+            assert found.digests(graph) != fp32.digests(graph)
+            assert len(found.files(graph)) == 1 + beside
+            for path, record in found.file_records[graph].items():
+                assert record.size_bytes == path.stat().st_size
+                assert record.sha256 == sha256_of_file(path)
+            assert found.records[graph].num_nodes == len(found.load(graph).graph)
+        for session in sessions_from_variant(found, threads=1).values():
+            session.close()
+        folder = found.path(IMAGE_ENCODER).parent
+    assert not folder.exists()
+
+
+def test_smoothing_the_same_gives_the_same_files(micro_bundle, pictures):
+    """A calibration cache identifies graphs by their hashes."""
+    fp32, images = micro_bundle.variant("fp32"), CalibrationImages.from_path(pictures)
+    digests = []
+    for _ in range(2):
+        with smoothed_variant(fp32, images, ON, threads=1) as smoothed:
+            digests.append([smoothed.variant.digests(graph) for graph in fp32.specs])
+    assert digests[0] == digests[1]

@@ -67,7 +67,7 @@ def run(home, code, *arguments, **variables):
     "code", [PREDICT, DOCTOR, COUNT, EXTRAS], ids=["predict", "doctor", "engines", "quantize"]
 )
 def test_nothing_appears_in_the_home_folder(tmp_path, micro_bundle, photo, code):
-    graph = micro_bundle.graph_path("prompt_decoder", "fp32")
+    graph = micro_bundle.variant("fp32").path("prompt_decoder")
     run(tmp_path, code, micro_bundle.path, photo, graph)
     assert list(tmp_path.rglob("*")) == []
 

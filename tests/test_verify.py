@@ -11,7 +11,7 @@ from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.errors import BundleError, VerificationError
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import sessions_from_variant
 from tap_deploy.verify.comparison import Report, compare
 from tap_deploy.verify.graph_check import verify_sessions
 
@@ -23,10 +23,7 @@ def sample(micro_bundle):
 
 @pytest.fixture(scope="module")
 def sessions(micro_bundle):
-    return {
-        name: create_session("onnxruntime", micro_bundle.graph_path(name, "fp32"), spec)
-        for name, spec in micro_bundle.graph_specs().items()
-    }
+    return sessions_from_variant(micro_bundle.variant("fp32"))
 
 
 def verify(sessions, config, sample):

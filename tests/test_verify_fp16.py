@@ -7,8 +7,9 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.variant import variant_specs
 from tap_deploy.sessions.fake import FakeSession
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import sessions_from_variant
 from tap_deploy.verify.graph_check import verify_sessions
 
 
@@ -16,10 +17,10 @@ from tap_deploy.verify.graph_check import verify_sessions
 def golden_sessions(micro_bundle):
     """Sessions of fp16 dtypes that answer exactly like fp32 ones."""
 
+    sessions = sessions_from_variant(micro_bundle.variant("fp32"))
+
     def wrapped(name, spec):
-        session = create_session(
-            "onnxruntime", micro_bundle.graph_path(name, "fp32"), micro_bundle.graph_specs()[name]
-        )
+        session = sessions[name]
 
         def compute(inputs):
             floats = {t.name: t.dtype for t in session.spec.inputs}
@@ -27,7 +28,7 @@ def golden_sessions(micro_bundle):
 
         return FakeSession(spec, compute)
 
-    return {n: wrapped(n, s) for n, s in micro_bundle.graph_specs("fp16").items()}
+    return {n: wrapped(n, s) for n, s in variant_specs(micro_bundle.config, "fp16").items()}
 
 
 def verified(sessions, bundle):

@@ -28,7 +28,8 @@ def counted(micro_bundle):
     pytest.importorskip("onnxruntime")
     return {
         name: operations_by_kernel(
-            onnx.load(micro_bundle.graph_path(name, "fp32")), micro_bundle.graph_specs()[name]
+            onnx.load(micro_bundle.variant("fp32").path(name)),
+            micro_bundle.variant("fp32").specs[name],
         )
         for name in graphs.GRAPH_NAMES
     }
@@ -76,7 +77,7 @@ def test_every_product_of_the_exported_graphs(works, counted, name):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_weights_of_the_exported_graphs(works, micro_bundle, name):
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load(micro_bundle.graph_path(name, "fp32")).graph
+    graph = onnx.load(micro_bundle.variant("fp32").path(name)).graph
     sizes = {
         weight.name: math.prod(weight.dims)
         for weight in graph.initializer
@@ -203,7 +204,7 @@ def test_int8_covers_what_is_quantized(micro_bundle, micro_config, counted, atte
 
     nodes = {}
     for name in graphs.GRAPH_NAMES:
-        model = ir.load(micro_bundle.graph_path(name, "fp32"))
+        model = ir.load(micro_bundle.variant("fp32").path(name))
         nodes[name] = QuantizationPlan.default(model, attention=attention, residuals=True).nodes
     works = graph_works(micro_config, prompts=P, points=N, slots=T, quantized=nodes)
     for name, work in works.items():

@@ -107,9 +107,9 @@ def test_an_nvidia_builder_compiles_what_passed(folder, outcomes, graph):
     pytest.importorskip("tensorrt_rtx")
     bundle = Bundle.open(folder / "bundles/real")
     target = BuildTarget(backend="tensorrt_rtx", precision="int8", compute_capabilities=("8.6",))
-    spec = bundle.graph_specs("int8")[graph]
+    spec = bundle.variant("int8").specs[graph]
     profile = optimization_profile(spec, target, bundle.config)
-    assert engine_from_onnx(bundle.graph_path(graph, "int8"), target, profile=profile).plan
+    assert engine_from_onnx(bundle.variant("int8").path(graph), target, profile=profile).plan
 
 
 def test_noise_fails_closed(folder, outcomes):

@@ -59,7 +59,7 @@ def make_vit_b(output: pathlib.Path, say: Say) -> Bundle:
     from tap_deploy.engines.fp16.convert import add_fp16
     from tap_deploy.engines.int8.make import make_int8
     from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-    from tap_deploy.engines.smoothing.smoothed_bundle import OFF
+    from tap_deploy.engines.smoothing.smoothed_variant import OFF
     from tap_deploy.export.bundle_export import export_bundle
     from tap_deploy.reference.synthetic import synthetic_model
 

@@ -13,6 +13,7 @@ import pathlib
 import time
 from typing import Any
 
+from tap_deploy.bundle.manifest import weights_file
 from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.engines.build.inspection import layer_precisions
 from tap_deploy.engines.build.profiles import Profile, profile_as_json
@@ -127,7 +128,7 @@ def plan_parts(
     trt: Any, onnx_path: pathlib.Path, target: BuildTarget, profile: Profile, gpu: Gpu | None
 ) -> dict[str, Any]:
     """Return everything that determines a plan, as fields of ``PlanRecord``, before the build."""
-    data = onnx_path.with_name(f"{onnx_path.name}.data")
+    data = pathlib.Path(weights_file(onnx_path))
     user_allocation = {"user_allocation": True} if has_user_allocation(trt) else {}
     return {
         "graph": onnx_path.stem,

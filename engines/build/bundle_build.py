@@ -73,17 +73,16 @@ def planned_builds(
     Raises:
         BundleError: the bundle does not contain the precision.
     """
-    specs, builds = bundle.graph_specs(target.variant), []
+    variant, builds = bundle.variant(target.variant), []
     workspace = target.workspace_bytes if integrated else 0
     for graph in GRAPH_NAMES:
-        path = bundle.graph_path(graph, target.variant)
-        weights = bundle.manifest.graphs[target.variant][graph].weights_bytes
+        weights = variant.records[graph].weights_bytes
         builds.append(
             PlannedBuild(
                 graph=graph,
-                spec=specs[graph],
-                onnx_path=path,
-                profile=optimization_profile(specs[graph], target, bundle.config),
+                spec=variant.specs[graph],
+                onnx_path=variant.path(graph),
+                profile=optimization_profile(variant.specs[graph], target, bundle.config),
                 weights_bytes=weights,
                 memory_bytes=build_memory_bytes(weights, workspace_bytes=workspace),
             )

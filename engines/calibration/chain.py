@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.engines.calibration.looking_session import CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
@@ -22,11 +22,10 @@ from tap_deploy.engines.calibration.state import CalibrationState, identity
 from tap_deploy.engines.calibration.table import CalibrationTable, load_tables, save_tables
 from tap_deploy.engines.calibration.thresholds import threshold
 from tap_deploy.errors import InputError, SessionError
-from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
-from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32
+from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.storage.files import check_file_output, sha256_of_file
+from tap_deploy.storage.files import check_file_output
 
 STATE_SUFFIX = ".state.npz"
 # Working memory of a graph call, without the tapped tensors.
@@ -36,8 +35,8 @@ OnProgress = Callable[[int, int], None]
 Tensors = Mapping[str, set[str]]  # graph -> names
 
 
-def calibrate_bundle(
-    bundle: Bundle,
+def calibrate(
+    variant: Variant,
     images: CalibrationImages,
     *,
     tensors: Tensors,
@@ -49,14 +48,14 @@ def calibrate_bundle(
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, CalibrationTable]:
-    """Calibrate the activations of all graphs of a bundle.
+    """Calibrate the activations of the fp32 graphs.
 
     Makes one pass over the pictures with one histogram per tensor, so that memory does not grow
     with the number of pictures. With a calibration cache, the histograms are saved next to it
     regularly, and an interrupted calibration resumes from them.
 
     Args:
-        bundle: bundle with the fp32 graphs.
+        variant: the fp32 graphs.
         images: calibration pictures.
         tensors: graph name -> tensor names. Graphs without an entry run but are not calibrated.
         method: method that chooses the ranges, one of ``precisions.CALIBRATION_METHODS``.
@@ -81,8 +80,7 @@ def calibrate_bundle(
         )
     prompts = CalibrationPrompts() if prompts is None else prompts
     images = images.first(samples)
-    paths = {name: bundle.graph_path(name, FP32) for name in GRAPH_NAMES}
-    digests = {name: _digest(path) for name, path in paths.items()}
+    digests = {name: _digest(variant.digests(name)) for name in variant.specs}
     fingerprint = hashlib.sha256(f"{images.fingerprint}:{prompts.fingerprint}".encode()).hexdigest()
     cache = None if cache is None else pathlib.Path(cache)
     if cache is not None:
@@ -100,7 +98,7 @@ def calibrate_bundle(
             digests=digests, data=fingerprint, tensors={g: sorted(t) for g, t in tensors.items()}
         ),
     )
-    histograms = collect(bundle, images, prompts, tensors, state, threads, on_progress)
+    histograms = collect(variant, images, prompts, tensors, state, threads, on_progress)
     tables = {
         graph: CalibrationTable(
             graph=graph,
@@ -119,7 +117,7 @@ def calibrate_bundle(
 
 
 def collect(
-    bundle: Bundle,
+    variant: Variant,
     images: CalibrationImages,
     prompts: CalibrationPrompts,
     tensors: Tensors,
@@ -130,14 +128,14 @@ def collect(
     """Run the chain on all pictures and return graph name -> tensor name -> histogram."""
     with contextlib.ExitStack() as stack:
         sessions = {}
-        for name, spec in bundle.graph_specs(FP32).items():
+        for name in variant.specs:
             sessions[name] = CollectingSession(
-                bundle.graph_path(name, FP32), spec, tensors.get(name, set()), threads=threads
+                variant, name, tensors.get(name, set()), threads=threads
             )
             stack.enter_context(sessions[name])
         histograms = {name: sessions[name].histograms for name in sessions if name in tensors}
         done = state.restore(histograms)
-        predictor = TapPredictor(sessions, bundle.config, memory_limit_bytes=MEMORY_LIMIT_BYTES)
+        predictor = TapPredictor(sessions, variant.config, memory_limit_bytes=MEMORY_LIMIT_BYTES)
         for index in range(done, len(images)):
             if on_progress is not None:
                 on_progress(index, len(images))
@@ -193,10 +191,8 @@ def _fitting(
     return {graph: tables[graph] for graph in tensors}
 
 
-def _digest(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a graph, including its external weights."""
-    beside = path.with_name(f"{path.name}.data")
-    if not beside.exists():
-        return sha256_of_file(path)
-    both = sha256_of_file(path) + sha256_of_file(beside)
-    return hashlib.sha256(both.encode()).hexdigest()
+def _digest(digests: Sequence[str]) -> str:
+    """Return one digest for the files of a graph; of a single file, its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

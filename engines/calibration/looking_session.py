@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
+import onnx_ir as ir
 
-from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.engines.calibration.pieces import SegmentedRun, segments_from_model
-from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session, Tensors
+
+ChooseTensors = Callable[[ir.Model], Collection[str]]
 
 TAP_LIMIT_BYTES = 512 << 20
 # Expected sizes of a call. With larger ones, the taps of a piece exceed the memory limit.
@@ -31,9 +32,9 @@ class CollectingSession(Session):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        spec: GraphSpec,
-        tensors: Collection[str],
+        variant: Variant,
+        graph: str,
+        tensors: Collection[str] | ChooseTensors,
         *,
         threads: int | None = None,
         limit_bytes: int = TAP_LIMIT_BYTES,
@@ -41,9 +42,10 @@ class CollectingSession(Session):
         """Load a graph.
 
         Args:
-            path: the fp32 ONNX file.
-            spec: expected inputs and outputs.
-            tensors: names of the tensors to tap, which may include graph inputs.
+            variant: the fp32 graphs.
+            graph: name of the graph to load.
+            tensors: names of the tensors to tap, which may include graph inputs; or a function
+                that returns them for the parsed graph.
             threads: CPU threads; None for one per core.
             limit_bytes: limit on the tapped tensors that are alive at once, bytes.
 
@@ -51,12 +53,11 @@ class CollectingSession(Session):
             InputError: the graph does not have a tensor.
             SessionError: onnxruntime cannot load the graph.
         """
-        super().__init__(spec)
-        self.histograms = {name: MagnitudeHistogram() for name in sorted(tensors)}
-        model = load_graph(path)
-        segments = segments_from_model(
-            model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit_bytes
-        )
+        super().__init__(variant.specs[graph])
+        model = variant.load(graph)
+        names = tensors(model) if callable(tensors) else tensors
+        self.histograms = {name: MagnitudeHistogram() for name in sorted(names)}
+        segments = segments_from_model(model, names, sizes=EXPECTED_SIZES, limit_bytes=limit_bytes)
         self._run_segments: SegmentedRun | None = SegmentedRun(segments, threads=threads)
         del model, segments
         gc.collect()  # frees the model; the sessions hold the weights

@@ -9,9 +9,9 @@ import tempfile
 import numpy as np
 import onnx_ir as ir
 
-from tap_deploy.bundle.graph_files import EXTERNAL_DATA_BYTES, load_graph
+from tap_deploy.bundle.graph_files import write_model
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import SessionError, VerificationError, first_line
-from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
 
@@ -27,18 +27,15 @@ class RangeSession(Session):
         max_abs: tensor name -> largest magnitude over all runs, including graph inputs.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], spec: GraphSpec, *, threads: int | None = None
-    ) -> None:
-        super().__init__(spec)
+    def __init__(self, variant: Variant, graph: str, *, threads: int | None = None) -> None:
+        super().__init__(variant.specs[graph])
         self.max_abs: dict[str, float] = {}
-        model = load_graph(path)
+        model = variant.load(graph)
         self._measured = add_reductions(model)
         with tempfile.TemporaryDirectory(prefix="tap-ranges-") as folder:
             file = pathlib.Path(folder) / "measured.onnx"
-            is_large = os.path.getsize(path) > EXTERNAL_DATA_BYTES or _has_external_data(model)
-            ir.save(model, file, external_data=f"{file.name}.data" if is_large else None)
-            self._session = _load(file, threads, spec.name)
+            write_model(model, file)
+            self._session = _load(file, threads, graph)
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         names = [*outputs, *self._measured.values()]
@@ -91,13 +88,6 @@ def add_reductions(model: ir.Model) -> dict[str, str]:
             graph.outputs.append(output)
             measured[value.name] = output.name
     return measured
-
-
-def _has_external_data(model: ir.Model) -> bool:
-    return any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for value in model.graph.initializers.values()
-    )
 
 
 def _load(file: pathlib.Path, threads: int | None, graph: str) -> object:

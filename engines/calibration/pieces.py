@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from tap_deploy.bundle.graph_files import write_model
 from tap_deploy.errors import InputError, SessionError, first_line
 from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
 
@@ -198,7 +199,7 @@ class _Piece:
         # the weights in a separate file, which is mapped and may exceed the 2 GB of a protobuf.
         with tempfile.TemporaryDirectory(prefix="tap-piece-", ignore_cleanup_errors=True) as folder:
             file = pathlib.Path(folder) / "piece.onnx"
-            ir.save(segment.model, file, external_data=f"{file.name}.data")
+            write_model(segment.model, file, beside=True)
             try:
                 self._session: Any = onnxruntime.InferenceSession(
                     file, options, providers=["CPUExecutionProvider"]

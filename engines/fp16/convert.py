@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.bundle.graph_files import load_graph, save_graph
+from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.bundle.precision_record import (
     Fp16GraphRecord,
@@ -21,6 +21,7 @@ from tap_deploy.bundle.precision_record import (
     SampleRecord,
 )
 from tap_deploy.bundle.update import bundle_addition
+from tap_deploy.bundle.variant import variant_specs
 from tap_deploy.engines.calibration.maxima import RangeSession
 from tap_deploy.engines.fp16.islands import (
     OVERFLOW_LIMIT,
@@ -100,11 +101,12 @@ def add_fp16(
     samples = [golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
     max_abs = measure(bundle, samples, threads=threads, on_stage=say)
     _check_outputs(bundle, max_abs)
+    fp32 = bundle.variant(FP32)
     with bundle_addition(bundle, based_on=(FP32,)) as addition:
         graphs, islands, converted = {}, {}, {}
-        for name, spec in bundle.graph_specs(FP16).items():
+        for name, spec in variant_specs(bundle.config, FP16).items():
             say(f"convert {name}")
-            model = load_graph(bundle.graph_path(name, FP32))
+            model = fp32.load(name)
             islands[name] = choose_islands(model, max_abs[name])
             largest = _largest_activation(model, islands[name], max_abs[name])
             weights = weight_report(model, islands[name])
@@ -147,10 +149,11 @@ def measure(
     Raises:
         VerificationError: an fp32 output is not finite.
     """
+    fp32 = bundle.variant(FP32)
     with contextlib.ExitStack() as stack:
         sessions = {}
-        for name, spec in bundle.graph_specs(FP32).items():
-            sessions[name] = RangeSession(bundle.graph_path(name, FP32), spec, threads=threads)
+        for name in fp32.specs:
+            sessions[name] = RangeSession(fp32, name, threads=threads)
             stack.enter_context(sessions[name])
         for sample in samples:
             if on_stage is not None:
@@ -161,7 +164,7 @@ def measure(
 
 def _check_outputs(bundle: Bundle, max_abs: Mapping[str, MaxAbs]) -> None:
     """What passes from graph to graph is fp16 by contract: no island can hold it."""
-    for name, spec in bundle.graph_specs(FP16).items():
+    for name, spec in variant_specs(bundle.config, FP16).items():
         for tensor in spec.outputs:
             largest = max_abs[name].get(tensor.name, 0.0)
             if largest > OVERFLOW_LIMIT:
@@ -208,7 +211,7 @@ def _verify(
             name: stack.enter_context(
                 load_rounding(folder / graphs[name].file, spec, threads=threads)
             )
-            for name, spec in bundle.graph_specs(FP16).items()
+            for name, spec in variant_specs(bundle.config, FP16).items()
         }
         return verify_sessions(
             sessions,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
-from tap_deploy.bundle.graph_files import load_graph, save_graph
+from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.precision_record import (
     CalibrationRecord,
     Int8GraphRecord,
@@ -14,7 +14,8 @@ from tap_deploy.bundle.precision_record import (
     SmoothingChoice,
 )
 from tap_deploy.bundle.update import BundleAddition, bundle_addition
-from tap_deploy.engines.calibration.chain import OnProgress, calibrate_bundle
+from tap_deploy.bundle.variant import Variant, variant_specs
+from tap_deploy.engines.calibration.chain import OnProgress, calibrate
 from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration.table import CalibrationTable, save_tables
 from tap_deploy.engines.int8.blocks import Exclusions
@@ -25,7 +26,6 @@ from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.engines.smoothing.smoothquant import Smoothing, fold
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, VERDICT_PREFIX
 from tap_deploy.errors import InputError
-from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import (
     FP16,
     FP32,
@@ -53,22 +53,22 @@ def require_room(bundle: Bundle, *, force: bool) -> None:
 
 
 def find_ranges(
-    bundle: Bundle,
+    variant: Variant,
     options: QuantizeOptions,
     images: CalibrationImages,
     plans: Mapping[str, QuantizationPlan],
     *,
     on_progress: OnProgress | None = None,
 ) -> dict[str, CalibrationTable]:
-    """Calibrate the tensors that the plans need; see ``calibrate_bundle``."""
-    return calibrate_bundle(
-        bundle,
+    """Calibrate the tensors that the plans need; see ``calibrate``."""
+    return calibrate(
+        variant,
         images,
         method=options.method,
         samples=options.samples,
         prompts=options.prompts(),
         cache=options.cache,
-        tensors=tensors_of_plans(bundle, plans),
+        tensors=tensors_of_plans(variant, plans),
         force=options.force,
         threads=options.threads,
         on_progress=on_progress,
@@ -163,10 +163,10 @@ def _add_variant(
     plans: Mapping[str, QuantizationPlan],
     smoothings: Mapping[str, Sequence[Smoothing]],
 ) -> None:
-    specs = bundle.graph_specs(variant)
+    made_from = bundle.variant(MADE_FROM[variant])
     addition.graphs[variant] = {}
-    for name in GRAPH_NAMES:
-        source = load_graph(bundle.graph_path(name, MADE_FROM[variant]))
+    for name, spec in variant_specs(bundle.config, variant).items():
+        source = made_from.load(name)
         for smoothing in smoothings.get(name, ()):
             fold(source, smoothing)
         model = qdq_from_ranges(
@@ -178,7 +178,7 @@ def _add_variant(
             reduce_range=options.reduce_range,
         )
         file = f"{ONNX_FOLDER}/{variant}/{name}.onnx"
-        addition.graphs[variant][name] = save_graph(model, specs[name], addition.folder, file)
+        addition.graphs[variant][name] = save_graph(model, spec, addition.folder, file)
 
 
 def _calibration_record(options: QuantizeOptions, table: CalibrationTable) -> CalibrationRecord:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.graph_files import EXTERNAL_DATA_BYTES, load_graph
+from tap_deploy.bundle.graph_files import write_model
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.table import CalibrationTable
 from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
-from tap_deploy.precisions import FP32
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
 
@@ -22,7 +21,7 @@ class CandidateSessions:
     """Quantizes given nodes of an fp32 graph and loads the result in onnxruntime.
 
     Args:
-        bundle: bundle with the fp32 graphs.
+        variant: the fp32 graphs.
         tables: graph name -> ranges.
         reduce_range: see ``qdq_from_ranges``.
         threads: CPU threads per call; None for one per core.
@@ -30,13 +29,13 @@ class CandidateSessions:
 
     def __init__(
         self,
-        bundle: Bundle,
+        variant: Variant,
         tables: Mapping[str, CalibrationTable],
         *,
         reduce_range: bool = False,
         threads: int | None = None,
     ) -> None:
-        self._bundle, self._tables = bundle, tables
+        self._variant, self._tables = variant, tables
         self._reduce_range, self._threads = reduce_range, threads
         self._models: dict[str, ir.Model] = {}
 
@@ -48,7 +47,7 @@ class CandidateSessions:
             SessionError: onnxruntime rejects the graph.
         """
         if graph not in self._models:
-            self._models[graph] = load_graph(self._bundle.graph_path(graph, FP32))
+            self._models[graph] = self._variant.load(graph)
         plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
         model = qdq_from_ranges(
             self._models[graph],
@@ -57,10 +56,8 @@ class CandidateSessions:
             for_cpu=True,
             reduce_range=self._reduce_range,
         )
-        spec = self._bundle.graph_specs(FP32)[graph]
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / f"{graph}.onnx"
-            record = self._bundle.manifest.graphs[FP32][graph]
-            large = record.external_data or record.weights_bytes > EXTERNAL_DATA_BYTES
-            ir.save(model, path, external_data=f"{graph}.data" if large else None)
+            write_model(model, path)
+            spec = self._variant.specs[graph]
             return create_session("onnxruntime", path, spec, threads=self._threads)

@@ -20,7 +20,7 @@ from tap_deploy.bundle.update import revise_precision
 from tap_deploy.config import TapConfig
 from tap_deploy.precisions import INT8, INT8_FP32
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.opening import create_session
+from tap_deploy.sessions.opening import sessions_from_variant
 from tap_deploy.verify.graph_check import decode_all_tokens, verify_sessions
 from tap_deploy.verify.tolerances import FP16_TOLERANCES, Tolerance
 
@@ -42,14 +42,9 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
     """
     sample = GoldenSample.load(bundle.golden_path())
     with contextlib.ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(
-                create_session(
-                    "onnxruntime", bundle.graph_path(name, INT8_FP32), spec, threads=threads
-                )
-            )
-            for name, spec in bundle.graph_specs(INT8_FP32).items()
-        }
+        sessions = sessions_from_variant(bundle.variant(INT8_FP32), threads=threads)
+        for session in sessions.values():
+            stack.enter_context(session)
         report = verify_sessions(
             sessions,
             bundle.config,

@@ -25,7 +25,7 @@ from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.mix import Mix, MixSearch
 from tap_deploy.engines.int8.options import Int8Options
 from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
-from tap_deploy.engines.smoothing.smoothed_bundle import smoothed_bundle
+from tap_deploy.engines.smoothing.smoothed_variant import smoothed_variant
 from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.judge import VerdictOptions, judge_bundle, require_variants
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
@@ -86,10 +86,11 @@ def make_int8(
     calibration, evaluation = options.images() if images is None else images
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
-    quantize, plans = options.quantize, options.quantize.plans(bundle)
+    quantize, fp32 = options.quantize, bundle.variant(FP32)
+    plans = quantize.plans(fp32)
     _excluded(plans, options.exclusions)  # report a typo before the long calibration
-    with smoothed_bundle(
-        bundle,
+    with smoothed_variant(
+        fp32,
         calibration,
         options.smoothquant,
         prompts=quantize.prompts(),
@@ -97,7 +98,7 @@ def make_int8(
         on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
     ) as smoothed:
         tables = find_ranges(
-            smoothed.bundle,
+            smoothed.variant,
             quantize,
             calibration,
             plans,
@@ -106,7 +107,7 @@ def make_int8(
         mix = None
         if options.budget is not None:
             candidates = CandidateSessions(
-                smoothed.bundle,
+                smoothed.variant,
                 tables,
                 reduce_range=quantize.reduce_range,
                 threads=quantize.threads,

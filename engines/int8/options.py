@@ -6,13 +6,13 @@ import dataclasses
 import pathlib
 from collections.abc import Collection
 
-from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.int8.blocks import Exclusions
 from tap_deploy.engines.int8.budget import Budget
 from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, default_plans
-from tap_deploy.engines.smoothing.smoothed_bundle import AUTO, SMOOTHQUANT
+from tap_deploy.engines.smoothing.smoothed_variant import AUTO, SMOOTHQUANT
 from tap_deploy.engines.verdict.judge import VerdictOptions
 from tap_deploy.engines.verdict.regions import split_images
 from tap_deploy.errors import InputError
@@ -175,9 +175,9 @@ class QuantizeOptions:
             path, samples=self.samples, seed=self.seed, strict=self.strict
         )
 
-    def plans(self, bundle: Bundle) -> dict[str, QuantizationPlan]:
-        """Return the nodes to quantize in every graph of a bundle."""
-        return default_plans(bundle, attention=self.attention, residuals=self.residuals)
+    def plans(self, variant: Variant) -> dict[str, QuantizationPlan]:
+        """Return the nodes to quantize in every fp32 graph."""
+        return default_plans(variant, attention=self.attention, residuals=self.residuals)
 
     def prompts(self) -> CalibrationPrompts:
         """Load the prompts from the file, or return random ones without a file.

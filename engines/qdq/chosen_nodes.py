@@ -7,11 +7,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import InputError
-from tap_deploy.graphs import GRAPH_NAMES
-from tap_deploy.precisions import FP32
 
 WEIGHTED = ("MatMul", "Gemm", "Conv")
 # Matrix products of two activations (attention) and residual sums; quantized only on request.
@@ -216,24 +213,23 @@ def nodes_by_name(model: ir.Model, names: tuple[str, ...]) -> list[ir.Node]:
 
 
 def default_plans(
-    bundle: Bundle, *, attention: bool = False, residuals: bool = False
+    variant: Variant, *, attention: bool = False, residuals: bool = False
 ) -> dict[str, QuantizationPlan]:
-    """Return the plan of every graph of a bundle; see ``QuantizationPlan.default``."""
+    """Return the plan of every fp32 graph of a variant; see ``QuantizationPlan.default``."""
     return {
-        name: QuantizationPlan.default(
-            load_graph(bundle.graph_path(name, FP32)), attention=attention, residuals=residuals
-        )
-        for name in GRAPH_NAMES
+        name: QuantizationPlan.default(variant.load(name), attention=attention, residuals=residuals)
+        for name in variant.specs
     }
 
 
-def tensors_of_plans(bundle: Bundle, plans: Mapping[str, QuantizationPlan]) -> dict[str, set[str]]:
+def tensors_of_plans(
+    variant: Variant, plans: Mapping[str, QuantizationPlan]
+) -> dict[str, set[str]]:
     """Return the tensors whose ranges the plans need, by graph.
 
     Raises:
         InputError: a node of a plan does not exist or cannot be quantized.
     """
     return {
-        name: tensors_to_calibrate(load_graph(bundle.graph_path(name, FP32)), plan.nodes)
-        for name, plan in plans.items()
+        name: tensors_to_calibrate(variant.load(name), plan.nodes) for name, plan in plans.items()
     }

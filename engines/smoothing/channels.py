@@ -6,19 +6,16 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.looking_session import CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.smoothing.smoothquant import smoothing_points
-from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.image import load_image
-from tap_deploy.precisions import FP32
 from tap_deploy.predictor import TapPredictor
 
 HELD_BACK = 5  # every fifth picture is held back for rows; the others give the maxima
@@ -48,8 +45,8 @@ class ChannelSession(CollectingSession):
         maxima: tensor name -> largest magnitude of each channel, float32 [C].
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, variant: Variant, graph: str, *, threads: int | None = None) -> None:
+        super().__init__(variant, graph, _tensors_to_smooth, threads=threads)
         self.keep_rows = False
         self.maxima: dict[str, np.ndarray] = {}
         self._rows: dict[str, list[np.ndarray]] = {}
@@ -76,7 +73,7 @@ class ChannelSession(CollectingSession):
 
 
 def measure_channels(
-    bundle: Bundle,
+    variant: Variant,
     images: CalibrationImages,
     *,
     prompts: CalibrationPrompts | None = None,
@@ -86,7 +83,7 @@ def measure_channels(
     """Run the fp32 graphs on calibration pictures and measure the smoothable activations.
 
     Args:
-        bundle: bundle with the fp32 graphs.
+        variant: the fp32 graphs.
         images: calibration pictures; at most 80 are used. With a single picture there are no
             measurements, because none can be held back.
         prompts: source of the prompts; None for random prompts.
@@ -106,10 +103,10 @@ def measure_channels(
     done = itertools.count()
     with contextlib.ExitStack() as stack:
         sessions = {}
-        for name in GRAPH_NAMES:
-            sessions[name] = _session(bundle, name, threads)
+        for name in variant.specs:
+            sessions[name] = ChannelSession(variant, name, threads=threads)
             stack.enter_context(sessions[name])
-        predictor = TapPredictor(sessions, bundle.config)
+        predictor = TapPredictor(sessions, variant.config)
         for keep_rows in (False, True):
             for session in sessions.values():
                 session.keep_rows = keep_rows
@@ -120,10 +117,8 @@ def measure_channels(
     return {name: session.ranges for name, session in sessions.items()}
 
 
-def _session(bundle: Bundle, name: str, threads: int | None) -> ChannelSession:
-    path = bundle.graph_path(name, FP32)
-    tensors = {point.tensor for point in smoothing_points(load_graph(path))}
-    return ChannelSession(path, bundle.graph_specs(FP32)[name], tensors, threads=threads)
+def _tensors_to_smooth(model: ir.Model) -> set[str]:
+    return {point.tensor for point in smoothing_points(model)}
 
 
 def _look_at(

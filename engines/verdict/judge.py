@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.kernels import (
     KernelCount,
@@ -37,7 +36,7 @@ from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.opening import create_session, sessions_from_bundle
+from tap_deploy.sessions.opening import sessions_from_bundle, sessions_from_variant
 from tap_deploy.timing import Latency
 
 CPU_BACKENDS = ("onnxruntime",)
@@ -156,6 +155,8 @@ class _Judge:
     ) -> None:
         self._bundle, self._options = bundle, options
         require_variants(bundle, options)
+        self._quantized = bundle.variant(options.variant)
+        self._plain = bundle.variant(options.float_variant)
         self.reference = self._load(stack, REFERENCE_BACKEND, FP32)
         self.candidates = self._load(stack, options.backend, INT8)
         same = options.backend == REFERENCE_BACKEND and options.float_variant == FP32
@@ -166,19 +167,12 @@ class _Judge:
     def _load(
         self, stack: contextlib.ExitStack, backend: str, precision: str
     ) -> dict[str, Session]:
-        threads = self._options.threads
         # Graphs that are marked as failed can be judged again: load them without the refusal.
         if backend in CPU_BACKENDS:
-            variant = variant_for(precision, on_cpu=True)
-            return {
-                name: stack.enter_context(
-                    create_session(
-                        backend, self._bundle.graph_path(name, variant), spec, threads=threads
-                    )
-                )
-                for name, spec in self._bundle.graph_specs(variant).items()
-            }
-        sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
+            variant = self._bundle.variant(variant_for(precision, on_cpu=True))
+            sessions = sessions_from_variant(variant, threads=self._options.threads)
+        else:
+            sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
         for session in sessions.values():
             stack.enter_context(session)
         return sessions
@@ -237,28 +231,22 @@ class _Judge:
     def _facts(
         self, graph: str, agreement: Agreement, latency: Mapping[str, Latency]
     ) -> GraphFacts:
-        manifest, options = self._bundle.manifest, self._options
-        quantized = manifest.graphs[options.variant][graph]
-        plain = manifest.graphs[options.float_variant][graph]
+        quantized, plain = self._quantized, self._plain
         return GraphFacts(
             graph=graph,
             agreement=agreement,
             kernels=self._kernels(graph),
-            int8_bytes=_bytes_of(self._bundle, quantized),
-            float_bytes=_bytes_of(self._bundle, plain),
+            int8_bytes=quantized.size_bytes(graph),
+            float_bytes=plain.size_bytes(graph),
             latency=latency,
-            kept_before=quantized.file == plain.file,
+            kept_before=quantized.path(graph) == plain.path(graph),
         )
 
     def _kernels(self, graph: str) -> KernelCount | LayerCount | None:
-        backend, variant = self._options.backend, self._options.variant
+        backend = self._options.backend
         if backend not in CPU_BACKENDS:
-            return layers_in_engine(self._bundle, backend, variant, graph)
-        return kernels_in_onnxruntime(self._bundle.graph_path(graph, variant))
-
-
-def _bytes_of(bundle: Bundle, record: GraphRecord) -> int:
-    return sum(bundle.manifest.files[file].size_bytes for file in record.files)
+            return layers_in_engine(self._bundle, backend, self._quantized.name, graph)
+        return kernels_in_onnxruntime(self._quantized.path(graph))
 
 
 def _say_nothing(stage: str) -> None:

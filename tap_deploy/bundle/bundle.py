@@ -6,11 +6,12 @@ import os
 import pathlib
 
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import BundleError
-from tap_deploy.graphs import GraphSpec, graph_specs
-from tap_deploy.precisions import FP16, FP32, INT8, VARIANT_DTYPES, precision_of
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.precisions import FP16, FP32, INT8, precision_of
 from tap_deploy.storage.files import sha256_of_file
 from tap_deploy.tokenizer import Tokenizer
 
@@ -67,28 +68,35 @@ class Bundle:
         """Sizes of the model."""
         return self.manifest.config
 
-    def graph_specs(self, variant: str = FP32) -> dict[str, GraphSpec]:
-        """What the graphs of a variant take and give, by graph name; see ``precisions``."""
-        return graph_specs(self.config, VARIANT_DTYPES[variant])
-
-    def graph_path(self, name: str, variant: str) -> pathlib.Path:
-        """Return the ONNX file of a graph, in one of the variants of ``precisions``.
+    def variant(self, name: str) -> Variant:
+        """Return the three graphs in one of the variants of ``precisions``.
 
         Raises:
-            BundleError: the bundle does not hold this graph in this variant.
+            BundleError: the bundle lacks the variant, a graph of it, or a record of its files.
         """
-        records = self.manifest.graphs.get(variant)
+        records = self.manifest.graphs.get(name)
         if records is None:
             raise BundleError(
-                f"bundle {self.path} has no precision {precision_of(variant)!r}; "
-                f"it has {', '.join(self.manifest.graphs)}; {_REMEDIES[precision_of(variant)]}"
+                f"bundle {self.path} has no precision {precision_of(name)!r}; "
+                f"it has {', '.join(self.manifest.graphs)}; {_REMEDIES[precision_of(name)]}"
             )
-        if name not in records:
-            raise BundleError(f"bundle {self.path} lists no {variant} {name}; export it again")
-        for file in records[name].files:  # what is not listed was not checked
-            if not self._has(file):
-                raise BundleError(f"bundle {self.path} does not list {file}; export it again")
-        return self.path / records[name].file
+        for graph in GRAPH_NAMES:
+            if graph not in records:
+                raise BundleError(f"bundle {self.path} lists no {name} {graph}; export it again")
+            for file in records[graph].files:  # a file that is not listed was not checked
+                if not self._has(file):
+                    raise BundleError(f"bundle {self.path} does not list {file}; export it again")
+        return Variant(
+            name=name,
+            config=self.config,
+            records={graph: records[graph] for graph in GRAPH_NAMES},
+            file_records={
+                graph: {
+                    self.path / file: self.manifest.files[file] for file in records[graph].files
+                }
+                for graph in GRAPH_NAMES
+            },
+        )
 
     def vocabulary(self) -> Vocabulary | None:
         """Load the concepts that were exported with the model, if any."""
@@ -144,9 +152,4 @@ class Bundle:
 def file_records(root: pathlib.Path) -> dict[str, FileRecord]:
     """Return size and digest of every file below a folder, by relative path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {
-        path.relative_to(root).as_posix(): FileRecord(
-            size_bytes=path.stat().st_size, sha256=sha256_of_file(path)
-        )
-        for path in files
-    }
+    return {path.relative_to(root).as_posix(): FileRecord.of(path) for path in files}

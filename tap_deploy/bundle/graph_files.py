@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.bundle.manifest import GraphRecord, weights_file
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GraphSpec
 
@@ -26,13 +26,13 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     makes such, and the manifest vouches for what they lead to. onnx-ir by itself refuses them.
 
     Raises:
-        BundleError: the weights lie elsewhere than in ``<file>.data``, the only place that a
-            manifest can vouch for.
+        BundleError: the weights lie elsewhere than in ``weights_file(path)``, the only place that
+            a manifest can vouch for.
     """
     import onnx_ir as ir
 
     model = ir.load(path)
-    data = pathlib.Path(f"{os.fspath(path)}.data")
+    data = pathlib.Path(weights_file(path))
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -54,6 +54,33 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     return model
 
 
+def write_model(
+    model: ir.Model, path: pathlib.Path, *, beside: bool | None = None
+) -> tuple[int, bool]:
+    """Write a model, with its weights in the same file or in one beside it.
+
+    Args:
+        model: in memory, or with mapped weights, which are read into it if one file takes all.
+        path: the ONNX file; a second file is ``weights_file(path)``.
+        beside: whether there is a second file; None for weights of more than 1 GB only.
+
+    Returns:
+        size of the weights in bytes, and whether they are in a second file.
+    """
+    import onnx_ir as ir
+
+    weights_bytes = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    beside = weights_bytes > EXTERNAL_DATA_BYTES if beside is None else beside
+    if not beside:  # mapped weights would refer to the file that they come from
+        ir.external_data.load_to_model(model)
+    ir.save(model, path, external_data=weights_file(path.name) if beside else None)
+    return weights_bytes, beside
+
+
 def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
     """Infer shapes, write a model, check it, and return its record for the manifest.
 
@@ -61,24 +88,15 @@ def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) 
         model: in memory.
         spec: names, dtypes and axes of its inputs and outputs.
         root: folder that ``file`` is relative to.
-        file: ``/`` between its parts; weights over 1 GB go to ``<file>.data`` beside it.
+        file: ``/`` between its parts; weights over 1 GB go to ``weights_file(file)``.
     """
     import onnx
-    import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass(check_type=True, strict_mode=True)(model)
-    weights_bytes = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = weights_bytes > EXTERNAL_DATA_BYTES
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not external:  # what is left of a graph that was larger would refer to its file
-        ir.external_data.load_to_model(model)
-    ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+    weights_bytes, external = write_model(model, path)
     onnx.checker.check_model(os.fspath(path))
     inputs, outputs = GraphRecord.describe(spec)
     return GraphRecord(

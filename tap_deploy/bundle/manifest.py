@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 from typing import Any
@@ -13,9 +14,15 @@ from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
+from tap_deploy.storage.files import sha256_of_file
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+
+
+def weights_file(onnx_file: str | os.PathLike[str]) -> str:
+    """Return the file that holds the weights of a graph where its ONNX file does not."""
+    return f"{os.fspath(onnx_file)}.data"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,11 @@ class FileRecord:
 
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: pathlib.Path) -> FileRecord:
+        """Read a file and return its size and digest."""
+        return cls(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,7 @@ class GraphRecord:
     @property
     def files(self) -> tuple[str, ...]:
         """The ONNX file and, if there is one, the file of its weights, relative to the bundle."""
-        return (self.file, f"{self.file}.data") if self.external_data else (self.file,)
+        return (self.file, weights_file(self.file)) if self.external_data else (self.file,)
 
     @staticmethod
     def describe(spec: GraphSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:

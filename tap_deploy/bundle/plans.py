@@ -281,12 +281,13 @@ def _mismatch(
 
 def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
     """Return whether a plan was made from another ONNX file than the bundle's; None if not."""
-    file = bundle.graph_path(record.graph, record.variant).relative_to(bundle.path).as_posix()
-    files = bundle.manifest.files
-    data = files.get(f"{file}.data")
-    digests = (files[file].sha256, data.sha256 if data else None)
-    if digests == (record.onnx_sha256, record.onnx_data_sha256):
+    variant = bundle.variant(record.variant)
+    built_from = [record.onnx_sha256]
+    if record.onnx_data_sha256 is not None:
+        built_from.append(record.onnx_data_sha256)
+    if list(variant.digests(record.graph)) == built_from:
         return None
+    file = variant.records[record.graph].file
     return f"was built from another {file} (SHA-256 {record.onnx_sha256[:12]}…)"
 
 

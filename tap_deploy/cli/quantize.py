@@ -175,7 +175,7 @@ def add_int8(
     """
     from tap_deploy.engines.int8.make import make_int8
     from tap_deploy.engines.smoothing.channels import MAX_IMAGES
-    from tap_deploy.engines.smoothing.smoothed_bundle import OFF
+    from tap_deploy.engines.smoothing.smoothed_variant import OFF
 
     images = options.images()
     count = len(images[0])

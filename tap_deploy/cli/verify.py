@@ -23,7 +23,6 @@ from tap_deploy.cli.options import (
 )
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.progress import stage_bar
-from tap_deploy.graphs import IMAGE_ENCODER
 from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16, variant_for
 from tap_deploy.sessions.contract import Session
@@ -104,7 +103,7 @@ def verify_bundle(
     is_engine = backend in ENGINE_BACKENDS
     on_cpu = device is None or Device.from_name(device).kind == CPU
     variant = variant_for(precision, on_cpu=on_cpu and not is_engine)
-    bundle.graph_path(IMAGE_ENCODER, variant)  # that there is no such graph is to be said first
+    bundle.variant(variant)  # a missing variant has to be the first error
     tolerances = tolerances_for(precision, bundle.manifest.precision_record(variant))
     with contextlib.ExitStack() as stack:
         if on_cpu and not is_engine and provider is None and precision == FP16:
@@ -136,9 +135,10 @@ def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session
     require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
     from tap_deploy.engines.fp16.rounding import load_rounding
 
+    fp16 = bundle.variant(FP16)
     return {
-        name: load_rounding(bundle.graph_path(name, FP16), spec, threads=threads)
-        for name, spec in bundle.graph_specs(FP16).items()
+        name: load_rounding(fp16.path(name), spec, threads=threads)
+        for name, spec in fp16.specs.items()
     }
 
 

@@ -8,6 +8,7 @@ import pathlib
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.variant import Variant, variant_specs
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.graph import DeviceGraph
@@ -34,11 +35,20 @@ class Loader:
     threads: int | None
     allow_failed: bool
 
+    @property
+    def _specs(self) -> dict[str, GraphSpec]:
+        return variant_specs(self.bundle.config, self.variant)
+
+    @functools.cached_property
+    def _onnx(self) -> Variant:
+        """The ONNX files, for onnxruntime only: an engine that is missing is reported as such."""
+        return self.bundle.variant(self.variant)
+
     def sessions(self, options: DeviceOptions) -> dict[str, Session]:
         """Load the graphs behind the contract of host arrays."""
         sessions: dict[str, Session] = {}
         try:
-            for name, spec in self.bundle.graph_specs(self.variant).items():
+            for name, spec in self._specs.items():
                 sessions[name] = self._session(spec, options)
         except BaseException:
             for session in sessions.values():
@@ -56,7 +66,7 @@ class Loader:
         return DevicePipeline(
             memory,
             functools.partial(self._graph, memory, options),
-            self.bundle.graph_specs(self.variant),
+            self._specs,
             self.bundle.config,
             options,
         )
@@ -65,7 +75,7 @@ class Loader:
         from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
         if self.backend == ONNXRUNTIME:
-            path = self.bundle.graph_path(spec.name, self.variant)
+            path = self._onnx.path(spec.name)
             provider = None if self.device.kind == CPU else self._provider(options)
             if provider is not None:
                 provider.forbid_tf32()
@@ -85,7 +95,7 @@ class Loader:
         from tap_deploy.sessions.ort.graph import OnnxRuntimeGraph
 
         provider = self._provider(options)
-        path = self.bundle.graph_path(spec.name, self.variant)
+        path = self._onnx.path(spec.name)
         # The other graphs are run with other shapes from call to call.
         record = options.cuda_graphs and spec.name == graphs.TEXT_DECODER
         limits = dict(provider.limits) | {"B": 1}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.marks import check_mark, mark_name
+from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.machine.cpu import usable_cpus
@@ -44,6 +46,31 @@ def create_session(
     from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, spec, threads=threads)
+
+
+def sessions_from_variant(variant: Variant, *, threads: int | None = None) -> dict[str, Session]:
+    """Load the graphs of a variant in onnxruntime on the CPU; verdicts are not checked.
+
+    Args:
+        variant: the graphs, of a bundle or from ``Variant.with_graphs``.
+        threads: CPU threads for one call; None for one per core that this process may use.
+
+    Returns:
+        graph name -> session.
+
+    Raises:
+        InputError: ``threads`` is below 1 or far above the number of CPUs.
+        SessionError: onnxruntime is missing, or a graph does not load or fit.
+    """
+    with contextlib.ExitStack() as opened:
+        sessions = {
+            graph: opened.enter_context(
+                create_session("onnxruntime", variant.path(graph), spec, threads=threads)
+            )
+            for graph, spec in variant.specs.items()
+        }
+        opened.pop_all()
+    return sessions
 
 
 def sessions_from_bundle(

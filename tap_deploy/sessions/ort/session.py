@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tap_deploy.bundle.manifest import weights_file
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.machine.cpu import usable_cores
@@ -121,9 +122,9 @@ def linked_weights(options: Any, path: str | os.PathLike[str]) -> Iterator[None]
 
     Args:
         options: ``onnxruntime.SessionOptions`` of the session that the block creates.
-        path: the ONNX file; the bundle has verified it and ``<file>.data``.
+        path: the ONNX file; the bundle has verified it and ``weights_file(path)``.
     """
-    graph, data = pathlib.Path(path), pathlib.Path(f"{os.fspath(path)}.data")
+    graph, data = pathlib.Path(path), pathlib.Path(weights_file(path))
     # onnxruntime 1.23 has neither this method nor the check.
     give = getattr(options, "add_external_initializers_from_files_in_memory", None)
     if give is None or not data.is_file() or data.resolve().parent == graph.resolve().parent:

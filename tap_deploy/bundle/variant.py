@@ -1,0 +1,98 @@
+"""One variant of a bundle: its graphs, their files, and what is recorded of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.manifest import FileRecord, GraphRecord
+from tap_deploy.config import TapConfig
+from tap_deploy.graphs import GraphSpec, graph_specs
+from tap_deploy.precisions import VARIANT_DTYPES
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def variant_specs(config: TapConfig, name: str) -> dict[str, GraphSpec]:
+    """Return inputs and outputs of the graphs of a variant, by graph name.
+
+    Args:
+        config: sizes of the model.
+        name: a key of ``precisions.VARIANT_DTYPES``; no bundle needs to have it yet.
+    """
+    return graph_specs(config, VARIANT_DTYPES[name])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The graphs of a bundle in one variant; ``Bundle.variant`` returns it.
+
+    It is a snapshot: after a change to the bundle, ask the bundle again.
+
+    Attributes:
+        name: key of ``precisions.VARIANT_DTYPES``.
+        config: sizes of the model.
+        records: graph name -> record of the manifest.
+        file_records: graph name -> path -> size and SHA-256. The ONNX file comes first, then the
+            file of its weights, if it has one.
+    """
+
+    name: str
+    config: TapConfig
+    records: Mapping[str, GraphRecord]
+    file_records: Mapping[str, Mapping[pathlib.Path, FileRecord]]
+
+    @functools.cached_property
+    def specs(self) -> dict[str, GraphSpec]:
+        """Inputs and outputs of the graphs, by graph name."""
+        return variant_specs(self.config, self.name)
+
+    def files(self, graph: str) -> tuple[pathlib.Path, ...]:
+        """Return the ONNX file of a graph and, if it has one, the file of its weights."""
+        return tuple(self.file_records[graph])
+
+    def path(self, graph: str) -> pathlib.Path:
+        """Return the ONNX file of a graph."""
+        return self.files(graph)[0]
+
+    def digests(self, graph: str) -> tuple[str, ...]:
+        """Return the SHA-256 of each of ``files``, as recorded."""
+        return tuple(record.sha256 for record in self.file_records[graph].values())
+
+    def size_bytes(self, graph: str) -> int:
+        """Return the size of all ``files`` of a graph."""
+        return sum(record.size_bytes for record in self.file_records[graph].values())
+
+    def load(self, graph: str) -> ir.Model:
+        """Parse a graph. The caller owns the model and may change it.
+
+        Models are not kept: up to 1 GB of weights per graph lies in the parsed protobuf, which
+        calibration frees while its sessions run.
+
+        Raises:
+            BundleError: see ``load_graph``.
+        """
+        return load_graph(self.path(graph))
+
+    def with_graphs(self, folder: pathlib.Path, records: Mapping[str, GraphRecord]) -> Variant:
+        """Return this variant with other files for some of its graphs.
+
+        Args:
+            folder: what the files of the records are relative to.
+            records: graph name -> record of the new graph; its files are hashed.
+        """
+        files = {graph: _hashed(folder, record) for graph, record in records.items()}
+        return dataclasses.replace(
+            self,
+            records={**self.records, **records},
+            file_records={**self.file_records, **files},
+        )
+
+
+def _hashed(folder: pathlib.Path, record: GraphRecord) -> dict[pathlib.Path, FileRecord]:
+    return {folder / file: FileRecord.of(folder / file) for file in record.files}
