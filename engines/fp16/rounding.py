@@ -12,7 +12,7 @@ import tempfile
 
 import onnx_ir as ir
 
-from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.graph_files import load_graph, write_model
 from tap_deploy.errors import SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
@@ -45,7 +45,7 @@ def load_rounding(
         raise SessionError(f"graph {spec.name}: {exc}") from exc
     with tempfile.TemporaryDirectory(prefix="tap-rounding-") as folder:
         file = pathlib.Path(folder) / "rounding.onnx"
-        ir.save(model, file, external_data=f"{file.name}.data")  # mapped, not parsed
+        write_model(model, file, beside=True)  # mapped, not parsed
         return create_session("onnxruntime", file, spec, threads=threads)
 
 
