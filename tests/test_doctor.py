@@ -25,7 +25,7 @@ from tap_deploy.machine.state import machine_state
 SETUP_CFG = Path(__file__).parent.parent / "setup.cfg"
 
 
-def check_of(name: str, host: Host | None = None) -> doctor.Check:
+def check_of(name: str, host: Host | None = None) -> doctor.Finding:
     (check,) = [check for check in doctor.diagnose(machine_state(host)) if check.name == name]
     return check
 

@@ -11,7 +11,7 @@ from tap_deploy.sessions import DeviceOptions
 from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.verify.graph_check import expected_of_pipeline
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
-from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.recorder import ComparisonRecorder
 from tap_deploy.verify.tolerances import FP16_TOLERANCES
 from tests import fake_onnxruntime
 
@@ -38,7 +38,7 @@ def failed(bundle, sample, expected, ids_of=None):
         with pipeline.lane() as lane:
             caption = lane.caption
             lane.caption = lambda *args, **options: ids_of(caption(*args, **options))
-    recorder = CheckRecorder(FP16_TOLERANCES, None)
+    recorder = ComparisonRecorder(FP16_TOLERANCES, None)
     check_pipeline(pipeline, sample, expected, bundle.config.pad_id, recorder)
     pipeline.close()
     assert len(recorder.checks) == len(RUNS) * CHECKS_PER_RUN
@@ -107,7 +107,7 @@ def test_inputs_that_are_read_once(
     fake_onnxruntime.install(monkeypatch, cuda, stale=names)
     options = DeviceOptions(cache_folder=tmp_path)
     pipeline = pipeline_from_bundle(bundle, "onnxruntime", "fp32", device="cuda", options=options)
-    recorder = CheckRecorder(FP16_TOLERANCES, None)
+    recorder = ComparisonRecorder(FP16_TOLERANCES, None)
     check_pipeline(pipeline, sample, expected, bundle.config.pad_id, recorder)
     assert pipeline.steps_replayed > 0
     pipeline.close()

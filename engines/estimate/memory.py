@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from tap_deploy.cli.doctor.finding import swap_command
 from tap_deploy.config import TapConfig
 from tap_deploy.engines.estimate.devices import GIBIBYTE, DeviceProfile
 from tap_deploy.engines.estimate.roofline import activation_bytes, weight_bytes
@@ -18,7 +17,7 @@ from tap_deploy.engines.estimate.work import GraphWork
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import graph_specs, kv_cache_shape
 from tap_deploy.machine.host import Host
-from tap_deploy.machine.memory import linux_memory_of
+from tap_deploy.machine.memory import linux_memory_of, swap_command
 from tap_deploy.precisions import VARIANT_DTYPES
 from tap_deploy.sessions.contract import resolve_shape
 

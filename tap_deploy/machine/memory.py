@@ -79,3 +79,12 @@ def _left_in_groups(host: Host) -> Iterator[int]:
         stat = host.text(f"{folder}/memory.stat") or ""
         cache = re.search(rf"^{cache_name} (\d+)$", stat, re.MULTILINE)
         yield max(0, limit - used + (int(cache[1]) if cache else 0))
+
+
+def swap_command(gibibytes: int) -> str:
+    """Return the shell command that adds a swap file of a size in GiB."""
+    file = "/swapfile"
+    return (
+        f"sudo fallocate -l {gibibytes}G {file} && sudo chmod 600 {file} && sudo mkswap {file} "
+        f"&& sudo swapon {file}"
+    )

@@ -14,7 +14,7 @@ _DIFFERENCES = ("max_abs", "max_rel", "mean_abs", "mean_rel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
+class Comparison:
     """The result of one comparison.
 
     Attributes:
@@ -80,7 +80,7 @@ class Report:
         precision: precision of the graphs.
     """
 
-    checks: tuple[Check, ...]
+    checks: tuple[Comparison, ...]
     backend: str
     precision: str
 
@@ -138,7 +138,7 @@ def compare(
     actual: np.ndarray,
     expected: np.ndarray,
     tolerance: Tolerance | float,
-) -> Check:
+) -> Comparison:
     """Compare two arrays of any shape; different shapes and non-finite values fail.
 
     A plain number as ``tolerance`` bounds the largest absolute difference.
@@ -153,7 +153,7 @@ def compare(
         max_rel = _share(max_abs, float(magnitude.max(initial=0.0)))
         mean_abs = float(difference.mean()) if difference.size else 0.0
         mean_rel = _share(mean_abs, float(magnitude.mean()) if magnitude.size else 0.0)
-    return Check(
+    return Comparison(
         graph=graph,
         tensor=tensor,
         sample=sample,
@@ -177,7 +177,7 @@ def compare_choices(
     scale: float,
     tolerance: Tolerance,
     note: str = "",
-) -> Check:
+) -> Comparison:
     """Compare choices (argmax results) by the score margin of those that differ.
 
     Args:
@@ -193,7 +193,7 @@ def compare_choices(
     """
     finite = np.isfinite(margins).all() and np.isfinite(scale)
     largest = float(margins.max(initial=0.0)) if finite else float("inf")
-    return Check(
+    return Comparison(
         graph=graph,
         tensor=tensor,
         sample=sample,

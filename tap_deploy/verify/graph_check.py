@@ -15,9 +15,9 @@ from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
 from tap_deploy.sessions.host_captioner import Captioner
-from tap_deploy.verify.comparison import Check, Report, compare
+from tap_deploy.verify.comparison import Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
-from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.recorder import ComparisonRecorder
 from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
     FP32_TOLERANCES,
@@ -27,7 +27,7 @@ from tap_deploy.verify.tolerances import (
     Tolerances,
 )
 
-__all__ = ["Check", "Report", "expected_of_pipeline", "verify_sessions"]
+__all__ = ["Comparison", "Report", "expected_of_pipeline", "verify_sessions"]
 
 END_TO_END = "end to end"
 
@@ -40,7 +40,7 @@ def verify_sessions(
     backend: str,
     precision: str,
     tolerances: Tolerances | None = None,
-    on_check: Callable[[Check], None] | None = None,
+    on_check: Callable[[Comparison], None] | None = None,
 ) -> Report:
     """Run samples through the three graphs, stage by stage, and compare every output.
 
@@ -95,7 +95,7 @@ def samples_within_limits(
     return samples if most_prompts is None else [s.first_prompts(most_prompts) for s in samples]
 
 
-class _Verifier(CheckRecorder):
+class _Verifier(ComparisonRecorder):
     """Runs and compares one stage per method."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Verifier(CheckRecorder):
         sessions: Mapping[str, Session],
         config: TapConfig,
         tolerances: Tolerances,
-        on_check: Callable[[Check], None] | None,
+        on_check: Callable[[Comparison], None] | None,
     ) -> None:
         super().__init__(tolerances, on_check)
         self.sessions, self.config = sessions, config

@@ -20,8 +20,8 @@ from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.verify.comparison import Check
-from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.comparison import Comparison
+from tap_deploy.verify.recorder import ComparisonRecorder
 from tap_deploy.verify.tolerances import CAPTION_IDS, MASK_INDEX, PROMPT_OUTPUTS
 
 PIPELINE = "pipeline"
@@ -54,7 +54,7 @@ def check_pipeline(
     sample: GoldenSample,
     expected: Expected,
     pad_id: int,
-    recorder: CheckRecorder,
+    recorder: ComparisonRecorder,
 ) -> None:
     """Run a sample, its variations, and the sample again through a pipeline; compare the outputs.
 
@@ -82,7 +82,7 @@ def _check_run(
     sample: GoldenSample,
     expected: Expected,
     pad_id: int,
-    recorder: CheckRecorder,
+    recorder: ComparisonRecorder,
     name: str,
 ) -> np.ndarray:
     """Run and compare once; return the selected masks, ``[P, ...]``."""
@@ -110,15 +110,15 @@ def _reversed(sample: GoldenSample, expected: Expected) -> tuple[GoldenSample, E
 
 
 def _check_mirrored(
-    pipeline: Pipeline, sample: GoldenSample, masks: np.ndarray, recorder: CheckRecorder
+    pipeline: Pipeline, sample: GoldenSample, masks: np.ndarray, recorder: ComparisonRecorder
 ) -> None:
-    """Check that the mirrored picture has different masks."""
+    """Comparison that the mirrored picture has different masks."""
     images = np.ascontiguousarray(sample.images[:, :, ::-1])
     decoded, _, _ = _run(pipeline, dataclasses.replace(sample, images=images))
     actual = decoded[graphs.LOW_RES_MASKS]
     if np.array_equal(actual, masks) and not np.array_equal(images, sample.images):
         recorder.record(
-            Check(
+            Comparison(
                 graph=PIPELINE,
                 tensor=graphs.LOW_RES_MASKS,
                 sample=f"{sample.name} mirrored picture",
@@ -135,7 +135,7 @@ def _check_captions(
     sample: GoldenSample,
     expected: Expected,
     pad_id: int,
-    recorder: CheckRecorder,
+    recorder: ComparisonRecorder,
     name: str,
     index: np.ndarray,
     ids: np.ndarray,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tap_deploy.verify.comparison import Check, compare, compare_choices
+from tap_deploy.verify.comparison import Comparison, compare, compare_choices
 from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances
 
 
-class CheckRecorder:
+class ComparisonRecorder:
     """Makes comparisons and keeps them in order.
 
     Attributes:
@@ -18,7 +18,9 @@ class CheckRecorder:
         checks: all comparisons so far.
     """
 
-    def __init__(self, tolerances: Tolerances, on_check: Callable[[Check], None] | None) -> None:
+    def __init__(
+        self, tolerances: Tolerances, on_check: Callable[[Comparison], None] | None
+    ) -> None:
         """Start without comparisons.
 
         Args:
@@ -26,7 +28,7 @@ class CheckRecorder:
             on_check: called with every comparison.
         """
         self.tolerances = tolerances
-        self.checks: list[Check] = []
+        self.checks: list[Comparison] = []
         self._on_check = on_check
 
     def add(
@@ -106,7 +108,7 @@ class CheckRecorder:
         narrow: np.ndarray = choice_margins(scores, actual, expected) <= most
         return narrow
 
-    def record(self, check: Check) -> None:
+    def record(self, check: Comparison) -> None:
         """Store a comparison."""
         self.checks.append(check)
         if self._on_check is not None:

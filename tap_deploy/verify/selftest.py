@@ -28,14 +28,14 @@ from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.verify.comparison import Check
+from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.graph_check import (
     expected_of_pipeline,
     samples_within_limits,
     verify_sessions,
 )
 from tap_deploy.verify.pipeline_check import Expected, check_pipeline
-from tap_deploy.verify.recorder import CheckRecorder
+from tap_deploy.verify.recorder import ComparisonRecorder
 from tap_deploy.verify.tolerances import tolerances_for
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class SelftestResult:
     """
 
     subject: SelftestSubject
-    checks: tuple[Check, ...]
+    checks: tuple[Comparison, ...]
     seconds: dict[str, float]
     error: str | None
     finished_at: str
@@ -170,7 +170,7 @@ def run_selftest(
     load_sessions: Callable[[], Mapping[str, Session]],
     *,
     load_pipeline: Callable[[], Pipeline] | None = None,
-    on_check: Callable[[Check], None] | None = None,
+    on_check: Callable[[Comparison], None] | None = None,
 ) -> SelftestResult:
     """Run the golden samples graph by graph and through a pipeline, and store the verdict.
 
@@ -194,7 +194,7 @@ def run_selftest(
     sample = GoldenSample.load(subject.bundle.golden_path())
     precision_record = subject.bundle.manifest.precision_record(subject.variant)
     tolerances = tolerances_for(subject.precision, precision_record)
-    timed = _TimedChecks(on_check)
+    timed = _TimedComparisons(on_check)
     expected: Expected | None = None
     error = None
     record = subject.recorder()
@@ -221,7 +221,7 @@ def run_selftest(
         except SessionError as exc:
             error = str(exc)
     if load_pipeline is not None and expected is not None:
-        recorder = CheckRecorder(tolerances, timed.note)
+        recorder = ComparisonRecorder(tolerances, timed.note)
         try:
             with contextlib.closing(load_pipeline()) as pipeline:
                 timed.restart()
@@ -241,12 +241,12 @@ def run_selftest(
     return result
 
 
-class _TimedChecks:
+class _TimedComparisons:
     """Collects comparisons and the time they took, by stage."""
 
-    def __init__(self, on_check: Callable[[Check], None] | None) -> None:
+    def __init__(self, on_check: Callable[[Comparison], None] | None) -> None:
         self._on_check = on_check
-        self.checks: list[Check] = []
+        self.checks: list[Comparison] = []
         self.seconds: dict[str, float] = {}
         self.restart()
 
@@ -254,7 +254,7 @@ class _TimedChecks:
         """Restart the clock, to exclude loading."""
         self._start = time.perf_counter()
 
-    def note(self, check: Check) -> None:
+    def note(self, check: Comparison) -> None:
         """Store a comparison and the time since the previous one."""
         elapsed = time.perf_counter() - self._start
         self.seconds[check.graph] = self.seconds.get(check.graph, 0.0) + elapsed

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from tap_deploy.cli.doctor.finding import (
-    GIBIBYTE,
-    Check,
-    found_or_missing,
-    ok_or_warning,
-    swap_command,
-)
+from tap_deploy.cli.doctor.finding import GIBIBYTE, Finding, found_or_missing, ok_or_warning
 from tap_deploy.cli.doctor.packages import release_of
 from tap_deploy.machine.jetson import Jetson
-from tap_deploy.machine.memory import Memory
+from tap_deploy.machine.memory import Memory, swap_command
 from tap_deploy.machine.state import MachineState
 
 _OLDEST_JETPACK = (6, 1)  # the first with TensorRT 10.3
@@ -26,7 +20,7 @@ _USE = "tensorrt"
 _INSTALL = "sudo apt-get update && sudo apt-get install nvidia-jetpack"
 
 
-def board_checks(state: MachineState) -> list[Check]:
+def board_checks(state: MachineState) -> list[Finding]:
     """Return the checks of a board; none elsewhere."""
     board = state.jetson
     if board is None:
@@ -44,7 +38,7 @@ def board_checks(state: MachineState) -> list[Check]:
     ]
 
 
-def _jetpack_check(board: Jetson) -> Check:
+def _jetpack_check(board: Jetson) -> Finding:
     package = board.jetpack_package or "not installed"
     detail = f"{board.jetpack or 'unknown'} (Jetson Linux {board.l4t}, nvidia-jetpack {package})"
     detail += f" on {board.model}, {board.soc}"
@@ -58,7 +52,7 @@ def _jetpack_check(board: Jetson) -> Check:
     return found_or_missing("jetpack", _USE, detail, "sdkmanager", found=new_enough)
 
 
-def _python_check(board: Jetson) -> Check:
+def _python_check(board: Jetson) -> Finding:
     """Compare this Python with the one that JetPack's TensorRT module is compiled for."""
     found = f"{sys.version_info.major}.{sys.version_info.minor}"
     wanted = board.components[2] if board.components else found
@@ -67,7 +61,7 @@ def _python_check(board: Jetson) -> Check:
     return ok_or_warning("jetpack python", _USE, detail, remedy, fine=found == wanted)
 
 
-def _component_check(name: str, version: str | None, board: Jetson, index: int) -> Check:
+def _component_check(name: str, version: str | None, board: Jetson, index: int) -> Finding:
     """Compare the version of a library with the one that the JetPack comes with."""
     if version is None:
         return found_or_missing(name, _USE, "not installed", _INSTALL, found=False)
@@ -77,7 +71,7 @@ def _component_check(name: str, version: str | None, board: Jetson, index: int) 
     return ok_or_warning(name, _USE, detail, _INSTALL, fine=fine)
 
 
-def _power_check(board: Jetson) -> Check:
+def _power_check(board: Jetson) -> Finding:
     mode = board.power_mode
     if mode is None:
         remedy = "sudo nvpmodel -q"
@@ -88,7 +82,7 @@ def _power_check(board: Jetson) -> Check:
     return ok_or_warning("power mode", _USE, detail, remedy, fine=fine)
 
 
-def _clock_check(board: Jetson) -> Check:
+def _clock_check(board: Jetson) -> Finding:
     gpu = board.gpu_clock
     detail = "GPU unknown" if gpu is None else f"GPU {gpu}"
     if board.cpu_clock is not None:
@@ -97,7 +91,7 @@ def _clock_check(board: Jetson) -> Check:
     return ok_or_warning("clocks", _USE, detail, "sudo jetson_clocks", fine=fine)
 
 
-def _heat_checks(board: Jetson) -> list[Check]:
+def _heat_checks(board: Jetson) -> list[Finding]:
     """Return a check of temperature and throttling, if the board tells any of them."""
     if board.temperature_c is None and not board.throttle_events:
         return []
@@ -108,7 +102,7 @@ def _heat_checks(board: Jetson) -> list[Check]:
     return [ok_or_warning("temperature", _USE, detail, "sudo jetson_clocks --fan", fine=fine)]
 
 
-def _memory_check(memory: Memory) -> Check:
+def _memory_check(memory: Memory) -> Finding:
     free = memory.available_bytes
     detail = f"{free / GIBIBYTE:.1f} of {memory.total_bytes / GIBIBYTE:.1f} GiB available"
     fine = free >= _MEMORY_FOR_BUILD
@@ -118,7 +112,7 @@ def _memory_check(memory: Memory) -> Check:
     return ok_or_warning("memory", _USE, detail, remedy, fine=fine)
 
 
-def _swap_check(memory: Memory) -> Check:
+def _swap_check(memory: Memory) -> Finding:
     detail = f"{memory.swap_bytes / GIBIBYTE:.1f} GiB on disk"
     if memory.zram_bytes:
         detail += f", {memory.zram_bytes / GIBIBYTE:.1f} GiB zram"

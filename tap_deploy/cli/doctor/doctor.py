@@ -1,4 +1,4 @@
-"""``tap-export doctor``: what this machine has, what it lacks, and the command that mends it."""
+"""``tap-export doctor``: what this machine has, what it lacks, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from tap_deploy import __version__
 from tap_deploy.cli.doctor.board_checks import board_checks
-from tap_deploy.cli.doctor.finding import Check, missing_for
+from tap_deploy.cli.doctor.finding import Finding, missing_for
 from tap_deploy.cli.doctor.machine_checks import machine_checks
 from tap_deploy.cli.doctor.packages import USES
 from tap_deploy.machine.state import MachineState, machine_state, state_as_dict
@@ -17,7 +17,7 @@ from tap_deploy.machine.state import MachineState, machine_state, state_as_dict
 _STYLES = {"ok": "green", "missing": "red", "warning": "yellow"}
 
 
-def diagnose(state: MachineState) -> list[Check]:
+def diagnose(state: MachineState) -> list[Finding]:
     """Judge Python, packages, GPU, disk, memory and, on a Jetson, the board.
 
     Python and its packages are always those of this process.
@@ -32,29 +32,29 @@ def diagnose(state: MachineState) -> list[Check]:
 )
 @click.pass_context
 def doctor_command(context: click.Context, as_json: bool, use: str | None) -> None:
-    """Show what is installed, what is missing, and the command that mends it."""
+    """Show what is installed, what is missing, and the command that fixes it."""
     state = machine_state()
-    checks = diagnose(state)
-    missing = {name: missing_for(name, checks) for name in USES}
+    findings = diagnose(state)
+    missing = {name: missing_for(name, findings) for name in USES}
     if as_json:
         report = {
             "version": __version__,
             "machine": state_as_dict(state),
             "missing": missing,
-            "checks": [dataclasses.asdict(check) for check in checks],
+            "checks": [dataclasses.asdict(finding) for finding in findings],
         }
         click.echo(json.dumps(report, indent=2))
     else:
-        _print_report(checks, missing)
+        _print_report(findings, missing)
     if use and missing[use]:
         context.exit(2)
 
 
-def _print_report(checks: list[Check], missing: dict[str, list[str]]) -> None:
-    for check in checks:
-        status = click.style(f"{check.status:<8}", fg=_STYLES[check.status])
-        click.echo(f"{status} {check.name:<16} {check.detail}")
-        if check.remedy:
-            click.echo(f"{'':26}for {check.required_for}: {check.remedy}")
+def _print_report(findings: list[Finding], missing: dict[str, list[str]]) -> None:
+    for finding in findings:
+        status = click.style(f"{finding.status:<8}", fg=_STYLES[finding.status])
+        click.echo(f"{status} {finding.name:<16} {finding.detail}")
+        if finding.remedy:
+            click.echo(f"{'':26}for {finding.required_for}: {finding.remedy}")
     for use, names in missing.items():
         click.echo(f"{use:<9}{'is missing ' + ', '.join(names) if names else 'is ready'}")

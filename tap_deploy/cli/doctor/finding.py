@@ -1,4 +1,4 @@
-"""One thing that ``tap-export doctor`` looked at."""
+"""One finding of ``tap-export doctor``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ GIBIBYTE = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at.
+class Finding:
+    """The state of one part of the machine or the installation.
 
-    ``status`` is "missing" if something is absent, too old or does not work, and "warning" if it
-    may become a hindrance. ``remedy`` is a command, None if nothing is wrong.
-    ``required_for`` lists the uses that need it, comma-separated: some of ``USES``, "coco" or
-    "raster".
+    Attributes:
+        name: the part.
+        status: "missing" if it is absent, too old or broken; "warning" if it may cause trouble.
+        detail: version or amount, and what is wrong with it.
+        remedy: command that fixes it; None if nothing is wrong.
+        required_for: uses that need it, comma-separated: some of ``USES``, "coco" or "raster".
     """
 
     name: str
@@ -25,16 +27,16 @@ class Check:
     required_for: str
 
 
-def missing_for(use: str, checks: list[Check]) -> list[str]:
-    """Return the names of the checks that stand in the way of one of ``USES``."""
-    return [c.name for c in checks if c.status == "missing" and use in c.required_for.split(", ")]
+def missing_for(use: str, findings: list[Finding]) -> list[str]:
+    """Return the names of the findings that block one of ``USES``."""
+    return [f.name for f in findings if f.status == "missing" and use in f.required_for.split(", ")]
 
 
 def found_or_missing(
     name: str, required_for: str, detail: str, remedy: str, *, found: bool
-) -> Check:
-    """Return a check that is ok or missing; the remedy is left out if it is ok."""
-    return Check(
+) -> Finding:
+    """Return a finding that is ok or missing; the remedy is left out if it is ok."""
+    return Finding(
         name=name,
         status="ok" if found else "missing",
         detail=detail,
@@ -43,16 +45,7 @@ def found_or_missing(
     )
 
 
-def ok_or_warning(name: str, required_for: str, detail: str, remedy: str, *, fine: bool) -> Check:
-    """Return a check that is ok or a warning; the remedy is left out if it is ok."""
-    check = found_or_missing(name, required_for, detail, remedy, found=fine)
-    return check if fine else dataclasses.replace(check, status="warning")
-
-
-def swap_command(gibibytes: int) -> str:
-    """Return the command that adds a swap file."""
-    file = "/swapfile"
-    return (
-        f"sudo fallocate -l {gibibytes}G {file} && sudo chmod 600 {file} && sudo mkswap {file} "
-        f"&& sudo swapon {file}"
-    )
+def ok_or_warning(name: str, required_for: str, detail: str, remedy: str, *, fine: bool) -> Finding:
+    """Return a finding that is ok or a warning; the remedy is left out if it is ok."""
+    finding = found_or_missing(name, required_for, detail, remedy, found=fine)
+    return finding if fine else dataclasses.replace(finding, status="warning")

@@ -11,13 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tap_deploy.cli.doctor.finding import (
-    GIBIBYTE,
-    Check,
-    found_or_missing,
-    ok_or_warning,
-    swap_command,
-)
+from tap_deploy.cli.doctor.finding import GIBIBYTE, Finding, found_or_missing, ok_or_warning
 from tap_deploy.cli.doctor.onnxruntime_check import onnxruntime_check
 from tap_deploy.cli.doctor.packages import (
     CUDA_PYTHON,
@@ -29,7 +23,7 @@ from tap_deploy.cli.doctor.packages import (
     Package,
 )
 from tap_deploy.machine.cpu import NO_VNNI
-from tap_deploy.machine.memory import Memory
+from tap_deploy.machine.memory import Memory, swap_command
 from tap_deploy.machine.state import MachineState
 
 _DISK_FOR_EXPORT = 8 * GIBIBYTE  # a ViT-H bundle in fp32 is 3 GB, its checkpoint another 3
@@ -38,7 +32,7 @@ _OLDEST_SM = (7, 5)  # TensorRT 10 and TensorRT-RTX build for nothing older
 _ENGINES = "tensorrt, rtx"
 
 
-def machine_checks(state: MachineState) -> list[Check]:
+def machine_checks(state: MachineState) -> list[Finding]:
     """Return the checks of this process and of a machine."""
     return [
         _python_check(),
@@ -52,7 +46,7 @@ def machine_checks(state: MachineState) -> list[Check]:
     ]
 
 
-def _python_check() -> Check:
+def _python_check() -> Finding:
     detail = f"{'.'.join(map(str, sys.version_info[:3]))} in {sys.prefix}"
     new_enough = sys.version_info >= (3, 10)
     return found_or_missing(
@@ -60,7 +54,7 @@ def _python_check() -> Check:
     )
 
 
-def _package_check(package: Package, state: MachineState) -> Check:
+def _package_check(package: Package, state: MachineState) -> Finding:
     if package is ONNXRUNTIME:
         return onnxruntime_check()
     remedy, leftover = package.install_command, package.leftover()
@@ -86,7 +80,7 @@ def _tensorrt_remedy(state: MachineState) -> str:
     return "python3 -m venv --system-site-packages .venv"
 
 
-def _cuda_binding_check(state: MachineState) -> Check:
+def _cuda_binding_check(state: MachineState) -> Finding:
     """Look for either of the two CUDA bindings."""
     checks = [_package_check(CUDA_PYTHON, state), _package_check(PYCUDA, state)]
     found = [check for check in checks if check.status == "ok"]
@@ -94,7 +88,7 @@ def _cuda_binding_check(state: MachineState) -> Check:
     return dataclasses.replace((found or checks)[0], name="cuda binding", detail=detail)
 
 
-def _driver_check(state: MachineState) -> Check:
+def _driver_check(state: MachineState) -> Finding:
     detail = "; ".join(map(str, state.gpus)) or state.gpu_problem or ""
     if not state.gpus and state.jetson:
         detail = f"part of Jetson Linux {state.jetson.l4t}"
@@ -105,7 +99,7 @@ def _driver_check(state: MachineState) -> Check:
     return found_or_missing("nvidia driver", _ENGINES, detail, remedy, found=found)
 
 
-def _sm_checks(state: MachineState) -> list[Check]:
+def _sm_checks(state: MachineState) -> list[Finding]:
     """Return a check of the GPU's generation, if it is known."""
     numbers = state.sm_numbers
     if numbers is None:
@@ -116,7 +110,7 @@ def _sm_checks(state: MachineState) -> list[Check]:
     return [found_or_missing("gpu", _ENGINES, detail, remedy, found=new_enough)]
 
 
-def _int8_checks(state: MachineState) -> list[Check]:
+def _int8_checks(state: MachineState) -> list[Finding]:
     """Return a check of how an x86 CPU multiplies int8."""
     if state.cpu_int8 is None:
         return []
@@ -128,17 +122,17 @@ def _int8_checks(state: MachineState) -> list[Check]:
     return [ok_or_warning("cpu", "quantize", detail, remedy, fine=fine)]
 
 
-def _disk_check() -> Check:
+def _disk_check() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     remedy = "tap-export export -o FOLDER_ON_ANOTHER_DISK"
     return _room_check("disk space", free, _DISK_FOR_EXPORT, remedy)
 
 
-def _memory_check(memory: Memory) -> Check:
+def _memory_check(memory: Memory) -> Finding:
     return _room_check("memory", memory.available_bytes, _MEMORY_FOR_EXPORT, swap_command(16))
 
 
-def _room_check(name: str, found_bytes: int, wanted_bytes: int, remedy: str) -> Check:
+def _room_check(name: str, found_bytes: int, wanted_bytes: int, remedy: str) -> Finding:
     detail = f"{found_bytes / GIBIBYTE:.1f} GiB available"
     fine = found_bytes >= wanted_bytes
     if not fine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from tap_deploy.cli.doctor.finding import Check, found_or_missing, ok_or_warning
+from tap_deploy.cli.doctor.finding import Finding, found_or_missing, ok_or_warning
 from tap_deploy.cli.doctor.packages import ONNXRUNTIME
 from tap_deploy.cli.doctor.probe import working_providers
 from tap_deploy.errors import MissingDependencyError, first_line
@@ -14,7 +14,7 @@ from tap_deploy.sessions.ort.session import import_onnxruntime
 _NAME = ONNXRUNTIME.name
 
 
-def onnxruntime_check() -> Check:
+def onnxruntime_check() -> Finding:
     """Load it and run a model; what pip believes does not count."""
     installed = distributions_of(_NAME)
     try:
@@ -46,7 +46,7 @@ def onnxruntime_check() -> Check:
     )
 
 
-def _missing(detail: str, remedy: str) -> Check:
+def _missing(detail: str, remedy: str) -> Finding:
     return found_or_missing(_NAME, ONNXRUNTIME.required_for, detail, remedy, found=False)
 
 
