@@ -16,7 +16,7 @@ from tap_deploy.bundle.plans import all_records
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
-from tap_deploy.sessions.opening import ENGINE_BACKENDS
+from tap_deploy.sessions.run_on import RunOn
 
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
@@ -46,15 +46,13 @@ class MemoryMark:
 
 
 def conditions(
-    bundle: Bundle, backend: str, precision: str, variant: str, settings: dict[str, Any], host: Host
+    bundle: Bundle, run_on: RunOn, settings: dict[str, Any], host: Host
 ) -> dict[str, Any]:
     """Return the conditions of a run as JSON types.
 
     Args:
         bundle: the bundle.
-        backend: the backend.
-        precision: the requested precision.
-        variant: the graph variant of that precision.
+        run_on: backend, precision and device.
         settings: the options of the run.
         host: the machine.
     """
@@ -64,11 +62,11 @@ def conditions(
         "machine": state_as_dict(state),
         "model": bundle.manifest.model,
         "weights": bundle.manifest.checkpoint.file,
-        "backend": backend,
-        "precision": precision,
-        "variant": variant,
+        "backend": run_on.backend,
+        "precision": run_on.precision,
+        "variant": run_on.variant,
         "settings": settings,
-        "engines": _engines(bundle, backend, variant, state.compute_capability),
+        "engines": _engines(bundle, run_on, state.compute_capability),
         "scope": "pictures in the model frame and results in host memory, transfers included; "
         "end to end includes full-size masks, but not decoding of picture files",
         "versions": {"tap-deploy": __version__, "python": platform.python_version(), **_versions()},
@@ -99,11 +97,9 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _engines(
-    bundle: Bundle, backend: str, variant: str, compute_capability: str | None
-) -> list[dict[str, Any]]:
+def _engines(bundle: Bundle, run_on: RunOn, compute_capability: str | None) -> list[dict[str, Any]]:
     """Return builder, size and layers of the engines that may have run, from their sidecars."""
-    if backend not in ENGINE_BACKENDS:
+    if not run_on.is_engine:
         return []
     fields = ("graph", "backend_version", "compute_capabilities", "driver", "size_bytes")
     fields += ("build_seconds", "flags", "profiles", "layer_precisions")
@@ -111,6 +107,6 @@ def _engines(
         {"plan": str(path.relative_to(bundle.path))}
         | {name: getattr(record, name) for name in fields}
         for path, record in all_records(bundle)
-        if (record.backend, record.variant) == (backend, variant)
+        if (record.backend, record.variant) == (run_on.backend, run_on.variant)
         and (compute_capability is None or record.runs_on(compute_capability))
     ]

@@ -16,13 +16,14 @@ import click
 from benchmarks.conditions import MemoryMark, conditions, peak_memory
 from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.cli.options import runtime_options
 from tap_deploy.console.exits import CleanExits
 from tap_deploy.errors import InputError
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
-from tap_deploy.precisions import PRECISIONS, variant_for
-from tap_deploy.sessions.opening import BACKENDS, ENGINE_BACKENDS, pipeline_from_bundle
-from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.sessions.opening import pipeline_from_bundle
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import atomic_file
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
 
@@ -35,47 +36,27 @@ class Settings:
     """Settings of a run; see the options of the command.
 
     Attributes:
-        backend: ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``.
-        precision: requested precision.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None for the default of the backend.
-        provider: execution provider of onnxruntime on a GPU; None for the default.
-        threads: CPU threads; None for all cores.
+        run_on: backend, precision, device and threads.
         prompts: numbers of regions per call to measure.
         tokens: maximum number of caption tokens; None for the model's limit.
         iterations: minimum number of measured calls.
         seconds: minimum time per stage, seconds.
         cuda_graphs: use CUDA graphs.
         zero_copy: use mapped host memory.
-        allow_failed: also measure engines and graphs that failed their self-test.
     """
 
-    backend: str
-    precision: str
-    device: str | None
-    provider: str | None
-    threads: int | None
+    run_on: RunOn
     prompts: tuple[int, ...]
     tokens: int | None
     iterations: int
     seconds: float
     cuda_graphs: bool
     zero_copy: bool
-    allow_failed: bool
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether no GPU is used."""
-        is_engine = self.backend in ENGINE_BACKENDS
-        return not is_engine and Device.from_name(self.device or CPU).kind == CPU
 
 
 @click.command(cls=CleanExits)
 @click.argument("bundle", type=FILE)
-@click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--device", help="cpu, cuda or cuda:N; default: the CPU, or the GPU for engines.")
-@click.option("--provider", help="For onnxruntime on a GPU: cuda, tensorrt or nv_tensorrt_rtx.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all cores.")
+@runtime_options
 @click.option(
     "--prompts",
     type=click.IntRange(min=1),
@@ -95,7 +76,6 @@ class Settings:
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--zero-copy", is_flag=True, help="Mapped host memory, for boards that share DRAM.")
-@click.option("--allow-failed", is_flag=True, help="Also time graphs that failed their self-test.")
 @click.option("--peaks", help="Also report shares of the peak performance of a device profile.")
 @click.option("--checkpoint", type=FILE, help="Also time PyTorch with these weights.")
 @click.option("--json", "json_path", type=FILE, help="Write figures and conditions to a file.")
@@ -112,7 +92,7 @@ def main(
     if peaks is not None:
         from benchmarks.peak_share import peak_shares
 
-        report["peaks"] = peak_shares(opened, settings.precision, peaks, report["stages"])
+        report["peaks"] = peak_shares(opened, settings.run_on.precision, peaks, report["stages"])
     click.echo(summary(report))
     if json_path is not None:
         with atomic_file(json_path) as partial:
@@ -134,13 +114,14 @@ def run(
         TapError: the bundle cannot be loaded on this backend.
     """
     host = Host() if host is None else host
-    variant = variant_for(settings.precision, on_cpu=settings.on_cpu)
     values = dataclasses.asdict(settings)
-    if settings.on_cpu:
+    values = values.pop("run_on") | values
+    if settings.run_on.on_cpu:
         values["cuda_graphs"] = values["zero_copy"] = None  # not applicable
-    report = conditions(bundle, settings.backend, settings.precision, variant, values, host)
+    report = conditions(bundle, settings.run_on, values, host)
     before = MemoryMark.now(host)
-    pipeline = _pipeline(bundle, settings)
+    options = DeviceOptions(cuda_graphs=settings.cuda_graphs, zero_copy=settings.zero_copy)
+    pipeline = pipeline_from_bundle(bundle, settings.run_on, options)
     try:
         prompts = _fitting(settings.prompts, pipeline.max_prompts)
         on_row(header(settings, checkpoint is not None))
@@ -156,20 +137,6 @@ def run(
         "memory": peak_memory(before, after),
         "stages": timed,
     }
-
-
-def _pipeline(bundle: Bundle, settings: Settings) -> Any:
-    device_options = DeviceOptions(cuda_graphs=settings.cuda_graphs, zero_copy=settings.zero_copy)
-    return pipeline_from_bundle(
-        bundle,
-        settings.backend,
-        settings.precision,
-        threads=settings.threads,
-        device=settings.device,
-        provider=settings.provider,
-        options=None if settings.on_cpu else device_options,
-        allow_failed=settings.allow_failed,
-    )
 
 
 def _fitting(prompts: tuple[int, ...], most: int | None) -> tuple[int, ...]:
@@ -192,7 +159,10 @@ def _with_baseline(
     from benchmarks.baseline import TorchBaseline
 
     baseline = TorchBaseline(
-        checkpoint, bundle.config, on_gpu=not settings.on_cpu, threads=settings.threads
+        checkpoint,
+        bundle.config,
+        on_gpu=not settings.run_on.on_cpu,
+        threads=settings.run_on.threads,
     )
     return lambda stage: baseline.with_baseline(stage, inputs)
 
@@ -201,15 +171,15 @@ def _timed(
     rows: list[Stage], settings: Settings, baseline_of: Any, on_row: Any
 ) -> Iterator[dict[str, Any]]:
     for stage in rows:
-        candidates = {settings.backend: stage.call}
+        candidates = {settings.run_on.backend: stage.call}
         beside = baseline_of(stage)
         if beside is not None:
             candidates[BASELINE] = beside
         results = measure(
             candidates, min_iterations=settings.iterations, min_seconds=settings.seconds
         )
-        on_row(table_row(stage, results, settings.backend))
-        yield as_json(stage, results, settings.backend)
+        on_row(table_row(stage, results, settings.run_on.backend))
+        yield as_json(stage, results, settings.run_on.backend)
 
 
 def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str, Any]:
@@ -239,7 +209,8 @@ def as_json(stage: Stage, results: dict[str, Latency], backend: str) -> dict[str
 
 def header(settings: Settings, has_baseline: bool) -> str:
     """Return the header of the Markdown table."""
-    columns = [f"{settings.backend} {settings.precision}", "median ms", "p90", "p99", "cv", "per s"]
+    run_on = settings.run_on
+    columns = [f"{run_on.backend} {run_on.precision}", "median ms", "p90", "p99", "cv", "per s"]
     columns += [f"{BASELINE}, median ms", "ratio"] * has_baseline
     return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 

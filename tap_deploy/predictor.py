@@ -42,6 +42,7 @@ from tap_deploy.sessions.host_pipeline import HostPipeline
 from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.tokenizer import Tokenizer
 
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -107,7 +108,7 @@ class TapPredictor:
 
         Args:
             path: folder of the bundle.
-            backend: backend that runs the graphs; see ``tap_deploy.sessions.opening.BACKENDS``.
+            backend: backend that runs the graphs; see ``tap_deploy.sessions.run_on.BACKENDS``.
             precision: ``fp32``, or another precision of the bundle.
             threads: CPU threads per call; None for one per core available to this process.
             device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
@@ -130,16 +131,15 @@ class TapPredictor:
         bundle = Bundle.open(path, check_hashes=check_hashes)
         vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
         require_int("memory_limit_bytes", memory_limit_bytes, 1)
-        pipeline = pipeline_from_bundle(
-            bundle,
-            backend,
-            precision,
-            threads=threads,
+        run_on = RunOn(
+            backend=backend,
+            precision=precision,
             device=device,
             provider=provider,
-            options=device_options,
+            threads=threads,
             allow_failed=allow_failed,
         )
+        pipeline = pipeline_from_bundle(bundle, run_on, device_options)
         return cls(
             pipeline,
             bundle.config,

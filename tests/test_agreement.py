@@ -24,6 +24,7 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 
 PAD = 499
 
@@ -47,7 +48,7 @@ class AlteredSession(Session):
 
 @pytest.fixture(scope="module")
 def sessions(micro_bundle: Bundle) -> dict[str, Session]:
-    return sessions_from_bundle(micro_bundle, "onnxruntime", "fp32", threads=1)
+    return sessions_from_bundle(micro_bundle, RunOn(threads=1))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from benchmarks.engines import Settings, main, run, summary
 from benchmarks.stages import Inputs, stages, steps_of
 from tap_deploy.machine.host import CommandResult, Host
 from tap_deploy.sessions.opening import pipeline_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 
 PROJECT = pathlib.Path(__file__).parent.parent
 QUICK = ("--threads", "1", "--iterations", "2", "--seconds", "0", "--tokens", "3")
@@ -22,18 +23,13 @@ QUICK = ("--threads", "1", "--iterations", "2", "--seconds", "0", "--tokens", "3
 
 def settings(**changes):
     values = {
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "device": None,
-        "provider": None,
-        "threads": 1,
+        "run_on": RunOn(threads=1),
         "prompts": (1, 3),
         "tokens": 4,
         "iterations": 2,
         "seconds": 0.0,
         "cuda_graphs": True,
         "zero_copy": False,
-        "allow_failed": False,
     }
     return Settings(**(values | changes))
 
@@ -80,6 +76,7 @@ def test_conditions(report, micro_bundle):
     assert {"python", "onnxruntime", "tap-deploy"} <= set(found["versions"])
     assert found["settings"]["cuda_graphs"] is None  # there are none on a CPU
     assert found["settings"]["prompts"] == (1, 3)
+    assert found["settings"]["threads"] == 1
     assert found["machine"]["title"]
     assert report["memory"]["peak_rss_bytes"] > 10_000_000
     json.dumps(report)
@@ -96,7 +93,7 @@ def test_a_board_is_described(micro_bundle):
 
 def test_stages_do_the_work_of_the_predictor(micro_bundle, predictor):
     inputs = Inputs.random(micro_bundle.config, 2)
-    pipeline = pipeline_from_bundle(micro_bundle, "onnxruntime", "fp32", threads=1)
+    pipeline = pipeline_from_bundle(micro_bundle, RunOn(threads=1))
     with stages(micro_bundle, pipeline, (2,), None) as rows:
         masks, ids = rows[-1].call()
         assert rows[-1].tokens == steps_of(ids, micro_bundle.config)
@@ -129,7 +126,7 @@ def test_beside_pytorch(micro_bundle, assets, monkeypatch):
     torch = pytest.importorskip("torch")
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    changed = settings(prompts=(1,), tokens=None, threads=3)
+    changed = settings(prompts=(1,), tokens=None, run_on=RunOn(threads=3))
     stages = run(micro_bundle, changed, assets["checkpoint"])["stages"]
     assert threads == [3]  # both sides have as many
     for stage in stages:

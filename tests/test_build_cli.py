@@ -83,7 +83,7 @@ def test_a_dry_run_shows_and_builds_nothing(orin, bundle):
     assert result.exit_code == 0, result.output
     assert "point_coords           min 1x1x2 opt 16x2x2 max 64x16x2" in result.stdout
     assert "image_encoder: 5.8 MB of weights, about 2.5 GiB of memory to build" in result.stdout
-    assert "free: 4.0 GiB" in result.stdout
+    assert "free memory and swap: 4.0 GiB" in result.stdout
     values = json.loads(build(bundle, "--dry-run", "--json").stdout)
     assert values["available_memory_bytes"] == 4 << 30
     assert [b["graph"] for b in values["builds"]] == list(graphs.GRAPH_NAMES)

@@ -8,12 +8,15 @@ import pty
 import subprocess
 import sys
 
+import click
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.cli.options import option_group
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor
@@ -65,6 +68,22 @@ def predict_arguments(monkeypatch):
 
 def caption_ids(regions):
     return [region["caption_ids"] for region in regions]
+
+
+def test_a_group_of_options_reaches_the_command_as_one_object():
+    found = []
+
+    @click.command()
+    @click.option("--first")
+    @option_group("pair", dict, click.option("--a", type=int), click.option("--b", "other"))
+    @click.option("--last")
+    def command(**values):
+        found.append(values)
+
+    assert [option.name for option in command.params] == ["first", "a", "other", "last"]
+    arguments = ["--b", "x", "--a", "1", "--last", "z"]
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    assert found == [{"first": None, "pair": {"a": 1, "other": "x"}, "last": "z"}]
 
 
 def test_defaults_are_those_of_the_python_api(run, predict_arguments):
@@ -166,15 +185,22 @@ def test_backend_and_precision_arrive(run, monkeypatch, micro_bundle):
     found = []
     from_bundle = TapPredictor.from_bundle
 
-    def recorded(*arguments, **named):
-        found.append(arguments)
-        return from_bundle(*arguments, **named)
+    def recorded(path, **named):
+        found.append((path, named))
+        return from_bundle(path, **named)
 
     monkeypatch.setattr(TapPredictor, "from_bundle", recorded)
     run("--backend", "onnxruntime", "--precision", "fp32", "--threads", 2)
-    ((path, *rest),) = found
+    ((path, named),) = found
     assert Bundle.open(path).path == micro_bundle.path
-    assert rest == ["onnxruntime", "fp32", 2]
+    assert named == {
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "device": None,
+        "provider": None,
+        "threads": 2,
+        "allow_failed": False,
+    }
 
 
 def test_convert(micro_bundle, photo, tmp_path):

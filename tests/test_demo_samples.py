@@ -15,6 +15,7 @@ from tap_deploy.cli.samples import SampleAnswer, describe
 from tap_deploy.config import PointLabel
 from tap_deploy.demo_model import Sample, SampleRegion, load_samples, save_samples
 from tap_deploy.errors import InputError
+from tests.fake_cuda import block_cuda
 
 MASK = np.zeros((48, 64), np.bool_)
 MASK[10:20, 30:50] = True
@@ -116,6 +117,14 @@ def test_a_bundle_answers_the_samples(micro_bundle, folder, monkeypatch, tmp_pat
     for name in ("1.png", "2.png"):
         with Image.open(tmp_path / "drawn" / name) as overlay:
             assert overlay.size == (256, 192)
+
+
+def test_samples_run_on_a_gpu_if_asked_to(micro_bundle, folder, monkeypatch):
+    monkeypatch.setattr("tap_deploy.cli.samples.load_samples", lambda: load_samples(folder))
+    block_cuda(monkeypatch)
+    result = CliRunner().invoke(main, ["samples", str(micro_bundle.path), "--device", "cuda"])
+    assert result.exit_code == 2
+    assert "needs cuda-python or pycuda" in result.stderr
 
 
 def test_samples_need_no_torch():

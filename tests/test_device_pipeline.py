@@ -35,6 +35,7 @@ from tap_deploy.masks import request_answers
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.sessions.trt import engine as tensorrt_sessions
 from tap_deploy.sessions.trt import runtime_cache
 from tap_deploy.sessions.trt.engine import TensorRtEngine
@@ -230,7 +231,7 @@ def test_eos_is_polled_every_few_steps(load, cuda, picture, points):
 def test_captions_end_at_eos(load, cuda, monkeypatch, predictor, picture, points, interval):
     """The captions of the micro model contain no EOS, so other tokens are used as EOS."""
     ids = predict(predictor, picture, points).caption_ids
-    monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", int(ids[0, 2]))
+    monkeypatch.setattr("tap_deploy.sessions.caption_writer.EOS_ID", int(ids[0, 2]))
     wanted = predict(predictor, picture, points[:1], max_new_tokens=None)
     assert (wanted.caption_ids[0, 3:] == predictor.config.pad_id).all()
     with load(cuda, eos_interval_steps=interval) as device:
@@ -839,7 +840,7 @@ def test_verification_of_engines(load, cuda, engine_bundle, tmp_path):
     """Graph by graph, behind the contract of host arrays."""
     load(cuda).close()
     sample = GoldenSample.load(engine_bundle.golden_path())
-    report = verify_bundle(engine_bundle, [sample], "tensorrt", "fp32")
+    report = verify_bundle(engine_bundle, RunOn(backend="tensorrt"), [sample])
     assert report.passed, str(report)
     assert report.backend == "tensorrt"
     assert cuda.leaks() == {}
@@ -848,7 +849,7 @@ def test_verification_of_engines(load, cuda, engine_bundle, tmp_path):
 
 def test_sessions_of_engines(load, cuda, engine_bundle, golden, micro_config):
     load(cuda).close()
-    sessions = sessions_from_bundle(engine_bundle, "tensorrt", "fp32")
+    sessions = sessions_from_bundle(engine_bundle, RunOn(backend="tensorrt"))
     size = micro_config.image_size
     images = np.zeros((3, size, size, 3), np.uint8)
     images[1] += 90

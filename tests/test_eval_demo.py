@@ -66,7 +66,7 @@ def subjects_by_precision(monkeypatch, opened):
     """Bundles with correct results in fp32 and wrong masks in int8."""
 
     @contextlib.contextmanager
-    def bundle_subject(bundle, backend, precision, threads):
+    def from_bundle(bundle, *, precision, **rest):
         opened.append(precision)
 
         def answer(_, item):
@@ -76,7 +76,7 @@ def subjects_by_precision(monkeypatch, opened):
         yield Oracle(StandInScenes(), answer)
         opened.remove(precision)
 
-    monkeypatch.setattr("tap_deploy.cli.eval_demo.bundle_subject", bundle_subject)
+    monkeypatch.setattr("tap_deploy.cli.eval_demo.TapPredictor.from_bundle", from_bundle)
 
 
 def test_precisions_stand_side_by_side_and_can_be_required(run, micro_bundle, monkeypatch):

@@ -158,9 +158,10 @@ def test_children_of_multiprocessing(micro_bundle):
 def test_a_session_of_its_own_in_a_forked_child(micro_bundle):
     program = """
         from tap_deploy import Bundle
-        from tap_deploy.sessions import sessions_from_bundle
+        from tap_deploy.sessions.opening import sessions_from_bundle
+        from tap_deploy.sessions.run_on import RunOn
         bundle = Bundle.open(sys.argv[1])
-        session = sessions_from_bundle(bundle, "onnxruntime", "fp32")["image_encoder"]
+        session = sessions_from_bundle(bundle, RunOn())["image_encoder"]
         size = predictor.config.image_size
         images = {"images": np.zeros((1, size, size, 3), np.uint8)}
         def body():

@@ -40,6 +40,7 @@ from tap_deploy.sessions.ort.provider_libraries import (
     preload_libraries,
 )
 from tap_deploy.sessions.ort.providers import PLUGIN, PROVIDERS
+from tap_deploy.sessions.run_on import RunOn
 
 pytestmark = pytest.mark.gpu
 
@@ -192,14 +193,13 @@ def test_graph_by_graph(engine, precision):
     bundle = Bundle.open(path)
     if precision not in bundle.manifest.graphs:
         pytest.skip(f"the bundle has no {precision}")
-    report = verify_bundle(
-        bundle,
-        [GoldenSample.load(bundle.golden_path())],
-        arguments["backend"],
-        precision,
+    run_on = RunOn(
+        backend=arguments["backend"],
+        precision=precision,
         device=arguments["device"],
         provider=arguments["provider"],
     )
+    report = verify_bundle(bundle, run_on, [GoldenSample.load(bundle.golden_path())])
     assert report.passed, str(report)
 
 

@@ -45,6 +45,7 @@ from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GRAPH_NAMES, IMAGE_ENCODER, PROMPT_DECODER
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 
 QUICK = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
 LENIENT = Floors(mask_iou=0.95, concept_top1=0, captions_identical=0)
@@ -295,7 +296,7 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
     bundle = Bundle.open(bundle.path)
     tables, nodes = load_tables(bundle.path / RANGES_FILE), bundle_nodes(bundle)
     images = {"images": np.load(micro_bundle.golden_path())["images"]}
-    written = sessions_from_bundle(bundle, "onnxruntime", "int8", threads=1)[IMAGE_ENCODER]
+    written = sessions_from_bundle(bundle, RunOn(precision="int8", threads=1))[IMAGE_ENCODER]
     tried = CandidateSessions(bundle.variant("fp32"), tables, reduce_range=True, threads=1)
     again = tried(IMAGE_ENCODER, sorted(nodes[IMAGE_ENCODER]))
     expected, found = (s.run(images)["image_embeddings"] for s in (written, again))

@@ -22,9 +22,10 @@ from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import DeviceOptions
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.ort.providers import PROVIDERS, TENSORRT, Provider
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.sessions.trt import runtime_cache
 from tests import fake_onnxruntime
 
@@ -335,7 +336,7 @@ def test_a_failed_run_leaves_it_usable(micro_bundle, golden, cuda, monkeypatch):
 
 def test_sessions_of_host_arrays_use_the_provider_too(micro_bundle, cuda, monkeypatch, golden):
     module = fake_onnxruntime.install(monkeypatch, cuda)
-    sessions = sessions_from_bundle(micro_bundle, "onnxruntime", "fp32", device="cuda")
+    sessions = sessions_from_bundle(micro_bundle, RunOn(device="cuda"))
     assert [session.providers[0] for session in module.sessions] == ["CUDAExecutionProvider"] * 3
     feed = {
         "image_embeddings": golden["image_embeddings"][:1],

@@ -7,8 +7,9 @@ import pytest
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.sessions import DeviceOptions
 from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
+from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.graph_check import expected_of_pipeline
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS, check_pipeline
 from tap_deploy.verify.recorder import ComparisonRecorder
@@ -28,12 +29,12 @@ def sample(bundle):
 
 @pytest.fixture(scope="module")
 def expected(bundle, sample):
-    sessions = sessions_from_bundle(bundle, "onnxruntime", "fp32", threads=1)
+    sessions = sessions_from_bundle(bundle, RunOn(threads=1))
     return expected_of_pipeline(sessions, bundle.config, sample, FP16_TOLERANCES)
 
 
 def failed(bundle, sample, expected, ids_of=None):
-    pipeline = pipeline_from_bundle(bundle, "onnxruntime", "fp32", threads=1)
+    pipeline = pipeline_from_bundle(bundle, RunOn(threads=1))
     if ids_of is not None:
         with pipeline.lane() as lane:
             caption = lane.caption
@@ -106,7 +107,7 @@ def test_inputs_that_are_read_once(
     names = () if stale is None else (stale,)
     fake_onnxruntime.install(monkeypatch, cuda, stale=names)
     options = DeviceOptions(cache_folder=tmp_path)
-    pipeline = pipeline_from_bundle(bundle, "onnxruntime", "fp32", device="cuda", options=options)
+    pipeline = pipeline_from_bundle(bundle, RunOn(device="cuda"), options)
     recorder = ComparisonRecorder(FP16_TOLERANCES, None)
     check_pipeline(pipeline, sample, expected, bundle.config.pad_id, recorder)
     assert pipeline.steps_replayed > 0

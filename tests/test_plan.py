@@ -213,7 +213,7 @@ def test_a_bundle_with_int8_says_what_it_covers(micro_bundle, tmp_path):
     manifest["precisions"]["int8"] = {"graphs": made}
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     few = invoke(folder, "--device", "thor", "--precision", "int8")
-    assert "INT8 covers what it covers in the bundle" in few.stdout
+    assert "INT8 covers the quantized layers of the bundle" in few.stdout
     few = json.loads(invoke(folder, "--device", "thor", "--precision", "int8", "--json").stdout)
     fp16 = json.loads(invoke(folder, "--device", "thor", "--json").stdout)
     c = micro_bundle.config

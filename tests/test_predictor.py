@@ -143,7 +143,7 @@ def test_captions_end_like_those_of_the_reference(
     """The golden captions contain no EOS, so another token is used as EOS."""
     torch = pytest.importorskip("torch")
     eos = int(golden["text_tokens"][ending_row, 4])
-    monkeypatch.setattr("tap_deploy.sessions.host_captioner.EOS_ID", eos)
+    monkeypatch.setattr("tap_deploy.sessions.caption_writer.EOS_ID", eos)
     monkeypatch.setattr("tap_deploy.reference.text_decoder.EOS_ID", eos)
     tokens = np.ascontiguousarray(golden["semantic_tokens"][np.arange(8), golden["mask_index"]])
     with torch.inference_mode():

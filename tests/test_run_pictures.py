@@ -189,7 +189,7 @@ def test_results_of_one_name(run, folder, tmp_path):
     pair = (folder / "a.png", folder / "deeper" / "a.png")
     result = run(*pair, *POINT, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "have one name, and so would their results" in result.stderr
+    assert "have the same name, and so would their results" in result.stderr
     twice = run(pair[0], pair[0], *POINT, "-o", tmp_path / "out")
     assert f"picture {pair[0]} is named twice" in twice.stderr
     assert len(lines(run(*pair, *POINT, "--json"))) == 2
@@ -212,7 +212,7 @@ def test_a_picture_on_stdin(run, folder, predictor):
     ("args", "message"),
     [
         (["--overlay", "x.png"], "for several pass -o FOLDER --overlays"),
-        (["--overlays"], "pass -o FOLDER, too"),
+        (["--overlays"], "pass -o FOLDER as well"),
         (["--bands", "1,2"], "expected r,g,b"),
         (["--bands", "0,1,2"], "expected r,g,b"),
     ],

@@ -15,7 +15,7 @@ from tap_deploy import TapPredictor, graphs
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.manifest import MANIFEST_NAME
-from tap_deploy.bundle.marks import check_mark, mark_name, mark_variant
+from tap_deploy.bundle.marks import check_mark, mark_variant
 from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.plans import load_plan, save_plan, selftest_passed
 from tap_deploy.bundle.precision_record import SelftestMark
@@ -23,6 +23,7 @@ from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.errors import BundleError, SessionError, VerificationError
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 from tests.commands import invoke
 from tests.fake_cuda import block_cuda
@@ -38,9 +39,7 @@ def sample(micro_bundle):
 def subject_of(bundle, **changes):
     values = {
         "bundle": bundle,
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "variant": "fp32",
+        "run_on": RunOn(),
         "backend_version": "1.0",
         "device": "a board",
     }
@@ -116,7 +115,7 @@ def test_right_answers_pass(bundle, sample):
     assert printed == json.loads(json.dumps(result.to_dict()))
     assert (verdict.passed, verdict.failed, verdict.error) == (True, (), None)
     assert verdict.device == "a board"
-    sessions_from_bundle(bundle, "onnxruntime", "fp32")
+    sessions_from_bundle(bundle, RunOn())
     result.require()
 
 
@@ -141,9 +140,7 @@ def test_wrong_answers_are_marked_and_refused(bundle, sample, graph, spoil, reas
     assert all(session.closed for session in sessions.values())
     with pytest.raises(BundleError, match=r"failed its self-test with onnxruntime on a board"):
         TapPredictor.from_bundle(bundle.path)
-    allowed = sessions_from_bundle(
-        Bundle.open(bundle.path), "onnxruntime", "fp32", allow_failed=True
-    )
+    allowed = sessions_from_bundle(Bundle.open(bundle.path), RunOn(allow_failed=True))
     assert set(allowed) == set(graphs.GRAPH_NAMES)
 
 
@@ -182,7 +179,7 @@ def test_graphs_that_do_not_load_are_not_marked(bundle):
 def test_verdicts_of_other_ways_to_run_stay(bundle, sample):
     revise_precision(bundle, "fp32", lambda record: dataclasses.replace(record, made_from="me"))
     failed = SelftestMark(passed=False, error=None)
-    mark_variant(bundle, "fp32", mark_name("onnxruntime", on_cpu=False), failed)
+    mark_variant(bundle, "fp32", RunOn(device="cuda").mark_name, failed)
     run_selftest(subject_of(bundle), lambda: fake_sessions(bundle, sample))
     record = Bundle.open(bundle.path).manifest.precisions["fp32"]
     assert record.made_from == "me"
@@ -232,11 +229,12 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import BundleError
 from tap_deploy.verify.selftest import SelftestSubject, run_selftest
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 bundle = Bundle.open(sys.argv[1])
-subject = SelftestSubject(bundle=bundle, backend="onnxruntime", precision="fp32", variant="fp32",
-                          backend_version="1", device="this one")
+run_on = RunOn(threads=1, allow_failed=True)
+subject = SelftestSubject(bundle=bundle, run_on=run_on, backend_version="1", device="this one")
 def load():
-    return sessions_from_bundle(bundle, "onnxruntime", "fp32", threads=1, allow_failed=True)
+    return sessions_from_bundle(bundle, run_on)
 def pause(check):
     if check.graph == "end to end":
         print("paused", flush=True)
@@ -298,7 +296,7 @@ def plan_record(bundle, plan):
 
 def test_engines_keep_their_verdict_beside_their_plans(bundle, sample):
     folder = save_plan(bundle, b"plan", plan_record(bundle, b"plan")).parent
-    subject = subject_of(bundle, backend="tensorrt", plans=folder)
+    subject = subject_of(bundle, run_on=RunOn(backend="tensorrt"), plans=folder)
     wrong = {graphs.TEXT_DECODER: other_tokens}
     run_selftest(subject, lambda: fake_sessions(bundle, sample, wrong))
     assert selftest_passed(folder) is False

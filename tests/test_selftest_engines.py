@@ -23,6 +23,7 @@ from tap_deploy.errors import BundleError, SessionError
 from tap_deploy.machine.gpu import Gpu
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
 from tap_deploy.sessions.gpu.cuda_python import CudaPythonMemory
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.sessions.trt.engine import TensorRtEngine, TensorRtExecutor
 from tap_deploy.sessions.trt.log import error_log
 from tests.fake_cuda import FakeCuda
@@ -141,7 +142,7 @@ def test_engines_that_are_not_there(bundle):
 
 
 def test_the_benchmark_runs_engines(bundle):
-    report = run(bundle, settings(backend="tensorrt", threads=None, prompts=(2, 9), tokens=2))
+    report = run(bundle, settings(run_on=RunOn(backend="tensorrt"), prompts=(2, 9), tokens=2))
     assert [stage["stage"] for stage in report["stages"]] == [
         "encode 1 image",
         "decode P=2",

@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import request_answers
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle, sessions_from_variant
+from tap_deploy.sessions.options import Device
+from tap_deploy.sessions.run_on import RunOn
 
 SPEC = GraphSpec(
     "adder",
@@ -80,6 +82,55 @@ def test_unknown_backend():
         create_session("abacus", "graph.onnx", SPEC)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"backend": "abacus"}, SessionError, "unknown backend 'abacus'; expected one of onnxrun"),
+        ({"backend": "tensorrt", "device": "cpu"}, InputError, "'tensorrt' needs a GPU; got devi"),
+        ({"provider": "cuda"}, InputError, "a provider is for backend 'onnxruntime' with device"),
+        ({"backend": "tensorrt_rtx", "provider": "cuda"}, InputError, "a provider is for backend"),
+        ({"device": "gpu"}, InputError, "unknown device 'gpu'; expected cpu, cuda or cuda:N"),
+        ({"device": "cuda:1", "threads": 1}, InputError, "threads are for device 'cpu'; leave"),
+        ({"backend": "tensorrt", "threads": 1}, InputError, "threads are for device 'cpu'; leave"),
+        ({"threads": 0}, InputError, "threads is 0; expected 1 to "),
+        ({"threads": True}, InputError, "threads is True; expected 1 to "),
+        ({"threads": 1 << 20}, InputError, "threads is 1048576; expected 1 to "),
+        ({"precision": "fp8"}, InputError, "unknown precision 'fp8'; expected one of fp32, fp16"),
+    ],
+)
+def test_run_on_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        RunOn(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "variant", "mark_name"),
+    [
+        ({}, Device("cpu"), "fp32", "onnxruntime"),
+        ({"device": "cpu", "precision": "int8"}, Device("cpu"), "int8_fp32", "onnxruntime"),
+        ({"device": "cuda:1", "precision": "int8"}, Device("cuda", 1), "int8", "onnxruntime-cuda"),
+        (
+            {"device": "cuda", "provider": "tensorrt"},
+            Device("cuda"),
+            "fp32",
+            "onnxruntime-tensorrt",
+        ),
+        ({"backend": "tensorrt", "precision": "int8"}, Device("cuda"), "int8", "tensorrt"),
+        (
+            {"backend": "tensorrt_rtx", "device": "cuda:2"},
+            Device("cuda", 2),
+            "fp32",
+            "tensorrt_rtx",
+        ),
+    ],
+)
+def test_run_on_decides_device_graphs_and_mark(arguments, device, variant, mark_name):
+    run_on = RunOn(**arguments)
+    assert (run_on.resolved_device, run_on.on_cpu) == (device, device.kind == "cpu")
+    assert (run_on.variant, run_on.mark_name) == (variant, mark_name)
+    assert run_on.is_engine is run_on.backend.startswith("tensorrt")
+
+
 def test_missing_backend_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "tap-deploy\[onnxruntime\]"'):
@@ -128,7 +179,7 @@ def test_threads_reach_onnxruntime(micro_bundle, threads, expected):
 
 
 def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle):
-    sessions = sessions_from_bundle(micro_bundle, "onnxruntime", "fp32", threads=1)
+    sessions = sessions_from_bundle(micro_bundle, RunOn(threads=1))
     for session in sessions.values():
         assert session._session.get_session_options().intra_op_num_threads == 1
         session.close()

@@ -17,14 +17,13 @@ from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
-from tap_deploy.precisions import variant_for
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.run_on import ONNXRUNTIME, RunOn
 from tap_deploy.timing import MIN_ITERATIONS, measure
 
-ONNXRUNTIME = "onnxruntime"
 PROMPTS = (1, 16, 47)
 ENCODER_GFLOP = {VIT_B: 808}  # one 1024x1024 picture
 
@@ -41,7 +40,8 @@ def run(
     if backend == ONNXRUNTIME:
         require_provider()
     bundle = Bundle.open(context.bundle(context.model), check_hashes=False)
-    time_bundle(bundle, context, notes, precision, backend, tf32=tf32)
+    run_on = RunOn(backend=backend, precision=precision, device="cuda", allow_failed=True)
+    time_bundle(bundle, context, notes, run_on, tf32=tf32)
     _note_share(context, notes, "TF32" if tf32 else precision)
     rows = [s for s in notes.values["stages"] if s["cuda_graphs"] and _is_told(s)]
     told = ", ".join(f"{s['stage'].split(',')[0]} {s['latency']['median_ms']:.2f}" for s in rows)
@@ -50,50 +50,37 @@ def run(
 
 
 def time_bundle(
-    bundle: Bundle,
-    context: Context,
-    notes: Notes,
-    precision: str,
-    backend: str,
-    *,
-    tf32: bool = False,
+    bundle: Bundle, context: Context, notes: Notes, run_on: RunOn, *, tf32: bool = False
 ) -> None:
     """Time every stage; each result is noted at once."""
-    host, variant = Host(), variant_for(precision, on_cpu=False)
+    host = Host()
     settings = {"seconds": context.seconds, "tf32": tf32}
-    notes.put("conditions", conditions(bundle, backend, precision, variant, settings, host))
+    notes.put("conditions", conditions(bundle, run_on, settings, host))
     start = time.monotonic()
     recorded = DeviceOptions(tf32=tf32)
-    _time_one_way(bundle, context, notes, precision, backend, recorded)
+    _time_one_way(bundle, context, notes, run_on, recorded)
     if context.left_s < 1.2 * (time.monotonic() - start):
         notes.put("left_out", "without CUDA graphs: no time")
     else:
         enqueued = dataclasses.replace(recorded, cuda_graphs=False)
-        _time_one_way(bundle, context, notes, precision, backend, enqueued)
+        _time_one_way(bundle, context, notes, run_on, enqueued)
     notes.put("gpu_after", gpu_conditions(host))
 
 
 def _time_one_way(
-    bundle: Bundle,
-    context: Context,
-    notes: Notes,
-    precision: str,
-    backend: str,
-    options: DeviceOptions,
+    bundle: Bundle, context: Context, notes: Notes, run_on: RunOn, options: DeviceOptions
 ) -> None:
     host = Host()
     before, start = MemoryMark.now(host), time.perf_counter()
     cuda_graphs = options.cuda_graphs
-    pipeline = pipeline_from_bundle(
-        bundle, backend, precision, device="cuda", options=options, allow_failed=True
-    )
+    pipeline = pipeline_from_bundle(bundle, run_on, options)
     try:
         loaded = {"cuda_graphs": cuda_graphs, "seconds": time.perf_counter() - start}
         with notes.check(f"results are finite, {_words(cuda_graphs)}"):
             require_finite(bundle, pipeline)
         with stages(bundle, pipeline, PROMPTS, None) as rows:
             for stage in filter(is_wanted, rows):
-                notes.add("stages", _timed(stage, context, backend, cuda_graphs))
+                notes.add("stages", _timed(stage, context, run_on.backend, cuda_graphs))
         after = MemoryMark.now(host)
         notes.add("loads", loaded | {"gpu_before": before.gpu, "gpu_after": after.gpu})
         notes.add("recorded", _recorded(pipeline))

@@ -18,13 +18,13 @@ from benchmarks.gpu.provider import require_provider
 from tap_deploy import Regions, TapPredictor
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.precisions import FP16, FP32, variant_for
+from tap_deploy.precisions import FP16, FP32
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.graph_check import verify_sessions
 from tap_deploy.verify.tolerances import TOLERANCES, Tolerances, tolerances_for
 
-BACKEND = "onnxruntime"
 BOXES = [[10, 20, 200, 250], [172, 17, 412, 308], [0, 0, 599, 399], [285, 160, 300, 180]] * 3
 FLOATS = ("low_res_masks", "iou_predictions", "semantic_tokens", "semantic_embeddings")
 # Tolerance of equal fp32 computations; two sessions may select different kernels.
@@ -40,14 +40,14 @@ def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> N
     """Verify the graphs, then predict with every way to load a predictor; each is a check."""
     require_provider()
     bundle = Bundle.open(context.bundle(MICRO))
-    variant = variant_for(precision, on_cpu=False)
-    if variant not in bundle.manifest.graphs:
+    run_on = RunOn(precision=precision, device="cuda", allow_failed=True)
+    if run_on.variant not in bundle.manifest.graphs:
         raise Skipped(f"the micro bundle has no {precision}")
     with notes.check("verify") as found:
-        found["comparisons"] = _verify(bundle, precision, variant, tf32)
+        found["comparisons"] = _verify(bundle, run_on, tf32)
     pictures = _pictures(context.project)
     exact = precision == FP32 and not tf32
-    bench = _Bench(bundle.path, precision, pictures, exact=exact, tf32=tf32)
+    bench = _Bench(bundle.path, run_on, pictures, exact=exact, tf32=tf32)
     for name, check in (
         ("A, B, A", bench.sequence),
         ("same as on the CPU", bench.like_cpu),
@@ -62,31 +62,24 @@ def run(context: Context, notes: Notes, precision: str, tf32: bool = False) -> N
     notes.require()
 
 
-def _verify(bundle: Bundle, precision: str, variant: str, tf32: bool) -> list[str]:
+def _verify(bundle: Bundle, run_on: RunOn, tf32: bool) -> list[str]:
     """Compare every graph with the golden sample; return one line per comparison."""
     # TF32 has as many mantissa bits as fp16, and the same tolerance.
     tolerances: Tolerances = (
         TOLERANCES[FP16]
         if tf32
-        else tolerances_for(precision, bundle.manifest.precision_record(variant))
+        else tolerances_for(run_on.precision, bundle.manifest.precision_record(run_on.variant))
     )
     with contextlib.ExitStack() as stack:
-        sessions = sessions_from_bundle(
-            bundle,
-            BACKEND,
-            precision,
-            device="cuda",
-            options=DeviceOptions(tf32=tf32),
-            allow_failed=True,
-        )
+        sessions = sessions_from_bundle(bundle, run_on, DeviceOptions(tf32=tf32))
         for session in sessions.values():
             stack.enter_context(session)
         report = verify_sessions(
             sessions,
             bundle.config,
             [GoldenSample.load(bundle.golden_path())],
-            backend=BACKEND,
-            precision=precision,
+            backend=run_on.backend,
+            precision=run_on.precision,
             tolerances=tolerances,
         )
     print(report, flush=True)
@@ -120,13 +113,13 @@ class _Bench:
     def __init__(
         self,
         path: pathlib.Path,
-        precision: str,
+        run_on: RunOn,
         pictures: _Pictures,
         *,
         exact: bool,
         tf32: bool,
     ) -> None:
-        self._path, self._precision, self._pictures = path, precision, pictures
+        self._path, self._run_on, self._pictures = path, run_on, pictures
         self._compare = require_same if exact else require_similar
         self._exact, self._tf32 = exact, tf32
         self._first: Regions | None = None
@@ -136,12 +129,7 @@ class _Bench:
         # 12 boxes with 8 prompts per call: two chunks.
         chosen = DeviceOptions(max_prompts=8, max_points=8, tf32=self._tf32, **options)
         with TapPredictor.from_bundle(
-            self._path,
-            BACKEND,
-            self._precision,
-            device="cuda",
-            device_options=chosen,
-            allow_failed=True,
+            self._path, device_options=chosen, **dataclasses.asdict(self._run_on)
         ) as predictor:
             yield predictor
 

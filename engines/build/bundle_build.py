@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.plan_record import PlanRecord, plan_key
+from tap_deploy.bundle.plans import ENGINES_FOLDER, cached_record, plan_path_name, save_plan
 from tap_deploy.engines.build.builder import engine_from_onnx, plan_parts
-from tap_deploy.engines.estimate.memory import available_memory, build_memory_bytes, check_memory
-from tap_deploy.machine.gpu import Gpu, local_gpu
 from tap_deploy.engines.build.profiles import Profile, optimization_profile
 from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.engines.build.versions import built_for
+from tap_deploy.engines.estimate.memory import available_memory, build_memory_bytes, check_memory
 from tap_deploy.graphs import GRAPH_NAMES, GraphSpec
-from tap_deploy.bundle.plan_record import PlanRecord, plan_key
-from tap_deploy.bundle.plans import ENGINES_FOLDER, cached_record, plan_path_name, save_plan
+from tap_deploy.machine.gpu import Gpu, local_gpu
 from tap_deploy.sessions.trt.versions import import_tensorrt
 
 

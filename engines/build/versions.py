@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tap_deploy.machine.gpu import Gpu
 from tap_deploy.engines.build.target import AMPERE_PLUS, CURRENT, SAME_SM, BuildTarget
 from tap_deploy.errors import InputError, SessionError
+from tap_deploy.machine.gpu import Gpu
 
 _HARDWARE_LEVELS = {AMPERE_PLUS: "AMPERE_PLUS", SAME_SM: "SAME_COMPUTE_CAPABILITY"}
 _AMPERE = "8.0"

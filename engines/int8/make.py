@@ -36,6 +36,7 @@ from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP32, INT8, INT8_FP32
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
 
 # Number of regions of calibration pictures that the mixed-precision search evaluates on.
 SEARCH_REGIONS = 200
@@ -225,7 +226,7 @@ def _search(
     say("propose regions to search a mix on")
     cases = _until(_cases(bundle, images, options.quantize.prompts(), threads), SEARCH_REGIONS)
     with contextlib.ExitStack() as stack:
-        reference = sessions_from_bundle(bundle, "onnxruntime", FP32, threads=threads)
+        reference = sessions_from_bundle(bundle, RunOn(threads=threads))
         for session in reference.values():
             stack.callback(session.close)
         answers = ReferenceAnswers(reference, bundle.config, cases, vocabulary=bundle.vocabulary())
@@ -239,7 +240,7 @@ def _cases(
     prompts: CalibrationPrompts | None,
     threads: int | None,
 ) -> Iterator[Case]:
-    sessions = sessions_from_bundle(bundle, "onnxruntime", FP32, threads=threads)
+    sessions = sessions_from_bundle(bundle, RunOn(threads=threads))
     with TapPredictor(sessions, bundle.config) as predictor:
         yield from cases_from_images(predictor, images, prompts=prompts)
 

@@ -37,6 +37,7 @@ from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_bundle, sessions_from_variant
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.timing import Latency
 
 CPU_BACKENDS = ("onnxruntime",)
@@ -172,7 +173,8 @@ class _Judge:
             variant = self._bundle.variant(variant_for(precision, on_cpu=True))
             sessions = sessions_from_variant(variant, threads=self._options.threads)
         else:
-            sessions = sessions_from_bundle(self._bundle, backend, precision, allow_failed=True)
+            run_on = RunOn(backend=backend, precision=precision, allow_failed=True)
+            sessions = sessions_from_bundle(self._bundle, run_on)
         for session in sessions.values():
             stack.enter_context(session)
         return sessions

@@ -13,11 +13,6 @@ from tap_deploy.bundle.update import revise_precision
 from tap_deploy.errors import BundleError
 
 
-def mark_name(backend: str, *, on_cpu: bool = True, provider: str | None = None) -> str:
-    """Return what a verdict is kept under: a GPU may compute what a CPU does not."""
-    return backend if on_cpu else f"{backend}-{provider or 'cuda'}"
-
-
 def mark_variant(
     bundle: Bundle,
     variant: str,
@@ -31,7 +26,7 @@ def mark_variant(
     Args:
         bundle: as it was when the graphs were tested.
         variant: the variant that was tested.
-        name: what ran it, see ``mark_name``.
+        name: what ran it: the backend, and the provider on a GPU; see ``RunOn.mark_name``.
         mark: the outcome.
         own: the mark that this self-test wrote when it began.
 

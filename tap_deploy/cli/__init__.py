@@ -1,4 +1,4 @@
-"""``tap-export``: the command line. Commands parse and call; nothing heavy is imported here."""
+"""``tap-export``: the command line. Commands parse, call and print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from tap_deploy import __version__
 from tap_deploy.console.exits import CleanExits
 
-# Command -> module and attribute; loaded when the command is used.
+# Command -> module and attribute; imported when the command is used.
 COMMANDS = {
     "export": ("tap_deploy.cli.export", "export_command"),
     "convert": ("tap_deploy.cli.convert", "convert_command"),
@@ -29,10 +29,10 @@ COMMANDS = {
 
 
 class TapGroup(CleanExits, click.Group):
-    """Loads commands late, and turns errors into one line and an exit code."""
+    """Imports commands on use, and turns errors into one line and an exit code."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Show what commands there are where none is named."""
+        """Show the help if no command is named."""
         return super().parse_args(ctx, args or ["--help"])
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -1,4 +1,4 @@
-"""``tap-export build``: the graphs of a bundle to engines of TensorRT or TensorRT-RTX."""
+"""``tap-export build``: compiles the graphs of a bundle to TensorRT or TensorRT-RTX engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import NamedPath, bundle_argument, force_option, json_option
+from tap_deploy.cli.options import (
+    NamedPath,
+    bundle_argument,
+    force_option,
+    json_option,
+    option_group,
+)
 from tap_deploy.console.progress import share_bar
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import PRECISIONS
@@ -21,105 +27,126 @@ if TYPE_CHECKING:
 MEGABYTE, GIB = 1e6, 1 << 30
 
 
-@click.command("build")
-@bundle_argument
-@click.option(
-    "--backend",
-    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
-    default="tensorrt",
-    show_default=True,
-    help="TensorRT builds on the GPU that it builds for; TensorRT-RTX needs none.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp16",
-    show_default=True,
-    help="Which graphs of the bundle to compile; int8 is Q/DQ over fp16.",
-)
-@click.option("--max-images", type=int, default=1, show_default=True, help="Batch of the encoder.")
-@click.option("--max-prompts", type=int, default=64, show_default=True, help="Prompts of a call.")
-@click.option("--max-points", type=int, default=16, show_default=True, help="Points of a prompt.")
-@click.option(
-    "--workspace",
-    default="1GiB",
-    show_default=True,
-    metavar="SIZE",
-    help="Working memory of a layer, like 512MiB.",
-)
-@click.option(
-    "--timing-cache",
-    type=NamedPath(path_type=pathlib.Path, dir_okay=False),
-    help="Measured kernels: read if it is there, and extended. TensorRT only.",
-)
-@click.option(
-    "--version-compatible", is_flag=True, help="For later releases of TensorRT, too; not for RTX."
-)
-@click.option(
-    "--hardware-compatible",
-    type=click.Choice(["ampere+", "same-sm"]),
-    help="For other GPUs, too; not for RTX.",
-)
-@click.option(
-    "--compute-capability",
-    metavar="LIST",
-    help="RTX only: GPUs to build for, like 86,89, or current. Default: Ampere and later.",
-)
-@click.option(
-    "--opt-level",
-    type=click.IntRange(0, 5),
-    default=3,
-    show_default=True,
-    help="How long to look for fast kernels.",
-)
-@click.option("--tf32", is_flag=True, help="Let fp32 products round their inputs to TF32.")
-@click.option("--dry-run", is_flag=True, help="Show profiles and memory forecast, build nothing.")
-@click.option(
-    "--emit",
-    type=click.Choice(["trtexec", "polygraphy"]),
-    help="Print the same builds as commands of NVIDIA's tools, build nothing.",
-)
-@click.option("--force-memory", is_flag=True, help="Build even if memory is not expected to do.")
-@force_option
-@json_option
-def build_command(
-    bundle: str,
-    dry_run: bool,
-    emit: str | None,
-    force_memory: bool,
-    force: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Compile the three graphs of BUNDLE, and store the engines below BUNDLE/engines.
-
-    Engines that are there already, made of the same graph, with the same settings, by the same
-    version, for the same GPU, are kept. Of several GPUs, CUDA_VISIBLE_DEVICES chooses.
-    """
-    target, opened = _target(settings), Bundle.open(bundle)
-    if emit or dry_run:
-        click.echo(_without_building(opened, target, emit, as_json))
-        return
-    built = _build(opened, target, force, force_memory)
-    click.echo(json.dumps(_as_json(opened, built), indent=2) if as_json else _as_text(built))
-
-
-def _target(settings: dict[str, Any]) -> BuildTarget:
+def _target(workspace: str, compute_capability: str | None, **settings: Any) -> BuildTarget:
     from tap_deploy.engines.build.target import (
         BuildTarget,
         bytes_from_text,
         compute_capabilities_from_text,
     )
 
-    capabilities = settings.pop("compute_capability")
-    workspace = bytes_from_text(settings.pop("workspace"))
-    return BuildTarget(
-        workspace_bytes=workspace,
-        compute_capabilities=()
-        if capabilities is None
-        else compute_capabilities_from_text(capabilities),
-        **settings,
-    )
+    if compute_capability is not None:
+        settings["compute_capabilities"] = compute_capabilities_from_text(compute_capability)
+    return BuildTarget(workspace_bytes=bytes_from_text(workspace), **settings)
+
+
+target_options = option_group(
+    "target",
+    _target,
+    click.option(
+        "--backend",
+        type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+        default="tensorrt",
+        show_default=True,
+        help="TensorRT builds on the GPU that it builds for; TensorRT-RTX needs none.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp16",
+        show_default=True,
+        help="Which graphs of the bundle to compile; int8 is Q/DQ over fp16.",
+    ),
+    click.option(
+        "--max-images",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Maximum batch of the image encoder.",
+    ),
+    click.option(
+        "--max-prompts",
+        type=int,
+        default=64,
+        show_default=True,
+        help="Maximum prompts per call.",
+    ),
+    click.option(
+        "--max-points", type=int, default=16, show_default=True, help="Maximum points per prompt."
+    ),
+    click.option(
+        "--workspace",
+        default="1GiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Workspace limit of a layer, like 512MiB.",
+    ),
+    click.option(
+        "--timing-cache",
+        type=NamedPath(path_type=pathlib.Path, dir_okay=False),
+        help="Timing cache to read, if it exists, and to extend. TensorRT only.",
+    ),
+    click.option(
+        "--version-compatible",
+        is_flag=True,
+        help="Also for later releases of TensorRT. TensorRT only.",
+    ),
+    click.option(
+        "--hardware-compatible",
+        type=click.Choice(["ampere+", "same-sm"]),
+        help="Also for other GPUs. TensorRT only.",
+    ),
+    click.option(
+        "--compute-capability",
+        metavar="LIST",
+        help="GPUs to build for, like 86,89, or current; default: Ampere and later. RTX only.",
+    ),
+    click.option(
+        "--opt-level",
+        type=click.IntRange(0, 5),
+        default=3,
+        show_default=True,
+        help="Builder optimization level; higher searches longer for fast kernels.",
+    ),
+    click.option("--tf32", is_flag=True, help="Let fp32 products round their inputs to TF32."),
+)
+
+
+@click.command("build")
+@bundle_argument
+@target_options
+@click.option("--dry-run", is_flag=True, help="Print profiles and memory forecast; build nothing.")
+@click.option(
+    "--emit",
+    type=click.Choice(["trtexec", "polygraphy"]),
+    help="Print the builds as commands of NVIDIA's tools; build nothing.",
+)
+@click.option(
+    "--force-memory", is_flag=True, help="Build even if the memory forecast exceeds free memory."
+)
+@force_option
+@json_option
+def build_command(
+    bundle: str,
+    target: BuildTarget,
+    dry_run: bool,
+    emit: str | None,
+    force_memory: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compile the three graphs of BUNDLE, and store the engines below BUNDLE/engines.
+
+    Keeps existing engines of the same graph, settings, builder version and GPU. On a machine with
+    several GPUs, CUDA_VISIBLE_DEVICES chooses.
+    """
+    opened = Bundle.open(bundle)
+    if emit or dry_run:
+        click.echo(_without_building(opened, target, emit, as_json))
+        return
+    built = build_bundle(opened, target, force=force, force_memory=force_memory)
+    for note in (note for plan in built for note in plan.notes):
+        click.echo(f"note: {note}", err=True)
+    click.echo(json.dumps(_as_json(opened, built), indent=2) if as_json else _as_text(built))
 
 
 def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_json: bool) -> str:
@@ -138,10 +165,20 @@ def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_
         values = {"available_memory_bytes": available, "builds": [*map(_planned_json, builds)]}
         return json.dumps(values, indent=2)
     free = "unknown" if available is None else f"{available / GIB:.1f} GiB"
-    return "\n".join([*map(_planned_text, builds), f"memory and swap that are free: {free}"])
+    return "\n".join([*map(_planned_text, builds), f"free memory and swap: {free}"])
 
 
-def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool) -> list[BuiltPlan]:
+def build_bundle(
+    bundle: Bundle, target: BuildTarget, *, force: bool = False, force_memory: bool = False
+) -> list[BuiltPlan]:
+    """Build the engines of a bundle on this machine, with a progress bar; see ``build_engines``.
+
+    Args:
+        bundle: the graphs; gets the engines.
+        target: backend, precision and settings.
+        force: build again what exists.
+        force_memory: build even if the memory forecast exceeds free memory.
+    """
     from tap_deploy.engines.build.bundle_build import build_engines
     from tap_deploy.engines.estimate.memory import available_memory
     from tap_deploy.machine.gpu import local_gpu
@@ -152,7 +189,7 @@ def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool)
             whole = (GRAPH_NAMES.index(graph) + share) / len(GRAPH_NAMES)
             show(whole, f"{graph}: {phase}")
 
-        built = list(
+        return list(
             build_engines(
                 bundle,
                 target,
@@ -163,10 +200,6 @@ def _build(bundle: Bundle, target: BuildTarget, force: bool, force_memory: bool)
                 available_bytes=available_memory,
             )
         )
-    for plan in built:
-        for note in plan.notes:
-            click.echo(f"note: {note}", err=True)
-    return built
 
 
 def _as_json(bundle: Bundle, built: list[BuiltPlan]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``tap-export convert``: a further precision for a bundle that is there."""
+"""``tap-export convert``: adds another precision to a bundle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command("convert")
 @bundle_argument
-@click.option("--precision", required=True, type=click.Choice(PRECISIONS), help="What to add.")
+@click.option("--precision", required=True, type=click.Choice(PRECISIONS), help="Precision to add.")
 @samples_option
 @strict_option
 @threads_option
@@ -46,10 +46,10 @@ def convert_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add graphs of another precision to BUNDLE, checked against its golden samples.
+    """Add graphs of another precision to BUNDLE, verified on its golden samples.
 
-    fp16: typed graphs for TensorRT and the like. Nodes whose values come near the limit of fp16
-    on the samples stay fp32; the manifest lists them.
+    fp16: strongly typed graphs for engines. Nodes whose values come near the fp16 limit on the
+    samples stay fp32; the manifest lists them.
     """
     require_convertible(precision)
     opened = Bundle.open(bundle)
@@ -62,11 +62,11 @@ def require_convertible(precision: str) -> None:
     """Check that ``convert_bundle`` makes a precision.
 
     Raises:
-        InputError: another command makes it, or nothing has to.
+        InputError: another command makes it, or every bundle has it.
     """
     if precision == INT8:
         raise InputError(
-            "int8 needs real pictures to calibrate with: make it with: "
+            "int8 needs real pictures to calibrate with; make it with: "
             "tap-export quantize BUNDLE --calibration-data DIR"
         )
     if precision != FP16:
@@ -97,7 +97,7 @@ def convert_bundle(
 
 
 def describe_fp16(converted: Fp16Graphs) -> str:
-    """Return what was made, for people to read."""
+    """Return what was made as text."""
     lines = []
     for name, islands in converted.islands.items():
         counts = collections.Counter(island.reason.value for island in islands.values())

@@ -1,22 +1,22 @@
-"""``tap-export plan``: what a model will take on a device, before it is built there."""
+"""``tap-export plan``: estimates time and memory of a model on a device."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import NamedPath, json_option
+from tap_deploy.cli.options import NamedPath, json_option, option_group
 from tap_deploy.config import VARIANTS, TapConfig, config_from_file
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import FP16, FP32, INT8, PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.estimate.estimate import DeviceEstimate
+    from tap_deploy.engines.estimate.estimate import DeviceEstimate, EstimateOptions
     from tap_deploy.engines.estimate.memory import MemoryEstimate
     from tap_deploy.engines.estimate.roofline import StageEstimate
 
@@ -25,65 +25,68 @@ GIBIBYTE = 1 << 30
 POSITIVE = click.IntRange(min=1)
 
 
+def _estimate_options(workspace: str, **values: Any) -> EstimateOptions:
+    from tap_deploy.engines.build.target import bytes_from_text
+    from tap_deploy.engines.estimate.estimate import EstimateOptions
+
+    return EstimateOptions(workspace_bytes=bytes_from_text(workspace), **values)
+
+
+estimate_options = option_group(
+    "options",
+    _estimate_options,
+    click.option(
+        "--precision",
+        default=FP16,
+        show_default=True,
+        type=click.Choice(PRECISIONS),
+        help="Precision of the engines, which need not exist.",
+    ),
+    click.option(
+        "--prompts", type=POSITIVE, default=16, show_default=True, help="Regions per picture."
+    ),
+    click.option(
+        "--points", type=POSITIVE, default=2, show_default=True, help="Points per prompt."
+    ),
+    click.option("--tokens", type=POSITIVE, help="Length of a caption; default: the longest."),
+    click.option(
+        "--max-prompts", type=POSITIVE, default=64, show_default=True, help="As for build."
+    ),
+    click.option(
+        "--max-points", type=POSITIVE, default=16, show_default=True, help="As for build."
+    ),
+    click.option(
+        "--workspace", default="1GiB", show_default=True, metavar="SIZE", help="As for build."
+    ),
+)
+
+
 @click.command("plan")
 @click.argument("bundle", type=NamedPath(), required=False)
 @click.option(
     "--model",
     metavar="NAME|FILE",
-    help=f"In place of a bundle: {', '.join(VARIANTS)}, or a JSON file with the fields of "
+    help=f"Model instead of a bundle: {', '.join(VARIANTS)}, or a JSON file with the fields of "
     "TapConfig.",
 )
 @click.option(
     "--device", required=True, help="orin-nano, orin-nx, agx-orin, thor, h100, rtx4090, …"
 )
-@click.option(
-    "--precision",
-    default=FP16,
-    show_default=True,
-    type=click.Choice(PRECISIONS),
-    help="Which engines; they need not exist yet.",
-)
-@click.option("--prompts", type=POSITIVE, default=16, show_default=True, help="Regions a picture.")
-@click.option("--points", type=POSITIVE, default=2, show_default=True, help="Points a prompt.")
-@click.option("--tokens", type=POSITIVE, help="Length of a caption; default: the longest.")
-@click.option("--max-prompts", type=POSITIVE, default=64, show_default=True, help="As for build.")
-@click.option("--max-points", type=POSITIVE, default=16, show_default=True, help="As for build.")
-@click.option(
-    "--workspace", default="1GiB", show_default=True, metavar="SIZE", help="As for build."
-)
+@estimate_options
 @json_option
 def plan_command(
-    bundle: str | None,
-    model: str | None,
-    device: str,
-    precision: str,
-    prompts: int,
-    points: int,
-    tokens: int | None,
-    max_prompts: int,
-    max_points: int,
-    workspace: str,
-    as_json: bool,
+    bundle: str | None, model: str | None, device: str, options: EstimateOptions, as_json: bool
 ) -> None:
     """Estimate time and memory of a model on a device, from its sizes and the device's peaks.
 
-    Nothing is exported, built or run; the figures behind the estimate are shown with it. INT8 is
-    taken to cover every layer with stored weights; of a BUNDLE that has INT8, what it covers there.
+    Nothing is exported, built or run; the assumptions are printed with the estimate. INT8 is
+    assumed for every layer with stored weights; for a BUNDLE with INT8 graphs, for the layers that
+    they quantize.
     """
-    from tap_deploy.engines.build.target import bytes_from_text
     from tap_deploy.engines.estimate.devices import device_profile
-    from tap_deploy.engines.estimate.estimate import EstimateOptions, estimate_for_device
+    from tap_deploy.engines.estimate.estimate import estimate_for_device
 
     profile = device_profile(device)
-    options = EstimateOptions(
-        precision=precision,
-        prompts=prompts,
-        points=points,
-        tokens=tokens,
-        max_prompts=max_prompts,
-        max_points=max_points,
-        workspace_bytes=bytes_from_text(workspace),
-    )
     name, config, quantized = _model_of(bundle, model)
     estimate = estimate_for_device(name, config, profile, options, quantized)
     click.echo(json.dumps(estimate.to_dict(), indent=2) if as_json else describe(estimate))
@@ -92,7 +95,7 @@ def plan_command(
 def _model_of(
     bundle: str | None, model: str | None
 ) -> tuple[str, TapConfig, Mapping[str, Collection[str]] | None]:
-    """Return name, sizes, and the nodes that a bundle has in INT8."""
+    """Return name, sizes, and the quantized nodes of a bundle with INT8."""
     from tap_deploy.engines.estimate.estimate import quantized_nodes
 
     if bundle is not None and model is None:
@@ -112,7 +115,7 @@ def _model_of(
 
 
 def describe(estimate: DeviceEstimate) -> str:
-    """Return an estimate for people to read."""
+    """Return an estimate as text."""
     from tap_deploy.engines.estimate.roofline import FACTORS
 
     device, precision = estimate.device, estimate.options.precision
@@ -151,7 +154,9 @@ def describe(estimate: DeviceEstimate) -> str:
 def _mix(estimate: DeviceEstimate) -> str:
     if estimate.options.precision != INT8:
         return ""
-    covered = "what it covers in the bundle" if estimate.mix_of_bundle else "every stored weight"
+    covered = (
+        "the quantized layers of the bundle" if estimate.mix_of_bundle else "every stored weight"
+    )
     return f"; INT8 covers {covered}"
 
 

@@ -1,20 +1,28 @@
-"""``tap-export eval-demo``: how good the demo model is, in PyTorch and as a bundle."""
+"""``tap-export eval-demo``: scores the demo model, in PyTorch and as a bundle."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import FILE, NamedPath, backend_option, json_option, threads_option
+from tap_deploy.cli.options import (
+    FILE,
+    NamedPath,
+    backend_option,
+    json_option,
+    option_group,
+    threads_option,
+)
 from tap_deploy.config import DEMO, config_from_file
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.progress import stage_bar
@@ -22,27 +30,39 @@ from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.precisions import FP32, PRECISIONS
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
 
 if TYPE_CHECKING:
     from tap_deploy.training.scores.evaluation import Scores, Subject
 
-SPLIT = "test"  # nothing was trained or chosen on it
+SPLIT = "test"  # neither training nor model selection saw it
+
+
+def _run_on_each(backend: str, precisions: tuple[str, ...], threads: int | None) -> list[RunOn]:
+    return [
+        RunOn(backend=backend, precision=precision, threads=threads)
+        for precision in dict.fromkeys(precisions)
+    ]
 
 
 @click.command("eval-demo")
 @click.argument("bundle", type=NamedPath(), required=False)
-@backend_option
-@click.option(
-    "--precision",
-    "precisions",
-    default=(FP32,),
-    show_default=FP32,
-    multiple=True,
-    type=click.Choice(PRECISIONS),
-    help="Which graphs of the bundle to use; repeat it to compare several.",
+@option_group(
+    "run_on",
+    _run_on_each,
+    backend_option,
+    click.option(
+        "--precision",
+        "precisions",
+        default=(FP32,),
+        show_default=FP32,
+        multiple=True,
+        type=click.Choice(PRECISIONS),
+        help="Which graphs of the bundle to use; repeat it to compare several.",
+    ),
+    threads_option,
 )
-@threads_option
 @click.option("--checkpoint", type=FILE, help="Score PyTorch on these weights as well.")
 @click.option("--config", type=FILE, help="TapConfig of the checkpoint; default: the bundle's.")
 @click.option(
@@ -50,33 +70,61 @@ SPLIT = "test"  # nothing was trained or chosen on it
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="How many objects to ask for, each with its box and with one point.",
+    help="Number of objects, each prompted by its box and by one point.",
 )
 @click.option(
     "--require",
     is_flag=True,
-    help="Exit with 1 if anything scored here misses a target of the demo model.",
+    help="Exit with 1 if a score misses a target of the demo model.",
 )
 @json_option
 def eval_demo_command(
     bundle: str | None,
-    backend: str,
-    precisions: tuple[str, ...],
-    threads: int | None,
+    run_on: list[RunOn],
     checkpoint: pathlib.Path | None,
     config: pathlib.Path | None,
     regions: int,
     require: bool,
     as_json: bool,
 ) -> None:
-    """Score BUNDLE on made scenes that the demo model was not trained on.
+    """Score BUNDLE on generated scenes that the demo model was not trained on.
 
-    Without BUNDLE, the tap_demo that comes with the package is exported and scored. PyTorch stands
-    beside a bundle of its weights, and beside others with --checkpoint. Masks at full picture size,
-    names, captions. Needs the train extra for the scenes.
+    Without BUNDLE, exports and scores the tap_demo that comes with the package. Scores PyTorch as
+    well if BUNDLE was made from the shipped weights, or with --checkpoint. Covers masks at full
+    picture size, names and captions. Needs the train extra for the scenes.
     """
     if config is not None and checkpoint is None:
         raise InputError("--config without --checkpoint; pass the weights that it belongs to")
+    scores = score_demo(bundle, run_on, regions, checkpoint, config)
+    click.echo(_as_json(scores) if as_json else _as_text(scores))
+    if require:
+        _require(scores)
+
+
+def score_demo(
+    bundle: str | None,
+    run_on: Iterable[RunOn],
+    regions: int,
+    checkpoint: pathlib.Path | None = None,
+    config: pathlib.Path | None = None,
+) -> dict[str, Scores]:
+    """Score a bundle, and PyTorch on the weights that it was made from if they are known.
+
+    Args:
+        bundle: path of the bundle; None exports the model that comes with the package.
+        run_on: what runs the graphs; each is scored.
+        regions: number of objects.
+        checkpoint: weights for PyTorch; None for the shipped ones, if the bundle was made from
+            them and torch is installed.
+        config: TapConfig of the checkpoint as JSON; None for the bundle's.
+
+    Returns:
+        Scores by the name of what was scored.
+
+    Raises:
+        InputError: a checkpoint, but no bundle.
+        TapError: the bundle or the checkpoint cannot be used, or a package is not installed.
+    """
     with contextlib.ExitStack() as stack:
         if bundle is None:
             if checkpoint is not None:
@@ -89,17 +137,16 @@ def eval_demo_command(
         subjects: dict[str, Subject] = {}
         if checkpoint is not None:
             subjects["PyTorch"] = reference_subject(opened, checkpoint, config)
-        for precision in dict.fromkeys(precisions):
-            subject = stack.enter_context(bundle_subject(bundle, backend, precision, threads))
-            subjects[f"{backend} {precision}"] = subject
-        scores = evaluate_subjects(subjects, opened.config.image_size, regions)
-    click.echo(_as_json(scores) if as_json else _as_text(scores))
-    if require:
-        _require(scores)
+        for chosen in run_on:
+            name = f"{chosen.backend} {chosen.precision}"
+            subjects[name] = stack.enter_context(
+                TapPredictor.from_bundle(bundle, check_hashes=False, **dataclasses.asdict(chosen))
+            )
+        return evaluate_subjects(subjects, opened.config.image_size, regions)
 
 
 def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
-    """Return the weights of the package if a bundle was made of them, and torch is there."""
+    """Return the shipped weights if the bundle was made from them and torch is installed."""
     weights = DemoModel().weights
     if importlib.util.find_spec("torch") is None or not weights.is_file():
         return None
@@ -109,7 +156,7 @@ def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
 
 @contextlib.contextmanager
 def _exported_demo() -> Iterator[str]:
-    """Yield a bundle of the shipped model, in a folder that goes away again."""
+    """Yield a bundle of the shipped model, in a temporary folder."""
     require_export_extra()
     from tap_deploy.export.demo import export_demo
 
@@ -129,9 +176,9 @@ def evaluate_subjects(
     """Score each subject on the same test scenes.
 
     Args:
-        subjects: by the name that the report calls them.
+        subjects: by their names in the report.
         image_size: side of the scenes in pixels.
-        regions: objects to ask for.
+        regions: number of objects.
     """
     from tap_deploy.training.scenes.scenes import SceneGenerator
     from tap_deploy.training.scores.evaluation import evaluate
@@ -141,21 +188,6 @@ def evaluate_subjects(
         for name, subject in subjects.items():
             scores[name] = evaluate(subject, scenes, regions, functools.partial(stage, name))
     return scores
-
-
-@contextlib.contextmanager
-def bundle_subject(
-    bundle: str, backend: str, precision: str, threads: int | None
-) -> Iterator[Subject]:
-    """Yield a bundle as a subject.
-
-    Raises:
-        BundleError: the bundle is incomplete or changed, or lacks the precision.
-    """
-    with TapPredictor.from_bundle(
-        bundle, backend, precision, threads, check_hashes=False
-    ) as predictor:
-        yield predictor
 
 
 def reference_subject(

@@ -1,16 +1,25 @@
-"""``tap-export export``: a checkpoint to a bundle."""
+"""``tap-export export``: exports a checkpoint to a bundle."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
-from tap_deploy.cli.options import FILE, force_option, json_option, samples_option, strict_option
+from tap_deploy.cli.options import (
+    FILE,
+    force_option,
+    json_option,
+    option_group,
+    samples_option,
+    strict_option,
+)
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
 from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
@@ -27,177 +36,267 @@ if TYPE_CHECKING:
     from tap_deploy.reference.model import TapModel
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What to export.
+
+    Attributes:
+        model: name of a published variant, or of the demo model.
+        config: JSON file with the fields of ``TapConfig``, instead of ``model``.
+        checkpoint: weights.
+        synthetic_weights: seed of synthetic weights, instead of ``checkpoint``.
+        mark_synthetic: record that the weights of ``checkpoint`` are synthetic.
+        concepts: concept weights.
+        tokenizer: SentencePiece model of the captions.
+    """
+
+    model: str | None = None
+    config: pathlib.Path | None = None
+    checkpoint: pathlib.Path | None = None
+    synthetic_weights: int | None = None
+    mark_synthetic: bool = False
+    concepts: pathlib.Path | None = None
+    tokenizer: pathlib.Path | None = None
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the weights are synthetic."""
+        return self.mark_synthetic or self.synthetic_weights is not None
+
+    def with_demo_files(self) -> ModelOptions:
+        """Return these options, with the files of the package if this is the demo model.
+
+        Raises:
+            CheckpointError: they are missing.
+        """
+        if self.model != DEMO:
+            return self
+        demo, checkpoint = DemoModel(), self.checkpoint
+        if checkpoint is None and self.synthetic_weights is None:
+            checkpoint = demo.require().weights
+        return dataclasses.replace(
+            self,
+            checkpoint=checkpoint,
+            concepts=self.concepts or demo.concepts,
+            tokenizer=self.tokenizer or demo.tokenizer,
+        )
+
+    def named_config(self) -> tuple[str, TapConfig]:
+        """Return the name and the sizes of the model.
+
+        Raises:
+            InputError: not exactly one of model and config, or it cannot be read.
+        """
+        if self.model is not None and self.config is None:
+            return self.model, TapConfig.from_name(self.model)
+        if self.model is not None or self.config is None:
+            raise InputError("pass either --model or --config, to say which model it is")
+        return self.config.stem, config_from_file(self.config)
+
+    def load(self, config: TapConfig) -> tuple[TapModel, CheckpointRecord, tuple[str, ...]]:
+        """Return the model, the record of its weights, and the parts dropped from their names.
+
+        Raises:
+            InputError: not exactly one of checkpoint and synthetic weights.
+            CheckpointError: the weights cannot be read or do not fit.
+        """
+        from tap_deploy.export.bundle_export import checkpoint_record
+        from tap_deploy.reference.checkpoint import load_checkpoint
+        from tap_deploy.reference.synthetic import synthetic_model
+
+        seed = self.synthetic_weights
+        if self.checkpoint is None and seed is not None:
+            label = f"synthetic weights, seed {seed}"
+            record = CheckpointRecord(file=label, sha256="", md5="", known_as=None, synthetic=True)
+            return synthetic_model(config, seed), record, ()
+        if self.checkpoint is None or seed is not None:
+            raise InputError("pass either --checkpoint or --synthetic-weights")
+        model, found = load_checkpoint(self.checkpoint, config)
+        record = checkpoint_record(self.checkpoint.name, found, synthetic=self.mark_synthetic)
+        return model, record, found.removed
+
+
+model_options = option_group(
+    "model",
+    ModelOptions,
+    click.option(
+        "--model",
+        type=click.Choice(list(VARIANTS)),
+        help=f"A published variant, or {DEMO}, whose files come with this package.",
+    ),
+    click.option(
+        "--config",
+        type=FILE,
+        help='JSON file with the fields of TapConfig, or with them under "config".',
+    ),
+    click.option("--checkpoint", type=FILE, help="Weights: official .pkl, .pth or .safetensors."),
+    click.option(
+        "--synthetic-weights",
+        type=click.IntRange(min=0),
+        metavar="SEED",
+        help="Synthetic weights instead of a checkpoint, for tests and timing.",
+    ),
+    click.option(
+        "--mark-synthetic",
+        is_flag=True,
+        help="Record that the weights of --checkpoint are synthetic.",
+    ),
+    click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz."),
+    click.option("--tokenizer", type=FILE, help="SentencePiece model of the captions."),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FurtherPrecisions:
+    """Precisions to add to a new bundle.
+
+    Attributes:
+        precisions: some of ``PRECISIONS``; fp32 is always there.
+        samples: pictures to measure fp16 activations on.
+        calibration_data: pictures for int8.
+        strict: stop at an unreadable picture instead of skipping it.
+    """
+
+    precisions: tuple[str, ...] = (FP32,)
+    samples: tuple[pathlib.Path, ...] = ()
+    calibration_data: pathlib.Path | None = None
+    strict: bool = False
+
+    @property
+    def in_order(self) -> list[str]:
+        """The precisions to add, fp16 before int8, which needs it."""
+        return [name for name in PRECISIONS if name in self.precisions and name != FP32]
+
+    def check(self, model: ModelOptions) -> None:
+        """Check, before an export that takes minutes, that the precisions can be made.
+
+        Raises:
+            InputError: one of them cannot.
+            MissingDependencyError: a package is not installed.
+        """
+        for name in self.in_order:
+            if name == INT8:
+                self._int8_options(model).images()
+            else:
+                require_convertible(name)
+
+    def add_to(self, bundle: Bundle, model: ModelOptions) -> tuple[list[str], dict[str, Any]]:
+        """Add the precisions to a bundle.
+
+        Returns:
+            A text on each, and the report of the verdict on int8, empty without one.
+        """
+        texts, verdict = [], {}
+        for name in self.in_order:
+            if name == INT8:
+                summary = add_int8(bundle, self._int8_options(model), checkpoint=model.checkpoint)
+                texts.append(describe_int8(summary))
+                verdict = summary["verdict"]
+            else:
+                texts.append(
+                    describe_fp16(convert_bundle(bundle, self.samples, strict=self.strict))
+                )
+        return texts, verdict
+
+    def _int8_options(self, model: ModelOptions) -> Int8Options:
+        """Return the defaults of ``quantize``; synthetic weights have no accuracy to judge."""
+        require_export_extra()
+        from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
+        from tap_deploy.engines.verdict.judge import VerdictOptions
+
+        return Int8Options(
+            quantize=QuantizeOptions(calibration_data=self.calibration_data, strict=self.strict),
+            verdict=None if model.is_synthetic else VerdictOptions(),
+        )
+
+
+precision_options = option_group(
+    "further",
+    FurtherPrecisions,
+    click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        default=(FP32,),
+        show_default=True,
+        type=click.Choice(PRECISIONS),
+        help="Precisions of the bundle; repeatable. fp32 is always made.",
+    ),
+    samples_option,
+    calibration_data_option,
+    strict_option,
+)
+
+
 @click.command("export")
-@click.option(
-    "--model",
-    type=click.Choice(list(VARIANTS)),
-    help=f"A published variant, or {DEMO}, whose files come with this package.",
-)
-@click.option(
-    "--config",
-    type=FILE,
-    help='JSON file with the fields of TapConfig, or with them under "config".',
-)
-@click.option("--checkpoint", type=FILE, help="Weights: official .pkl, .pth or .safetensors.")
-@click.option(
-    "--synthetic-weights",
-    type=click.IntRange(min=0),
-    metavar="SEED",
-    help="Made-up weights in place of a checkpoint, to try and to time the machinery.",
-)
-@click.option(
-    "--mark-synthetic",
-    is_flag=True,
-    help="Record that the weights of --checkpoint are made up.",
-)
-@click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz.")
-@click.option("--tokenizer", type=FILE, help="SentencePiece model for the captions.")
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    default=(FP32,),
-    show_default=True,
-    type=click.Choice(PRECISIONS),
-    help="Precisions of the bundle; repeatable. fp32 is always made.",
-)
-@samples_option
-@calibration_data_option
-@strict_option
+@model_options
+@precision_options
 @click.option("-o", "--output", type=FILE, required=True, help="Folder of the bundle.")
 @force_option
 @json_option
 def export_command(
-    model: str | None,
-    config: pathlib.Path | None,
-    checkpoint: pathlib.Path | None,
-    synthetic_weights: int | None,
-    mark_synthetic: bool,
-    concepts: pathlib.Path | None,
-    tokenizer: pathlib.Path | None,
-    precisions: tuple[str, ...],
-    samples: tuple[pathlib.Path, ...],
-    calibration_data: pathlib.Path | None,
-    strict: bool,
+    model: ModelOptions,
+    further: FurtherPrecisions,
     output: pathlib.Path,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle.
 
-    A further precision is added when the bundle is complete: if that fails, the bundle remains.
+    Further precisions are added to the complete bundle: if that fails, the bundle remains.
     """
-    synthetic = mark_synthetic or synthetic_weights is not None
-    further = _further_precisions(precisions, calibration_data, synthetic, strict)
+    further.check(model)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
-    _refuse_inputs_inside(output, [config, checkpoint, concepts, tokenizer, calibration_data])
-    name, tap_config = _named_config(model, config)
-    if model == DEMO:
-        demo = DemoModel()
-        if checkpoint is None and synthetic_weights is None:
-            checkpoint = demo.require().weights
-        concepts, tokenizer = concepts or demo.concepts, tokenizer or demo.tokenizer
+    _refuse_inputs_inside(output, model, further)
+    model = model.with_demo_files()
+    exported = export_model(model, output, force=force)
+    texts, verdict = further.add_to(exported.bundle, model)
+    click.echo(_as_json(exported) if as_json else _as_text(exported, texts))
+    if verdict:
+        require_passed(verdict)
+
+
+def export_model(
+    model: ModelOptions, output: pathlib.Path, *, force: bool = False
+) -> ExportedBundle:
+    """Export a model in fp32, with a progress bar; see ``export_bundle``.
+
+    Args:
+        model: sizes and files.
+        output: folder of the bundle.
+        force: replace an existing bundle.
+    """
+    name, config = model.named_config()
     require_export_extra()
     from tap_deploy.export.bundle_export import NUM_STAGES, export_bundle
 
     with stage_bar("export", NUM_STAGES + 1) as stage:
         stage("load weights")
-        tap_model, record, removed = _load(
-            tap_config, checkpoint, synthetic_weights, mark_synthetic
-        )
+        weights, record, removed = model.load(config)
         exported = export_bundle(
-            tap_model,
+            weights,
             output,
             name=name,
             checkpoint=record,
-            concepts=concepts,
-            tokenizer=tokenizer,
+            concepts=model.concepts,
+            tokenizer=model.tokenizer,
             force=force,
             on_stage=stage,
         )
     if removed:
         click.echo(f"note: {record.file} was read without {', '.join(removed)} in names", err=True)
-    texts, report = [], {}
-    for precision in further:
-        if precision == INT8:
-            options = _int8_options(calibration_data, synthetic, strict)
-            summary = add_int8(exported.bundle, options, checkpoint=checkpoint)
-            texts.append(describe_int8(summary))
-            report = summary["verdict"]
-        else:
-            texts.append(describe_fp16(convert_bundle(exported.bundle, samples, strict=strict)))
-    click.echo(_as_json(exported) if as_json else _as_text(exported, texts))
-    if report:
-        require_passed(report)
+    return exported
 
 
-def _further_precisions(
-    precisions: tuple[str, ...],
-    calibration_data: pathlib.Path | None,
-    synthetic: bool,
-    strict: bool,
-) -> list[str]:
-    """Return what has to be made from fp32, fp16 before int8, which is made of both.
-
-    What cannot be made is refused now, before the minutes of an export.
-    """
-    further = [name for name in PRECISIONS if name in precisions and name != FP32]
-    for name in further:
-        if name == INT8:
-            _int8_options(calibration_data, synthetic, strict).images()
-        else:
-            require_convertible(name)
-    return further
-
-
-def _int8_options(
-    calibration_data: pathlib.Path | None, synthetic: bool, strict: bool
-) -> Int8Options:
-    """What ``tap-export quantize`` does by default; made-up weights give nothing to judge by."""
-    require_export_extra()
-    from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-    from tap_deploy.engines.verdict.judge import VerdictOptions
-
-    return Int8Options(
-        quantize=QuantizeOptions(calibration_data=calibration_data, strict=strict),
-        verdict=None if synthetic else VerdictOptions(),
-    )
-
-
-def _refuse_inputs_inside(output: pathlib.Path, inputs: list[pathlib.Path | None]) -> None:
-    """The old folder goes when the new one is complete; what it is made from must not."""
+def _refuse_inputs_inside(
+    output: pathlib.Path, model: ModelOptions, further: FurtherPrecisions
+) -> None:
+    """Refuse an output folder that holds an input: it is deleted when the new one is complete."""
+    inputs = (model.config, model.checkpoint, model.concepts, model.tokenizer)
     folder = output.resolve()
-    for path in inputs:
+    for path in (*inputs, further.calibration_data):
         if path is not None and path.resolve().is_relative_to(folder):
             raise InputError(f"{path} lies inside the output {output}; choose another output")
-
-
-def _named_config(model: str | None, config: pathlib.Path | None) -> tuple[str, TapConfig]:
-    if (model is None) == (config is None):
-        raise InputError("pass either --model or --config, to say which model it is")
-    if model is not None:
-        return model, TapConfig.from_name(model)
-    path = pathlib.Path(str(config))
-    return path.stem, config_from_file(path)
-
-
-def _load(
-    config: TapConfig, checkpoint: pathlib.Path | None, seed: int | None, mark_synthetic: bool
-) -> tuple[TapModel, CheckpointRecord, tuple[str, ...]]:
-    """Return the model, what the bundle says of its weights, and what their names had besides."""
-    from tap_deploy.export.bundle_export import checkpoint_record
-    from tap_deploy.reference.checkpoint import load_checkpoint
-    from tap_deploy.reference.synthetic import synthetic_model
-
-    if (checkpoint is None) == (seed is None):
-        raise InputError("pass either --checkpoint or --synthetic-weights, to say what it knows")
-    if checkpoint is None:
-        label = f"synthetic weights, seed {seed}"
-        record = CheckpointRecord(file=label, sha256="", md5="", known_as=None, synthetic=True)
-        return synthetic_model(config, seed or 0), record, ()
-    tap_model, found = load_checkpoint(checkpoint, config)
-    record = checkpoint_record(checkpoint.name, found, synthetic=mark_synthetic)
-    return tap_model, record, found.removed
 
 
 def _as_json(exported: ExportedBundle) -> str:

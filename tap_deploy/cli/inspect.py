@@ -1,4 +1,4 @@
-"""``tap-export inspect``: what is in a bundle."""
+"""``tap-export inspect``: prints the content of a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEGABYTE = 1e6
 @bundle_argument
 @json_option
 def inspect_command(bundle: str, as_json: bool) -> None:
-    """Show the graphs, operators, sizes and provenance of BUNDLE, after checking its files."""
+    """Check the files of BUNDLE, and print its graphs, operators, sizes and provenance."""
     opened = Bundle.open(bundle)
     click.echo(_as_json(opened) if as_json else describe(opened))
 
@@ -35,7 +35,7 @@ def _as_json(bundle: Bundle) -> str:
 
 
 def describe(bundle: Bundle) -> str:
-    """Return a bundle's manifest for people to read."""
+    """Return the manifest of a bundle as text."""
     manifest = bundle.manifest
     checkpoint = manifest.checkpoint
     known = f", recognised as {checkpoint.known_as}" if checkpoint.known_as else ""
@@ -65,7 +65,7 @@ def describe(bundle: Bundle) -> str:
 
 
 def _verdicts(bundle: Bundle) -> list[str]:
-    """Return what was judged of int8, and which graphs int8 means since."""
+    """Return the verdicts on int8, and the graphs that int8 stands for since."""
     lines: list[str] = []
     for variant, record in bundle.manifest.precisions.items():
         if record.verdict is not None:
@@ -77,7 +77,7 @@ def _verdicts(bundle: Bundle) -> list[str]:
 
 
 def _engines(bundle: Bundle) -> list[str]:
-    """Return what is known of the engines, from their sidecars; the plans are not read."""
+    """Return the engines by their sidecars, without reading the plans."""
     lines: list[str] = []
     for path, record in all_records(bundle):
         later = " and later" if record.minimum_compute_capability else ""

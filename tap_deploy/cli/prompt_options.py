@@ -1,20 +1,99 @@
-"""Prompt options of the command line: text and files to the numbers that ``Prompts`` takes."""
+"""Prompt options of the command line, and the parsers of their texts and files."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.cli.options import FILE, option_group
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.source import Bands
+from tap_deploy.prompts import Prompts
 
 Stroke = npt.NDArray[np.float64]  # [n, 2] XY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Regions to ask for, in pixels of each picture.
+
+    Attributes:
+        points: one text ``x,y[,label][;x,y[,label]…]`` per region.
+        boxes: one text ``x0,y0,x1,y1`` per region.
+        sketches: files with strokes, see ``load_sketch``.
+        box_file: JSON file with boxes, see ``picture_options.BoxFile``.
+        clip: move points and boxes outside the picture to its border.
+    """
+
+    points: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = ()
+    sketches: tuple[Path, ...] = ()
+    box_file: Path | None = None
+    clip: bool = False
+
+    def shared(self) -> Prompts | None:
+        """Return the prompts for every picture: points, boxes and sketches; None for none.
+
+        Raises:
+            InputError: a text or file cannot be read, or there is no prompt and no box file.
+        """
+        parts = []
+        if self.points:
+            parts.append(Prompts.from_points([parse_point(text) for text in self.points]))
+        if self.boxes:
+            parts.append(Prompts.from_boxes([parse_box(text) for text in self.boxes]))
+        if self.sketches:
+            strokes = [stroke for path in self.sketches for stroke in load_sketch(path)]
+            parts.append(Prompts.from_sketches(strokes))
+        if not parts and self.box_file is None:
+            raise InputError("no prompt: pass --point, --box, --sketch or --boxes at least once")
+        return Prompts.concatenate(parts) if parts else None
+
+
+prompt_options = option_group(
+    "prompts",
+    PromptOptions,
+    click.option(
+        "--point",
+        "points",
+        multiple=True,
+        metavar="X,Y[,LABEL][;…]",
+        help="The points of one region: label 1 inside (default), 0 outside. Repeatable.",
+    ),
+    click.option(
+        "--box",
+        "boxes",
+        multiple=True,
+        metavar="X0,Y0,X1,Y1",
+        help="The box of one region. Repeatable.",
+    ),
+    click.option(
+        "--sketch",
+        "sketches",
+        multiple=True,
+        type=FILE,
+        help="File with the stroke of one region: a JSON list [[x, y], …], or a line x,y per "
+        "point. Repeatable.",
+    ),
+    click.option(
+        "--boxes",
+        "box_file",
+        type=FILE,
+        help="JSON file with boxes: a list [[x0, y0, x1, y1], …] for every picture, or an object "
+        'with a list per picture, {"photo.jpg": [[…], …], …}.',
+    ),
+    click.option(
+        "--clip", is_flag=True, help="Clip prompts that extend beyond the picture to its border."
+    ),
+)
 
 
 def parse_point(text: str) -> list[list[float]]:
@@ -23,7 +102,7 @@ def parse_point(text: str) -> list[list[float]]:
     The label defaults to 1, foreground.
 
     Raises:
-        InputError: it reads differently.
+        InputError: the text has another form.
     """
     points = []
     for part in text.split(";"):
@@ -33,17 +112,17 @@ def parse_point(text: str) -> list[list[float]]:
         if len(numbers) != 3:
             raise InputError(
                 f"point {text!r}: cannot read {part!r}; expected x,y or x,y,label, several points "
-                "of one region parted by ';'"
+                "of one region separated by ';'"
             )
         points.append(numbers)
     return points
 
 
 def parse_box(text: str) -> list[float]:
-    """Parse ``x0,y0,x1,y1``, the left top and right bottom corner of a box.
+    """Parse ``x0,y0,x1,y1``, the top-left and bottom-right corner of a box.
 
     Raises:
-        InputError: it reads differently.
+        InputError: the text has another form.
     """
     numbers = _numbers(text)
     if len(numbers) != 4:
@@ -52,14 +131,14 @@ def parse_box(text: str) -> list[float]:
 
 
 def parse_bands(text: str) -> Bands:
-    """Parse ``r,g,b``, numbers of bands from 1.
+    """Parse ``r,g,b``, band numbers counted from 1.
 
     Raises:
-        InputError: it reads differently.
+        InputError: the text has another form.
     """
     numbers = _numbers(text)
     if len(numbers) != 3 or any(number < 1 or number % 1 for number in numbers):
-        raise InputError(f"bands {text!r}: cannot read them; expected r,g,b, such as 4,3,2")
+        raise InputError(f"bands {text!r}: cannot read them; expected r,g,b, for example 4,3,2")
     red, green, blue = map(int, numbers)
     return red, green, blue
 
@@ -67,11 +146,11 @@ def parse_bands(text: str) -> Bands:
 def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
     """Read strokes, float64 [n, 2] XY in pixels each, for ``Prompts.from_sketches``.
 
-    The file is JSON, one stroke ``[[x, y], …]`` or a list of strokes, or text: one stroke with
-    ``x,y`` on a line. Empty lines, lines that start with ``#`` and a header ``x,y`` are skipped.
+    The file is JSON, one stroke ``[[x, y], …]`` or a list of strokes, or text: one stroke, a line
+    ``x,y`` per point. Empty lines, lines that start with ``#`` and a header ``x,y`` are skipped.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: the file cannot be read, or its content has another form.
     """
     try:
         text = Path(path).read_text("utf-8-sig")
@@ -91,7 +170,7 @@ def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
 
 
 def _numbers(text: str) -> list[float]:
-    """Return the comma-separated numbers of a text, nothing if it holds anything else."""
+    """Return the comma-separated numbers of a text; empty if it holds anything else."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:

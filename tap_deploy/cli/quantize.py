@@ -16,11 +16,12 @@ from tap_deploy.cli.options import (
     bundle_argument,
     force_option,
     json_option,
+    option_group,
     strict_option,
     threads_option,
 )
 from tap_deploy.cli.verdict import report_text, require_passed
-from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
+from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
 from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tap_deploy.engines.int8.options import Int8Options
 
 CPU = "onnxruntime"
-STAGES = 15  # besides pictures: writing, judging
+STAGES = 15  # in addition to pictures: writing, judging
 calibration_data_option = click.option(
     "--calibration-data",
     type=FILE,
@@ -38,122 +39,174 @@ calibration_data_option = click.option(
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Choices:
+    """How INT8 graphs are made; see ``QuantizeOptions`` and ``Int8Options``.
+
+    Attributes:
+        calibration_data: pictures: a folder, a picture, a list of paths.
+        prompts_file: JSON with prompts for them; None for random ones.
+        method: calibration method.
+        samples: maximum number of pictures.
+        cache: calibration cache.
+        seed: of the random choices.
+        attention: also quantize the products of attention.
+        residuals: also quantize the residual sums.
+        reduce_range: 7-bit weights.
+        smoothquant: ``auto``, ``on`` or ``off``.
+        budget: accuracy budget, for example ``miou=0.005``; None for none.
+        exclusions: JSON file of blocks that stay float.
+        no_verdict: calibrate on all pictures and judge nothing.
+    """
+
+    calibration_data: pathlib.Path | None
+    prompts_file: pathlib.Path | None
+    method: str
+    samples: int
+    cache: pathlib.Path | None
+    seed: int
+    attention: bool
+    residuals: bool
+    reduce_range: bool
+    smoothquant: str
+    budget: str | None
+    exclusions: pathlib.Path | None
+    no_verdict: bool
+
+    def options(
+        self, judging: JudgeOptions, *, strict: bool, threads: int | None, force: bool
+    ) -> Int8Options:
+        """Return the options for the quantizer.
+
+        Raises:
+            InputError: values are invalid or exclude each other, or a file cannot be read.
+            MissingDependencyError: a package is not installed.
+        """
+        require_quantize_extra()
+        if self.no_verdict and (judging.evaluation_data or judging.checkpoint):
+            raise InputError(
+                "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
+            )
+        from tap_deploy.engines.int8.blocks import Exclusions
+        from tap_deploy.engines.int8.budget import Budget
+        from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
+
+        verdict = None if self.no_verdict else judging.verdict(backend=CPU, threads=threads)
+        return Int8Options(
+            quantize=QuantizeOptions(
+                calibration_data=self.calibration_data,
+                prompts_file=self.prompts_file,
+                method=self.method,
+                samples=self.samples,
+                cache=self.cache,
+                force=force,
+                seed=self.seed,
+                attention=self.attention,
+                residuals=self.residuals,
+                reduce_range=self.reduce_range,
+                threads=threads,
+                strict=strict,
+            ),
+            smoothquant=self.smoothquant,
+            budget=None if self.budget is None else Budget.parse(self.budget),
+            exclusions=None if self.exclusions is None else Exclusions.load(self.exclusions),
+            evaluation_data=judging.evaluation_data,
+            evaluation_samples=judging.evaluation_samples,
+            verdict=verdict,
+        )
+
+
+int8_options = option_group(
+    "choices",
+    Int8Choices,
+    calibration_data_option,
+    click.option(
+        "--prompts",
+        "prompts_file",
+        type=FILE,
+        help='JSON, {"picture.jpg": {"boxes": […], "points": […], "sketches": […]}}; '
+        "default: random prompts.",
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(CALIBRATION_METHODS),
+        default=DEFAULT_CALIBRATION_METHOD,
+        show_default=True,
+        help="How the range of a tensor is chosen.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=500,
+        show_default=True,
+        help="Maximum number of pictures.",
+    ),
+    click.option(
+        "--cache", type=FILE, help="Calibration cache; an interrupted calibration resumes from it."
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random choices.",
+    ),
+    click.option("--attention", is_flag=True, help="Also quantize the products of attention."),
+    click.option("--residuals", is_flag=True, help="Also quantize the sums of residual branches."),
+    click.option(
+        "--reduce-range",
+        is_flag=True,
+        help="7-bit weights: faster on x86 CPUs without VNNI, less accurate everywhere.",
+    ),
+    click.option(
+        "--smoothquant",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Move activation outliers into the weights: where measured to help, everywhere, "
+        "nowhere.",
+    ),
+    click.option(
+        "--budget",
+        help="Accuracy budget of INT8, e.g. miou=0.005,top1=0.01,tokens=0.02; blocks that exceed "
+        "it stay float.",
+    ),
+    click.option(
+        "--exclusions",
+        type=FILE,
+        help="JSON with the blocks that stay float, as found by --budget.",
+    ),
+    click.option("--no-verdict", is_flag=True, help="Calibrate on all pictures and judge nothing."),
+)
+
+
 @click.command("quantize")
 @bundle_argument
-@calibration_data_option
-@click.option(
-    "--prompts",
-    type=FILE,
-    help='JSON, {"picture.jpg": {"boxes": […], "points": […], "sketches": […]}}; default: drawn.',
-)
-@click.option(
-    "--method",
-    type=click.Choice(CALIBRATION_METHODS),
-    default=DEFAULT_CALIBRATION_METHOD,
-    show_default=True,
-    help="How the range of a tensor is chosen.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    help="Pictures to look at, at most.",
-)
-@click.option("--cache", type=FILE, help="Keep the ranges here; go on after an interruption.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn."
-)
-@click.option("--attention", is_flag=True, help="Quantize the products of attention, too.")
-@click.option("--residuals", is_flag=True, help="Quantize the sums of residual branches, too.")
-@click.option(
-    "--reduce-range",
-    is_flag=True,
-    help="Weights of 7 bits instead of 8: quicker on x86 CPUs without VNNI, less exact anywhere.",
-)
-@click.option(
-    "--smoothquant",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    show_default=True,
-    help="Move outlier channels into weights: where it is measured to help, everywhere, nowhere.",
-)
-@click.option(
-    "--budget",
-    help="What INT8 may cost, e.g. miou=0.005,top1=0.01,tokens=0.02; blocks that cost more stay "
-    "float.",
-)
-@click.option("--exclusions", type=FILE, help="JSON of what stays float, as a budget leaves it.")
-@click.option("--no-verdict", is_flag=True, help="Calibrate on all pictures and judge nothing.")
-@verdict_options
+@int8_options
+@judge_options
 @strict_option
 @threads_option
 @force_option
 @json_option
 def quantize_command(
     bundle: str,
-    calibration_data: pathlib.Path | None,
-    prompts: pathlib.Path | None,
-    method: str,
-    samples: int,
-    cache: pathlib.Path | None,
-    seed: int,
-    attention: bool,
-    residuals: bool,
-    reduce_range: bool,
-    smoothquant: str,
-    budget: str | None,
-    exclusions: pathlib.Path | None,
-    no_verdict: bool,
-    evaluation_data: pathlib.Path | None,
-    evaluation_samples: int,
-    checkpoint: pathlib.Path | None,
+    choices: Int8Choices,
+    judging: JudgeOptions,
     strict: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
-    **floors: Any,
 ) -> None:
     """Calibrate BUNDLE on real pictures, add its int8 graphs, and judge them.
 
-    For a CPU over the fp32 graphs; for engines over the fp16 graphs, if the bundle has any. A
-    fifth of the pictures is held back to judge on, unless there are others for that. Exits with
-    1, and marks the bundle, if INT8 is not fit for use.
+    Quantizes the fp32 graphs for CPUs, and the fp16 graphs, if there are any, for engines. A fifth
+    of the pictures is held back to judge on, unless --evaluation-data names others. If INT8 fails,
+    marks the bundle and exits with 1.
     """
-    require_quantize_extra()
-    if no_verdict and (evaluation_data is not None or checkpoint is not None):
-        raise InputError(
-            "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
-        )
-    from tap_deploy.engines.int8.blocks import Exclusions
-    from tap_deploy.engines.int8.budget import Budget
-    from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
-
-    options = Int8Options(
-        quantize=QuantizeOptions(
-            calibration_data=calibration_data,
-            prompts_file=prompts,
-            method=method,
-            samples=samples,
-            cache=cache,
-            force=force,
-            seed=seed,
-            attention=attention,
-            residuals=residuals,
-            reduce_range=reduce_range,
-            threads=threads,
-            strict=strict,
-        ),
-        smoothquant=smoothquant,
-        budget=None if budget is None else Budget.parse(budget),
-        exclusions=None if exclusions is None else Exclusions.load(exclusions),
-        evaluation_data=evaluation_data,
-        evaluation_samples=evaluation_samples,
-        verdict=None if no_verdict else options_from(backend=CPU, threads=threads, **floors),
-    )
+    options = choices.options(judging, strict=strict, threads=threads, force=force)
     opened = Bundle.open(bundle)
     require_writable(opened)
-    summary = add_int8(opened, options, checkpoint=checkpoint)
+    summary = add_int8(opened, options, checkpoint=judging.checkpoint)
     click.echo(json.dumps(summary, indent=2) if as_json else describe_int8(summary))
     if summary["verdict"]:
         require_passed(summary["verdict"])
@@ -165,12 +218,12 @@ def add_int8(
     """Quantize a bundle with a progress bar; see ``tap_deploy.engines.int8.make``.
 
     Args:
-        bundle: gets the graphs.
-        options: how.
-        checkpoint: weights to time PyTorch with, in the same run.
+        bundle: the bundle to add the graphs to.
+        options: pictures, method and verdict.
+        checkpoint: weights, to time PyTorch in the same run.
 
     Returns:
-        what was added, JSON types: bundle, calibration, graphs by variant and name, and the
+        What was added, JSON types: bundle, calibration, graphs by variant and name, and the
         report of the verdict, empty without one.
     """
     from tap_deploy.engines.int8.make import make_int8
@@ -193,7 +246,7 @@ def add_int8(
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
-    """What was added, per variant and graph."""
+    """Return what was added, per variant and graph."""
     manifest = bundle.manifest
     calibrations = {
         variant: record.calibration
@@ -217,7 +270,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def describe_int8(summary: dict[str, Any]) -> str:
-    """Return what was added, for people to read."""
+    """Return what was added as text."""
     calibration = summary["calibration"]
     count = calibration["num_samples"]
     lines = [

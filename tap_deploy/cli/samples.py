@@ -1,4 +1,4 @@
-"""``tap-export samples``: a bundle of the demo model on the pictures that come with it."""
+"""``tap-export samples``: runs a bundle of the demo model on its sample pictures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ import click
 import numpy as np
 from PIL import Image
 
-from tap_deploy.cli.options import (
-    FILE,
-    backend_option,
-    bundle_argument,
-    json_option,
-    precision_option,
-    threads_option,
-)
+from tap_deploy.cli.options import FILE, bundle_argument, json_option, runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import Sample, load_samples
 from tap_deploy.errors import InputError
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import atomic_file, translated_writes
 
 _SCALE = 4  # of the overlays: 1024 pixels from 256
@@ -30,7 +24,7 @@ _SCALE = 4  # of the overlays: 1024 pixels from 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleAnswer:
-    """An answer beside the right one; ``mask_iou`` is 0..1, at the size of the picture."""
+    """An answer and the ground truth; ``mask_iou`` is 0..1, at the size of the picture."""
 
     picture: str
     prompt: str
@@ -46,33 +40,43 @@ class SampleAnswer:
 @click.option(
     "--overlays",
     type=FILE,
-    help="Folder for overlays, a PNG for each picture; what is in the way is replaced.",
+    help="Folder for overlays, a PNG per picture; existing files are replaced.",
 )
-@backend_option
-@precision_option
-@threads_option
+@runtime_options
 @json_option
 def samples_command(
-    bundle: str,
-    overlays: pathlib.Path | None,
-    backend: str,
-    precision: str,
-    threads: int | None,
-    as_json: bool,
+    bundle: str, overlays: pathlib.Path | None, run_on: RunOn, as_json: bool
 ) -> None:
-    """Ask BUNDLE of the demo model about the sample pictures, and show what is right.
+    """Run BUNDLE of the demo model on its sample pictures, and print answers and ground truth.
 
-    Runs wherever the bundle runs. It shows at a glance whether a device computes sense; how good
-    the model is, eval-demo says.
+    A quick check that a device computes sensible results; eval-demo measures how good the model
+    is.
     """
-    samples = load_samples()
+    answers = answers_to_samples(bundle, run_on, overlays)
+    click.echo(_as_json(answers) if as_json else describe(answers))
+
+
+def answers_to_samples(
+    bundle: str, run_on: RunOn, overlays: pathlib.Path | None = None
+) -> list[SampleAnswer]:
+    """Run a bundle of the demo model on all sample pictures.
+
+    Args:
+        bundle: path of the bundle.
+        run_on: what runs the graphs.
+        overlays: folder for a PNG per picture with its regions; None for none.
+
+    Raises:
+        InputError: the folder cannot be written, or the bundle has no concepts or tokenizer.
+        TapError: the bundle cannot be used, or the backend failed.
+    """
+    samples, answers = load_samples(), []
     if overlays is not None:
         with translated_writes(overlays):
             overlays.mkdir(parents=True, exist_ok=True)
-    answers = []
     with (
         stage_bar("samples", len(samples)) as stage,
-        TapPredictor.from_bundle(bundle, backend, precision, threads) as predictor,
+        TapPredictor.from_bundle(bundle, **dataclasses.asdict(run_on)) as predictor,
     ):
         for sample in samples:
             stage(sample.picture.name)
@@ -83,14 +87,14 @@ def samples_command(
             if overlays is not None:
                 with atomic_file(overlays / sample.picture.name) as partial:
                     regions.visualize(picture, _SCALE).save(partial, "PNG")
-    click.echo(_as_json(answers) if as_json else describe(answers))
+    return answers
 
 
 def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
-    """Return the answers to a sample beside the right ones.
+    """Return the answers to a sample with the ground truth.
 
     Raises:
-        InputError: the bundle gives no names or captions.
+        InputError: the bundle has no concepts or no tokenizer.
     """
     from tap_deploy.masks import mask_iou
 
@@ -113,7 +117,7 @@ def sample_answers(sample: Sample, regions: Regions) -> list[SampleAnswer]:
 
 
 def describe(answers: list[SampleAnswer]) -> str:
-    """Return a line for each answer, and a second one where another would have been right."""
+    """Return one line per answer, and a second one with the ground truth if it is wrong."""
     lines = []
     width = 2 + max(len(name) for answer in answers for name in (answer.name, answer.right_name))
     for answer in answers:

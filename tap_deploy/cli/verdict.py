@@ -1,4 +1,4 @@
-"""``tap-export verdict``: is the INT8 of a bundle fit for use, and does it pay here?"""
+"""``tap-export verdict``: judges accuracy and speed of the INT8 graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -18,42 +18,72 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.verdict_options import eager_runtime, options_from, verdict_options
+from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
 from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.precisions import INT8
 
-STAGES = 12  # of a judgement, see engines/verdict/judge.py
+STAGES = 12  # of a verdict, see engines/verdict/judge.py
 
 
 @click.command("verdict")
 @bundle_argument
 @backend_option
-@verdict_options
-@click.option("--prompts", type=FILE, help="JSON with prompts of these pictures; see quantize.")
+@judge_options
+@click.option("--prompts", type=FILE, help="JSON with prompts for these pictures; see quantize.")
 @strict_option
 @threads_option
 @json_option
 def verdict_command(
     bundle: str,
     backend: str,
-    evaluation_data: pathlib.Path | None,
-    evaluation_samples: int,
-    checkpoint: pathlib.Path | None,
+    judging: JudgeOptions,
     prompts: pathlib.Path | None,
     strict: bool,
     threads: int | None,
     as_json: bool,
-    **floors: Any,
 ) -> None:
-    """Judge the INT8 graphs of BUNDLE against its fp32 graphs, anew or on another machine.
+    """Judge the INT8 graphs of BUNDLE against its fp32 graphs, again or on another machine.
 
-    Writes the report into the bundle. Exits with 1, and marks the bundle, if INT8 is not fit for
-    use; puts the float graph in the place of one that does not pay.
+    Writes the report into the bundle. If INT8 fails, marks the bundle and exits with 1. Replaces
+    INT8 graphs that are not faster by the float graphs.
+    """
+    opened = Bundle.open(bundle)
+    report = judge_bundle(opened, judging, backend, prompts, strict=strict, threads=threads)
+    click.echo(json.dumps(report, indent=2) if as_json else report_text(report))
+    require_passed(report)
+
+
+def judge_bundle(
+    bundle: Bundle,
+    judging: JudgeOptions,
+    backend: str,
+    prompts: pathlib.Path | None = None,
+    *,
+    strict: bool = False,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Judge the INT8 graphs of a bundle, and store the report in it; see ``judge_on_images``.
+
+    Args:
+        bundle: has INT8 graphs.
+        judging: pictures and limits.
+        backend: what runs the graphs.
+        prompts: JSON file with prompts for the pictures; None proposes them.
+        strict: stop at an unreadable picture instead of skipping it.
+        threads: CPU threads; None for one per core.
+
+    Returns:
+        The report, JSON types.
+
+    Raises:
+        InputError: there are no pictures to judge on, or the bundle cannot be written.
+        BundleError: the bundle lacks graphs.
+        MissingDependencyError: a package is not installed.
     """
     require_quantize_extra()
-    if evaluation_data is None:
+    if judging.evaluation_data is None:
         raise InputError(
             "nothing to judge on; pass pictures that calibration did not see: --evaluation-data DIR"
         )
@@ -63,31 +93,29 @@ def verdict_command(
     from tap_deploy.engines.int8.options import evaluation_images
     from tap_deploy.engines.verdict.judge import require_variants
 
-    opened = Bundle.open(bundle)
-    require_writable(opened)
-    options = options_from(backend=backend, threads=threads, **floors)
-    require_variants(opened, options)
+    require_writable(bundle)
+    options = judging.verdict(backend=backend, threads=threads)
+    require_variants(bundle, options)
     images = evaluation_images(
-        evaluation_data,
-        samples=evaluation_samples,
-        calibrated_on=pictures_calibrated_on(opened),
+        judging.evaluation_data,
+        samples=judging.evaluation_samples,
+        calibrated_on=pictures_calibrated_on(bundle),
         strict=strict,
     )
     with stage_bar("judge", STAGES) as stage:
         _, report = judge_on_images(
-            opened,
+            bundle,
             images,
             options,
             prompts=None if prompts is None else CalibrationPrompts.from_file(prompts),
-            others=eager_runtime(opened, checkpoint, threads),
+            others=eager_runtime(bundle, judging.checkpoint, threads),
             on_stage=stage,
         )
-    click.echo(json.dumps(report, indent=2) if as_json else report_text(report))
-    require_passed(report)
+    return report
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """Return the report for a terminal."""
+    """Return the report as text."""
     from tap_deploy.engines.verdict.verdict import FLOAT
 
     lines = [f"  {graph['sentence']}" for graph in report["graphs"].values()]

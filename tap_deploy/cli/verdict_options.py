@@ -1,15 +1,16 @@
-"""Options of the verdict, which ``quantize`` and ``verdict`` share, and what they stand for."""
+"""Options of the verdict on INT8, which ``quantize`` and ``verdict`` share."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import FILE
+from tap_deploy.cli.options import FILE, option_group
 from tap_deploy.console.extras import require_export_extra
 
 if TYPE_CHECKING:
@@ -19,9 +20,56 @@ if TYPE_CHECKING:
 SHARE = click.FloatRange(0, 1)
 EAGER = "PyTorch eager fp32"
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
-_OPTIONS = (
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """How INT8 is judged: on which pictures, against which limits; see ``VerdictOptions``.
+
+    Attributes:
+        evaluation_data: pictures that calibration does not see: a folder, a picture, a list.
+        evaluation_samples: maximum number of them.
+        checkpoint: weights of the bundle, to time PyTorch eager in the same run.
+        min_miou: minimum mean IoU of INT8 and fp32 masks.
+        min_top1: minimum share of regions that keep their most likely concept.
+        min_captions: minimum share of identical captions.
+        min_calibration_pictures: minimum number of calibration pictures.
+        min_speedup: minimum speedup over the float graph; 0 takes INT8 at any speed.
+        speed: measure speed; without, only accuracy decides.
+    """
+
+    evaluation_data: pathlib.Path | None
+    evaluation_samples: int
+    checkpoint: pathlib.Path | None
+    min_miou: float
+    min_top1: float
+    min_captions: float
+    min_calibration_pictures: int
+    min_speedup: float
+    speed: bool
+
+    def verdict(self, *, backend: str, threads: int | None) -> VerdictOptions:
+        """Return the options of a verdict for a backend."""
+        from tap_deploy.engines.verdict.judge import VerdictOptions
+        from tap_deploy.engines.verdict.speed import SpeedOptions
+        from tap_deploy.engines.verdict.verdict import Floors
+
+        return VerdictOptions(
+            backend=backend,
+            floors=Floors(
+                mask_iou=self.min_miou,
+                concept_top1=self.min_top1,
+                captions_identical=self.min_captions,
+            ),
+            speed=SpeedOptions() if self.speed else None,
+            min_speedup=self.min_speedup,
+            min_calibration_pictures=self.min_calibration_pictures,
+            threads=threads,
+        )
+
+
+judge_options = option_group(
+    "judging",
+    JudgeOptions,
     click.option(
         "--evaluation-data",
         type=FILE,
@@ -32,12 +80,12 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         default=64,
         show_default=True,
-        help="Pictures to judge on, at most.",
+        help="Maximum number of pictures to judge on.",
     ),
     click.option(
         "--checkpoint",
         type=FILE,
-        help="Weights of the bundle: time PyTorch eager in the same run. Needs torch.",
+        help="Weights of the bundle, to time PyTorch eager in the same run. Needs torch.",
     ),
     click.option(
         "--min-miou",
@@ -51,14 +99,14 @@ _OPTIONS = (
         type=SHARE,
         default=0.98,
         show_default=True,
-        help="Fail if fewer regions keep their likeliest concept.",
+        help="Fail if a smaller share of regions keeps its most likely concept.",
     ),
     click.option(
         "--min-captions",
         type=SHARE,
         default=0.95,
         show_default=True,
-        help="Fail if fewer captions are identical.",
+        help="Fail if a smaller share of captions is identical.",
     ),
     click.option(
         "--min-calibration-pictures",
@@ -72,55 +120,22 @@ _OPTIONS = (
         type=click.FloatRange(min=0),
         default=1.05,
         show_default=True,
-        help="Keep the float graph if INT8 is not so many times faster; 0 for INT8 at any speed.",
+        help="Keep the float graph if INT8 is not faster by this factor; 0 takes INT8 at any "
+        "speed.",
     ),
     click.option(
         "--speed/--no-speed",
         default=True,
         show_default=True,
-        help="Measure speed; without, the answers alone decide.",
+        help="Measure speed; without, only accuracy decides.",
     ),
 )
-
-
-def verdict_options(command: Command) -> Command:
-    """Add the options to a command; ``options_from`` turns their values into an object."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def options_from(
-    *,
-    backend: str,
-    threads: int | None,
-    min_miou: float,
-    min_top1: float,
-    min_captions: float,
-    min_calibration_pictures: int,
-    min_speedup: float,
-    speed: bool,
-) -> VerdictOptions:
-    """Return the options of a verdict."""
-    from tap_deploy.engines.verdict.judge import VerdictOptions
-    from tap_deploy.engines.verdict.speed import SpeedOptions
-    from tap_deploy.engines.verdict.verdict import Floors
-
-    floors = Floors(mask_iou=min_miou, concept_top1=min_top1, captions_identical=min_captions)
-    return VerdictOptions(
-        backend=backend,
-        floors=floors,
-        speed=SpeedOptions() if speed else None,
-        min_speedup=min_speedup,
-        min_calibration_pictures=min_calibration_pictures,
-        threads=threads,
-    )
 
 
 def eager_runtime(
     bundle: Bundle, checkpoint: pathlib.Path | None, threads: int | None
 ) -> Mapping[str, OtherRuntime]:
-    """Return PyTorch as a runtime to be timed, if there are weights.
+    """Return PyTorch as a further runtime to time, if there are weights.
 
     Raises:
         CheckpointError: the weights do not fit the bundle.

@@ -1,1 +1,1 @@
-"""What every command line shares: exit codes, progress, extras, notes."""
+"""Shared by all command lines: exit codes, progress, extras, notes."""

@@ -1,4 +1,4 @@
-"""How commands end: one line about an error on stderr, and an exit code that says what kind."""
+"""Exit codes of commands, and one line on stderr per error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXIT_TERMINATED = 143
 
 
 class CleanExits(click.Command):
-    """For commands: what they return is the exit code, and errors end as one line."""
+    """A command whose return value is the exit code, and whose errors become one line."""
 
     def main(  # type: ignore[override]  # click overloads it by the value of standalone_mode
         self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
@@ -31,24 +31,24 @@ class CleanExits(click.Command):
         """Run, and exit with 0 (passed), 1 (a check failed) or 2 (bad input or environment)."""
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
-        if sys.stderr is None:  # it was closed before we began
+        if sys.stderr is None:  # it was closed before the start
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
         try:
             with _clean_up_when_terminated(), notes_on_stderr():
                 code = super().main(args, standalone_mode=False, **extra)
-            if sys.stdout is not None:  # None: it was closed before we began
-                sys.stdout.flush()  # or a full disk would go unnoticed
+            if sys.stdout is not None:  # None: it was closed before the start
+                sys.stdout.flush()  # reports a full disk
         except Exception as exc:
             sys.exit(_explain(exc))
         except SystemExit as exc:
-            # The one thing that click answers with 1 here is that our reader has left.
+            # click exits with 1 only if the reader of stdout has closed the pipe.
             sys.exit(EXIT_BROKEN_PIPE if exc.code == 1 else exc.code)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 @contextlib.contextmanager
 def _clean_up_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end us as Ctrl-C does, so that unfinished files go; a second one ends at once."""
+    """Handle SIGTERM like Ctrl-C, to delete unfinished files; a second one ends at once."""
 
     def terminate(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -67,7 +67,7 @@ def _clean_up_when_terminated() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> int:
-    """Print one line about an error on stderr, and return the exit code for it."""
+    """Print an error as one line on stderr, and return its exit code."""
     match error:
         case TapError():
             line, code = str(error), error.exit_code
@@ -81,7 +81,7 @@ def _explain(error: Exception) -> int:
         case OSError() | MemoryError():
             line, code = f"{type(error).__name__}: {error}", EXIT_BAD_INPUT
         case _:
-            # A defect of ours. Python would exit with 1, which here means "a check failed".
+            # A bug. Python would exit with 1, which means "a check failed" here.
             traceback.print_exception(error)
             line, code = f"internal error, please report it: {error!r}", EXIT_BAD_INPUT
     _print_error(" ".join(line.split()))
@@ -89,5 +89,5 @@ def _explain(error: Exception) -> int:
 
 
 def _print_error(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it, and the exit code must not change
+    with contextlib.suppress(OSError):  # stderr is closed or full; the exit code must not change
         click.echo(f"error: {line}", err=True)

@@ -1,4 +1,4 @@
-"""Optional parts of the installation that a command needs."""
+"""Checks for the extras that a command needs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from tap_deploy.optional_modules import require_module
 
 
 def require_quantize_extra() -> None:
-    """Check that what reads and changes ONNX graphs is there; PyTorch is not needed.
+    """Check that the packages that read and change ONNX graphs are installed.
 
     Raises:
-        MissingDependencyError: a package is not; the message has the command that brings it.
+        MissingDependencyError: one of them is not; the message has the command to install it.
     """
     _require(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "quantize")
 
 
 def require_export_extra() -> None:
-    """Check that PyTorch and the exporters are there, and let PyTorch use the usable cores only.
+    """Check that PyTorch and the exporters are installed; limit PyTorch to the usable cores.
 
     Raises:
-        MissingDependencyError: one of them is not; the message has the command that brings it.
+        MissingDependencyError: one of them is not; the message has the command to install it.
     """
     _require(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"), "export")
     import torch
 
-    # By itself it knows of no quota. A smaller number is the user's, by OMP_NUM_THREADS.
+    # PyTorch ignores CPU quotas. A smaller number comes from the user, by OMP_NUM_THREADS.
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 

@@ -1,4 +1,4 @@
-"""What the library logs while a command runs, as lines on stderr."""
+"""Prints log records of the library as lines on stderr while a command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tap_deploy.console.progress import clear_line
 
 
 class _Lines(logging.Handler):
-    """Prints ``note: …`` for what is logged as information, ``warning: …`` above; each once."""
+    """Prints ``note: …`` for records of level INFO, ``warning: …`` above; each line once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class _Lines(logging.Handler):
         line = f"{kind}: {' '.join(record.getMessage().split())}"
         if line not in self._printed:
             self._printed.add(line)
-            with contextlib.suppress(OSError):  # a full log file is no reason to fail
+            with contextlib.suppress(OSError):  # a full log file must not fail the command
                 clear_line()
                 click.echo(line, err=True)
 
 
 @contextlib.contextmanager
 def notes_on_stderr() -> Iterator[None]:
-    """Print what loggers under ``tap_deploy`` say, from ``logging.INFO`` up."""
+    """Print records of loggers under ``tap_deploy``, from ``logging.INFO`` up."""
     logger, handler = logging.getLogger("tap_deploy"), _Lines()
     level = logger.level
     logger.addHandler(handler)

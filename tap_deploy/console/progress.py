@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar on stderr, nothing where nobody looks."""
+"""Progress bars on stderr, if it is a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PERCENT = 100
 
 
 def clear_line() -> None:
-    """Take away the bar that a terminal may show, before something is printed; it comes again."""
+    """Clear the line of a progress bar before other output; the bar redraws itself."""
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", nl=False, err=True)
 
 
 @contextlib.contextmanager
 def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function to be called before each of ``stages`` stages, with its name."""
+    """Yield a function to call before each of ``stages`` stages, with its name."""
     if not sys.stderr.isatty():
         yield lambda stage: None
         return
@@ -46,7 +46,7 @@ def stage_bar(label: str, stages: int) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def share_bar(label: str) -> Iterator[Callable[[float, str], None]]:
-    """Yield a function to be called with the finished share, 0 to 1, and what is being done."""
+    """Yield a function to call with the finished share, 0 to 1, and the current item."""
     if not sys.stderr.isatty():
         yield lambda share, item: None
         return

@@ -1,4 +1,4 @@
-"""From a bundle to sessions or a pipeline, for one backend, variant and device."""
+"""Loads the graphs of a bundle as sessions or as a pipeline."""
 
 from __future__ import annotations
 
@@ -14,35 +14,29 @@ from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.graph import DeviceGraph
 from tap_deploy.sessions.gpu.memory import DeviceMemory
 from tap_deploy.sessions.gpu.open_memory import open_device_memory
-from tap_deploy.sessions.options import CPU, Device, DeviceOptions
+from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.ort.providers import CUDA as CUDA_PROVIDER
 from tap_deploy.sessions.ort.providers import Provider
 from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile, default_cache_folder
-
-ONNXRUNTIME = "onnxruntime"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-    """What is to be loaded, checked; see ``pipeline_from_bundle`` for the fields."""
+    """Loads the graphs of a bundle; marks of failed checks are the caller's concern."""
 
     bundle: Bundle
-    backend: str
-    variant: str
-    device: Device
-    provider: str | None
-    threads: int | None
-    allow_failed: bool
+    run_on: RunOn
 
     @property
     def _specs(self) -> dict[str, GraphSpec]:
-        return variant_specs(self.bundle.config, self.variant)
+        return variant_specs(self.bundle.config, self.run_on.variant)
 
     @functools.cached_property
     def _onnx(self) -> Variant:
         """The ONNX files, for onnxruntime only: an engine that is missing is reported as such."""
-        return self.bundle.variant(self.variant)
+        return self.bundle.variant(self.run_on.variant)
 
     def sessions(self, options: DeviceOptions) -> dict[str, Session]:
         """Load the graphs behind the contract of host arrays."""
@@ -60,9 +54,9 @@ class Loader:
         """Load the graphs on a GPU, with everything between them left there."""
         from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 
-        if self.backend == ONNXRUNTIME:
+        if not self.run_on.is_engine:
             self._provider(options).forbid_tf32()
-        memory = open_device_memory(self.device.index)
+        memory = open_device_memory(self.run_on.resolved_device.index)
         return DevicePipeline(
             memory,
             functools.partial(self._graph, memory, options),
@@ -74,20 +68,20 @@ class Loader:
     def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
         from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
-        if self.backend == ONNXRUNTIME:
+        if not self.run_on.is_engine:
             path = self._onnx.path(spec.name)
-            provider = None if self.device.kind == CPU else self._provider(options)
+            provider = None if self.run_on.on_cpu else self._provider(options)
             if provider is not None:
                 provider.forbid_tf32()
-            return OnnxRuntimeSession(path, spec, threads=self.threads, provider=provider)
+            return OnnxRuntimeSession(path, spec, threads=self.run_on.threads, provider=provider)
         from tap_deploy.sessions.gpu.session import DeviceSession
 
-        memory = open_device_memory(self.device.index)
+        memory = open_device_memory(self.run_on.resolved_device.index)
         load = functools.partial(self._graph, memory, options, spec)
         return DeviceSession(memory, load)
 
     def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
-        if self.backend == ONNXRUNTIME:
+        if not self.run_on.is_engine:
             return self._onnxruntime_graph(options, spec)
         return self._engine(memory, options, spec)
 
@@ -103,7 +97,8 @@ class Loader:
         return OnnxRuntimeGraph(path, spec, provider)
 
     def _provider(self, options: DeviceOptions) -> Provider:
-        config, provider = self.bundle.config, Provider.from_name(self.provider, self.device.index)
+        config, index = self.bundle.config, self.run_on.resolved_device.index
+        provider = Provider.from_name(self.run_on.provider, index)
         cache = None if provider.name == CUDA_PROVIDER else self._cache_folder(options)
         return dataclasses.replace(
             provider,
@@ -126,18 +121,18 @@ class Loader:
         from tap_deploy.sessions.trt.engine import TensorRtEngine
         from tap_deploy.sessions.trt.versions import TENSORRT_RTX, import_tensorrt
 
-        trt = import_tensorrt(self.backend)
+        trt = import_tensorrt(self.run_on.backend)
         loaded = load_plan(
             self.bundle,
-            backend=self.backend,
+            backend=self.run_on.backend,
             backend_version=trt.__version__,
             compute_capability=memory.compute_capability,
-            variant=self.variant,
+            variant=self.run_on.variant,
             graph=spec.name,
-            allow_failed_selftest=self.allow_failed,
+            allow_failed_selftest=self.run_on.allow_failed,
         )
         cache = None
-        if self.backend == TENSORRT_RTX:
+        if self.run_on.backend == TENSORRT_RTX:
             folder = self._cache_folder(options)
             cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
         host_code = loaded.record.version_compatible

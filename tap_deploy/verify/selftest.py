@@ -28,6 +28,7 @@ from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 from tap_deploy.sessions.pipeline import Pipeline
+from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.graph_check import (
     expected_of_pipeline,
@@ -49,18 +50,14 @@ class SelftestSubject:
 
     Attributes:
         bundle: the opened bundle.
-        backend: backend that runs the graphs, as named by ``bundle.marks.mark_name``.
-        precision: one of ``precisions.PRECISIONS``.
-        variant: graph variant of the precision, see ``precisions``.
+        run_on: backend, precision and device that run the graphs.
         backend_version: version of the backend's package.
         device: description of the machine and its GPU.
         plans: folder of the engine plans; None for a backend that loads the ONNX files.
     """
 
     bundle: Bundle
-    backend: str
-    precision: str
-    variant: str
+    run_on: RunOn
     backend_version: str
     device: str
     plans: pathlib.Path | None = None
@@ -84,7 +81,7 @@ class SelftestSubject:
         def record(mark: SelftestMark) -> None:
             nonlocal own
             if self.plans is None:
-                mark_variant(self.bundle, self.variant, self.backend, mark, own=own)
+                mark_variant(self.bundle, self.run_on.variant, self.run_on.mark_name, mark, own=own)
             else:
                 record_selftest(self.plans, mark, tested=tested, own=own)
             own = mark
@@ -120,9 +117,9 @@ class SelftestResult:
         """The mark that is kept with the graphs or plans."""
         return SelftestMark(
             passed=self.passed,
-            backend=self.subject.backend,
+            backend=self.subject.run_on.mark_name,
             backend_version=self.subject.backend_version,
-            precision=self.subject.precision,
+            precision=self.subject.run_on.precision,
             device=self.subject.device,
             finished_at=self.finished_at,
             seconds={stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
@@ -145,7 +142,8 @@ class SelftestResult:
             f"failed, in {sum(self.seconds.values()):.1f} s ({stages})"
         )
         lines.append(
-            f"{subject.backend} {subject.backend_version}, {subject.precision}, {subject.device}"
+            f"{subject.run_on.mark_name} {subject.backend_version}, {subject.run_on.precision}, "
+            f"{subject.device}"
         )
         return "\n".join(lines)
 
@@ -153,14 +151,14 @@ class SelftestResult:
         """Raise VerificationError unless the self-test passed."""
         if self.passed:
             return
-        subject = self.subject
+        subject, run_on = self.subject, self.subject.run_on
         reason = self.error or next(
             (" ".join(str(check).split()) for check in self.checks if not check.passed),
             "nothing was compared",
         )
         raise VerificationError(
-            f"bundle {subject.bundle.path} fails its self-test with {subject.backend} in "
-            f"{subject.precision} on this machine and is marked as failed: {reason}; try another "
+            f"bundle {subject.bundle.path} fails its self-test with {run_on.mark_name} in "
+            f"{run_on.precision} on this machine and is marked as failed: {reason}; try another "
             "precision, see docs/jetson.md for known bugs, or load it with --allow-failed"
         )
 
@@ -192,8 +190,8 @@ def run_selftest(
         MissingDependencyError: the backend is not installed.
     """
     sample = GoldenSample.load(subject.bundle.golden_path())
-    precision_record = subject.bundle.manifest.precision_record(subject.variant)
-    tolerances = tolerances_for(subject.precision, precision_record)
+    precision_record = subject.bundle.manifest.precision_record(subject.run_on.variant)
+    tolerances = tolerances_for(subject.run_on.precision, precision_record)
     timed = _TimedComparisons(on_check)
     expected: Expected | None = None
     error = None
@@ -211,8 +209,8 @@ def run_selftest(
                 sessions,
                 config,
                 [sample],
-                backend=subject.backend,
-                precision=subject.precision,
+                backend=subject.run_on.mark_name,
+                precision=subject.run_on.precision,
                 tolerances=tolerances,
                 on_check=timed.note,
             )

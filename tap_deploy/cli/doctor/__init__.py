@@ -1,1 +1,1 @@
-"""``tap-export doctor``: what this machine has, what it lacks, and how to fix it."""
+"""``tap-export doctor``: findings on this machine and its packages."""

@@ -1,4 +1,4 @@
-"""Checks that only a Jetson takes: JetPack, its libraries, power mode, clocks, memory, swap."""
+"""Findings on a Jetson: JetPack, its libraries, power mode, clocks, memory, swap."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tap_deploy.machine.memory import Memory, swap_command
 from tap_deploy.machine.state import MachineState
 
 _OLDEST_JETPACK = (6, 1)  # the first with TensorRT 10.3
-# Building ViT-B in fp16: libraries, four copies of the encoder's weights, 1 GiB of workspace.
+# Build of ViT-B in fp16: libraries, four copies of the encoder weights, 1 GiB of workspace.
 _MEMORY_FOR_BUILD = 5 * GIBIBYTE // 2
 _SMALL_BOARD = 12 * GIBIBYTE
-_SWAP_FOR_BUILD = 8 * GIBIBYTE  # ViT-H keeps four times 1.3 GB of weights
+_SWAP_FOR_BUILD = 8 * GIBIBYTE  # ViT-H needs four times 1.3 GB for its weights
 _HOT_C = 85.0
 _USE = "tensorrt"
 _INSTALL = "sudo apt-get update && sudo apt-get install nvidia-jetpack"
 
 
 def board_checks(state: MachineState) -> list[Finding]:
-    """Return the checks of a board; none elsewhere."""
+    """Return the findings on a board; none on other machines."""
     board = state.jetson
     if board is None:
         return []
@@ -53,7 +53,7 @@ def _jetpack_check(board: Jetson) -> Finding:
 
 
 def _python_check(board: Jetson) -> Finding:
-    """Compare this Python with the one that JetPack's TensorRT module is compiled for."""
+    """Compare this Python with the one that JetPack's TensorRT module was compiled for."""
     found = f"{sys.version_info.major}.{sys.version_info.minor}"
     wanted = board.components[2] if board.components else found
     detail = found if found == wanted else f"{found}; TensorRT of this JetPack is for {wanted}"
@@ -62,7 +62,7 @@ def _python_check(board: Jetson) -> Finding:
 
 
 def _component_check(name: str, version: str | None, board: Jetson, index: int) -> Finding:
-    """Compare the version of a library with the one that the JetPack comes with."""
+    """Compare the version of a library with the one in the JetPack."""
     if version is None:
         return found_or_missing(name, _USE, "not installed", _INSTALL, found=False)
     wanted = board.components[index] if board.components else None
@@ -92,7 +92,7 @@ def _clock_check(board: Jetson) -> Finding:
 
 
 def _heat_checks(board: Jetson) -> list[Finding]:
-    """Return a check of temperature and throttling, if the board tells any of them."""
+    """Return the finding on temperature and throttling, if the board reports them."""
     if board.temperature_c is None and not board.throttle_events:
         return []
     detail = "unknown" if board.temperature_c is None else f"{board.temperature_c:.0f} °C"

@@ -1,4 +1,4 @@
-"""``tap-export doctor``: what this machine has, what it lacks, and how to fix it."""
+"""``tap-export doctor``: prints what this machine has, what it lacks, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tap_deploy.cli.doctor.board_checks import board_checks
 from tap_deploy.cli.doctor.finding import Finding, missing_for
 from tap_deploy.cli.doctor.machine_checks import machine_checks
 from tap_deploy.cli.doctor.packages import USES
+from tap_deploy.cli.options import json_option
 from tap_deploy.machine.state import MachineState, machine_state, state_as_dict
 
 _STYLES = {"ok": "green", "missing": "red", "warning": "yellow"}
 
 
 def diagnose(state: MachineState) -> list[Finding]:
-    """Judge Python, packages, GPU, disk, memory and, on a Jetson, the board.
+    """Return findings on Python, packages, GPU, disk, memory and, on a Jetson, the board.
 
     Python and its packages are always those of this process.
     """
@@ -26,7 +27,7 @@ def diagnose(state: MachineState) -> list[Finding]:
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+@json_option
 @click.option(
     "--for", "use", type=click.Choice(USES), help="Exit with 2 if this use lacks something."
 )

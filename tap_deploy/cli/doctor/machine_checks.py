@@ -1,7 +1,7 @@
-"""Checks that every machine takes: Python, packages, GPU driver, disk and memory.
+"""Findings on every machine: Python, packages, GPU driver, disk and memory.
 
-Nothing heavy is imported: packages are looked up by their metadata. The exception is onnxruntime,
-which is believed only after it has run a model.
+Packages are looked up by their metadata and not imported, except onnxruntime, which has to run a
+model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tap_deploy.machine.cpu import NO_VNNI
 from tap_deploy.machine.memory import Memory, swap_command
 from tap_deploy.machine.state import MachineState
 
-_DISK_FOR_EXPORT = 8 * GIBIBYTE  # a ViT-H bundle in fp32 is 3 GB, its checkpoint another 3
-_MEMORY_FOR_EXPORT = 14 * GIBIBYTE  # the limit that the export of ViT-H is held to
-_OLDEST_SM = (7, 5)  # TensorRT 10 and TensorRT-RTX build for nothing older
+_DISK_FOR_EXPORT = 8 * GIBIBYTE  # a ViT-H bundle in fp32 has 3 GB, its checkpoint another 3 GB
+_MEMORY_FOR_EXPORT = 14 * GIBIBYTE  # memory limit of the test that exports ViT-H
+_OLDEST_SM = (7, 5)  # oldest SM of TensorRT 10 and TensorRT-RTX
 _ENGINES = "tensorrt, rtx"
 
 
 def machine_checks(state: MachineState) -> list[Finding]:
-    """Return the checks of this process and of a machine."""
+    """Return the findings on this process and on a machine."""
     return [
         _python_check(),
         *(_package_check(package, state) for package in PACKAGES),
@@ -63,7 +63,7 @@ def _package_check(package: Package, state: MachineState) -> Finding:
         problem = package.problem_with(version)
         detail = problem or version or "installed, version unknown"
     else:
-        detail = problem = f"{leftover} is a folder without the package, perhaps what is left of it"
+        detail = problem = f"{leftover} is a folder without the package, maybe left by an uninstall"
         remedy = f"pip install --force-reinstall {package.name}"
     if package is TENSORRT and state.jetson:
         remedy = _tensorrt_remedy(state)
@@ -73,15 +73,15 @@ def _package_check(package: Package, state: MachineState) -> Finding:
 
 
 def _tensorrt_remedy(state: MachineState) -> str:
-    """Return a command for JetPack's own TensorRT: the only one that knows the device."""
+    """Return the command for JetPack's TensorRT, the only one that supports the device."""
     if state.tensorrt_python is None:
         return "sudo apt-get install python3-libnvinfer"
-    # It is there, for the Python of the system: this environment does not see it.
+    # It is installed for the system Python, which this environment does not see.
     return "python3 -m venv --system-site-packages .venv"
 
 
 def _cuda_binding_check(state: MachineState) -> Finding:
-    """Look for either of the two CUDA bindings."""
+    """Return the finding on the two CUDA bindings, of which one suffices."""
     checks = [_package_check(CUDA_PYTHON, state), _package_check(PYCUDA, state)]
     found = [check for check in checks if check.status == "ok"]
     detail = ", ".join(f"{check.name} {check.detail}" for check in found or checks)
@@ -100,7 +100,7 @@ def _driver_check(state: MachineState) -> Finding:
 
 
 def _sm_checks(state: MachineState) -> list[Finding]:
-    """Return a check of the GPU's generation, if it is known."""
+    """Return the finding on the compute capability of the GPU, if it is known."""
     numbers = state.sm_numbers
     if numbers is None:
         return []
@@ -111,14 +111,14 @@ def _sm_checks(state: MachineState) -> list[Finding]:
 
 
 def _int8_checks(state: MachineState) -> list[Finding]:
-    """Return a check of how an x86 CPU multiplies int8."""
+    """Return the finding on the int8 instructions of an x86 CPU."""
     if state.cpu_int8 is None:
         return []
     remedy = "tap-export quantize BUNDLE --calibration-data DIR --reduce-range"
     detail = f"{state.cpu}; int8: {state.cpu_int8}"
     fine = state.cpu_int8 != NO_VNNI
     if not fine:
-        detail += ", so weights of 7 bits are quicker on this CPU"
+        detail += ", so 7-bit weights are faster on this CPU"
     return [ok_or_warning("cpu", "quantize", detail, remedy, fine=fine)]
 
 
@@ -136,5 +136,5 @@ def _room_check(name: str, found_bytes: int, wanted_bytes: int, remedy: str) -> 
     detail = f"{found_bytes / GIBIBYTE:.1f} GiB available"
     fine = found_bytes >= wanted_bytes
     if not fine:
-        detail += f"; exporting the largest model can take {wanted_bytes / GIBIBYTE:.0f} GiB"
+        detail += f"; export of the largest model can take {wanted_bytes / GIBIBYTE:.0f} GiB"
     return ok_or_warning(name, "export", detail, remedy, fine=fine)

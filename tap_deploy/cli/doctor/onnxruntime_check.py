@@ -1,4 +1,4 @@
-"""Is onnxruntime what it seems? Several packages of pip's bring it, and they spoil each other."""
+"""Checks onnxruntime by running it: several distributions share its folder and break each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = ONNXRUNTIME.name
 
 
 def onnxruntime_check() -> Finding:
-    """Load it and run a model; what pip believes does not count."""
+    """Return the finding on onnxruntime, after loading it and running a model on every provider."""
     installed = distributions_of(_NAME)
     try:
         runtime = import_onnxruntime()
@@ -40,7 +40,7 @@ def onnxruntime_check() -> Finding:
     if results.get("CPUExecutionProvider", "no CPU provider") is not None:
         return _missing(detail, _repair(installed))
     if len(installed) > 1:
-        detail += f"; installed: {_listed(installed)}, of which one spoils or hides the other"
+        detail += f"; installed: {_listed(installed)}, which overwrite each other's files"
     return ok_or_warning(
         _NAME, ONNXRUNTIME.required_for, detail, _repair(installed), fine=len(installed) < 2
     )
@@ -55,12 +55,12 @@ def _listed(installed: list[str]) -> str:
 
 
 def _wanted(installed: list[str]) -> str:
-    """Return the package to keep: the plain one often only came along as a dependency."""
+    """Return the distribution to keep: the plain one is often only a dependency of another."""
     return next((name for name in installed if name != _NAME), _NAME)
 
 
 def _repair(installed: list[str]) -> str:
-    """Return the command; of several packages all must go, as they share files."""
+    """Return the command that reinstalls it; uninstalls all first, as they share files."""
     install = f"pip install --force-reinstall {_wanted(installed)}"
     if len(installed) < 2:
         return install

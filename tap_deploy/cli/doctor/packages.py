@@ -1,6 +1,6 @@
-"""The packages that the project can use: what pip calls them, and what they are needed for.
+"""Packages that the project can use, with minimum versions and the uses that need them.
 
-The minimal versions are those of setup.cfg; a test compares them.
+A test compares the minimum versions with setup.cfg.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ EVERY_USE = ", ".join(USES)
 class Package:
     """An importable package.
 
-    ``name`` is what pip calls it, ``module`` what is imported (None: the same), ``other_names``
-    distributions that bring the same module, ``extra`` the extra of tap-deploy that asks for it
-    (None: it always comes along). ``required_for`` lists uses, comma-separated.
+    Attributes:
+        name: distribution name.
+        minimum: oldest version that works.
+        required_for: uses, comma-separated.
+        module: name of the module; None if it is ``name``.
+        other_names: other distributions of the same module.
+        extra: extra of tap-deploy that requires it; None if the base install does.
     """
 
     name: str
@@ -33,11 +37,11 @@ class Package:
 
     @property
     def install_command(self) -> str:
-        """The command that installs it or brings it up to date."""
+        """Shell command that installs or updates it."""
         return f'pip install "tap-deploy[{self.extra}]"' if self.extra else "pip install tap-deploy"
 
     def installed_version(self) -> str | None:
-        """Return its version, "" if only importable and unknown to pip, None if absent."""
+        """Return its version; "" if it is importable but has no metadata, None if absent."""
         if self._spec() is None:
             return None
         for name in (self.name, *self.other_names):
@@ -48,9 +52,9 @@ class Package:
         return ""
 
     def leftover(self) -> str | None:
-        """Return the folder that Python takes for it though it has no code of its own.
+        """Return the folder that Python imports as an empty namespace package; None if none.
 
-        Pip leaves one where a package was uninstalled that shared its folder with another.
+        pip leaves one if a package is uninstalled that shared its folder with another.
         """
         spec = self._spec()
         if spec is None or spec.origin is not None:
@@ -64,7 +68,7 @@ class Package:
             return None
 
     def problem_with(self, version: str | None) -> str | None:
-        """Return what is wrong with an ``installed_version``, None if nothing."""
+        """Return the problem with an ``installed_version``; None if there is none."""
         if version is None:
             return "not installed"
         if version and release_of(version) < release_of(self.minimum):
@@ -73,7 +77,7 @@ class Package:
 
 
 def release_of(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    """Return the release numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match.group().split("."))) if match else ()
 
@@ -98,7 +102,7 @@ PACKAGES = (
     Package(name="sentencepiece", minimum="0.2", required_for=EVERY_USE),
     ONNXRUNTIME,
     Package(name="torch", minimum="2.9", extra="export", required_for="export"),
-    # The extra that brings them without PyTorch; that of export has them, too.
+    # The quantize extra has them without PyTorch; the export extra has them as well.
     Package(name="onnx", minimum="1.17", extra="quantize", required_for="export, quantize"),
     Package(name="onnxscript", minimum="0.5", extra="quantize", required_for="export, quantize"),
     Package(
@@ -116,7 +120,7 @@ PACKAGES = (
         name="tensorrt-rtx", module="tensorrt_rtx", minimum="1.7", extra="rtx", required_for="rtx"
     ),
 )
-# Either one will do. pycuda has no extra: it is compiled against the CUDA toolkit of the machine.
+# Either one suffices. pycuda has no extra: it is compiled against the CUDA toolkit of the machine.
 CUDA_PYTHON = Package(
     name="cuda-python",
     module="cuda.bindings",

@@ -1,8 +1,8 @@
-"""The smallest ONNX model that computes something, to find out whether a provider really works.
+"""Runs a minimal ONNX model on every provider of onnxruntime, to find those that work.
 
-``onnxruntime.get_available_providers()`` lists what was compiled in, not what runs on this
-machine, and on a device there is no onnx package to make a test model with. The model is
-``y = x + x``; its few protobuf fields are spelled here by number, as in onnx.proto.
+``onnxruntime.get_available_providers()`` lists the providers that were compiled in, not those that
+work on this machine. The model is ``y = x + x``; its protobuf fields are written here by number,
+as in onnx.proto, because a device usually has no onnx package.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ def working_providers(onnxruntime: ModuleType) -> dict[str, str | None]:
     """Run the tiny model on every provider of an onnxruntime module.
 
     Returns:
-        Provider name -> None where it computed the right answer, else what went wrong, one line.
+        Provider name -> None if its result is correct, else the problem in one line.
     """
-    # The Azure provider calls a remote service; there is nothing on this machine to try.
+    # The Azure provider calls a remote service, so there is nothing to run here.
     names = [n for n in onnxruntime.get_available_providers() if n != "AzureExecutionProvider"]
     return {name: _failure(onnxruntime, name) for name in names}
 
 
 def _failure(onnxruntime: ModuleType, provider: str) -> str | None:
-    """Return None if ``provider`` computes the right answer, else what went wrong."""
+    """Return None if the result of a provider is correct, else the problem."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
-    options.intra_op_num_threads = 1  # by itself it would make one for each core of the machine
+    options.intra_op_num_threads = 1  # the default is one per core of the machine
     x = np.arange(_LENGTH, dtype=np.float32)
     try:
         session = onnxruntime.InferenceSession(tiny_model(), options, providers=[provider])
         if session.get_providers()[0] != provider:
             return "listed, but fell back to the CPU"
         (y,) = session.run(None, {"x": x})
-    # Foreign code, any provider, any driver: whatever it raises is the finding.
+    # Providers and drivers raise exceptions of any type; each of them is a finding.
     except Exception as error:
         return first_line(error)
     return None if np.array_equal(y, x + x) else f"wrong result: {y}, expected {x + x}"

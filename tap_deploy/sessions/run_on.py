@@ -1,0 +1,93 @@
+"""What runs the graphs of a bundle: backend, precision, device, provider, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tap_deploy.errors import InputError, SessionError
+from tap_deploy.machine.cpu import usable_cpus
+from tap_deploy.precisions import FP32, variant_for
+from tap_deploy.sessions.options import CPU, CUDA, Device
+
+ONNXRUNTIME = "onnxruntime"
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+BACKENDS = (ONNXRUNTIME, *ENGINE_BACKENDS)
+# More than a few threads per CPU bring a machine down: onnxruntime's threads wait by spinning.
+THREADS_PER_CPU = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOn:
+    """What runs the graphs of a bundle.
+
+    Attributes:
+        backend: one of ``BACKENDS``.
+        precision: one of ``precisions.PRECISIONS``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for the
+            first GPU with an engine.
+        provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
+            ``nv_tensorrt_rtx``.
+        threads: CPU threads of a call, only on the CPU; None for one per core that this process
+            may use.
+        allow_failed: also load graphs and engines that failed their accuracy check or self-test.
+
+    Raises:
+        InputError: a value is invalid, or two of them exclude each other.
+        SessionError: the backend is unknown.
+    """
+
+    backend: str = ONNXRUNTIME
+    precision: str = FP32
+    device: str | None = None
+    provider: str | None = None
+    threads: int | None = None
+    allow_failed: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_threads()
+        if self.backend not in BACKENDS:
+            raise SessionError(
+                f"unknown backend {self.backend!r}; expected one of {', '.join(BACKENDS)}"
+            )
+        if self.is_engine and self.on_cpu:
+            raise InputError(f"backend {self.backend!r} needs a GPU; got device {self.device!r}")
+        if self.provider is not None and (self.is_engine or self.on_cpu):
+            raise InputError("a provider is for backend 'onnxruntime' with device 'cuda'")
+        if self.threads is not None and not self.on_cpu:
+            raise InputError("threads are for device 'cpu'; leave them out on a GPU")
+        _ = self.variant  # raises InputError for an unknown precision
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether TensorRT or TensorRT-RTX runs engines that were built before."""
+        return self.backend in ENGINE_BACKENDS
+
+    @property
+    def resolved_device(self) -> Device:
+        """The parsed device, with the default of the backend."""
+        return Device.from_name(self.device or (CUDA if self.is_engine else CPU))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the graphs run on the CPU."""
+        return self.resolved_device.kind == CPU
+
+    @property
+    def variant(self) -> str:
+        """The graphs that stand for the precision on this device, see ``precisions``."""
+        return variant_for(self.precision, on_cpu=self.on_cpu)
+
+    @property
+    def mark_name(self) -> str:
+        """The key of a self-test verdict: a provider on a GPU has one of its own."""
+        if self.is_engine or self.on_cpu:
+            return self.backend
+        return f"{self.backend}-{self.provider or CUDA}"
+
+    def _check_threads(self) -> None:
+        most = THREADS_PER_CPU * usable_cpus()
+        if self.threads is None or (type(self.threads) is int and 1 <= self.threads <= most):
+            return
+        raise InputError(
+            f"threads is {self.threads!r}; expected 1 to {most}, or None for one per core"
+        )
