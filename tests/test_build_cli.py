@@ -107,7 +107,7 @@ def test_emit(bundle, tool):
 
 
 def test_memory_that_will_not_do(orin, bundle):
-    refused(build(bundle, "--workspace", "4GiB"), "expected to take 4.5 GiB of memory")
+    refused(build(bundle, "--workspace", "4GiB"), "needs about 4.5 GiB of memory")
     assert not (bundle.path / "engines").exists()
     assert build(bundle, "--workspace", "4GiB", "--force-memory").exit_code == 0
 
@@ -124,7 +124,7 @@ def test_notes_go_to_stderr(orin, bundle, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--workspace", "much"], "size 'much' is none"),
+        (["--workspace", "much"], "size is 'much'; expected a number"),
         (["--compute-capability", "86"], "has no --compute-capability"),
         (["--backend", "tensorrt_rtx", "--version-compatible"], "no --version-compatible"),
         (

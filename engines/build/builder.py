@@ -242,7 +242,7 @@ def attach_timing_cache(config: Any, path: pathlib.Path) -> str | None:
     if path.is_file():
         cache = config.create_timing_cache(path.read_bytes())
         if cache is None or not config.set_timing_cache(cache, False):
-            cache, problem = None, f"timing cache {path} is corrupt or of another GPU or version"
+            cache, problem = None, f"timing cache {path} is damaged or of another GPU or version"
     if cache is None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
     return problem
