@@ -171,8 +171,7 @@ class TapPredictor:
 
         Raises:
             InputError: ``num_regions`` is not a positive integer.
-            SessionError: the backend failed, or a call of this predictor is running in this
-                thread.
+            SessionError: the backend failed, or this thread is within a call of this predictor.
         """
         require_int("num_regions", num_regions, 1)
         request = blank_request(self.config.image_size, num_regions)
@@ -185,8 +184,7 @@ class TapPredictor:
 
         Args:
             image: path, bytes of a file, binary file object, PIL image, uint8 ``[H, W, 3]`` RGB,
-                or a ``PictureFile`` with read options. See ``load_image`` for the use of EXIF
-                orientation.
+                or a ``PictureFile`` with read options; see ``load_image``.
 
         Raises:
             InputError: not an 8-bit RGB picture of at least 2 x 2 pixels.
@@ -296,11 +294,9 @@ class TapPredictor:
     ) -> Iterator[Regions]:
         """Segment, name and caption regions of many pictures; yield the regions in order.
 
-        Each result equals that of ``predict``. Reading, graph execution and mask postprocessing
-        of different pictures overlap: threads read and resize the next pictures while the graphs
-        run on one and the caller receives the masks of the previous one. Only the reader threads
-        hold full-size pictures, and at most ``read_ahead`` pictures are taken from ``images`` in
-        advance.
+        Each result equals that of ``predict``. Different pictures overlap: threads read and resize
+        the next ones while the graphs run on one and the masks of the previous one are made. Only
+        these threads hold full-size pictures, at most ``read_ahead`` in advance.
 
         Example:
             >>> pairs = ((path, Prompts.from_boxes(boxes)) for path, boxes in detections)
@@ -381,7 +377,7 @@ class TapPredictor:
         """Wait for running calls, then free the sessions. Closing twice has no effect.
 
         Raises:
-            SessionError: a call of this predictor is running in this thread.
+            SessionError: this thread is within a call of this predictor.
         """
         self._pipeline.close()
 
