@@ -16,8 +16,8 @@ import click
 from benchmarks.conditions import MemoryMark, conditions, peak_memory
 from benchmarks.stages import CAPTION, ENCODE, Inputs, Stage, stages
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import runtime_options
 from tap_deploy.console.exits import CleanExits
+from tap_deploy.console.options import FILE, runtime_options
 from tap_deploy.errors import InputError
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
@@ -27,7 +27,6 @@ from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import atomic_file
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, Latency, measure
 
-FILE = click.Path(path_type=pathlib.Path)
 BASELINE = "PyTorch eager fp32"
 
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import option_group
 from tap_deploy.concepts import Vocabulary
+from tap_deploy.console.options import option_group
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.predictor import TapPredictor
 from tests.commands import invoke

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import (
+from tap_deploy.console.options import (
     NamedPath,
     bundle_argument,
     force_option,

@@ -12,7 +12,8 @@ import click
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.update import require_writable
-from tap_deploy.cli.options import (
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.options import (
     bundle_argument,
     force_option,
     json_option,
@@ -20,7 +21,6 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import FP16, INT8, PRECISIONS

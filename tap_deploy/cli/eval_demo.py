@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import (
+from tap_deploy.config import DEMO, config_from_file
+from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.options import (
     FILE,
     NamedPath,
     backend_option,
@@ -23,8 +25,6 @@ from tap_deploy.cli.options import (
     option_group,
     threads_option,
 )
-from tap_deploy.config import DEMO, config_from_file
-from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError

@@ -12,7 +12,11 @@ import click
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
-from tap_deploy.cli.options import (
+from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
+from tap_deploy.cli.verdict import require_passed
+from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
+from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.options import (
     FILE,
     force_option,
     json_option,
@@ -20,10 +24,6 @@ from tap_deploy.cli.options import (
     samples_option,
     strict_option,
 )
-from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
-from tap_deploy.cli.verdict import require_passed
-from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
-from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError

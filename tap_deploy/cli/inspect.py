@@ -8,7 +8,7 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import all_records, selftest_passed
-from tap_deploy.cli.options import bundle_argument, json_option
+from tap_deploy.console.options import bundle_argument, json_option
 
 MEGABYTE = 1e6
 

@@ -11,8 +11,8 @@ from typing import Any
 import click
 from PIL import Image
 
-from tap_deploy.cli.options import FILE, force_option, json_option, option_group
 from tap_deploy.cli.picture_options import Source
+from tap_deploy.console.options import FILE, force_option, json_option, option_group
 from tap_deploy.console.progress import clear_line
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.source import ImageSource

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from tap_deploy.cli.options import option_group, strict_option
 from tap_deploy.cli.prompt_options import PromptOptions, parse_bands
+from tap_deploy.console.options import option_group, strict_option
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.folders import find_pictures
 from tap_deploy.pictures.source import PictureFile

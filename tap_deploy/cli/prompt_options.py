@@ -12,8 +12,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.cli.options import FILE, option_group
 from tap_deploy.config import PointLabel
+from tap_deploy.console.options import FILE, option_group
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.source import Bands
 from tap_deploy.prompts import Prompts

@@ -11,7 +11,10 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.update import require_writable
-from tap_deploy.cli.options import (
+from tap_deploy.cli.verdict import report_text, require_passed
+from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.options import (
     FILE,
     bundle_argument,
     force_option,
@@ -20,9 +23,6 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.verdict import report_text, require_passed
-from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
-from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import CALIBRATION_METHODS, DEFAULT_CALIBRATION_METHOD, FP32

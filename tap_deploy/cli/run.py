@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import FILE, bundle_argument, option_group, runtime_options
 from tap_deploy.cli.output_options import OutputOptions, describe, output_options
 from tap_deploy.cli.picture_options import (
     Job,
@@ -24,6 +23,7 @@ from tap_deploy.cli.picture_options import (
 from tap_deploy.cli.prompt_options import PromptOptions, prompt_options
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.console.exits import EXIT_BAD_INPUT
+from tap_deploy.console.options import FILE, bundle_argument, option_group, runtime_options
 from tap_deploy.console.progress import share_bar, stage_bar
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import load_image

@@ -10,7 +10,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from tap_deploy.cli.options import FILE, bundle_argument, json_option, runtime_options
+from tap_deploy.console.options import FILE, bundle_argument, json_option, runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import Sample, load_samples
 from tap_deploy.errors import InputError

@@ -9,8 +9,8 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import plan_folder
-from tap_deploy.cli.options import bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
+from tap_deploy.console.options import bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.machine.state import machine_state
 from tap_deploy.sessions.gpu.open_memory import open_device_memory

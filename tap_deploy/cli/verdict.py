@@ -10,7 +10,9 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.update import require_writable
-from tap_deploy.cli.options import (
+from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
+from tap_deploy.console.extras import require_quantize_extra
+from tap_deploy.console.options import (
     FILE,
     backend_option,
     bundle_argument,
@@ -18,8 +20,6 @@ from tap_deploy.cli.options import (
     strict_option,
     threads_option,
 )
-from tap_deploy.cli.verdict_options import JudgeOptions, eager_runtime, judge_options
-from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.precisions import INT8

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.cli.options import FILE, option_group
 from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.options import FILE, option_group
 
 if TYPE_CHECKING:
     from tap_deploy.engines.verdict.judge import VerdictOptions

@@ -11,8 +11,8 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import GoldenSample
-from tap_deploy.cli.options import FILE, bundle_argument, json_option, runtime_options
 from tap_deploy.console.extras import require_export_extra
+from tap_deploy.console.options import FILE, bundle_argument, json_option, runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16

@@ -12,7 +12,7 @@ from tap_deploy.cli.doctor.board_checks import board_checks
 from tap_deploy.cli.doctor.finding import Finding, missing_for
 from tap_deploy.cli.doctor.machine_checks import machine_checks
 from tap_deploy.cli.doctor.packages import USES
-from tap_deploy.cli.options import json_option
+from tap_deploy.console.options import json_option
 from tap_deploy.machine.state import MachineState, machine_state, state_as_dict
 
 _STYLES = {"ok": "green", "missing": "red", "warning": "yellow"}
