@@ -121,15 +121,15 @@ def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
     from tap_deploy.engines.calibration.pictures import CalibrationImages
     from tap_deploy.engines.qdq.chosen_nodes import (
         attention_nodes,
-        default_plans,
+        default_selection,
         tensors_to_calibrate,
     )
 
     tensors, fp32 = {}, micro_bundle.variant("fp32")
-    for name, plan in default_plans(fp32).items():
+    for name, chosen in default_selection(fp32).items():
         model = fp32.load(name)
         sums = tuple(n.name for n in model.graph if n.op_type == "Add" and is_residual(n))
-        nodes = (*plan.nodes, *attention_nodes(model), *sums)
+        nodes = (*chosen.nodes, *attention_nodes(model), *sums)
         tensors[name] = tensors_to_calibrate(model, nodes)
     images = CalibrationImages.from_path(pictures)
     return calibrate(fp32, images, method="max", tensors=tensors, threads=1)

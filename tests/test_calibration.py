@@ -15,10 +15,10 @@ from tap_deploy.bundle.graph_files import save_graph, write_model
 from tap_deploy.engines.calibration import chain as calibration
 from tap_deploy.engines.calibration import state as calibration_state
 from tap_deploy.engines.calibration.chain import calibrate
-from tap_deploy.engines.calibration.looking_session import EXPECTED_SIZES, CollectingSession
+from tap_deploy.engines.calibration.collecting_session import EXPECTED_SIZES, CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.pieces import num_values, segments_from_model
-from tap_deploy.engines.qdq.chosen_nodes import default_plans, tensors_of_plans
+from tap_deploy.engines.qdq.chosen_nodes import default_selection, tensors_of_selection
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
 from tap_deploy.predictor import TapPredictor
@@ -37,9 +37,12 @@ def fp32(micro_bundle):
 @pytest.fixture
 def small(fp32):
     """Tensors of one block of each graph: enough to see the chain."""
-    plans = default_plans(fp32)
-    few = {name: dataclasses.replace(plan, nodes=plan.nodes[:4]) for name, plan in plans.items()}
-    return tensors_of_plans(fp32, few)
+    selected = default_selection(fp32)
+    few = {
+        name: dataclasses.replace(chosen, nodes=chosen.nodes[:4])
+        for name, chosen in selected.items()
+    }
+    return tensors_of_selection(fp32, few)
 
 
 def collecting_sessions(variant, tensors, **options):
@@ -50,7 +53,7 @@ def collecting_sessions(variant, tensors, **options):
 
 
 def test_the_default_plan_has_all_its_ranges(fp32, ranges):
-    for graph, tensors in tensors_of_plans(fp32, default_plans(fp32)).items():
+    for graph, tensors in tensors_of_selection(fp32, default_selection(fp32)).items():
         assert tensors <= ranges[graph].ranges.keys()
         assert ranges[graph].num_samples == 2
     assert set(ranges) == set(graphs.GRAPH_NAMES)
@@ -111,7 +114,7 @@ def test_pieces_stay_below_the_limit(fp32):
     limit = 3_000_000
     model = fp32.load("image_encoder")
     sizes = {v.name: 4 * num_values(v, EXPECTED_SIZES) for n in model.graph for v in n.outputs}
-    tensors = tensors_of_plans(fp32, default_plans(fp32))["image_encoder"]
+    tensors = tensors_of_selection(fp32, default_selection(fp32))["image_encoder"]
     segments = list(segments_from_model(model, tensors, sizes=EXPECTED_SIZES, limit_bytes=limit))
     assert len(segments) > 3
     for segment in segments:

@@ -19,7 +19,7 @@ from tap_deploy.engines.build.builder import (
     engine_from_onnx,
     save_timing_cache,
 )
-from tap_deploy.engines.build.bundle_build import build_engines, planned_builds
+from tap_deploy.engines.build.bundle_build import build_engines, graph_builds
 from tap_deploy.engines.build.profiles import profile_as_json
 from tap_deploy.engines.build.target import BuildTarget
 from tap_deploy.engines.fp16.convert import add_fp16
@@ -89,7 +89,7 @@ def build(bundle, target, **options):
 
 
 def build_text_decoder(bundle, target, **options):
-    (planned,) = (b for b in planned_builds(bundle, target) if b.graph == graphs.TEXT_DECODER)
+    (planned,) = (b for b in graph_builds(bundle, target) if b.graph == graphs.TEXT_DECODER)
     options = {"gpu": ORIN} | options
     return engine_from_onnx(planned.onnx_path, target, profile=planned.profile, **options)
 
@@ -99,7 +99,7 @@ def test_every_version_builds_every_graph(trt, bundle, precision):
     target = BuildTarget(precision=precision, max_prompts=32, workspace_bytes=1 << 28, opt_level=4)
     built = build(bundle, target)
     assert [plan.graph for plan in built] == list(graphs.GRAPH_NAMES)
-    for plan, planned in zip(built, planned_builds(bundle, target), strict=True):
+    for plan, planned in zip(built, graph_builds(bundle, target), strict=True):
         header, onnx_bytes = read_plan(plan.path.read_bytes())
         assert header.fake == trt._version
         assert header.strongly_typed
@@ -229,7 +229,7 @@ def test_a_graph_that_the_parser_does_not_know(trt103, bundle, tmp_path):
     model.opset_import[0].version = 23
     path = tmp_path / "text_decoder.onnx"
     onnx.save(model, path)
-    (planned,) = (b for b in planned_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
+    (planned,) = (b for b in graph_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
     with pytest.raises(SessionError, match=r"10\.3\.0\.1 cannot parse .*opset 23"):
         engine_from_onnx(path, fp32(), profile=planned.profile, gpu=ORIN)
 
@@ -237,13 +237,13 @@ def test_a_graph_that_the_parser_does_not_know(trt103, bundle, tmp_path):
 def test_what_is_no_onnx_file(trt, bundle, tmp_path):
     path = tmp_path / "text_decoder.onnx"
     path.write_bytes(b"this is no model")
-    (planned,) = (b for b in planned_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
+    (planned,) = (b for b in graph_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
     with pytest.raises(SessionError, match="it is not an ONNX model"):
         engine_from_onnx(path, fp32(), profile=planned.profile, gpu=ORIN)
 
 
 def test_a_graph_with_other_inputs(trt103, bundle):
-    builds = {b.graph: b for b in planned_builds(bundle, fp32())}
+    builds = {b.graph: b for b in graph_builds(bundle, fp32())}
     encoder, decoder = builds[graphs.IMAGE_ENCODER], builds[graphs.PROMPT_DECODER]
     with pytest.raises(SessionError, match="has the inputs images; expected image_embeddings"):
         engine_from_onnx(encoder.onnx_path, fp32(), profile=decoder.profile, gpu=ORIN)
@@ -425,6 +425,6 @@ def test_rtx_itself_refuses_what_is_no_onnx_file(bundle, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     path = tmp_path / "text_decoder.onnx"
     path.write_bytes(b"this is no model")
-    (planned,) = (b for b in planned_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
+    (planned,) = (b for b in graph_builds(bundle, fp32()) if b.graph == graphs.TEXT_DECODER)
     with pytest.raises(SessionError, match=r"tensorrt_rtx .* cannot parse"):
         engine_from_onnx(path, fp32(backend="tensorrt_rtx"), profile=planned.profile)

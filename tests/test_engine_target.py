@@ -16,7 +16,7 @@ import pytest
 
 from tap_deploy import graphs
 from tap_deploy.config import VARIANTS
-from tap_deploy.engines.build.bundle_build import planned_builds
+from tap_deploy.engines.build.bundle_build import graph_builds
 from tap_deploy.engines.build.emit import tool_command
 from tap_deploy.engines.build.inspection import precisions_from_json
 from tap_deploy.engines.build.profiles import optimization_profile
@@ -281,7 +281,7 @@ def test_what_counts_as_int8(key, expected, reads, gives, layer):
 
 
 def commands(bundle, tool, target):
-    builds = planned_builds(bundle, target)
+    builds = graph_builds(bundle, target)
     texts = {build.graph: tool_command(tool, build, target) for build in builds}
     return {graph: shlex.split(text.replace("\\\n", "")) for graph, text in texts.items()}
 
@@ -367,7 +367,7 @@ def test_polygraphy_itself_builds_for_the_gpus_that_are_asked_for(micro_bundle, 
     target = BuildTarget(
         backend="tensorrt_rtx", precision="fp32", compute_capabilities=("8.6", "8.9")
     )
-    (build,) = (b for b in planned_builds(micro_bundle, target) if b.graph == graphs.TEXT_DECODER)
+    (build,) = (b for b in graph_builds(micro_bundle, target) if b.graph == graphs.TEXT_DECODER)
     result = subprocess.run(
         ["sh", "-c", tool_command("polygraphy", build, target)],
         cwd=tmp_path,

@@ -31,11 +31,11 @@ from tap_deploy.engines.calibration.table import load_tables
 from tap_deploy.engines.fp16.convert import add_fp16
 from tap_deploy.engines.int8.add import RANGES_FILE, pictures_calibrated_on
 from tap_deploy.engines.int8.blocks import Exclusions
-from tap_deploy.engines.int8.budget import Budget
+from tap_deploy.engines.int8.budget import AccuracyBudget
 from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.make import judge_on_images, make_int8
 from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions, evaluation_images
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, default_plans
+from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes, default_selection
 from tap_deploy.engines.verdict.judge import VerdictOptions
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
 from tap_deploy.engines.verdict.regions import split_images
@@ -276,7 +276,10 @@ def test_attention_and_residuals_are_quantized_where_asked_for(folder, micro_bun
     result = CliRunner().invoke(main, [*command, "--attention", "--residuals", "--json"])
     assert result.exit_code == 0, result.stderr
     found = bundle_nodes(bundle)
-    plain = {name: set(plan.nodes) for name, plan in default_plans(bundle.variant("fp32")).items()}
+    plain = {
+        name: set(chosen.nodes)
+        for name, chosen in default_selection(bundle.variant("fp32")).items()
+    }
     for name in GRAPH_NAMES:
         kinds = {node.rpartition("/")[2].partition("_")[0] for node in found[name] - plain[name]}
         assert plain[name] < found[name] and kinds == {"MatMul", "Add"}
@@ -370,14 +373,16 @@ def test_a_budget_excludes_blocks_by_what_they_do_to_the_answers(
     quantized, folder, micro_bundle, tmp_path, monkeypatch
 ):
     bundle = copy_of(micro_bundle, tmp_path / "bundle")
-    plans = default_plans(bundle.variant("fp32"))
-    few = tuple(n for n in plans[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv")))
-    plans = {name: QuantizationPlan(graph=name, nodes=()) for name in plans}
-    plans[IMAGE_ENCODER] = QuantizationPlan(graph=IMAGE_ENCODER, nodes=few)
-    monkeypatch.setattr(QuantizeOptions, "plans", lambda self, variant: plans)
-    free = make_int8(bundle, options(folder, budget=Budget(mask_iou=1), verdict=None))
+    selected = default_selection(bundle.variant("fp32"))
+    few = tuple(
+        n for n in selected[IMAGE_ENCODER].nodes if n.startswith(("blocks.0", "cross_conv"))
+    )
+    selected = {name: ChosenNodes(graph=name, nodes=()) for name in selected}
+    selected[IMAGE_ENCODER] = ChosenNodes(graph=IMAGE_ENCODER, nodes=few)
+    monkeypatch.setattr(QuantizeOptions, "selection", lambda self, variant: selected)
+    free = make_int8(bundle, options(folder, budget=AccuracyBudget(mask_iou=1), verdict=None))
     assert len(free.mix.exclusions) == 0 and free.mix.within_budget
-    budget = Budget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
+    budget = AccuracyBudget(mask_iou=0.6 * (1 - free.mix.everything_quantized.mask_iou))
     again = dataclasses.replace(options(folder).quantize, force=True)
     result = make_int8(bundle, options(folder, budget=budget, verdict=None, quantize=again))
     assert result.mix.within_budget
@@ -439,7 +444,7 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
     mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
     how = judged_by(floors=LENIENT, speed=None)
     _, report = judge_on_images(
-        bundle, evaluation_images(mixed), how, budget=Budget(mask_iou=1, caption_tokens=1)
+        bundle, evaluation_images(mixed), how, budget=AccuracyBudget(mask_iou=1, caption_tokens=1)
     )
     assert report["data"]["pictures to judge on"] == 1
     assert report["budget"]["sentence"].startswith("budget: kept on ")
@@ -462,7 +467,7 @@ def test_as_many_pictures_judge_as_were_asked_for(folder, tmp_path):
 
 def test_options_that_contradict_are_refused(folder):
     with pytest.raises(InputError, match="pass one"):
-        options(folder, budget=Budget(mask_iou=0.1), exclusions=Exclusions())
+        options(folder, budget=AccuracyBudget(mask_iou=0.1), exclusions=Exclusions())
     with pytest.raises(InputError, match="smoothquant"):
         options(folder, smoothquant="perhaps")
 

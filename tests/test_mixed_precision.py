@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 from tap_deploy.config import TapConfig
 from tap_deploy.engines.int8.blocks import Exclusions, block_of, nodes_by_block
-from tap_deploy.engines.int8.budget import Budget
+from tap_deploy.engines.int8.budget import AccuracyBudget
 from tap_deploy.engines.int8.mix import MixSearch
 from tap_deploy.engines.verdict.captions import CaptionAgreement
 from tap_deploy.engines.verdict.tally import Agreement
@@ -80,7 +80,7 @@ def search(config: TapConfig, losses: Mapping[str, float], budget: str) -> tuple
         return made[-1]
 
     answers: Any = AdditiveAnswers(losses)
-    searching = MixSearch(answers, nodes, session_for, Budget.parse(budget))
+    searching = MixSearch(answers, nodes, session_for, AccuracyBudget.parse(budget))
     mix = searching.run()
     assert all(session.closed for session in made)
     return mix, answers, nodes
@@ -137,7 +137,7 @@ def test_a_block_that_proves_harmless_in_company_is_quantized_again(micro_config
         answers,
         nodes,
         lambda graph, wanted: PartSession(micro_config, graph, wanted),
-        Budget(mask_iou=0.01),
+        AccuracyBudget(mask_iou=0.01),
     ).run()
     assert found.ranking[0].block == "blocks.2.mlp"
     assert found.exclusions.to_dict() == {IMAGE_ENCODER: ["blocks.1.mlp"]}
@@ -161,7 +161,7 @@ def test_if_one_of_two_may_be_quantized_again_it_is_the_less_harmful(micro_confi
         answers,
         {IMAGE_ENCODER: list(alone)},
         lambda graph, wanted: PartSession(micro_config, graph, wanted),
-        Budget(mask_iou=0.01),
+        AccuracyBudget(mask_iou=0.01),
     ).run()
     assert found.exclusions.to_dict() == {IMAGE_ENCODER: ["blocks.0.mlp", "blocks.2.mlp"]}
     assert found.within_budget
@@ -178,7 +178,7 @@ def test_a_budget_that_cannot_be_held_is_said_so(micro_config):
         answers,
         nodes,
         lambda graph, wanted: PartSession(micro_config, graph, wanted),
-        Budget(mask_iou=0.01),
+        AccuracyBudget(mask_iou=0.01),
     ).run()
     assert not found.within_budget
     assert len(found.exclusions) == 2
@@ -239,17 +239,17 @@ def test_exclusions_of_an_unknown_graph_are_refused():
 
 
 def test_budget_use_is_that_of_the_scarcest():
-    budget = Budget.parse("miou=0.005, top1=0.01,tokens=0.02")
-    assert budget == Budget(mask_iou=0.005, concept_top1=0.01, caption_tokens=0.02)
+    budget = AccuracyBudget.parse("miou=0.005, top1=0.01,tokens=0.02")
+    assert budget == AccuracyBudget(mask_iou=0.005, concept_top1=0.01, caption_tokens=0.02)
     assert budget.use(agreement(0.995, 1, 1)) == pytest.approx(1)
     assert budget.use(agreement(0.999, 0.98, 1)) == pytest.approx(2)
     assert budget.use(agreement(0.999, None, 0.9)) == pytest.approx(5)
     assert budget.use(agreement(float("nan"))) == float("inf")
-    assert Budget.parse("tokens=0").use(agreement(0.1, 0.1, 1)) == 0
-    assert Budget.parse("tokens=0").use(agreement(tokens=0.999)) == float("inf")
+    assert AccuracyBudget.parse("tokens=0").use(agreement(0.1, 0.1, 1)) == 0
+    assert AccuracyBudget.parse("tokens=0").use(agreement(tokens=0.999)) == float("inf")
 
 
 @pytest.mark.parametrize("text", ["", "miou", "miou=x", "iou=0.1", "miou=0.1,miou=0.2", "top1=2"])
 def test_wrong_budgets_are_refused(text):
     with pytest.raises(InputError, match="budget"):
-        Budget.parse(text)
+        AccuracyBudget.parse(text)

@@ -18,7 +18,7 @@ from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.engines.calibration.table import CalibrationTable
 from tap_deploy.engines.qdq.chosen_nodes import (
     SENSITIVE,
-    QuantizationPlan,
+    ChosenNodes,
     attention_nodes,
     default_nodes,
     makes_graph_output,
@@ -112,17 +112,17 @@ def optimised_ops(path, tmp_path):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_structure(model_of, ranges, name, for_cpu):
     model = model_of(name)
-    plan = QuantizationPlan.default(model)
-    quantized = qdq_from_ranges(model, ranges[name], plan, for_cpu=for_cpu)
+    chosen = ChosenNodes.default(model)
+    quantized = qdq_from_ranges(model, ranges[name], chosen, for_cpu=for_cpu)
     assert quantized.opset_imports[""] <= 20
     assert quantized.ir_version <= 10
     assert len(list(model.graph)) < len(list(quantized.graph))
     nodes = {node.name: node for node in quantized.graph}
     assert {node.name for node in model.graph} <= set(nodes)
-    skipped = {n for n in plan.nodes if for_cpu and nodes[n].outputs[0].is_graph_output()}
+    skipped = {n for n in chosen.nodes if for_cpu and nodes[n].outputs[0].is_graph_output()}
     for node in quantized.graph:
         producers = [v.producer().op_type for v in node.inputs[:2] if v and v.producer()]
-        if node.name in set(plan.nodes) - skipped:
+        if node.name in set(chosen.nodes) - skipped:
             assert producers == ["DequantizeLinear"] * 2
             assert all(v.producer() is None for v in node.inputs[2:])  # float biases
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -158,22 +158,22 @@ def test_what_decides_is_left_alone(model_of, name):
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
 def test_onnxruntime_computes_every_node_in_int8(micro_bundle, model_of, ranges, name, tmp_path):
     model = model_of(name)
-    plan = QuantizationPlan.default(model)
-    quantized = qdq_from_ranges(model, ranges[name], plan, for_cpu=True)
+    chosen = ChosenNodes.default(model)
+    quantized = qdq_from_ranges(model, ranges[name], chosen, for_cpu=True)
     record = save_graph(quantized, micro_bundle.variant("fp32").specs[name], tmp_path, "q.onnx")
     ops = optimised_ops(tmp_path / "q.onnx", tmp_path)
-    outputs = sum(n.name in plan.nodes and makes_graph_output(n) for n in model.graph)
-    assert sum(op in INT8_KERNELS for op in ops) == len(plan.nodes) - outputs
+    outputs = sum(n.name in chosen.nodes and makes_graph_output(n) for n in model.graph)
+    assert sum(op in INT8_KERNELS for op in ops) == len(chosen.nodes) - outputs
     assert record.weights_bytes < micro_bundle.manifest.graphs["fp32"][name].weights_bytes
     # In the form for engines some of them are computed behind DequantizeLinear.
     save_graph(
-        qdq_from_ranges(model, ranges[name], plan),
+        qdq_from_ranges(model, ranges[name], chosen),
         micro_bundle.variant("fp32").specs[name],
         tmp_path,
         "e.onnx",
     )
     engine_ops = optimised_ops(tmp_path / "e.onnx", tmp_path)
-    assert sum(op in INT8_KERNELS for op in engine_ops) < len(plan.nodes) - outputs
+    assert sum(op in INT8_KERNELS for op in engine_ops) < len(chosen.nodes) - outputs
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,12 @@ def test_an_nvidia_builder_compiles_it(
 ):
     """Over fp32; tests/test_quantize.py builds all three over fp16."""
     model, spec = model_of(name), micro_bundle.variant("fp32").specs[name]
-    plan = QuantizationPlan.default(model)
+    chosen = ChosenNodes.default(model)
     if options.pop("attention", False):
-        plan = QuantizationPlan.default(model, attention=True, residuals=True)
+        chosen = ChosenNodes.default(model, attention=True, residuals=True)
         closing = {n.name for n in model.graph if n.op_type == "Add" and is_residual(n)}
-        assert closing and closing < set(plan.nodes)  # and what ends a cross_conv
-    quantized = qdq_from_ranges(model, ranges[name], plan, **options)
+        assert closing and closing < set(chosen.nodes)  # and what ends a cross_conv
+    quantized = qdq_from_ranges(model, ranges[name], chosen, **options)
     save_graph(quantized, spec, tmp_path, "q.onnx")
     assert rtx_plan(tmp_path / "q.onnx", spec)
 
@@ -216,10 +216,10 @@ def test_residual_sums(model_of):
 def test_attention_pattern(model_of, ranges):
     """Q/DQ on q and k, behind the softmax, on v."""
     model = model_of("image_encoder")
-    plan = QuantizationPlan(graph="image_encoder", nodes=attention_nodes(model))
-    assert len(plan.nodes) == 2 * 4  # two products in each of four blocks
-    quantized = qdq_from_ranges(model, ranges["image_encoder"], plan)
-    products = [n for n in quantized.graph if n.name in plan.nodes]
+    chosen = ChosenNodes(graph="image_encoder", nodes=attention_nodes(model))
+    assert len(chosen.nodes) == 2 * 4  # two products in each of four blocks
+    quantized = qdq_from_ranges(model, ranges["image_encoder"], chosen)
+    products = [n for n in quantized.graph if n.name in chosen.nodes]
     sources = [
         [value.producer().inputs[0].producer().inputs[0].producer().op_type for value in n.inputs]
         for n in products
@@ -241,9 +241,9 @@ def test_attention_pattern(model_of, ranges):
 def test_numbers(op_type, rank, bias, trans_b, reduce_range, levels, for_cpu):
     """The quantized Linear is what int8 arithmetic by hand says."""
     model = linear_model(op_type, rank, bias, trans_b)
-    plan = QuantizationPlan(graph="g", nodes=(f"fc/{op_type}",))
+    chosen = ChosenNodes(graph="g", nodes=(f"fc/{op_type}",))
     quantized = qdq_from_ranges(
-        model, table_of({"a": 2.0}), plan, for_cpu=for_cpu, reduce_range=reduce_range
+        model, table_of({"a": 2.0}), chosen, for_cpu=for_cpu, reduce_range=reduce_range
     )
     shape = {2: (5, 3), 3: (1, 4, 3)}[rank]
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32) * 2
@@ -264,7 +264,7 @@ def test_weights_of_reduced_range_stay_int8_on_every_cpu(model_of, ranges, tmp_p
     """Without VNNI, onnxruntime converts int8 weights that may saturate to uint8, which is slow."""
     model = model_of(name)
     quantized = qdq_from_ranges(
-        model, ranges[name], QuantizationPlan.default(model), for_cpu=True, reduce_range=True
+        model, ranges[name], ChosenNodes.default(model), for_cpu=True, reduce_range=True
     )
     ir.save(quantized, tmp_path / "quantized.onnx")
     graph = optimised(tmp_path / "quantized.onnx", tmp_path)
@@ -282,7 +282,7 @@ def test_outputs_stay_near(micro_bundle, model_of, ranges, name):
     spec = micro_bundle.variant("fp32").specs[name]
     golden = np.load(micro_bundle.golden_path())
     model = model_of(name)
-    quantized = qdq_from_ranges(model, ranges[name], QuantizationPlan.default(model), for_cpu=True)
+    quantized = qdq_from_ranges(model, ranges[name], ChosenNodes.default(model), for_cpu=True)
     rng = np.random.default_rng(0)
     if name == "image_encoder":
         inputs = {"images": golden["images"]}
@@ -312,8 +312,8 @@ def test_casts_of_a_typed_graph_are_seen_through(model_of, ranges):
     cast.outputs[0].name, cast.outputs[0].shape = "a/fp16", relu.outputs[0].shape
     model.graph.insert_after(relu, cast)
     gemm.replace_input_with(0, cast.outputs[0])
-    plan = QuantizationPlan(graph="g", nodes=("fc/Gemm",))
-    quantized = qdq_from_ranges(model, table_of({"a": 1.27}), plan)
+    chosen = ChosenNodes(graph="g", nodes=("fc/Gemm",))
+    quantized = qdq_from_ranges(model, table_of({"a": 1.27}), chosen)
     q = next(n for n in quantized.graph if n.op_type == "QuantizeLinear")
     assert q.inputs[0].name == "a/fp16"
     assert q.inputs[1].const_value.numpy() == pytest.approx(0.01)
@@ -344,13 +344,13 @@ def test_plans_that_cannot_be(model_of, ranges):
     nodes = {"Relu": "is a Relu; expected MatMul", "none": "has no node 'none'"}
     for node, message in nodes.items():
         with pytest.raises(InputError, match=message):
-            plan = QuantizationPlan(graph="g", nodes=(node,))
-            qdq_from_ranges(model, table_of({"a": 1.0}), plan)
-    plan = QuantizationPlan(graph="g", nodes=("fc/Gemm",))
+            chosen = ChosenNodes(graph="g", nodes=(node,))
+            qdq_from_ranges(model, table_of({"a": 1.0}), chosen)
+    chosen = ChosenNodes(graph="g", nodes=("fc/Gemm",))
     with pytest.raises(InputError, match="no range of a, needed by fc/Gemm"):
-        qdq_from_ranges(model, table_of({}), plan)
+        qdq_from_ranges(model, table_of({}), chosen)
     with pytest.raises(InputError, match="listed twice"):
-        QuantizationPlan(graph="g", nodes=("fc/Gemm", "fc/Gemm"))
+        ChosenNodes(graph="g", nodes=("fc/Gemm", "fc/Gemm"))
     model.opset_imports[""] = 17
     with pytest.raises(InputError, match="has opset 17; Q/DQ needs 19"):
-        qdq_from_ranges(model, table_of({"a": 1.0}), plan)
+        qdq_from_ranges(model, table_of({"a": 1.0}), chosen)

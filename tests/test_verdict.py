@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
-from tap_deploy.engines.int8.budget import Budget, held_sentence
+from tap_deploy.engines.int8.budget import AccuracyBudget, held_sentence
 from tap_deploy.engines.verdict import kernels
 from tap_deploy.engines.verdict.captions import CaptionAgreement
 from tap_deploy.engines.verdict.kernels import KernelCount, count_kernels, layers_in_engine
@@ -166,9 +166,9 @@ def test_the_whole_is_as_large_as_what_is_used():
 
 
 def test_a_budget_is_held_or_not_on_what_judges():
-    exact = held_sentence(Budget(mask_iou=0.01), agreement(mask_iou=0.995))
+    exact = held_sentence(AccuracyBudget(mask_iou=0.01), agreement(mask_iou=0.995))
     assert exact.startswith("budget: kept on 20 regions") and "50% of it used" in exact
-    missed = held_sentence(Budget(concept_top1=0.01), agreement(top1=0.95))
+    missed = held_sentence(AccuracyBudget(concept_top1=0.01), agreement(top1=0.95))
     assert "EXCEEDED" in missed and "5.00 times" in missed
 
 
@@ -216,7 +216,7 @@ def report(verdict: Verdict) -> dict[str, Any]:
                 }
             ],
         },
-        "budget": {"sentence": held_sentence(Budget(mask_iou=0.005), verdict.mix)},
+        "budget": {"sentence": held_sentence(AccuracyBudget(mask_iou=0.005), verdict.mix)},
         "smoothquant": {
             "text_decoder": [{"norm": "norm", "error": 1e-4, "smoothed_error": 5e-5, "kept": True}]
         },

@@ -200,12 +200,12 @@ def test_int8_covers_the_products_with_stored_weights(works):
 @pytest.mark.parametrize("attention", [False, True])
 def test_int8_covers_what_is_quantized(micro_bundle, micro_config, counted, attention):
     ir = pytest.importorskip("onnx_ir")
-    from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+    from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
 
     nodes = {}
     for name in graphs.GRAPH_NAMES:
         model = ir.load(micro_bundle.variant("fp32").path(name))
-        nodes[name] = QuantizationPlan.default(model, attention=attention, residuals=True).nodes
+        nodes[name] = ChosenNodes.default(model, attention=attention, residuals=True).nodes
     works = graph_works(micro_config, prompts=P, points=N, slots=T, quantized=nodes)
     for name, work in works.items():
         kernels = {node.partition("/")[0] for node in nodes[name] if "/Add" not in node}

@@ -21,7 +21,7 @@ from tap_deploy.sessions.trt.versions import import_tensorrt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlannedBuild:
+class GraphBuild:
     """A graph to build.
 
     Attributes:
@@ -60,9 +60,9 @@ class BuiltPlan:
     notes: tuple[str, ...]
 
 
-def planned_builds(
+def graph_builds(
     bundle: Bundle, target: BuildTarget, *, integrated: bool = False
-) -> list[PlannedBuild]:
+) -> list[GraphBuild]:
     """Return the builds of a bundle, one per graph; needs no backend and no GPU.
 
     Args:
@@ -78,7 +78,7 @@ def planned_builds(
     for graph in GRAPH_NAMES:
         weights = variant.records[graph].weights_bytes
         builds.append(
-            PlannedBuild(
+            GraphBuild(
                 graph=graph,
                 spec=variant.specs[graph],
                 onnx_path=variant.path(graph),
@@ -117,7 +117,7 @@ def build_engines(
         SessionError, MissingDependencyError: see ``engine_from_onnx``.
     """
     trt, gpu = import_tensorrt(target.backend), find_gpu()
-    builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
+    builds = graph_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
     folder = _folder(bundle, target, trt, gpu)
     cached = {} if force else _cached(builds, folder, trt, target, gpu)
     needed = [build.memory_bytes for build in builds if build.graph not in cached]
@@ -138,7 +138,7 @@ def build_engines(
 
 def _build_one(
     bundle: Bundle,
-    build: PlannedBuild,
+    build: GraphBuild,
     target: BuildTarget,
     gpu: Gpu | None,
     on_progress: Callable[[str, float, str], None] | None,
@@ -167,7 +167,7 @@ def _folder(bundle: Bundle, target: BuildTarget, trt: Any, gpu: Gpu | None) -> p
 
 
 def _cached(
-    builds: list[PlannedBuild], folder: pathlib.Path, trt: Any, target: BuildTarget, gpu: Gpu | None
+    builds: list[GraphBuild], folder: pathlib.Path, trt: Any, target: BuildTarget, gpu: Gpu | None
 ) -> dict[str, PlanRecord]:
     """Return the records of intact plans that were built from exactly the same parts."""
     records = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 
-from tap_deploy.engines.build.bundle_build import PlannedBuild
+from tap_deploy.engines.build.bundle_build import GraphBuild
 from tap_deploy.engines.build.profiles import Profile
 from tap_deploy.engines.build.target import AMPERE_PLUS, CURRENT, BuildTarget
 
@@ -19,7 +19,7 @@ _BOUNDS = ("min", "opt", "max")
 MIB = 1 << 20
 
 
-def tool_command(tool: str, build: PlannedBuild, target: BuildTarget) -> str:
+def tool_command(tool: str, build: GraphBuild, target: BuildTarget) -> str:
     """Return a shell command that builds one graph as ``build_engines`` does.
 
     Args:
@@ -34,7 +34,7 @@ def tool_command(tool: str, build: PlannedBuild, target: BuildTarget) -> str:
     return _joined(words)
 
 
-def _trtexec(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
+def _trtexec(build: GraphBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
     # On 11.x, --stronglyTyped is accepted and has no effect: networks are always strongly typed.
     words = ["trtexec", f"--onnx={build.onnx_path}", f"--saveEngine={output}", "--stronglyTyped"]
     words += _trtexec_shapes(build)
@@ -54,7 +54,7 @@ def _trtexec(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> 
     return [*words, "--skipInference"]
 
 
-def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
+def _rtx_tool(build: GraphBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
     """Return the command for TensorRT-RTX's tool, whose networks are always strongly typed."""
     words = ["tensorrt_rtx", f"--onnx={build.onnx_path}", f"--saveEngine={output}"]
     words += _trtexec_shapes(build)
@@ -66,7 +66,7 @@ def _rtx_tool(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) ->
     return [*words, "--skipInference"]
 
 
-def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
+def _polygraphy(build: GraphBuild, output: pathlib.Path, target: BuildTarget) -> list[str]:
     words = ["env", "POLYGRAPHY_USE_TENSORRT_RTX=1"] if target.is_rtx else []
     if target.is_rtx and not target.tf32:
         words.append("NVIDIA_TF32_OVERRIDE=0")  # Polygraphy leaves TF32 on for RTX
@@ -98,7 +98,7 @@ def _polygraphy(build: PlannedBuild, output: pathlib.Path, target: BuildTarget) 
     return words
 
 
-def _trtexec_shapes(build: PlannedBuild) -> list[str]:
+def _trtexec_shapes(build: GraphBuild) -> list[str]:
     return [
         f"--{bound}Shapes="
         + ",".join(
@@ -109,7 +109,7 @@ def _trtexec_shapes(build: PlannedBuild) -> list[str]:
     ]
 
 
-def _dynamic(build: PlannedBuild) -> Profile:
+def _dynamic(build: GraphBuild) -> Profile:
     """Return the profile without inputs of fixed shape, for which the tools reject shapes."""
     fixed = {tensor.name for tensor in build.spec.inputs if not tensor.dynamic_axes}
     return {name: shapes for name, shapes in build.profile.items() if name not in fixed}

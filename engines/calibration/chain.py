@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from tap_deploy.bundle.variant import Variant
+from tap_deploy.engines.calibration.collecting_session import CollectingSession
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
-from tap_deploy.engines.calibration.looking_session import CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.state import CalibrationState, identity

@@ -21,7 +21,7 @@ from tap_deploy.engines.calibration.table import CalibrationTable, save_tables
 from tap_deploy.engines.int8.blocks import Exclusions
 from tap_deploy.engines.int8.deviation import record_deviation
 from tap_deploy.engines.int8.options import QuantizeOptions
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, tensors_of_plans
+from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes, tensors_of_selection
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.engines.smoothing.smoothquant import Smoothing, fold
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, VERDICT_PREFIX
@@ -56,11 +56,11 @@ def find_ranges(
     variant: Variant,
     options: QuantizeOptions,
     images: CalibrationImages,
-    plans: Mapping[str, QuantizationPlan],
+    selected: Mapping[str, ChosenNodes],
     *,
     on_progress: OnProgress | None = None,
 ) -> dict[str, CalibrationTable]:
-    """Calibrate the tensors that the plans need; see ``calibrate``."""
+    """Calibrate the tensors that the selected nodes need; see ``calibrate``."""
     return calibrate(
         variant,
         images,
@@ -68,7 +68,7 @@ def find_ranges(
         samples=options.samples,
         prompts=options.prompts(),
         cache=options.cache,
-        tensors=tensors_of_plans(variant, plans),
+        tensors=tensors_of_selection(variant, selected),
         force=options.force,
         threads=options.threads,
         on_progress=on_progress,
@@ -79,7 +79,7 @@ def write_int8(
     bundle: Bundle,
     options: QuantizeOptions,
     tables: Mapping[str, CalibrationTable],
-    plans: Mapping[str, QuantizationPlan],
+    selected: Mapping[str, ChosenNodes],
     *,
     images: CalibrationImages,
     smoothings: Mapping[str, Sequence[Smoothing]],
@@ -92,7 +92,7 @@ def write_int8(
         bundle: bundle to extend.
         options: options for the graphs and for the record.
         tables: graph name -> ranges, measured on the smoothed graphs.
-        plans: graph name -> nodes to quantize.
+        selected: graph name -> nodes to quantize.
         images: calibration pictures; recorded so that verdicts exclude them.
         smoothings: graph name -> smoothings to apply first.
         choices: graph name -> decisions at all smoothing points, for the record.
@@ -113,13 +113,13 @@ def write_int8(
         pictures = json.dumps({"sha256": list(images.digests)}, indent=1)
         (addition.folder / PICTURES_FILE).write_text(pictures + "\n", "utf-8")
         for variant in variants:
-            _add_variant(bundle, addition, variant, options, tables, plans, smoothings)
+            _add_variant(bundle, addition, variant, options, tables, selected, smoothings)
             addition.precisions[variant] = PrecisionRecord(
                 made_from=MADE_FROM[variant],
                 reduce_range=options.reduce_range,
                 calibration=_calibration_record(options, next(iter(tables.values()))),
                 graphs={
-                    name: Int8GraphRecord(quantized_nodes=p.nodes) for name, p in plans.items()
+                    name: Int8GraphRecord(quantized_nodes=p.nodes) for name, p in selected.items()
                 },
                 smoothquant={name: tuple(points) for name, points in choices.items() if points},
                 excluded=dict(exclusions.entries),
@@ -160,7 +160,7 @@ def _add_variant(
     variant: str,
     options: QuantizeOptions,
     tables: Mapping[str, CalibrationTable],
-    plans: Mapping[str, QuantizationPlan],
+    selected: Mapping[str, ChosenNodes],
     smoothings: Mapping[str, Sequence[Smoothing]],
 ) -> None:
     made_from = bundle.variant(MADE_FROM[variant])
@@ -172,7 +172,7 @@ def _add_variant(
         model = qdq_from_ranges(
             source,
             tables[name],
-            plans[name],
+            selected[name],
             float_dtype=VARIANT_DTYPES[variant],
             for_cpu=variant == INT8_FP32,
             reduce_range=options.reduce_range,

@@ -13,7 +13,7 @@ _EXAMPLE = "miou=0.005,top1=0.01,tokens=0.02"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
+class AccuracyBudget:
     """Allowed losses of agreement with the reference, 0..1 each; None for no limit.
 
     Attributes:
@@ -38,7 +38,7 @@ class Budget:
             raise InputError(f"budget limits nothing; expected something like {_EXAMPLE}")
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
+    def parse(cls, text: str) -> AccuracyBudget:
         """Parse a budget such as ``miou=0.005,top1=0.01,tokens=0.02``.
 
         Raises:
@@ -75,7 +75,7 @@ class Budget:
         )
 
 
-def held_sentence(budget: Budget, agreement: Agreement) -> str:
+def held_sentence(budget: AccuracyBudget, agreement: Agreement) -> str:
     """Return a sentence on whether the budget is kept on pictures outside the calibration data."""
     use = budget.use(agreement)
     where = f"{agreement.regions} regions that calibration did not see"

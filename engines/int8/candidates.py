@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tap_deploy.bundle.graph_files import write_model
 from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.table import CalibrationTable
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
@@ -48,11 +48,10 @@ class CandidateSessions:
         """
         if graph not in self._models:
             self._models[graph] = self._variant.load(graph)
-        plan = QuantizationPlan(graph=graph, nodes=tuple(nodes))
         model = qdq_from_ranges(
             self._models[graph],
             self._tables[graph],
-            plan,
+            ChosenNodes(graph=graph, nodes=tuple(nodes)),
             for_cpu=True,
             reduce_range=self._reduce_range,
         )

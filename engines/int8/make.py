@@ -20,11 +20,11 @@ from tap_deploy.engines.int8.add import (
     write_int8,
 )
 from tap_deploy.engines.int8.blocks import Exclusions
-from tap_deploy.engines.int8.budget import Budget, held_sentence
+from tap_deploy.engines.int8.budget import AccuracyBudget, held_sentence
 from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.mix import Mix, MixSearch
 from tap_deploy.engines.int8.options import Int8Options
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan
+from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
 from tap_deploy.engines.smoothing.smoothed_variant import smoothed_variant
 from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.judge import VerdictOptions, judge_bundle, require_variants
@@ -88,8 +88,8 @@ def make_int8(
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
     quantize, fp32 = options.quantize, bundle.variant(FP32)
-    plans = quantize.plans(fp32)
-    _excluded(plans, options.exclusions)  # report a typo before the long calibration
+    selected = quantize.selection(fp32)
+    _excluded(selected, options.exclusions)  # report a typo before the long calibration
     with smoothed_variant(
         fp32,
         calibration,
@@ -102,7 +102,7 @@ def make_int8(
             smoothed.variant,
             quantize,
             calibration,
-            plans,
+            selected,
             on_progress=lambda done, total: say(f"picture {min(done + 1, total)} of {total}"),
         )
         mix = None
@@ -113,7 +113,7 @@ def make_int8(
                 reduce_range=quantize.reduce_range,
                 threads=quantize.threads,
             )
-            mix = _search(bundle, options, options.budget, plans, calibration, candidates, say)
+            mix = _search(bundle, options, options.budget, selected, calibration, candidates, say)
     if mix is not None and not mix.within_budget and on_warning is not None:
         on_warning("no mix of precisions keeps the budget; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
@@ -122,7 +122,7 @@ def make_int8(
         bundle,
         quantize,
         tables,
-        _excluded(plans, exclusions),
+        _excluded(selected, exclusions),
         images=calibration,
         smoothings=smoothed.smoothings,
         choices=smoothed.choices,
@@ -163,7 +163,7 @@ def judge_on_images(
     others: Mapping[str, OtherRuntime] | None = None,
     notes: Mapping[str, Any] | None = None,
     held_back: bool = False,
-    budget: Budget | None = None,
+    budget: AccuracyBudget | None = None,
     on_stage: OnStage | None = None,
 ) -> tuple[Verdict, dict[str, Any]]:
     """Judge the int8 graphs of a bundle on pictures, and record the verdict in the bundle.
@@ -215,8 +215,8 @@ def judge_on_images(
 def _search(
     bundle: Bundle,
     options: Int8Options,
-    budget: Budget,
-    plans: Mapping[str, QuantizationPlan],
+    budget: AccuracyBudget,
+    selected: Mapping[str, ChosenNodes],
     images: CalibrationImages,
     candidates: CandidateSessions,
     say: OnStage,
@@ -230,7 +230,7 @@ def _search(
         for session in reference.values():
             stack.callback(session.close)
         answers = ReferenceAnswers(reference, bundle.config, cases, vocabulary=bundle.vocabulary())
-        nodes = {name: plan.nodes for name, plan in plans.items()}
+        nodes = {name: chosen.nodes for name, chosen in selected.items()}
         return MixSearch(answers, nodes, candidates, budget, on_trial=say).run()
 
 
@@ -256,11 +256,11 @@ def _until(cases: Iterator[Case], num_regions: int) -> Iterator[Case]:
 
 
 def _excluded(
-    plans: Mapping[str, QuantizationPlan], exclusions: Exclusions | None
-) -> dict[str, QuantizationPlan]:
+    selected: Mapping[str, ChosenNodes], exclusions: Exclusions | None
+) -> dict[str, ChosenNodes]:
     chosen = Exclusions() if exclusions is None else exclusions
     return {
-        name: dataclasses.replace(plans[name], nodes=chosen.keep(name, plans[name].nodes))
+        name: dataclasses.replace(selected[name], nodes=chosen.keep(name, selected[name].nodes))
         for name in GRAPH_NAMES
     }
 
@@ -272,7 +272,7 @@ def _mix_details(exclusions: Exclusions | None, mix: Mix | None) -> dict[str, An
 
 
 def _save_exclusions(
-    bundle: Bundle, exclusions: Exclusions, mix: Mix | None, budget: Budget | None
+    bundle: Bundle, exclusions: Exclusions, mix: Mix | None, budget: AccuracyBudget | None
 ) -> None:
     """Store the list in the bundle; users can edit it and pass it to ``--exclusions``."""
     details = _mix_details(exclusions, mix)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tap_deploy import graphs
 from tap_deploy.engines.int8.blocks import Exclusions, nodes_by_block
-from tap_deploy.engines.int8.budget import Budget
+from tap_deploy.engines.int8.budget import AccuracyBudget
 from tap_deploy.engines.verdict.agreement import ReferenceAnswers
 from tap_deploy.engines.verdict.tally import Agreement
 from tap_deploy.sessions.contract import Session
@@ -104,7 +104,7 @@ class MixSearch:
         answers: ReferenceAnswers,
         nodes: Mapping[str, Sequence[str]],
         session_for: SessionFor,
-        budget: Budget,
+        budget: AccuracyBudget,
         on_trial: OnTrial | None = None,
     ) -> None:
         self._answers, self._session_for, self._budget = answers, session_for, budget

@@ -10,8 +10,8 @@ from tap_deploy.bundle.variant import Variant
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.int8.blocks import Exclusions
-from tap_deploy.engines.int8.budget import Budget
-from tap_deploy.engines.qdq.chosen_nodes import QuantizationPlan, default_plans
+from tap_deploy.engines.int8.budget import AccuracyBudget
+from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes, default_selection
 from tap_deploy.engines.smoothing.smoothed_variant import AUTO, SMOOTHQUANT
 from tap_deploy.engines.verdict.judge import VerdictOptions
 from tap_deploy.engines.verdict.regions import split_images
@@ -44,7 +44,7 @@ class Int8Options:
 
     quantize: QuantizeOptions
     smoothquant: str = AUTO
-    budget: Budget | None = None
+    budget: AccuracyBudget | None = None
     exclusions: Exclusions | None = None
     evaluation_data: pathlib.Path | None = None
     evaluation_samples: int = EVALUATION_SAMPLES
@@ -175,9 +175,9 @@ class QuantizeOptions:
             path, samples=self.samples, seed=self.seed, strict=self.strict
         )
 
-    def plans(self, variant: Variant) -> dict[str, QuantizationPlan]:
+    def selection(self, variant: Variant) -> dict[str, ChosenNodes]:
         """Return the nodes to quantize in every fp32 graph."""
-        return default_plans(variant, attention=self.attention, residuals=self.residuals)
+        return default_selection(variant, attention=self.attention, residuals=self.residuals)
 
     def prompts(self) -> CalibrationPrompts:
         """Load the prompts from the file, or return random ones without a file.

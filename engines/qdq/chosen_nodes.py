@@ -30,7 +30,7 @@ SENSITIVE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizationPlan:
+class ChosenNodes:
     """The nodes to quantize in one graph.
 
     Attributes:
@@ -48,13 +48,13 @@ class QuantizationPlan:
     def __post_init__(self) -> None:
         twice = {name for name in self.nodes if self.nodes.count(name) > 1}
         if twice:
-            raise InputError(f"quantization plan of {self.graph}: {min(twice)} is listed twice")
+            raise InputError(f"nodes to quantize in {self.graph}: {min(twice)} is listed twice")
 
     @classmethod
     def default(
         cls, model: ir.Model, *, attention: bool = False, residuals: bool = False
-    ) -> QuantizationPlan:
-        """Return the plan of ``default_nodes`` and, on request, more nodes.
+    ) -> ChosenNodes:
+        """Return ``default_nodes`` and, on request, more nodes.
 
         Args:
             model: the fp32 graph.
@@ -183,7 +183,7 @@ def weight_channel_axis(node: ir.Node) -> int:
 
 
 def tensors_to_calibrate(model: ir.Model, nodes: tuple[str, ...]) -> set[str]:
-    """Return the names of the activations whose ranges the nodes of a plan need.
+    """Return the names of the activations whose ranges the nodes need.
 
     These are the inputs of the nodes and the outputs of convolutions, which onnxruntime needs in
     int8.
@@ -212,24 +212,25 @@ def nodes_by_name(model: ir.Model, names: tuple[str, ...]) -> list[ir.Node]:
     return [node for name, node in found.items() if name in wanted]
 
 
-def default_plans(
+def default_selection(
     variant: Variant, *, attention: bool = False, residuals: bool = False
-) -> dict[str, QuantizationPlan]:
-    """Return the plan of every fp32 graph of a variant; see ``QuantizationPlan.default``."""
+) -> dict[str, ChosenNodes]:
+    """Return the nodes to quantize in every fp32 graph; see ``ChosenNodes.default``."""
     return {
-        name: QuantizationPlan.default(variant.load(name), attention=attention, residuals=residuals)
+        name: ChosenNodes.default(variant.load(name), attention=attention, residuals=residuals)
         for name in variant.specs
     }
 
 
-def tensors_of_plans(
-    variant: Variant, plans: Mapping[str, QuantizationPlan]
+def tensors_of_selection(
+    variant: Variant, selected: Mapping[str, ChosenNodes]
 ) -> dict[str, set[str]]:
-    """Return the tensors whose ranges the plans need, by graph.
+    """Return the tensors whose ranges the selected nodes need, by graph.
 
     Raises:
-        InputError: a node of a plan does not exist or cannot be quantized.
+        InputError: a node does not exist or cannot be quantized.
     """
     return {
-        name: tensors_to_calibrate(variant.load(name), plan.nodes) for name, plan in plans.items()
+        name: tensors_to_calibrate(variant.load(name), chosen.nodes)
+        for name, chosen in selected.items()
     }

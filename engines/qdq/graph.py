@@ -16,7 +16,7 @@ from tap_deploy.bundle.graph_files import load_graph
 from tap_deploy.engines.calibration.table import CalibrationTable
 from tap_deploy.engines.qdq.biases import separate_biases
 from tap_deploy.engines.qdq.chosen_nodes import (
-    QuantizationPlan,
+    ChosenNodes,
     makes_graph_output,
     nodes_by_name,
 )
@@ -29,13 +29,13 @@ MIN_OPSET = 19  # first opset whose QuantizeLinear accepts float16
 def qdq_from_ranges(
     model: ir.Model | str | os.PathLike[str],
     table: CalibrationTable,
-    plan: QuantizationPlan,
+    chosen: ChosenNodes,
     *,
     float_dtype: str = "float32",
     for_cpu: bool = False,
     reduce_range: bool = False,
 ) -> ir.Model:
-    """Return a copy of a graph in which the nodes of a plan read int8 values.
+    """Return a copy of a graph in which the chosen nodes read int8 values.
 
     1. Activations: symmetric int8, zero point 0, one scale per tensor; all quantized consumers of
        a tensor share one Q and one DQ.
@@ -55,7 +55,7 @@ def qdq_from_ranges(
     Args:
         model: the fp32 graph, or one derived from it with the same node names; not modified.
         table: ranges of the tensors of the fp32 graph.
-        plan: nodes to quantize.
+        chosen: nodes to quantize.
         float_dtype: dtype of the scales and of the float tensors: ``float32``, or ``float16`` for a
             typed fp16 graph.
         for_cpu: write the form for onnxruntime's CPU provider.
@@ -72,7 +72,7 @@ def qdq_from_ranges(
             f"graph {quantized.graph.name} has opset {quantized.opset_imports['']}; Q/DQ needs "
             f"{MIN_OPSET}; export it again"
         )
-    nodes = nodes_by_name(quantized, plan.nodes)
+    nodes = nodes_by_name(quantized, chosen.nodes)
     if for_cpu:
         nodes = [node for node in nodes if not makes_graph_output(node)]
         separate_biases(quantized.graph, nodes)

@@ -164,7 +164,7 @@ class QdqWriter:
         if value.dtype not in known:
             raise InputError(
                 f"tensor {value.name} is {value.dtype.name}; expected FLOAT or FLOAT16; remove the "
-                "nodes that read it from the plan"
+                "nodes that read it from the selection"
             )
         return known[value.dtype]
 

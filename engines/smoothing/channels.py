@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tap_deploy.bundle.variant import Variant
-from tap_deploy.engines.calibration.looking_session import CollectingSession
+from tap_deploy.engines.calibration.collecting_session import CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.smoothing.smoothquant import smoothing_points

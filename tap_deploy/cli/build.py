@@ -21,7 +21,7 @@ from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import PRECISIONS
 
 if TYPE_CHECKING:
-    from tap_deploy.engines.build.bundle_build import BuiltPlan, PlannedBuild
+    from tap_deploy.engines.build.bundle_build import BuiltPlan, GraphBuild
     from tap_deploy.engines.build.target import BuildTarget
 
 MEGABYTE, GIB = 1e6, 1 << 30
@@ -150,13 +150,13 @@ def build_command(
 
 
 def _without_building(bundle: Bundle, target: BuildTarget, emit: str | None, as_json: bool) -> str:
-    from tap_deploy.engines.build.bundle_build import planned_builds
+    from tap_deploy.engines.build.bundle_build import graph_builds
     from tap_deploy.engines.build.emit import tool_command
     from tap_deploy.engines.estimate.memory import available_memory
     from tap_deploy.machine.gpu import local_gpu
 
     gpu = local_gpu()
-    builds = planned_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
+    builds = graph_builds(bundle, target, integrated=gpu is not None and gpu.integrated)
     if emit:
         commands = {build.graph: tool_command(emit, build, target) for build in builds}
         return json.dumps(commands, indent=2) if as_json else "\n\n".join(commands.values())
@@ -228,7 +228,7 @@ def _as_text(built: list[BuiltPlan]) -> str:
     return "\n".join(lines)
 
 
-def _planned_text(build: PlannedBuild) -> str:
+def _planned_text(build: GraphBuild) -> str:
     lines = [
         f"{build.graph}: {build.weights_bytes / MEGABYTE:.1f} MB of weights, "
         f"about {build.memory_bytes / GIB:.1f} GiB of memory to build"
@@ -237,7 +237,7 @@ def _planned_text(build: PlannedBuild) -> str:
     return "\n".join(lines)
 
 
-def _planned_json(build: PlannedBuild) -> dict[str, Any]:
+def _planned_json(build: GraphBuild) -> dict[str, Any]:
     from tap_deploy.engines.build.profiles import profile_as_json
 
     return {

@@ -88,7 +88,7 @@ class Int8Choices:
                 "--no-verdict judges nothing; leave it out, or --evaluation-data and --checkpoint"
             )
         from tap_deploy.engines.int8.blocks import Exclusions
-        from tap_deploy.engines.int8.budget import Budget
+        from tap_deploy.engines.int8.budget import AccuracyBudget
         from tap_deploy.engines.int8.options import Int8Options, QuantizeOptions
 
         verdict = None if self.no_verdict else judging.verdict(backend=CPU, threads=threads)
@@ -108,7 +108,7 @@ class Int8Choices:
                 strict=strict,
             ),
             smoothquant=self.smoothquant,
-            budget=None if self.budget is None else Budget.parse(self.budget),
+            budget=None if self.budget is None else AccuracyBudget.parse(self.budget),
             exclusions=None if self.exclusions is None else Exclusions.load(self.exclusions),
             evaluation_data=judging.evaluation_data,
             evaluation_samples=judging.evaluation_samples,
