@@ -12,6 +12,7 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.engines.calibration.pictures import FEW_IMAGES, CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
+from tap_deploy.engines.calibration.table import CalibrationTable
 from tap_deploy.engines.int8.add import (
     few_images_warning,
     find_ranges,
@@ -25,7 +26,7 @@ from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.mix import Mix, MixSearch
 from tap_deploy.engines.int8.options import Int8Options
 from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
-from tap_deploy.engines.smoothing.smoothed_variant import smoothed_variant
+from tap_deploy.engines.smoothing.smoothed_variant import SmoothedVariant, smoothed_variant
 from tap_deploy.engines.verdict.agreement import Case, ReferenceAnswers
 from tap_deploy.engines.verdict.judge import VerdictOptions, judge_bundle, require_variants
 from tap_deploy.engines.verdict.record import EXCLUSIONS_FILE, record_verdict
@@ -87,33 +88,10 @@ def make_int8(
     calibration, evaluation = options.images() if images is None else images
     if len(calibration) < FEW_IMAGES and on_warning is not None:
         on_warning(few_images_warning(len(calibration)))
-    quantize, fp32 = options.quantize, bundle.variant(FP32)
-    selected = quantize.selection(fp32)
+    quantize = options.quantize
+    selected = quantize.selection(bundle.variant(FP32))
     _excluded(selected, options.exclusions)  # report a typo before the long calibration
-    with smoothed_variant(
-        fp32,
-        calibration,
-        options.smoothquant,
-        prompts=quantize.prompts(),
-        threads=quantize.threads,
-        on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
-    ) as smoothed:
-        tables = find_ranges(
-            smoothed.variant,
-            quantize,
-            calibration,
-            selected,
-            on_progress=lambda done, total: say(f"picture {min(done + 1, total)} of {total}"),
-        )
-        mix = None
-        if options.budget is not None:
-            candidates = CandidateSessions(
-                smoothed.variant,
-                tables,
-                reduce_range=quantize.reduce_range,
-                threads=quantize.threads,
-            )
-            mix = _search(bundle, options, options.budget, selected, calibration, candidates, say)
+    smoothed, tables, mix = _calibrated(bundle, options, calibration, selected, say)
     if mix is not None and not mix.within_budget and on_warning is not None:
         on_warning("no mix of precisions keeps the budget; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
@@ -132,26 +110,65 @@ def make_int8(
         _save_exclusions(bundle, exclusions, mix, options.budget)
     if options.verdict is None or evaluation is None:
         return Int8Result(verdict=None, report={}, mix=mix)
-    details = {
-        "mixed_precision": _mix_details(exclusions, mix),
-        "smoothquant": {
-            name: [dataclasses.asdict(choice) for choice in choices]
-            for name, choices in smoothed.choices.items()
-            if choices
-        },
-    }
     verdict, report = judge_on_images(
         bundle,
         evaluation,
         options.verdict,
         prompts=options.quantize.prompts(),
         others=others,
-        notes=details,
+        notes={
+            "mixed_precision": _mix_details(exclusions, mix),
+            "smoothquant": _smoothing_details(smoothed),
+        },
         held_back=options.evaluation_data is None,
         budget=options.budget,
         on_stage=say,
     )
     return Int8Result(verdict=verdict, report=report, mix=mix)
+
+
+def _calibrated(
+    bundle: Bundle,
+    options: Int8Options,
+    calibration: CalibrationImages,
+    selected: Mapping[str, ChosenNodes],
+    say: OnStage,
+) -> tuple[SmoothedVariant, dict[str, CalibrationTable], Mix | None]:
+    """Smooth and calibrate the fp32 graphs, and search for a mix if there is a budget."""
+    quantize = options.quantize
+    with smoothed_variant(
+        bundle.variant(FP32),
+        calibration,
+        options.smoothquant,
+        prompts=quantize.prompts(),
+        threads=quantize.threads,
+        on_progress=lambda done, total: say(f"SmoothQuant: picture {done + 1} of {total}"),
+    ) as smoothed:
+        tables = find_ranges(
+            smoothed.variant,
+            quantize,
+            calibration,
+            selected,
+            on_progress=lambda done, total: say(f"picture {min(done + 1, total)} of {total}"),
+        )
+        if options.budget is None:
+            return smoothed, tables, None
+        candidates = CandidateSessions(
+            smoothed.variant,
+            tables,
+            reduce_range=quantize.reduce_range,
+            threads=quantize.threads,
+        )
+        mix = _search(bundle, options, options.budget, selected, calibration, candidates, say)
+        return smoothed, tables, mix
+
+
+def _smoothing_details(smoothed: SmoothedVariant) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [dataclasses.asdict(choice) for choice in choices]
+        for name, choices in smoothed.choices.items()
+        if choices
+    }
 
 
 def judge_on_images(
