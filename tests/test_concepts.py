@@ -185,7 +185,7 @@ def test_broken_archives_are_refused(vocabulary: Vocabulary, tmp_path: Path) -> 
             Vocabulary.load(path)
     with path.open("wb") as file:
         np.save(file, vocabulary.weights)
-    with pytest.raises(InputError, match=r"no \.npz archive"):
+    with pytest.raises(InputError, match=r"not an \.npz archive"):
         Vocabulary.load(path)
 
 

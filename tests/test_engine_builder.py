@@ -360,7 +360,9 @@ def test_another_gpu_has_its_own_folder(trt103, bundle):
 
 def test_a_build_that_memory_will_not_do_for_is_refused(trt103, bundle):
     target, gib = fp32(), 1 << 30
-    with pytest.raises(InputError, match=r"to take 1\.5 GiB.*chmod 600.*swapon.*--force-memory"):
+    with pytest.raises(
+        InputError, match=r"needs about 1\.5 GiB.*chmod 600.*swapon.*--force-memory"
+    ):
         build(bundle, target, available_bytes=lambda: gib)
     assert not (bundle.path / "engines").exists()
     build(bundle, target, available_bytes=lambda: gib, force_memory=True)

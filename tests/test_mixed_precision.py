@@ -219,7 +219,7 @@ def test_exclusions_can_be_saved_edited_and_replayed(tmp_path):
     assert Exclusions(entries={IMAGE_ENCODER: ("blocks.1",)}).keep(IMAGE_ENCODER, nodes) == (
         nodes[2],
     )
-    with pytest.raises(InputError, match=r"'blocks\.2' stands for no"):
+    with pytest.raises(InputError, match=r"'blocks\.2' covers no quantizable node"):
         Exclusions(entries={IMAGE_ENCODER: ("blocks.2",)}).keep(IMAGE_ENCODER, nodes)
 
 
