@@ -771,7 +771,7 @@ def _refuse(plan: bytes) -> Any:
 
 def test_an_engine_for_another_gpu(load, cuda):
     cuda.compute_capability = (8, 7)
-    with pytest.raises(BundleError, match=r"SM 8\.9, this one is 8\.7; build it with: tap-export"):
+    with pytest.raises(BundleError, match=r"SM 8\.9, this GPU is 8\.7; build it with: tap-export"):
         load(cuda)
 
 
@@ -903,10 +903,10 @@ def test_a_precision_that_failed_its_verdict(micro_bundle, tmp_path):
     ("arguments", "error", "message"),
     [
         ({"backend": "tensorrt", "device": "cpu"}, InputError, "'tensorrt' needs a GPU"),
-        ({"backend": "tensorrt", "provider": "cuda"}, InputError, "a provider is for backend"),
-        ({"provider": "cuda"}, InputError, "a provider is for backend 'onnxruntime' with"),
+        ({"backend": "tensorrt", "provider": "cuda"}, InputError, "provider needs backend"),
+        ({"provider": "cuda"}, InputError, "provider needs backend 'onnxruntime' and"),
         ({"device": "gpu"}, InputError, "unknown device 'gpu'; expected cpu, cuda or cuda:N"),
-        ({"device": "cuda", "threads": 1}, InputError, "threads are for device 'cpu'"),
+        ({"device": "cuda", "threads": 1}, InputError, "threads need device 'cpu'"),
         ({"device": "cuda", "provider": "dml"}, InputError, "unknown provider 'dml'"),
         ({"device": "cuda:3"}, SessionError, "there is no GPU 3; this machine has 1"),
     ],

@@ -93,8 +93,8 @@ def test_no_plan_names_the_command(bundle):
 @pytest.mark.parametrize(
     ("machine", "reason"),
     [
-        ({"compute_capability": "8.9"}, r"is for GPUs of SM 8\.7, this one is 8\.9"),
-        ({"backend_version": "10.13.0"}, r"built by tensorrt 10\.3\.0, this is 10\.13\.0"),
+        ({"compute_capability": "8.9"}, r"is for GPUs of SM 8\.7, this GPU is 8\.9"),
+        ({"backend_version": "10.13.0"}, r"built by tensorrt 10\.3\.0, installed is 10\.13\.0"),
     ],
 )
 def test_a_plan_for_something_else_is_refused(bundle, machine, reason):
@@ -110,7 +110,7 @@ def test_a_plan_of_another_graph_is_refused(bundle, field):
     path = save_plan(bundle, PLAN, saved)
     other = dataclasses.replace(saved, **{field: "0" * 64})
     path.with_suffix(".json").write_text(other.to_json(), "utf-8")
-    with pytest.raises(BundleError, match=r"built from another onnx/fp32/text_decoder\.onnx"):
+    with pytest.raises(BundleError, match=r"built from a different onnx/fp32/text_decoder\.onnx"):
         load(bundle)
 
 
@@ -122,7 +122,7 @@ def test_a_plan_whose_graph_was_replaced_meanwhile_is_not_stored(bundle):
     with pytest.raises(BundleError, match=message):
         save_plan(bundle, b"newer", before)
     assert path.read_bytes() == PLAN  # and so it is refused
-    with pytest.raises(BundleError, match="was built from another"):
+    with pytest.raises(BundleError, match="was built from a different"):
         load(bundle)
 
 
@@ -141,7 +141,7 @@ def test_a_verdict_is_for_the_plans_that_were_tested(bundle):
     newer = hashlib.sha256(b"newer").hexdigest()
     save_plan(bundle, b"newer", record(bundle, plan_sha256=newer))
     for passed in (True, False):
-        with pytest.raises(BundleError, match="built anew during their self-test; repeat it"):
+        with pytest.raises(BundleError, match="rebuilt during their self-test; repeat it"):
             record_selftest(folder, SelftestMark(passed=passed, error=None), tested=tested)
     assert selftest_passed(folder) is None
 
@@ -150,7 +150,7 @@ def test_a_plan_of_another_name_is_refused(bundle):
     path = save_plan(bundle, PLAN, record(bundle))
     for suffix in (".plan", ".json"):
         path.with_suffix(suffix).rename(path.with_name(f"image_encoder{suffix}"))
-    with pytest.raises(BundleError, match=r"is of tensorrt fp32 text_decoder, not of .*image_enc"):
+    with pytest.raises(BundleError, match=r"is for tensorrt fp32 text_decoder, expected .*image"):
         load(bundle, graph=graphs.IMAGE_ENCODER)
 
 
@@ -170,7 +170,7 @@ def test_damaged_bytes_never_come_back(bundle):
         ("{", "cannot be read"),
         ("[]", "is malformed"),
         ('{"key": "x"}', "is malformed"),
-        (None, "key does not fit"),
+        (None, "key does not match"),
     ],
 )
 def test_a_sidecar_that_lies(bundle, text, reason):
@@ -217,7 +217,7 @@ def test_plans_for_several_gpus(bundle, capabilities, lowest, runs, does_not):
     for capability in runs:
         assert load(bundle, compute_capability=capability).plan == PLAN
     for capability in does_not:
-        with pytest.raises(BundleError, match=f"this one is {capability}"):
+        with pytest.raises(BundleError, match=f"this GPU is {capability}"):
             load(bundle, compute_capability=capability)
 
 

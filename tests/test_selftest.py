@@ -260,7 +260,7 @@ def test_two_selftests_at_a_time_lose_no_failure(bundle, sample, wrong):
     assert mark.device == ("a board" if wrong else "this one")
     assert mark.passed is here.passed is (not wrong)
     if wrong:
-        assert "another one that began meanwhile failed" in outcome
+        assert "another one that started meanwhile failed" in outcome
         assert "repeat the self-test" in outcome
         with pytest.raises(BundleError, match="failed its self-test"):
             TapPredictor.from_bundle(bundle.path)
@@ -391,4 +391,4 @@ def test_what_cannot_be_kept_is_refused_before_the_work(bundle, pictures, monkey
     args += ["--precision", "fp16"] if command == "convert" else []
     result = invoke(command, *args)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: cannot write bundle {bundle.path}, which keeps")
+    assert result.stderr.startswith(f"error: bundle {bundle.path} is not writable")

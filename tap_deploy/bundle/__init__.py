@@ -1,1 +1,1 @@
-"""A bundle: the folder of a model, its manifest, and what is written into it."""
+"""A bundle: the folder of a model with its manifest, graphs, engines and records."""

@@ -1,4 +1,4 @@
-"""A bundle: one folder with everything that a device needs to run a model."""
+"""A bundle: a folder with all files that a device needs to run a model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ TOKENIZER_FILE = "tokenizer.model"
 CONCEPTS_FILE = "concepts.npz"
 GOLDEN_FILE = "golden/samples.npz"
 ONNX_FOLDER = "onnx"
-# A replacement writes the manifest twice, so a reader can be behind by two.
+# Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
+# behind by two writes.
 CHANGES_BEHIND = 3
 
-# What makes a precision that a bundle does not have.
+# How to add a missing precision, for error messages.
 _REMEDIES = {
     FP32: "export it again",
     FP16: "add it with: tap-export convert BUNDLE --precision fp16",
@@ -31,22 +32,28 @@ _REMEDIES = {
 
 
 class Bundle:
-    """An opened bundle; ``Bundle.open`` is the way to get one."""
+    """An opened bundle, created by ``Bundle.open``.
+
+    Attributes:
+        path: the folder.
+        manifest: the parsed ``manifest.json``.
+    """
 
     def __init__(self, path: pathlib.Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
-        """Open a bundle and check that it is whole.
+        """Open a bundle and check that its files are complete and unchanged.
 
         Args:
             path: the folder.
-            check_hashes: compare the SHA-256 of every file with the manifest, not only sizes.
+            check_hashes: compare the size and SHA-256 of every file with the manifest; if False,
+                only the size.
 
         Raises:
-            BundleError: not a bundle, another schema, not verified, or a file is missing or
-                changed.
+            BundleError: not a bundle, a different schema version, not verified, or a file is
+                missing or changed.
         """
         root = pathlib.Path(path)
         if not root.is_dir():
@@ -69,10 +76,10 @@ class Bundle:
         return self.manifest.config
 
     def variant(self, name: str) -> Variant:
-        """Return the three graphs in one of the variants of ``precisions``.
+        """Return the three graphs of a variant, a key of ``precisions.VARIANT_DTYPES``.
 
         Raises:
-            BundleError: the bundle lacks the variant, a graph of it, or a record of its files.
+            BundleError: the bundle lacks the variant, one of its graphs, or a record of a file.
         """
         records = self.manifest.graphs.get(name)
         if records is None:
@@ -83,7 +90,7 @@ class Bundle:
         for graph in GRAPH_NAMES:
             if graph not in records:
                 raise BundleError(f"bundle {self.path} lists no {name} {graph}; export it again")
-            for file in records[graph].files:  # a file that is not listed was not checked
+            for file in records[graph].files:  # files that are not listed were not checked
                 if not self._has(file):
                     raise BundleError(f"bundle {self.path} does not list {file}; export it again")
         return Variant(
@@ -99,18 +106,18 @@ class Bundle:
         )
 
     def vocabulary(self) -> Vocabulary | None:
-        """Load the concepts that were exported with the model, if any."""
+        """Load the exported concepts; None if the bundle has none."""
         return Vocabulary.load(self.path / CONCEPTS_FILE) if self._has(CONCEPTS_FILE) else None
 
     def tokenizer(self) -> Tokenizer | None:
-        """Load the tokenizer that was exported with the model, if any."""
+        """Load the exported tokenizer; None if the bundle has none."""
         return Tokenizer(self.path / TOKENIZER_FILE) if self._has(TOKENIZER_FILE) else None
 
     def golden_path(self) -> pathlib.Path:
-        """Return the file of golden samples.
+        """Return the path of the golden samples.
 
         Raises:
-            BundleError: there is none.
+            BundleError: the bundle has none.
         """
         if not self._has(GOLDEN_FILE):
             raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
@@ -150,6 +157,6 @@ class Bundle:
 
 
 def file_records(root: pathlib.Path) -> dict[str, FileRecord]:
-    """Return size and digest of every file below a folder, by relative path."""
+    """Return the size and SHA-256 of every file below a folder, by relative path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {path.relative_to(root).as_posix(): FileRecord.of(path) for path in files}

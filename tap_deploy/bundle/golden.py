@@ -1,6 +1,6 @@
-"""Golden samples: inputs of every graph and what the PyTorch reference answers to them.
+"""Golden samples: inputs of every graph with the outputs of the PyTorch reference.
 
-A sample travels in every bundle, so that a device without torch can check itself.
+Every bundle contains one, so that results can be verified on a device without torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tap_deploy.errors import BundleError
 from tap_deploy.storage.archives import arrays_from_npz
 from tap_deploy.storage.files import atomic_file
 
-# dtype and axes of every field; axes of one name have one size.
+# dtype and axes of every field; axes with the same name have the same size.
 _LAYOUT: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "images": ("uint8", ("B", "S", "S", 3)),
     "image_embeddings": ("float32", ("B", "C", "grid", "grid")),
@@ -33,20 +33,21 @@ _LAYOUT: dict[str, tuple[str, tuple[str | int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GoldenSample:
-    """One or more pictures, and prompts on the first of them.
+    """One or more pictures, and prompts on the first picture.
 
-    images: uint8 ``[B, S, S, 3]`` BGR, model frame.
-    image_embeddings: float32 ``[B, C, grid, grid]``.
-    point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
-    point_labels: int32 ``[P, N]``.
-    low_res_masks: float32 ``[P, M, 4 grid, 4 grid]``, logits.
-    iou_predictions: float32 ``[P, M]``.
-    semantic_tokens: float32 ``[P, M, C]``.
-    semantic_embeddings: float32 ``[P, M, E]``.
-    mask_index: int64 ``[P]``, the chosen mask token.
-    caption_ids: int64 ``[P, text_seq_len - 1]``, greedy, not stopped at EOS.
-    logits: float32 ``[P, steps, V]`` of the text decoder, or its largest ones ``[P, steps, 1]``
-        where a whole vocabulary would be too much to carry.
+    Attributes:
+        images: pictures in the model frame, uint8 BGR ``[B, S, S, 3]``.
+        image_embeddings: float32 ``[B, C, grid, grid]``.
+        point_coords: XY in pixels of the model frame, float32 ``[P, N, 2]``.
+        point_labels: codes of ``PointLabel``, int32 ``[P, N]``.
+        low_res_masks: logits, float32 ``[P, M, 4 grid, 4 grid]``.
+        iou_predictions: float32 ``[P, M]``.
+        semantic_tokens: float32 ``[P, M, C]``.
+        semantic_embeddings: float32 ``[P, M, E]``.
+        mask_index: selected mask token, int64 ``[P]``.
+        caption_ids: greedy caption, not stopped at EOS, int64 ``[P, text_seq_len - 1]``.
+        logits: logits of the text decoder, float32 ``[P, steps, V]``; or only the largest of each
+            step, ``[P, steps, 1]``, to save space.
     """
 
     images: np.ndarray
@@ -63,12 +64,12 @@ class GoldenSample:
 
     @property
     def name(self) -> str:
-        """Sizes of the sample, to tell it from others in a report."""
+        """Sizes of the sample, to identify it in a report."""
         return f"B={len(self.images)} P={self.point_coords.shape[0]} N={self.point_coords.shape[1]}"
 
     @property
     def chosen_tokens(self) -> np.ndarray:
-        """Semantic tokens that the captions are made from, float32 ``[P, C]``."""
+        """Semantic tokens of the selected masks, input of the captions, float32 ``[P, C]``."""
         chosen: np.ndarray = self.semantic_tokens[np.arange(len(self.mask_index)), self.mask_index]
         return chosen
 
@@ -77,7 +78,7 @@ class GoldenSample:
         return dataclasses.replace(self, logits=self.logits.max(axis=-1, keepdims=True))
 
     def first_prompts(self, count: int) -> GoldenSample:
-        """Return the sample with its first prompts only; their answers do not depend on others."""
+        """Return the sample with its first prompts only; prompts do not affect each other."""
         return dataclasses.replace(
             self,
             **{
@@ -98,7 +99,7 @@ class GoldenSample:
         """Read a file that ``save`` wrote.
 
         Raises:
-            BundleError: the file is not such a file, or its arrays do not fit together.
+            BundleError: the file cannot be read, or its arrays have the wrong dtype or shape.
         """
         try:
             arrays = arrays_from_npz(path, tuple(_LAYOUT))
@@ -111,7 +112,11 @@ class GoldenSample:
 
 
 def _check_layout(arrays: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless dtypes and shapes are those of ``_LAYOUT``."""
+    """Check dtypes and shapes against ``_LAYOUT``.
+
+    Raises:
+        ValueError: an array does not match.
+    """
     sizes: dict[str | int, int] = {}
     for name, (dtype, axes) in _LAYOUT.items():
         array = arrays[name]

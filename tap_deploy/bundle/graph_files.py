@@ -1,4 +1,4 @@
-"""ONNX models with their weights beside them: written, checked, and loaded wherever links lead."""
+"""Reading, writing and checking of ONNX models with external weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tap_deploy.graphs import GraphSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Weights beyond this go to a file of their own. A protobuf ends at 2 GiB, and is parsed into memory
-# as a whole, twice over while that lasts; a file beside it is mapped, and read where it is needed.
+# Larger weights go to an external file: a protobuf is limited to 2 GiB and is parsed into memory
+# as a whole, with two copies while parsing; an external file is memory-mapped.
 EXTERNAL_DATA_BYTES = 1_000_000_000
 
 
 def load_graph(path: str | os.PathLike[str]) -> ir.Model:
-    """Load a model; weights beside it are mapped, and read where they are needed.
+    """Load a model; external weights are memory-mapped.
 
-    Files of a bundle may be links, hard or symbolic, to anywhere: whoever copies or caches bundles
-    makes such, and the manifest vouches for what they lead to. onnx-ir by itself refuses them.
+    Files of a bundle may be hard or symbolic links, as caches and copy tools create them. onnx-ir
+    refuses links, but here the manifest has the SHA-256 of the files they point to.
 
     Raises:
-        BundleError: the weights lie elsewhere than in ``weights_file(path)``, the only place that
-            a manifest can vouch for.
+        BundleError: external weights are not in ``weights_file(path)``, the only file that the
+            manifest covers.
     """
     import onnx_ir as ir
 
@@ -44,7 +44,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
                     f"{data.name!r} beside it; export the bundle again"
                 )
             value.const_value = ir.ExternalTensor(
-                data.resolve(),  # without a base folder, no link is followed any more, or refused
+                data.resolve(),  # resolved and without a base folder, onnx-ir finds no link
                 tensor.offset,
                 tensor.length,
                 tensor.dtype,
@@ -57,15 +57,15 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
 def write_model(
     model: ir.Model, path: pathlib.Path, *, beside: bool | None = None
 ) -> tuple[int, bool]:
-    """Write a model, with its weights in the same file or in one beside it.
+    """Write a model with its weights inside the ONNX file or in an external file.
 
     Args:
-        model: in memory, or with mapped weights, which are read into it if one file takes all.
-        path: the ONNX file; a second file is ``weights_file(path)``.
-        beside: whether there is a second file; None for weights of more than 1 GB only.
+        model: the model; mapped weights are loaded into memory if they go inside the ONNX file.
+        path: the ONNX file; the external file is ``weights_file(path)``.
+        beside: whether weights go to the external file; None: only if they exceed 1 GB.
 
     Returns:
-        size of the weights in bytes, and whether they are in a second file.
+        Size of the weights in bytes, and whether they are in the external file.
     """
     import onnx_ir as ir
 
@@ -75,7 +75,7 @@ def write_model(
         if value.const_value is not None
     )
     beside = weights_bytes > EXTERNAL_DATA_BYTES if beside is None else beside
-    if not beside:  # mapped weights would refer to the file that they come from
+    if not beside:  # otherwise the new file would refer to the weights file of the old one
         ir.external_data.load_to_model(model)
     ir.save(model, path, external_data=weights_file(path.name) if beside else None)
     return weights_bytes, beside
@@ -85,10 +85,11 @@ def save_graph(model: ir.Model, spec: GraphSpec, root: pathlib.Path, file: str) 
     """Infer shapes, write a model, check it, and return its record for the manifest.
 
     Args:
-        model: in memory.
+        model: the model; shape inference changes it in place.
         spec: names, dtypes and axes of its inputs and outputs.
         root: folder that ``file`` is relative to.
-        file: ``/`` between its parts; weights over 1 GB go to ``weights_file(file)``.
+        file: relative path with ``/`` as separator; weights over 1 GB go to
+            ``weights_file(file)``.
     """
     import onnx
     from onnx_ir.passes.common import ShapeInferencePass

@@ -1,4 +1,4 @@
-"""Dataclasses as JSON objects: strict reading, and writing without absent fields."""
+"""Conversion between dataclasses and JSON objects, with type checks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Record = TypeVar("Record")
 def record_from_json(kind: type[Record], values: Any) -> Record:
     """Build a dataclass from parsed JSON, checking every value against the type of its field.
 
-    Lists become tuples, objects become nested dataclasses where the field has such a type. Values
-    that already are dataclasses of that type are kept.
+    Lists become tuples, and objects become nested dataclasses, if the field has that type. Values
+    that are already of the dataclass type are kept.
 
     Raises:
-        TypeError: a field is unknown, missing or of another type.
+        TypeError: a field is unknown, missing or of the wrong type.
     """
     hints = _hints(typing.cast(type, kind))
     return kind(
@@ -30,9 +30,9 @@ def record_from_json(kind: type[Record], values: Any) -> Record:
 
 
 def record_to_json(record: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON types.
+    """Return a dataclass as plain JSON types.
 
-    A field that is None is left out if None is its default; without a default it becomes null.
+    Fields that are None are omitted if their default is None; otherwise they become null.
     """
     return {
         field.name: _plain(value)
@@ -42,10 +42,10 @@ def record_to_json(record: Any) -> dict[str, Any]:
 
 
 def json_object(value: Any) -> dict[str, Any]:
-    """Return a parsed JSON value that must be an object.
+    """Return a parsed JSON value after checking that it is an object.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: it is not an object.
     """
     if not isinstance(value, dict):
         raise TypeError(f"got {str(value)[:40]!r} where an object is expected")
@@ -58,10 +58,10 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """Return a JSON value as the type of a field.
+    """Convert a JSON value to the type of a field.
 
     Raises:
-        TypeError: it does not fit.
+        TypeError: the value has another type.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -81,7 +81,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _typed_as_one_of(name: str, value: Any, hints: tuple[Any, ...]) -> Any:
-    """Return a value as the first type of a union that it fits."""
+    """Convert a JSON value to the first type of a union that accepts it."""
     if value is None and type(None) in hints:
         return None
     problems = []
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    """Whether a JSON value is of a type: integers are floats, too, but true is no number."""
+    """Whether a JSON value has a type; integers count as floats, booleans not as numbers."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

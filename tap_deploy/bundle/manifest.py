@@ -1,4 +1,4 @@
-"""The manifest of a bundle: everything that is known about its files, as JSON."""
+"""The manifest of a bundle, a JSON file that describes its graphs and files."""
 
 from __future__ import annotations
 
@@ -21,26 +21,43 @@ MANIFEST_NAME = "manifest.json"
 
 
 def weights_file(onnx_file: str | os.PathLike[str]) -> str:
-    """Return the file that holds the weights of a graph where its ONNX file does not."""
+    """Return the path of the external weights of an ONNX file."""
     return f"{os.fspath(onnx_file)}.data"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """Size and digest of one file."""
+    """Size and digest of a file.
+
+    Attributes:
+        size_bytes: size, bytes.
+        sha256: SHA-256, hexadecimal.
+    """
 
     size_bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: pathlib.Path) -> FileRecord:
-        """Read a file and return its size and digest."""
+        """Hash a file and return its record."""
         return cls(size_bytes=path.stat().st_size, sha256=sha256_of_file(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphRecord:
-    """One exported graph: where it is, what it takes and gives, what it is made of."""
+    """An exported graph.
+
+    Attributes:
+        file: path of the ONNX file relative to the bundle, with ``/`` as separator.
+        inputs: readable description of each input.
+        outputs: readable description of each output.
+        opset: ONNX opset version.
+        ir_version: ONNX IR version.
+        num_nodes: number of nodes.
+        op_types: operator -> number of nodes.
+        weights_bytes: size of the weights, bytes.
+        external_data: whether the weights are in ``weights_file(file)``.
+    """
 
     file: str
     inputs: tuple[str, ...]
@@ -54,12 +71,12 @@ class GraphRecord:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The ONNX file and, if there is one, the file of its weights, relative to the bundle."""
+        """The ONNX file and, if present, its external weights, relative to the bundle."""
         return (self.file, weights_file(self.file)) if self.external_data else (self.file,)
 
     @staticmethod
     def describe(spec: GraphSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return inputs and outputs of a graph as readable lines."""
+        """Return readable descriptions of the inputs and outputs of a graph."""
         return _lines(spec.inputs), _lines(spec.outputs)
 
 
@@ -69,7 +86,15 @@ def _lines(tensors: tuple[TensorSpec, ...]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """The weights that a bundle was exported from."""
+    """The weights that a bundle was exported from.
+
+    Attributes:
+        file: name of the file.
+        sha256: SHA-256 of the file, hexadecimal.
+        md5: MD5 of the file, hexadecimal.
+        known_as: official file with the same MD5 prefix; None if there is none.
+        synthetic: whether the weights are synthetic.
+    """
 
     file: str
     sha256: str
@@ -82,10 +107,17 @@ class CheckpointRecord:
 class Manifest:
     """The content of ``manifest.json``.
 
-    ``graphs`` maps variant (see ``tap_deploy.precisions``) to graph name to record; ``files``
-    maps a path relative to the bundle (``/`` between its parts) to size and digest;
-    ``verification`` is the report of the check against the reference that the export made;
-    ``precisions`` maps variant to how it was made and how good it is.
+    Attributes:
+        schema_version: ``SCHEMA_VERSION``.
+        model: name of the model.
+        config: sizes of the model.
+        preprocessing: fields of ``Preprocessing``.
+        checkpoint: the exported weights.
+        tools: package -> version at export.
+        graphs: variant, see ``tap_deploy.precisions`` -> graph name -> record.
+        files: path relative to the bundle, with ``/`` as separator -> size and digest.
+        verification: report of the comparison with the reference at export, JSON types.
+        precisions: variant -> how it was made, and its accuracy.
     """
 
     schema_version: int
@@ -100,11 +132,11 @@ class Manifest:
     precisions: dict[str, PrecisionRecord] = dataclasses.field(default_factory=dict)
 
     def precision_record(self, variant: str) -> PrecisionRecord:
-        """Return the record of a variant; an empty one without an entry."""
+        """Return the record of a variant; an empty record if there is none."""
         return self.precisions.get(variant, PrecisionRecord())
 
     def digests(self, variant: str) -> dict[str, list[str | None]] | None:
-        """Return the SHA-256 of the files of each graph of a variant; None without the variant."""
+        """Return graph name -> SHA-256 of its files; None if the variant does not exist."""
         if variant not in self.graphs:
             return None
         return {
@@ -121,7 +153,7 @@ class Manifest:
         """Read and check a manifest file.
 
         Raises:
-            BundleError: it is missing, no JSON, of another schema version, or malformed.
+            BundleError: it is missing, is not JSON, has another schema version, or is malformed.
         """
         try:
             values = json.loads(path.read_text("utf-8"))
@@ -148,14 +180,14 @@ class Manifest:
         for name in json_object(values["files"]):
             relative = pathlib.PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts:
-                raise InputError(f"it names {name!r}, outside of the bundle")
+                raise InputError(f"it lists {name!r}, outside the bundle")
         if not Preprocessing().agrees_with(values.get("preprocessing")):
-            raise InputError("its preprocessing contract is not the one of this program")
+            raise InputError("its preprocessing differs from that of this program")
         return record_from_json(cls, values | {"config": TapConfig.from_dict(values["config"])})
 
 
 def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:
-    """Return what makes a bundle of another schema usable: the command, as far as it is known."""
+    """Return the remedy for a bundle with another schema version: the export command if known."""
     if isinstance(version, int) and version > SCHEMA_VERSION:
         return "install a newer release of tap-deploy"
     checkpoint = values.get("checkpoint") if isinstance(values, dict) else None
@@ -166,4 +198,4 @@ def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:
     for option, name in (("--concepts", "concepts.npz"), ("--tokenizer", "tokenizer.model")):
         if (folder / name).is_file():
             words += [option, str(folder / name)]
-    return f"make it anew with: {shlex.join([*words, '-o', f'{folder}-{SCHEMA_VERSION}'])}"
+    return f"export it again with: {shlex.join([*words, '-o', f'{folder}-{SCHEMA_VERSION}'])}"

@@ -1,6 +1,6 @@
-"""Verdicts of self-tests in the manifest, for backends that load the ONNX files.
+"""Self-test results in the manifest, for backends that load the ONNX files.
 
-Engines keep theirs beside their plans, see ``plans``.
+Results of engines are stored next to their plans, see ``plans``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def mark_variant(
     *,
     own: SelftestMark | None = None,
 ) -> None:
-    """Keep the outcome of a self-test next to those of other names.
+    """Store the result of a self-test in the manifest.
 
     Args:
-        bundle: as it was when the graphs were tested.
-        variant: the variant that was tested.
-        name: what ran it: the backend, and the provider on a GPU; see ``RunOn.mark_name``.
-        mark: the outcome.
-        own: the mark that this self-test wrote when it began.
+        bundle: the bundle in the state in which the graphs were tested.
+        variant: the tested variant.
+        name: key of the result, see ``RunOn.mark_name``; other keys are kept.
+        mark: the result.
+        own: the mark that this self-test wrote when it started.
 
     Raises:
-        InputError: the bundle cannot be written, or another process holds it.
+        InputError: the bundle cannot be written, or another process has locked it.
         BundleError: the variant was replaced, or another self-test of it failed meanwhile.
     """
 
@@ -46,27 +46,27 @@ def mark_variant(
 def require_no_failure(
     found: SelftestMark | None, mark: SelftestMark, own: SelftestMark | None, subject: str
 ) -> None:
-    """Check that a pass does not hide a failure that another self-test found meanwhile.
+    """Check that a passed self-test does not overwrite the failure of a concurrent one.
 
     Args:
-        found: the mark that would be replaced; None if there is none.
-        mark: the mark to be written.
-        own: the mark that this self-test wrote when it began.
-        subject: what was tested, for the message.
+        found: the stored mark; None if there is none.
+        mark: the new mark.
+        own: the mark that this self-test wrote when it started.
+        subject: the tested object, for the message.
 
     Raises:
-        BundleError: it would.
+        BundleError: the stored mark is the failure of another self-test.
     """
     failed = found is not None and not found.passed
     if mark.passed and own is not None and failed and found != own:
         raise BundleError(
-            f"{subject}: this self-test passed, but another one that began meanwhile failed or "
-            "still runs; repeat the self-test when no other one runs"
+            f"{subject}: this self-test passed, but another one that started meanwhile failed or "
+            "is still running; repeat the self-test when no other one is running"
         )
 
 
 def check_mark(bundle: Bundle, variant: str, name: str) -> None:
-    """Refuse a variant that failed its self-test; one without a self-test is accepted.
+    """Check that a variant has not failed its self-test; no self-test counts as not failed.
 
     Raises:
         BundleError: it failed.
@@ -76,6 +76,6 @@ def check_mark(bundle: Bundle, variant: str, name: str) -> None:
         return
     raise BundleError(
         f"bundle {bundle.path}: {variant} failed its self-test with {name} on "
-        f"{mark.device or 'a machine'}; repeat it with: tap-export selftest {bundle.path}, use "
-        "another precision, or allow it with --allow-failed"
+        f"{mark.device or 'an unknown machine'}; repeat it with: tap-export selftest "
+        f"{bundle.path}, use another precision, or allow it with --allow-failed"
     )

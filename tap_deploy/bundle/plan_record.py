@@ -1,4 +1,4 @@
-"""The sidecar of an engine plan: what a plan is for, and what it was made from, as JSON."""
+"""The sidecar of a plan: a JSON file with the target and the inputs of its build."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tap_deploy.errors import BundleError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRecord:
-    """What is known of one plan. A plan is raw bytes; all that must be said of it stands here.
+    """Metadata of a plan; the plan itself contains only the serialized engine.
 
     Attributes:
         graph: name of the graph.
         backend: "tensorrt" or "tensorrt_rtx".
-        backend_version: ``__version__`` of the package that built it.
-        compute_capabilities: GPUs that it was built for, like "8.7".
-        minimum_compute_capability: it runs on this and on every later one, too; None: only on
-            ``compute_capabilities``.
-        version_compatible: later releases of the same major version can load it, with host code
-            of the plan allowed.
-        gpu: name of the GPU that it was built on; None without one.
-        driver: version of the driver there; None without one.
+        backend_version: ``__version__`` of the package that built the plan.
+        compute_capabilities: compute capabilities of the target GPUs, such as "8.7".
+        minimum_compute_capability: the plan also runs on this and all later compute capabilities;
+            None: only on ``compute_capabilities``.
+        version_compatible: whether later releases of the same major version can load the plan, if
+            they allow its host code.
+        gpu: name of the GPU of the build; None without a GPU.
+        driver: driver version of the build machine; None without a GPU.
         variant: see ``tap_deploy.precisions``.
-        onnx_sha256: digest of the ONNX file.
-        onnx_data_sha256: digest of the weights beside it; None if they are inside.
-        plan_sha256: digest of the plan. Bytes with another one are never deserialised.
-        size_bytes: of the plan.
-        profiles: input -> {"min", "opt", "max"} -> shape: the optimization profile.
-        flags: every setting of the builder that shapes the plan, JSON types.
-        options: those of ``tap-export build`` that were not the defaults, to build it again.
-        build_seconds: wall time of parsing and building.
-        layer_precisions: what a layer computes in -> number of layers, from the engine
-            inspector; None where no GPU could deserialise the plan.
+        onnx_sha256: SHA-256 of the ONNX file.
+        onnx_data_sha256: SHA-256 of the external weights; None if there are none.
+        plan_sha256: SHA-256 of the plan. Bytes with another digest are never deserialized.
+        size_bytes: size of the plan, bytes.
+        profiles: the optimization profile, input -> {"min", "opt", "max"} -> shape.
+        flags: all builder settings that affect the plan, JSON types.
+        options: options of ``tap-export build`` that differ from the defaults.
+        build_seconds: wall time of parsing and building, seconds.
+        layer_precisions: compute precision -> number of layers, from the engine inspector; None
+            if no GPU could deserialize the plan.
     """
 
     graph: str
@@ -61,7 +61,7 @@ class PlanRecord:
 
     @property
     def key(self) -> str:
-        """Digest of all that goes into a plan; two plans of one key serve alike."""
+        """Digest of all inputs of the build; plans with the same key are interchangeable."""
         return plan_key(
             graph=self.graph,
             backend=self.backend,
@@ -75,7 +75,7 @@ class PlanRecord:
         )
 
     def runs_on(self, compute_capability: str) -> bool:
-        """Whether a GPU of this compute capability, like "8.7", can load the plan."""
+        """Whether a GPU of this compute capability, such as "8.7", can load the plan."""
         lowest = self.minimum_compute_capability
         return compute_capability in self.compute_capabilities or (
             lowest is not None and _version(compute_capability) >= _version(lowest)
@@ -89,7 +89,7 @@ class PlanRecord:
         return self.version_compatible and mine[0] == other[0] and mine <= other
 
     def to_json(self) -> str:
-        """Return the record as JSON text, with its key for people to compare."""
+        """Return the record and its key as JSON text."""
         return json.dumps(dataclasses.asdict(self) | {"key": self.key}, indent=2) + "\n"
 
     @classmethod
@@ -97,7 +97,7 @@ class PlanRecord:
         """Read a sidecar.
 
         Raises:
-            BundleError: it is missing, no JSON, or malformed.
+            BundleError: it is missing, is not JSON, is malformed, or does not match its key.
         """
         try:
             values = json.loads(path.read_text("utf-8"))
@@ -108,17 +108,17 @@ class PlanRecord:
         except (KeyError, TypeError, AttributeError) as exc:
             raise BundleError(f"{path} is malformed: {exc}; build the engine again") from exc
         if record.key != key:
-            raise BundleError(f"{path} was changed: its key does not fit; build the engine again")
+            raise BundleError(f"{path} was changed: its key does not match; build the engine again")
         return record
 
 
 def plan_key(**parts: Any) -> str:
-    """Return the digest of the parts that make a plan what it is; see ``PlanRecord.key``."""
+    """Return the SHA-256 of the inputs of a build; see ``PlanRecord.key``."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Numbers of a version, for comparison; what is no number ends it."""
+    """Parse the leading numbers of a version, for comparison; (-1,) without any."""
     numbers = []
     for part in text.split("."):
         if not part.isdecimal():

@@ -1,9 +1,9 @@
-"""Engine plans in a bundle: where they lie, and which of them may be deserialised.
+"""Storage of plans in a bundle, and the checks before a plan may be deserialized.
 
-``BUNDLE/engines/<backend>-<version>-<gpus>-<variant>/`` holds, per graph, ``<graph>.plan`` (raw
-bytes, as the builder gave them) and ``<graph>.json`` (``PlanRecord``), and ``selftest.json`` once
-the plans were tried on a device. A plan executes code when it is loaded, so only bytes that the
-sidecar confirms get that far.
+``BUNDLE/engines/<backend>-<version>-<gpus>-<variant>/`` contains, per graph, ``<graph>.plan`` (the
+bytes from the builder) and ``<graph>.json`` (``PlanRecord``), and ``selftest.json`` after a
+self-test. Loading a plan executes code from it, so only bytes with the SHA-256 of the sidecar are
+deserialized.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ SELFTEST_FILE = "selftest.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedPlan:
-    """A plan that was checked: its bytes are those that the record speaks of."""
+    """A plan whose bytes match its record.
+
+    Attributes:
+        plan: the serialized engine.
+        record: its sidecar.
+        path: file of the plan.
+    """
 
     plan: bytes
     record: PlanRecord
@@ -48,20 +54,20 @@ def load_plan(
     graph: str,
     allow_failed_selftest: bool = False,
 ) -> LoadedPlan:
-    """Read the plan of a graph, if it is the right one for this machine and this bundle.
+    """Read the plan of a graph after checking that it fits this machine and this bundle.
 
     Args:
-        bundle: where it lies.
+        bundle: bundle that contains the plan.
         backend: "tensorrt" or "tensorrt_rtx".
-        backend_version: ``__version__`` of the package that shall deserialise it.
-        compute_capability: of the GPU, like "8.7"; None: unknown, any will do.
+        backend_version: ``__version__`` of the package that deserializes the plan.
+        compute_capability: compute capability of the GPU, such as "8.7"; None skips its check.
         variant: see ``precisions``.
         graph: name of the graph.
-        allow_failed_selftest: take plans that failed ``tap-export selftest``, too.
+        allow_failed_selftest: also load plans that failed ``tap-export selftest``.
 
     Raises:
         BundleError: there is no plan, or it is for another GPU, another version or another ONNX
-            file, was damaged, or failed its self-test. The message has the command that builds it.
+            file, is damaged, or failed its self-test. The message has the command that builds it.
     """
     folder = plan_folder(
         bundle,
@@ -95,11 +101,11 @@ def plan_folder(
     compute_capability: str | None,
     variant: str,
 ) -> pathlib.Path:
-    """Return the folder of the plans that serve a machine; it need not exist.
+    """Return the folder of the plans for a machine; it may not exist.
 
-    A folder for exactly this GPU and version comes first, then one whose plans run there as well
-    (several compute capabilities, hardware- or version-compatible ones), then one that is for
-    something else, so that ``load_plan`` can say for what.
+    Prefers a folder for exactly this GPU and version, then a folder with compatible plans (several
+    compute capabilities, hardware- or version-compatible), then any other, so that ``load_plan``
+    can report the mismatch.
     """
     variant_folders = [
         folder
@@ -128,9 +134,9 @@ def plan_path_name(
     minimum_compute_capability: str | None,
     variant: str,
 ) -> str:
-    """Return the name of the folder for plans, such as ``tensorrt-10.3.0-sm87-fp16``.
+    """Return the name of a folder of plans, such as ``tensorrt-10.3.0-sm87-fp16``.
 
-    Several compute capabilities are joined, ``sm86+sm89``; a last ``+`` means "and later".
+    Several compute capabilities are joined, ``sm86+sm89``; a trailing ``+`` means "and later".
     """
     gpus = "+".join(f"sm{c.replace('.', '')}" for c in compute_capabilities)
     later = "+" if minimum_compute_capability else ""
@@ -138,14 +144,14 @@ def plan_path_name(
 
 
 def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
-    """Write a plan and its sidecar, and return the plan's path.
+    """Write a plan and its sidecar, and return the path of the plan.
 
-    The sidecar is written last: a plan that was interrupted is one that it does not confirm. A
-    self-test of the plans that were there says nothing of the new ones, and goes.
+    The sidecar is written last, so that an interrupted write leaves no valid plan. The self-test
+    result of the folder is removed, because it does not cover the new plan.
 
     Raises:
-        InputError: the bundle cannot be written, or another process holds it.
-        BundleError: the graph is no longer the one that the plan was built from.
+        InputError: the bundle cannot be written, or another process has locked it.
+        BundleError: the graph changed since the plan was built.
     """
     folder = record_folder(bundle, record)
     path = folder / f"{record.graph}.plan"
@@ -167,7 +173,7 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
 
 
 def record_folder(bundle: Bundle, record: PlanRecord) -> pathlib.Path:
-    """Return the folder where the plan of a record belongs."""
+    """Return the folder for the plan of a record."""
     return (
         bundle.path
         / ENGINES_FOLDER
@@ -182,7 +188,7 @@ def record_folder(bundle: Bundle, record: PlanRecord) -> pathlib.Path:
 
 
 def cached_record(folder: pathlib.Path, graph: str, key: str) -> PlanRecord | None:
-    """Return the record of a plan that lies there whole and has this key; else None."""
+    """Return the record of an existing, undamaged plan with this key; else None."""
     path = folder / f"{graph}.plan"
     try:
         record = PlanRecord.read(path.with_suffix(".json"))
@@ -193,14 +199,14 @@ def cached_record(folder: pathlib.Path, graph: str, key: str) -> PlanRecord | No
 
 
 def all_records(bundle: Bundle) -> Iterator[tuple[pathlib.Path, PlanRecord]]:
-    """Yield the path of every plan that has a readable sidecar, and its record."""
+    """Yield path and record of every plan with a readable sidecar."""
     for folder in _folders(bundle):
         for record in _records(folder):
             yield folder / f"{record.graph}.plan", record
 
 
 def plan_digests(folder: pathlib.Path) -> dict[str, str]:
-    """Return the SHA-256 of the plans of a folder, by graph, as their sidecars have it."""
+    """Return graph name -> SHA-256 of its plan, from the sidecars of a folder."""
     return {record.graph: record.plan_sha256 for record in _records(folder)}
 
 
@@ -211,22 +217,22 @@ def record_selftest(
     tested: Mapping[str, str],
     own: SelftestMark | None = None,
 ) -> None:
-    """Write the outcome of a self-test of the plans of a folder, atomically.
+    """Write the self-test result of the plans of a folder, atomically.
 
     Args:
         folder: ``engines/<name>`` of a bundle.
-        mark: the outcome.
-        tested: what ``plan_digests`` gave before the plans were loaded.
-        own: the mark that this self-test wrote when it began.
+        mark: the result.
+        tested: result of ``plan_digests`` before the plans were loaded.
+        own: the mark that this self-test wrote when it started.
 
     Raises:
-        InputError: the folder cannot be written, or another process holds the bundle.
-        BundleError: the plans are other ones by now, or failed another self-test meanwhile.
+        InputError: the folder cannot be written, or another process has locked the bundle.
+        BundleError: the plans were replaced, or failed another self-test meanwhile.
     """
     with locked_folder(folder.parents[1]):
         if plan_digests(folder) != tested:
             raise BundleError(
-                f"the engines in {folder} were built anew during their self-test; repeat it"
+                f"the engines in {folder} were rebuilt during their self-test; repeat it"
             )
         require_no_failure(_selftest(folder), mark, own, f"the engines in {folder}")
         with atomic_file(folder / SELFTEST_FILE) as partial:
@@ -236,14 +242,14 @@ def record_selftest(
 def selftest_passed(folder: pathlib.Path) -> bool | None:
     """Return whether the plans of a folder passed their self-test; None without a self-test.
 
-    A file that cannot be read is a failure.
+    An unreadable result counts as a failure.
     """
     mark = _selftest(folder)
     return None if mark is None else mark.passed
 
 
 def _selftest(folder: pathlib.Path) -> SelftestMark | None:
-    """Return the mark of the plans of a folder: None without one, a failure if it is malformed."""
+    """Return the self-test mark of a folder: None without a file, a failure if malformed."""
     path = folder / SELFTEST_FILE
     try:
         return record_from_json(SelftestMark, json.loads(path.read_text("utf-8")))
@@ -254,7 +260,7 @@ def _selftest(folder: pathlib.Path) -> SelftestMark | None:
 
 
 def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:
-    """Return the command line that builds the plans of a variant, with further options."""
+    """Return the command line that builds the plans of a variant; ``options`` are appended."""
     words = ["tap-export", "build", str(bundle.path), "--backend", backend, "--precision", variant]
     return shlex.join([*words, *options])
 
@@ -270,17 +276,17 @@ def _mismatch(
     """Return why a plan cannot be loaded on a machine; None if it can."""
     found, wanted = (record.backend, record.variant, record.graph), (backend, variant, graph)
     if found != wanted:
-        return f"is of {' '.join(found)}, not of {' '.join(wanted)}"
+        return f"is for {' '.join(found)}, expected {' '.join(wanted)}"
     if not record.loads_in(backend_version):
-        return f"was built by {backend} {record.backend_version}, this is {backend_version}"
+        return f"was built by {backend} {record.backend_version}, installed is {backend_version}"
     if compute_capability is not None and not record.runs_on(compute_capability):
         gpus = ", ".join(record.compute_capabilities)
-        return f"is for GPUs of SM {gpus}, this one is {compute_capability}"
+        return f"is for GPUs of SM {gpus}, this GPU is {compute_capability}"
     return None
 
 
 def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
-    """Return whether a plan was made from another ONNX file than the bundle's; None if not."""
+    """Return the mismatch if the plan was built from another ONNX file; None if it was not."""
     variant = bundle.variant(record.variant)
     built_from = [record.onnx_sha256]
     if record.onnx_data_sha256 is not None:
@@ -288,13 +294,13 @@ def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
     if list(variant.digests(record.graph)) == built_from:
         return None
     file = variant.records[record.graph].file
-    return f"was built from another {file} (SHA-256 {record.onnx_sha256[:12]}…)"
+    return f"was built from a different {file} (SHA-256 {record.onnx_sha256[:12]}…)"
 
 
 def _refuse_failed_selftest(folder: pathlib.Path, remedy: str) -> None:
     if selftest_passed(folder) is False:
         raise BundleError(
-            f"the engines in {folder} failed their self-test ({SELFTEST_FILE} has the tensors); "
+            f"the engines in {folder} failed their self-test ({SELFTEST_FILE} lists the tensors); "
             f"use another precision, or {remedy}"
         )
 

@@ -1,4 +1,4 @@
-"""The record of a variant in the manifest: how its graphs were made, and how good they are."""
+"""The record of a variant in the manifest: how its graphs were made, and their accuracy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerdictMark:
-    """The outcome of judging INT8 graphs, see ``tap_deploy.engines.verdict``.
+    """The verdict on INT8 graphs, see ``tap_deploy.engines.verdict``.
 
     Attributes:
-        passed: whether they are fit for use.
+        passed: whether the verdict allows the use of the graphs.
         sentence: the verdict in one sentence.
         backend: the backend that ran the graphs.
-        judged: the variant that was judged; the mark goes to both INT8 variants.
+        judged: the judged variant; both INT8 variants get the mark.
         report: path of the report, relative to the bundle.
     """
 
@@ -27,7 +27,7 @@ class VerdictMark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelftestMark:
-    """The outcome of a self-test. A self-test that did not end has ``run`` and no measurements.
+    """The result of a self-test; a self-test that has not ended has ``run`` and no measurements.
 
     Attributes:
         passed: True if the self-test ended and all comparisons passed.
@@ -64,8 +64,8 @@ class CalibrationRecord:
         method: one of ``precisions.CALIBRATION_METHODS``.
         num_samples: number of pictures.
         data_fingerprint: SHA-256 of the pictures, their order, the prompts and the seed.
-        own_prompts: whether the user passed prompts; else they were drawn.
-        seed: seed of the drawn pictures and prompts.
+        own_prompts: whether the user passed prompts; otherwise they are random.
+        seed: seed of the random pictures and prompts.
         ranges: path of the ranges, relative to the bundle.
     """
 
@@ -79,12 +79,12 @@ class CalibrationRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothingChoice:
-    """Whether a LayerNormalization was smoothed, and the measurement behind the choice.
+    """The decision whether to smooth a LayerNormalization, and its measurement.
 
     Attributes:
         norm: name of the LayerNormalization.
-        error: noise in the products that read it without smoothing, as a share of their energy.
-        smoothed_error: the same with smoothing.
+        error: noise of the products that read it, as a share of their energy, without smoothing.
+        smoothed_error: the same share with smoothing.
         kept: whether it was smoothed.
     """
 
@@ -109,7 +109,7 @@ class Deviation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """A sample that activations were measured on.
+    """A sample for the measurement of activations.
 
     Attributes:
         name: name of the sample.
@@ -139,7 +139,7 @@ class IslandRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LargestActivation:
-    """The fp16 activation that comes nearest to the limit of fp16.
+    """The largest fp16 activation of a graph.
 
     Attributes:
         tensor: name of the tensor; empty if there is none.
@@ -201,26 +201,26 @@ class Int8GraphRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecisionRecord:
-    """How the graphs of a variant were made, and how good they are.
+    """How the graphs of a variant were made, and their accuracy.
 
-    Every field is optional, and absent from the JSON if it is None: fp16, int8 and fp32 have
-    different fields, and checks add theirs later.
+    Fields that are None are absent from the JSON: fp16, int8 and fp32 use different fields, and
+    verdicts and self-tests add theirs later.
 
     Attributes:
         made_from: the variant that was converted or quantized.
-        overflow_limit: fp16: magnitude beyond which a node stays fp32.
-        score_limit: fp16: attention score beyond which the inputs of a Softmax stay fp32.
-        samples: fp16: the samples that activations were measured on.
+        overflow_limit: fp16: nodes with larger magnitudes stay fp32.
+        score_limit: fp16: the inputs of a Softmax with larger attention scores stay fp32.
+        samples: fp16: samples for the measurement of activations.
         reduce_range: int8: whether weights have 7 bits.
         calibration: int8: how ranges were measured.
         graphs: graph name -> how it was converted or quantized.
         verification: fp16: report of the comparison with the golden samples, JSON types.
-        smoothquant: int8: graph name -> every point that could be smoothed.
+        smoothquant: int8: graph name -> decision for every LayerNormalization that can be smoothed.
         excluded: int8: graph name -> blocks or nodes that stay float.
         golden_deviation: int8: output -> difference from the golden samples.
-        verdict: int8: whether it is fit for use.
-        mix: int8: graph name -> its variant, if float graphs replace INT8 ones.
-        selftest: way to run the ONNX files, see ``marks.mark_name`` -> outcome.
+        verdict: int8: the verdict.
+        mix: int8: graph name -> its variant, if float graphs replace INT8 graphs.
+        selftest: key from ``RunOn.mark_name`` -> self-test result of the ONNX files.
     """
 
     made_from: str | None = None

@@ -1,7 +1,7 @@
-"""Changing a bundle that is there: further precisions, and what is known of them.
+"""Updates of an existing bundle: adding precisions and records.
 
-Several processes may do that at once. Each change is made to the manifest as it is then, under the
-lock of the folder, and only if the graphs that it speaks of are still those that it was made from.
+Several processes may update a bundle concurrently. Each one locks the folder, reads the current
+manifest and applies its change, unless the graphs that the change depends on were modified.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ Revision = Callable[[PrecisionRecord], PrecisionRecord]
 
 @dataclasses.dataclass(kw_only=True)
 class BundleAddition:
-    """What shall be added; filled in while ``folder`` is filled with files.
+    """Files and records to add to a bundle; the caller fills it in.
 
     Attributes:
-        folder: a temporary one; a file in it goes to the same relative path in the bundle.
-        graphs: variant -> graph name -> record, whose ``file`` is relative to the bundle. A variant
-            that the bundle has already is replaced as a whole.
-        precisions: variant -> its record; or a function that makes it from the record at the time
-            of writing, and raises if the two do not fit.
-        dropped: files whose paths start with one of these are out of date after the change, and are
-            removed.
+        folder: temporary folder; its files are moved to the same relative paths in the bundle.
+        graphs: variant -> graph name -> record, whose ``file`` is relative to the bundle. An
+            existing variant is replaced as a whole.
+        precisions: variant -> its record, or a function that returns the new record from the one
+            in the current manifest, and raises if they conflict.
+        dropped: path prefixes of files that the change makes obsolete; they are removed.
     """
 
     folder: pathlib.Path
@@ -46,20 +45,20 @@ class BundleAddition:
 
 @contextlib.contextmanager
 def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterator[BundleAddition]:
-    """Yield an empty addition; when the block ends well, it becomes part of the bundle.
+    """Yield an empty addition, and apply it to the bundle when the block ends without an error.
 
-    An interrupted update never leaves a manifest that vouches for half of it: a variant that is
-    replaced is first taken out of the manifest, then its files are moved, then it is entered.
-    ``bundle.manifest`` is up to date afterwards. If the block raises, the bundle is as it was.
+    An interrupted update never leaves an inconsistent manifest: a replaced variant is first removed
+    from the manifest, then its files are moved, then it is added. ``bundle.manifest`` is updated.
+    If the block raises, the bundle is unchanged.
 
     Args:
-        bundle: as it was before the work began that the addition comes from.
-        based_on: variants that it was made from, or measured with.
+        bundle: the bundle in the state from which the addition was made.
+        based_on: variants from which the addition was made, or with which it was measured.
 
     Raises:
-        InputError: the bundle cannot be written, another process holds it, or the folder for a file
-            is a link to outside of the bundle.
-        BundleError: another process changed one of these variants, or of those that are added.
+        InputError: the bundle cannot be written, another process has locked it, or the folder of a
+            file is a link out of the bundle.
+        BundleError: another process changed one of these variants, or one that is added.
     """
     partial = bundle.path / f".partial-{secrets.token_hex(4)}"
     try:
@@ -76,15 +75,15 @@ def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterat
 
 
 def require_writable(bundle: Bundle) -> None:
-    """Check before a long job that a bundle can be changed.
+    """Check that a bundle is writable; called before a long job.
 
     Raises:
-        InputError: it cannot.
+        InputError: it is not writable.
     """
     if not os.access(bundle.path, os.W_OK):
         raise InputError(
-            f"cannot write bundle {bundle.path}, which keeps the result; copy it to a folder that "
-            "can be written"
+            f"bundle {bundle.path} is not writable, but the result is stored in it; copy it to a "
+            "writable folder"
         )
 
 
@@ -92,12 +91,12 @@ def revise_precision(bundle: Bundle, variant: str, change: Revision) -> None:
     """Replace the record of a variant in the manifest.
 
     Args:
-        bundle: as it was when the variant was measured.
+        bundle: the bundle in the state in which the variant was measured.
         variant: see ``tap_deploy.precisions``.
-        change: makes the new record from the one at the time of writing; may raise.
+        change: returns the new record from the one in the current manifest; may raise.
 
     Raises:
-        InputError: the bundle cannot be written, or another process holds it.
+        InputError: the bundle cannot be written, or another process has locked it.
         BundleError: another process changed the variant since the bundle was read.
     """
     with changing_bundle(bundle, (variant,)):
@@ -109,15 +108,16 @@ def revise_precision(bundle: Bundle, variant: str, change: Revision) -> None:
 
 @contextlib.contextmanager
 def changing_bundle(bundle: Bundle, variants: Collection[str]) -> Iterator[None]:
-    """Keep other processes from changing a bundle during the block; read its manifest anew.
+    """Lock a bundle during the block, after reading its manifest again.
 
     Args:
-        bundle: ``bundle.manifest`` becomes the one that is on the disk.
-        variants: those that the change speaks of.
+        bundle: the bundle; ``bundle.manifest`` is replaced by the manifest on disk.
+        variants: variants that the change depends on.
 
     Raises:
-        InputError: another process holds the bundle.
-        BundleError: one of the variants came, went or has other files than in ``bundle.manifest``.
+        InputError: another process has locked the bundle.
+        BundleError: one of the variants was added, removed or changed since ``bundle.manifest`` was
+            read.
     """
     with locked_folder(bundle.path):
         manifest = Manifest.read(bundle.path / MANIFEST_NAME)
@@ -130,15 +130,15 @@ def changing_bundle(bundle: Bundle, variants: Collection[str]) -> Iterator[None]
 
 def _overtaken(bundle: Bundle, what: str) -> BundleError:
     return BundleError(
-        f"bundle {bundle.path}: another command {what} meanwhile; nothing was written for this "
-        "one, repeat it"
+        f"bundle {bundle.path}: another command {what} meanwhile; nothing was written, repeat "
+        "this command"
     )
 
 
 def _require_complete(
     bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecord]
 ) -> None:
-    """Check that a bundle that was replaced as a whole has not taken the addition along."""
+    """Check that the added files exist: replacing the whole bundle removes them."""
     records = [record for variant in addition.graphs.values() for record in variant.values()]
     named = {file for record in records for file in record.files}
     if not addition.folder.is_dir() or named - files.keys() - bundle.manifest.files.keys():
@@ -173,21 +173,21 @@ def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecor
 
 
 def _require_own(bundle: Bundle, names: Collection[str]) -> None:
-    """Check that no link leads a change out of the bundle: what lies there may serve others."""
+    """Check that no folder is a link out of the bundle: other programs may use its target."""
     root = bundle.path.resolve()
     for folder in sorted({pathlib.PurePosixPath(name).parent for name in names}):
         target = (bundle.path / folder).resolve()
         if not target.is_relative_to(root):
             raise InputError(
-                f"bundle {bundle.path}: its folder {folder} lies in {target}, by a link, where "
-                "others may need it as it is; put a copy in the place of the link"
+                f"bundle {bundle.path}: its folder {folder} is a link to {target}, outside the "
+                "bundle, which others may use; replace the link by a copy"
             )
 
 
 def _without(
     manifest: Manifest, addition: BundleAddition, files: Mapping[str, FileRecord]
 ) -> Manifest:
-    """Return the manifest without the variants that are replaced, and without what goes."""
+    """Return the manifest without the replaced variants and the removed files."""
     replaced = addition.graphs
     kept = {name: records for name, records in manifest.graphs.items() if name not in replaced}
     needed = _files_of(kept) | _files_of(replaced)

@@ -1,4 +1,4 @@
-"""One variant of a bundle: its graphs, their files, and what is recorded of both."""
+"""A variant of a bundle: its graphs, their files and their records."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 
 def variant_specs(config: TapConfig, name: str) -> dict[str, GraphSpec]:
-    """Return inputs and outputs of the graphs of a variant, by graph name.
+    """Return the inputs and outputs of the graphs of a variant, by graph name.
 
     Args:
         config: sizes of the model.
-        name: a key of ``precisions.VARIANT_DTYPES``; no bundle needs to have it yet.
+        name: a key of ``precisions.VARIANT_DTYPES``.
     """
     return graph_specs(config, VARIANT_DTYPES[name])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The graphs of a bundle in one variant; ``Bundle.variant`` returns it.
+    """A variant of a bundle, returned by ``Bundle.variant``.
 
-    It is a snapshot: after a change to the bundle, ask the bundle again.
+    It is a snapshot: after a change to the bundle, call ``Bundle.variant`` again.
 
     Attributes:
         name: key of ``precisions.VARIANT_DTYPES``.
         config: sizes of the model.
         records: graph name -> record of the manifest.
-        file_records: graph name -> path -> size and SHA-256. The ONNX file comes first, then the
-            file of its weights, if it has one.
+        file_records: graph name -> path -> size and SHA-256. The ONNX file comes first, then its
+            external weights, if there are any.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Variant:
         return variant_specs(self.config, self.name)
 
     def files(self, graph: str) -> tuple[pathlib.Path, ...]:
-        """Return the ONNX file of a graph and, if it has one, the file of its weights."""
+        """Return the ONNX file of a graph and, if present, its external weights."""
         return tuple(self.file_records[graph])
 
     def path(self, graph: str) -> pathlib.Path:
@@ -61,18 +61,18 @@ class Variant:
         return self.files(graph)[0]
 
     def digests(self, graph: str) -> tuple[str, ...]:
-        """Return the SHA-256 of each of ``files``, as recorded."""
+        """Return the recorded SHA-256 of each of ``files``."""
         return tuple(record.sha256 for record in self.file_records[graph].values())
 
     def size_bytes(self, graph: str) -> int:
-        """Return the size of all ``files`` of a graph."""
+        """Return the total size of ``files``, bytes."""
         return sum(record.size_bytes for record in self.file_records[graph].values())
 
     def load(self, graph: str) -> ir.Model:
-        """Parse a graph. The caller owns the model and may change it.
+        """Load a graph as a new model, which the caller may change.
 
-        Models are not kept: up to 1 GB of weights per graph lies in the parsed protobuf, which
-        calibration frees while its sessions run.
+        Models are not cached: a parsed protobuf holds up to 1 GB of weights, which calibration
+        frees before its sessions run.
 
         Raises:
             BundleError: see ``load_graph``.
@@ -80,10 +80,10 @@ class Variant:
         return load_graph(self.path(graph))
 
     def with_graphs(self, folder: pathlib.Path, records: Mapping[str, GraphRecord]) -> Variant:
-        """Return this variant with other files for some of its graphs.
+        """Return this variant with some of its graphs replaced.
 
         Args:
-            folder: what the files of the records are relative to.
+            folder: folder that the files of the records are relative to.
             records: graph name -> record of the new graph; its files are hashed.
         """
         files = {graph: _hashed(folder, record) for graph, record in records.items()}

@@ -24,7 +24,12 @@ from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile, default_cach
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-    """Loads the graphs of a bundle; marks of failed checks are the caller's concern."""
+    """Loads the graphs of a bundle; callers check verdicts and self-tests of ONNX files.
+
+    Attributes:
+        bundle: the bundle.
+        run_on: backend, precision and device.
+    """
 
     bundle: Bundle
     run_on: RunOn
@@ -35,11 +40,11 @@ class Loader:
 
     @functools.cached_property
     def _onnx(self) -> Variant:
-        """The ONNX files, for onnxruntime only: an engine that is missing is reported as such."""
+        """The ONNX files, for onnxruntime only, so that a missing engine is reported as one."""
         return self.bundle.variant(self.run_on.variant)
 
     def sessions(self, options: DeviceOptions) -> dict[str, Session]:
-        """Load the graphs behind the contract of host arrays."""
+        """Load the graphs as sessions on host arrays, by graph name."""
         sessions: dict[str, Session] = {}
         try:
             for name, spec in self._specs.items():
@@ -51,7 +56,7 @@ class Loader:
         return sessions
 
     def pipeline(self, options: DeviceOptions) -> Pipeline:
-        """Load the graphs on a GPU, with everything between them left there."""
+        """Load the graphs as a pipeline that keeps intermediate tensors on the GPU."""
         from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 
         if not self.run_on.is_engine:
@@ -90,7 +95,7 @@ class Loader:
 
         provider = self._provider(options)
         path = self._onnx.path(spec.name)
-        # The other graphs are run with other shapes from call to call.
+        # CUDA graphs need fixed shapes; those of the other graphs change between calls.
         record = options.cuda_graphs and spec.name == graphs.TEXT_DECODER
         limits = dict(provider.limits) | {"B": 1}
         provider = dataclasses.replace(provider, limits=limits, record=record)

@@ -1,4 +1,4 @@
-"""Sessions and pipelines for the graphs of a bundle."""
+"""Functions that load the graphs of a bundle as sessions or pipelines."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def create_session(
     """Load the graph in an ONNX file on the CPU.
 
     Args:
-        backend: ``onnxruntime``; engines are loaded from a bundle, which vouches for their plans.
+        backend: ``onnxruntime``. Engines must be loaded from a bundle, which has the SHA-256 of
+            their plans.
         path: the ONNX file.
-        spec: what the graph must look like.
-        threads: CPU threads for one call; None for one per core that this process may use.
+        spec: expected inputs and outputs.
+        threads: CPU threads per call; None for one per usable core.
 
     Raises:
         InputError: ``threads`` is below 1 or far above the number of CPUs.
-        SessionError: the backend is unknown or missing, or the graph does not load or fit.
+        SessionError: the backend is unknown or missing, the graph cannot be loaded, or it does not
+            match ``spec``.
     """
     if backend in ENGINE_BACKENDS:
-        raise SessionError(f"backend {backend!r} runs no ONNX file; use sessions_from_bundle")
+        raise SessionError(f"backend {backend!r} does not run ONNX files; use sessions_from_bundle")
     run_on = RunOn(backend=backend, threads=threads)
     from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
@@ -42,18 +44,19 @@ def create_session(
 
 
 def sessions_from_variant(variant: Variant, *, threads: int | None = None) -> dict[str, Session]:
-    """Load the graphs of a variant in onnxruntime on the CPU; verdicts are not checked.
+    """Load the graphs of a variant in onnxruntime on the CPU, even if they failed a verdict.
 
     Args:
-        variant: the graphs, of a bundle or from ``Variant.with_graphs``.
-        threads: CPU threads for one call; None for one per core that this process may use.
+        variant: variant of a bundle, or the result of ``Variant.with_graphs``.
+        threads: CPU threads per call; None for one per usable core.
 
     Returns:
-        graph name -> session.
+        Graph name -> session.
 
     Raises:
         InputError: ``threads`` is below 1 or far above the number of CPUs.
-        SessionError: onnxruntime is missing, or a graph does not load or fit.
+        SessionError: onnxruntime is missing, a graph cannot be loaded, or its inputs or outputs
+            differ from its record.
     """
     with contextlib.ExitStack() as opened:
         sessions = {
@@ -69,20 +72,20 @@ def sessions_from_variant(variant: Variant, *, threads: int | None = None) -> di
 def sessions_from_bundle(
     bundle: Bundle, run_on: RunOn, options: DeviceOptions | None = None
 ) -> dict[str, Session]:
-    """Load the three graphs of a bundle behind the contract of host arrays, by graph name.
+    """Load the three graphs of a bundle as sessions on host arrays, by graph name.
 
-    This serves to run one graph after the other. Between two graphs, tensors pass through host
-    memory; ``pipeline_from_bundle`` leaves them on the GPU.
+    Outputs are copied to host memory after each graph; ``pipeline_from_bundle`` keeps them on the
+    GPU.
 
     Args:
         bundle: an opened bundle.
-        run_on: what runs the graphs.
-        options: choices for a GPU.
+        run_on: backend, precision and device.
+        options: GPU options.
 
     Raises:
-        BundleError: the bundle does not hold this precision or plan, or it failed its check.
+        BundleError: the bundle lacks this precision or plan, or it failed its verdict or self-test.
         InputError: the provider is unknown.
-        SessionError: a graph does not load, or a provider does not work.
+        SessionError: a graph cannot be loaded, or a provider does not work.
         MissingDependencyError: a package is not installed.
     """
     return _checked_loader(bundle, run_on).sessions(options or DeviceOptions())
@@ -91,7 +94,7 @@ def sessions_from_bundle(
 def pipeline_from_bundle(
     bundle: Bundle, run_on: RunOn, options: DeviceOptions | None = None
 ) -> Pipeline:
-    """Load the three graphs of a bundle as one path from picture to captions.
+    """Load the three graphs of a bundle as one pipeline from picture to captions.
 
     Arguments and errors as in ``sessions_from_bundle``.
     """
@@ -102,7 +105,7 @@ def pipeline_from_bundle(
 
 
 def check_verdict(bundle: Bundle, variant: str) -> None:
-    """Refuse a variant that failed its verdict.
+    """Check that a variant has not failed its verdict.
 
     Raises:
         BundleError: it failed.
@@ -110,14 +113,14 @@ def check_verdict(bundle: Bundle, variant: str) -> None:
     verdict = bundle.manifest.precision_record(variant).verdict
     if verdict is not None and not verdict.passed:
         raise BundleError(
-            f"bundle {bundle.path}: {variant} failed its accuracy check and is not to be used; "
-            "use another precision, or allow it with --allow-failed"
+            f"bundle {bundle.path}: {variant} failed its accuracy check; use another precision, "
+            "or allow it with --allow-failed"
         )
 
 
 def _checked_loader(bundle: Bundle, run_on: RunOn) -> Loader:
     if not run_on.allow_failed:
         check_verdict(bundle, run_on.variant)
-        if not run_on.is_engine:  # the verdicts of engines lie beside their plans
+        if not run_on.is_engine:  # self-test results of engines are stored with their plans
             check_mark(bundle, run_on.variant, run_on.mark_name)
     return Loader(bundle=bundle, run_on=run_on)

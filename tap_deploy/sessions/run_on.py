@@ -1,4 +1,4 @@
-"""What runs the graphs of a bundle: backend, precision, device, provider, threads."""
+"""``RunOn``: backend, precision, device, provider and threads for the graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from tap_deploy.sessions.options import CPU, CUDA, Device
 ONNXRUNTIME = "onnxruntime"
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 BACKENDS = (ONNXRUNTIME, *ENGINE_BACKENDS)
-# More than a few threads per CPU bring a machine down: onnxruntime's threads wait by spinning.
+# Idle threads of onnxruntime spin, so many threads per CPU make a machine unresponsive.
 THREADS_PER_CPU = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOn:
-    """What runs the graphs of a bundle.
+    """Backend, precision and device for the graphs of a bundle.
 
     Attributes:
         backend: one of ``BACKENDS``.
         precision: one of ``precisions.PRECISIONS``.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for the
-            first GPU with an engine.
-        provider: how onnxruntime uses a GPU: ``cuda`` (default), ``tensorrt`` or
-            ``nv_tensorrt_rtx``.
-        threads: CPU threads of a call, only on the CPU; None for one per core that this process
-            may use.
+            first GPU with engines.
+        provider: onnxruntime's execution provider on a GPU: ``cuda``, ``tensorrt`` or
+            ``nv_tensorrt_rtx``; None for ``cuda``.
+        threads: CPU threads per call, only on the CPU; None for one per usable core.
         allow_failed: also load graphs and engines that failed their accuracy check or self-test.
 
     Raises:
-        InputError: a value is invalid, or two of them exclude each other.
+        InputError: a value is invalid, or two of them are incompatible.
         SessionError: the backend is unknown.
     """
 
@@ -52,14 +51,14 @@ class RunOn:
         if self.is_engine and self.on_cpu:
             raise InputError(f"backend {self.backend!r} needs a GPU; got device {self.device!r}")
         if self.provider is not None and (self.is_engine or self.on_cpu):
-            raise InputError("a provider is for backend 'onnxruntime' with device 'cuda'")
+            raise InputError("provider needs backend 'onnxruntime' and device 'cuda'")
         if self.threads is not None and not self.on_cpu:
-            raise InputError("threads are for device 'cpu'; leave them out on a GPU")
+            raise InputError("threads need device 'cpu'; omit them on a GPU")
         _ = self.variant  # raises InputError for an unknown precision
 
     @property
     def is_engine(self) -> bool:
-        """Whether TensorRT or TensorRT-RTX runs engines that were built before."""
+        """Whether TensorRT or TensorRT-RTX runs prebuilt engines."""
         return self.backend in ENGINE_BACKENDS
 
     @property
@@ -74,12 +73,12 @@ class RunOn:
 
     @property
     def variant(self) -> str:
-        """The graphs that stand for the precision on this device, see ``precisions``."""
+        """The variant for the precision on this device, see ``precisions``."""
         return variant_for(self.precision, on_cpu=self.on_cpu)
 
     @property
     def mark_name(self) -> str:
-        """The key of a self-test verdict: a provider on a GPU has one of its own."""
+        """The key of a self-test result: the backend, and onnxruntime's provider on a GPU."""
         if self.is_engine or self.on_cpu:
             return self.backend
         return f"{self.backend}-{self.provider or CUDA}"
