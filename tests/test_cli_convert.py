@@ -61,7 +61,7 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
         (("convert", "B", "--precision", "int8"), "tap-export quantize"),
         (("convert", "B", "--precision", "fp32"), "every bundle has fp32 already"),
         (("convert", "B"), "--precision"),
-        (("convert", "B", "--precision", "fp16", "--samples", "gone"), "gone are not there"),
+        (("convert", "B", "--precision", "fp16", "--samples", "gone"), "gone do not exist"),
         (("export", "--precision", "int8", "-o", "out"), "--calibration-data DIR"),
         (("verify", "B", "--precision", "fp16"), "has no precision 'fp16'"),
     ],
@@ -110,7 +110,7 @@ def test_without_onnx_ir_fp16_is_not_checked_on_a_cpu(converted, monkeypatch):
 
 def test_a_provider_is_refused_on_a_cpu_in_fp16_too(converted):
     result = invoke("verify", converted[0], "--precision", "fp16", "--provider", "cuda")
-    refused(result, "a provider is for backend 'onnxruntime' with device 'cuda'")
+    refused(result, "provider needs backend 'onnxruntime' and device 'cuda'")
 
 
 def test_verify_fails_with_1_on_another_graph(converted, tmp_path):

@@ -194,7 +194,7 @@ def test_pictures_are_found_and_prompted(photo, tmp_path, micro_config):
         shutil.copy(photo, tmp_path / name)
     found = find_samples([tmp_path, photo])
     assert [[p.name for p in files] for files in found] == [["a.jpg", "b.PNG"], [photo.name]]
-    with pytest.raises(InputError, match="are not there"):
+    with pytest.raises(InputError, match="do not exist"):
         find_samples([tmp_path / "missing"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="contains no pictures"):

@@ -1,1 +1,1 @@
-"""fp16 graphs: typed weights and values, fp32 islands where fp16 overflows."""
+"""Conversion of fp32 graphs to strongly typed fp16 graphs with fp32 islands."""

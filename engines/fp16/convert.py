@@ -1,4 +1,4 @@
-"""Adding fp16 to a bundle: measure, choose islands, convert, verify, write."""
+"""Addition of fp16 graphs to a bundle: measure, choose islands, convert, verify, write."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ OnStage = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fp16Graphs:
-    """What was added to a bundle.
+    """The fp16 graphs that were added to a bundle.
 
     Attributes:
-        islands: graph name -> its fp32 nodes.
-        report: the comparison with the golden samples.
-        record: of fp16 in the manifest.
+        islands: graph name -> name of an fp32 node -> island.
+        report: comparisons with the golden samples.
+        record: record of fp16 in the manifest.
     """
 
     islands: Mapping[str, Mapping[str, Island]]
@@ -64,7 +64,7 @@ class Fp16Graphs:
 
 
 def num_stages(pictures: Sequence[pathlib.Path]) -> int:
-    """Return how often ``on_stage`` is called at most for pictures and folders of them."""
+    """Return the maximum number of ``on_stage`` calls for these pictures and folders."""
     return 1 + sum(map(len, find_samples(pictures))) + len(GRAPH_NAMES) + 1
 
 
@@ -77,22 +77,22 @@ def add_fp16(
     threads: int | None = None,
     on_stage: OnStage | None = None,
 ) -> Fp16Graphs:
-    """Make typed fp16 graphs from the fp32 graphs of a bundle, and add them to it.
+    """Convert the fp32 graphs of a bundle to fp16, and add the result to the bundle.
 
     Args:
-        bundle: gets the graphs and a record of how they were made.
-        pictures: files and folders to measure activations on, beside the golden samples.
-        strict: let no picture of a folder be skipped.
-        force: replace fp16 graphs that are there.
+        bundle: bundle to extend with the graphs and their record.
+        pictures: files and folders to measure activations on, in addition to the golden samples.
+        strict: raise for an unreadable picture in a folder instead of skipping it.
+        force: replace existing fp16 graphs.
         threads: CPU threads of onnxruntime; None for one per core.
-        on_stage: called with a short text before each of ``num_stages`` stages.
+        on_stage: called with the name of each stage before it starts.
 
     Raises:
-        InputError: fp16 is there and ``force`` is off, or a picture cannot be read.
+        InputError: the bundle has fp16 graphs and ``force`` is off, or a picture cannot be read.
         BundleError: the bundle lacks golden samples or fp32 graphs, or another process changed its
             fp32 or fp16 graphs meanwhile.
-        VerificationError: fp16 graphs cannot hold an output, or differ too much from the
-            reference; the bundle is as it was.
+        VerificationError: an output exceeds the range of fp16, or the fp16 graphs differ too much
+            from the reference; the bundle is unchanged.
         MissingDependencyError: onnxruntime is not installed.
     """
     say = on_stage if on_stage is not None else lambda text: None
@@ -121,7 +121,7 @@ def add_fp16(
             )
         say("compare with the reference")
         report = _verify(bundle, addition.folder, graphs, threads)
-        report.require("the fp16 graphs differ from the reference, they were not added")
+        report.require("the fp16 graphs differ from the reference and were not added")
         record = _record(samples, converted, report)
         addition.graphs[FP16] = graphs
         addition.precisions[FP16] = record
@@ -135,16 +135,16 @@ def measure(
     threads: int | None = None,
     on_stage: OnStage | None = None,
 ) -> dict[str, MaxAbs]:
-    """Return the largest magnitude of every float tensor of the fp32 graphs, on samples.
+    """Measure the largest magnitude of every float tensor of the fp32 graphs on samples.
 
     Args:
-        bundle: with fp32 graphs.
-        samples: are run one after the other, from the picture to the caption.
+        bundle: bundle with fp32 graphs.
+        samples: samples to run, from picture to caption.
         threads: CPU threads; None for one per core.
-        on_stage: called before each sample.
+        on_stage: called with the name of each sample before it runs.
 
     Returns:
-        graph name -> tensor name -> largest magnitude.
+        Graph name -> tensor name -> largest magnitude.
 
     Raises:
         VerificationError: an fp32 output is not finite.
@@ -163,21 +163,25 @@ def measure(
 
 
 def _check_outputs(bundle: Bundle, max_abs: Mapping[str, MaxAbs]) -> None:
-    """What passes from graph to graph is fp16 by contract: no island can hold it."""
+    """Check that graph outputs fit in fp16; islands do not help, because outputs are fp16.
+
+    Raises:
+        VerificationError: an output is too large.
+    """
     for name, spec in variant_specs(bundle.config, FP16).items():
         for tensor in spec.outputs:
             largest = max_abs[name].get(tensor.name, 0.0)
             if largest > OVERFLOW_LIMIT:
                 raise VerificationError(
-                    f"{name} output {tensor.name} reaches {largest:.3g} on a sample; fp16 graphs "
-                    f"hold at most {OVERFLOW_LIMIT:.0f} with a margin of 2; use fp32 for this model"
+                    f"{name} output {tensor.name} reaches {largest:.3g} on a sample; expected at "
+                    f"most {OVERFLOW_LIMIT:.0f}, half the fp16 limit; use fp32 for this model"
                 )
 
 
 def _largest_activation(
     model: ir.Model, islands: Mapping[str, Island], max_abs: MaxAbs
 ) -> LargestActivation:
-    """Return the largest activation of an fp32 graph outside of its islands."""
+    """Return the largest activation of an fp32 graph outside its islands."""
     outside = {
         str(value.name): max_abs.get(str(value.name), 0.0)
         for node in model.graph

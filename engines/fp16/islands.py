@@ -1,4 +1,4 @@
-"""Which nodes of a graph must stay fp32, and why; what fp16 does to the weights of the others."""
+"""Selection of fp32 islands: the nodes of an fp16 graph that must compute in fp32."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import onnx_ir as ir
 from tap_deploy.bundle.precision_record import WeightReport
 
 FP16_MAX = float(np.finfo(np.float16).max)  # 65504
-# Samples are few: what comes within a factor of 2 of the limit on them may pass it elsewhere.
+# A factor of 2 as margin, because other pictures may have larger activations than the few samples.
 OVERFLOW_LIMIT = FP16_MAX / 2
-# Below this, fp16 numbers are subnormal: their step no longer shrinks with them.
+# Smaller fp16 numbers are subnormal and lose relative precision.
 SMALLEST_NORMAL = float(np.finfo(np.float16).tiny)  # 2**-14
-# fp16 numbers beyond 256 are 0.25 apart: rounding the score of a key (or the query and key that
-# make it) then changes its weight by an eighth, and twice that for every doubling.
+# fp16 numbers above 256 are 0.25 apart: rounding an attention score (or its query and key) changes
+# the attention weight by up to an eighth, and by twice that for every doubling of the score.
 SCORE_LIMIT = 256.0
 
-# Hand values on, unchanged.
+# Operators that do not change values.
 MOVES = {"Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
 MOVES |= {"Identity", "Unsqueeze"}
 
 
 class Reason(str, enum.Enum):
-    """Why a node is fp32; the first that applies is recorded."""
+    """Reason why a node computes in fp32; the first one that applies is recorded."""
 
     FOURIER = "fourier features"
     PIXELS = "pixel normalisation"
@@ -41,7 +41,14 @@ class Reason(str, enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Island:
-    """One fp32 node: its name and operator, why, and the largest magnitude that it touches."""
+    """A node that computes in fp32.
+
+    Attributes:
+        node: name of the node.
+        op_type: its operator.
+        reason: the first reason that applies.
+        max_abs: largest magnitude among its measured inputs and outputs.
+    """
 
     node: str
     op_type: str
@@ -52,23 +59,23 @@ class Island:
 def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, Island]:
     """Return the nodes that must compute in fp32, by name, in graph order.
 
-    1. Fourier features: everything between a float graph input and a sine or cosine. Angles
-       reach tens of radians, where fp16 has two digits left.
-    2. Pixel normalisation: what is done to uint8 pictures before the first weights; the means
-       are no fp16 numbers, and the step costs nothing.
-    3. LayerNormalization, one operator: it squares a residual stream of thousands.
+    1. Fourier features: all nodes between a float graph input and a Sin or Cos. Angles reach tens
+       of radians, where fp16 has two significant decimals.
+    2. Pixel normalisation: Casts and arithmetic on uint8 pictures before the first weights. The
+       means are not representable in fp16, and fp32 costs nothing here.
+    3. LayerNormalization: it squares residual values in the thousands.
     4. Softmax.
-    5. Masks: a choice of a number that hides positions from a Softmax, beyond all of fp16, and
-       what carries it there.
-    6. Every node with an input, output or weight within a factor 2 of the fp16 limit. All
-       producers and consumers of such a tensor are covered, so it is never stored in fp16.
-    7. Everything between LayerNormalization and a Softmax whose input passes ``SCORE_LIMIT``:
-       there the *differences* of large scores count, and fp16 steps are too coarse for them.
-    8. Nodes whose weights or results would all be subnormal.
+    5. Masks: Where nodes that hide positions from a Softmax with a number beyond the fp16 range,
+       and the nodes between them and the Softmax.
+    6. Nodes with an input, output or weight within a factor of 2 of the fp16 limit. This covers all
+       producers and consumers of the tensor, so it is never stored in fp16.
+    7. All nodes between LayerNormalization and a Softmax whose input exceeds ``SCORE_LIMIT``:
+       Softmax depends on *differences* of scores, and fp16 steps are too coarse for them.
+    8. Nodes with an input, output or weight that would be entirely subnormal.
 
     Args:
-        model: an fp32 graph whose nodes have names.
-        max_abs: largest magnitude per float tensor, measured on samples.
+        model: an fp32 graph with named nodes.
+        max_abs: float tensor -> largest magnitude, measured on samples.
     """
     found: dict[str, Reason] = {}
     for reason, nodes in (
@@ -97,7 +104,7 @@ def choose_islands(model: ir.Model, max_abs: Mapping[str, float]) -> dict[str, I
 
 
 def weight_report(model: ir.Model, islands: Collection[str]) -> WeightReport:
-    """Count what fp16 does to the weights of an fp32 graph, given its islands."""
+    """Count the weights of an fp32 graph that overflow or become subnormal in fp16."""
     counts = dict(num_weights=0, num_fp32=0, num_subnormal=0)
     overflowing, largest = [], 0.0
     for value in model.graph.initializers.values():
@@ -127,7 +134,7 @@ def weight_magnitude(value: ir.Value) -> float:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is float32: what this pass has to decide about."""
+    """Whether a value is float32."""
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
@@ -151,7 +158,7 @@ def _fourier_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _walk_back(node: ir.Node, found: set[ir.Node], stop: Iterable[str]) -> None:
-    """Collect a node and all that feeds it with floats, up to operators to stop at."""
+    """Collect a node and its float producers recursively, except operators in ``stop``."""
     if node in found:
         return
     found.add(node)
@@ -162,7 +169,7 @@ def _walk_back(node: ir.Node, found: set[ir.Node], stop: Iterable[str]) -> None:
 
 
 def _pixel_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """Casts of uint8 inputs, and the arithmetic behind them, until the first weights."""
+    """Return Casts of uint8 inputs and the arithmetic after them, up to the first weights."""
     found: set[ir.Node] = set()
     for node in graph:
         first = node.inputs[0] if node.inputs else None
@@ -184,7 +191,7 @@ def _mask_nodes(graph: ir.Graph) -> list[ir.Node]:
         if hides or (carries and node.op_type != "Softmax"):
             found.add(node)
         if carries and node.op_type == "MatMul":
-            return []  # no mask of a Softmax after all: the measured maxima decide
+            return []  # not a mask of a Softmax: leave it to the measured maxima
     return [node for node in graph if node in found]
 
 
@@ -202,7 +209,7 @@ def _score_nodes(graph: ir.Graph, max_abs: Mapping[str, float]) -> list[ir.Node]
 
 
 def _true_scores(scores: ir.Value, max_abs: Mapping[str, float]) -> float:
-    """Return the largest score, looking through the addend that masks with a huge number."""
+    """Return the largest attention score without the huge numbers of a masking addend."""
     largest = max_abs.get(str(scores.name), 0.0)
     producer = scores.producer()
     if largest < np.finfo(np.float32).max / 2 or producer is None:
@@ -219,10 +226,13 @@ def _true_scores(scores: ir.Value, max_abs: Mapping[str, float]) -> float:
 
 
 def _collect_scores(value: ir.Value | None, found: set[ir.Node]) -> bool:
-    """Collect what computes a value, back to LayerNormalization; return whether it is fp32.
+    """Collect the nodes that compute a value, back to LayerNormalization.
 
-    What only moves an fp16 value about stays fp16: no digit would be won, and the cache of a
+    Nodes that only move fp16 values stay fp16: fp32 would add no precision, and the KV cache of the
     text decoder is large.
+
+    Returns:
+        Whether the value is computed in fp32.
     """
     producer = None if value is None or not is_float(value) else value.producer()
     if producer is None:

@@ -1,7 +1,7 @@
-"""A typed fp16 graph on onnxruntime's CPU provider, rounded as a GPU would do it.
+"""Emulation of fp16 rounding on onnxruntime's CPU provider.
 
-By itself that provider computes fp16 nodes in fp32 and drops its Casts between them, so that a
-product beyond 65504 comes out finite. Casts that stand in the graph itself it respects.
+That provider computes fp16 nodes in fp32 and removes the Casts that it inserts between them, so a
+product beyond 65504 stays finite. It keeps Casts that are part of the graph.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 def load_rounding(
     path: str | os.PathLike[str], spec: GraphSpec, *, threads: int | None = None
 ) -> Session:
-    """Load a typed fp16 graph for the CPU so that every value it has in fp16 is rounded to fp16.
+    """Load a typed fp16 graph on the CPU, with every fp16 value rounded to fp16.
 
     Args:
         path: the ONNX file.
-        spec: what it takes and gives.
+        spec: its inputs and outputs.
         threads: CPU threads; None for one per core.
 
     Raises:
-        BundleError: the graph has weights in a file that is not its own.
+        BundleError: external weights are not in ``weights_file(path)``.
         InputError: ``threads`` is out of range.
-        SessionError: a node mixes fp16 and fp32, the dtype of a value is not in the file, or
-            onnxruntime does not load the graph.
+        SessionError: a node mixes fp16 and fp32, a value has no dtype in the file, or onnxruntime
+            cannot load the graph.
         MissingDependencyError: onnxruntime is not installed.
     """
     model = load_graph(path)
@@ -45,24 +45,24 @@ def load_rounding(
         raise SessionError(f"graph {spec.name}: {exc}") from exc
     with tempfile.TemporaryDirectory(prefix="tap-rounding-") as folder:
         file = pathlib.Path(folder) / "rounding.onnx"
-        write_model(model, file, beside=True)  # mapped, not parsed
+        write_model(model, file, beside=True)  # external weights are mapped instead of parsed
         return create_session("onnxruntime", file, spec, threads=threads)
 
 
 def round_to_half(model: ir.Model) -> None:
-    """Let nodes compute in fp32 what they have in fp16, and round their results, in place.
+    """Make fp16 nodes compute in fp32 and round their results to fp16, in place.
 
-    Sums of products are then accumulated in fp32 and rounded once. Each result goes through
-    a Cast to fp16, which keeps its name, and a Cast back for the nodes that read it. Inputs,
-    weights, outputs of a graph and what control flow hands on remain fp16.
+    Sums of products are accumulated in fp32 and rounded once. Each result goes through a Cast to
+    fp16, which keeps its name, and a Cast back to fp32 for the nodes that read it. Inputs, weights
+    and outputs of graphs, and values passed by control flow, stay fp16.
 
     Raises:
-        ValueError: a node mixes fp16 and fp32, which strongly typed builders refuse, or the
-            dtype of a value is not in the file.
+        ValueError: a node mixes fp16 and fp32, which strongly typed builders refuse, or a value has
+            no dtype in the file.
     """
     for node in [node for node in model.graph.all_nodes() if _computes_in_half(node)]:
         for value in node.outputs:
-            if value.dtype is None and value.uses():  # it would not be rounded, and nobody told
+            if value.dtype is None and value.uses():  # it would silently not be rounded
                 raise ValueError(f"output {value.name} of node {node.name} has no dtype")
             if value.dtype == HALF:
                 _store_in_half(value)
@@ -74,7 +74,11 @@ def round_to_half(model: ir.Model) -> None:
 
 
 def _computes_in_half(node: ir.Node) -> bool:
-    """Whether a node has fp16 from its inputs: Casts and constants have it from an attribute."""
+    """Whether a node has fp16 inputs and computes; Casts and control flow do not count.
+
+    Raises:
+        ValueError: it mixes fp16 and fp32.
+    """
     dtypes = {value.dtype for value in node.inputs if value is not None}
     if not _is_plain(node) or HALF not in dtypes:
         return False
@@ -84,7 +88,7 @@ def _computes_in_half(node: ir.Node) -> bool:
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Whether a node is neither a Cast, which names its dtype, nor control flow."""
+    """Whether a node is neither a Cast, which has a fixed output dtype, nor control flow."""
     return node.op_type != "Cast" and not any(
         attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for attribute in node.attributes.values()
@@ -92,7 +96,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _store_in_half(value: ir.Value) -> None:
-    """Give the name and the readers of a result to its copy in fp16; it is fp32 now."""
+    """Turn a result into fp32, and give its name and its readers to an fp16 copy of it."""
     cast, name = _cast(value, HALF), value.name
     value.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
     cast.replace_input_with(0, value)
@@ -103,7 +107,7 @@ def _store_in_half(value: ir.Value) -> None:
 
 
 def _read_in_single(value: ir.Value, graph: ir.Graph) -> None:
-    """Put a Cast to fp32 between an fp16 value and the nodes that compute with it."""
+    """Insert a Cast to fp32 between an fp16 value and the nodes that compute with it."""
     uses = [use for use in value.uses() if _is_plain(use.node)]
     if not uses:
         return

@@ -1,4 +1,4 @@
-"""What the graphs are run on to be measured: golden samples, and pictures of the user."""
+"""Samples for the measurement of activations: golden samples, and pictures of the user."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ PROMPTS_PER_PICTURE = 8  # half points, half boxes
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SampleInputs:
-    """One picture and prompts on it.
+    """A picture with prompts.
 
-    name: for messages and records.
-    images: uint8 ``[1, S, S, 3]`` BGR, model frame.
-    point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
-    point_labels: int32 ``[P, N]``.
+    Attributes:
+        name: name for messages and records.
+        images: picture in the model frame, uint8 BGR ``[1, S, S, 3]``.
+        point_coords: XY in pixels of the model frame, float32 ``[P, N, 2]``.
+        point_labels: codes of ``PointLabel``, int32 ``[P, N]``.
     """
 
     name: str
@@ -39,10 +40,10 @@ class SampleInputs:
 
 
 def golden_inputs(bundle: Bundle) -> SampleInputs:
-    """Return the picture and the prompts that travel in every bundle.
+    """Return picture and prompts of the golden samples of a bundle.
 
     Raises:
-        BundleError: they are missing or broken.
+        BundleError: they are missing or invalid.
     """
     sample = GoldenSample.load(bundle.golden_path())
     return SampleInputs(
@@ -54,14 +55,14 @@ def golden_inputs(bundle: Bundle) -> SampleInputs:
 
 
 def find_samples(paths: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:
-    """Return the pictures of each path: those in a folder, or the one that it is.
+    """Return the pictures of each path: those in the folder, or the path itself if it is a file.
 
     Raises:
-        InputError: a path is not there, or a folder holds no picture.
+        InputError: a path does not exist, or a folder contains no pictures.
     """
     for path in paths:
         if not path.exists():
-            raise InputError(f"samples {path} are not there; expected pictures or a folder of them")
+            raise InputError(f"samples {path} do not exist; expected a picture or a folder")
     return [find_pictures(path) if path.is_dir() else [path] for path in paths]
 
 
@@ -71,8 +72,8 @@ def read_samples(
     """Read the pictures of ``find_samples``; in a folder, skip those that cannot be read.
 
     Raises:
-        InputError: as ``find_samples``; or no picture of a folder can be read, or a picture that
-            is not to be skipped.
+        InputError: as in ``find_samples``; or no picture of a folder can be read, or one cannot be
+            read and must not be skipped.
     """
     samples: list[SampleInputs] = []
     seed = 0
@@ -86,10 +87,10 @@ def read_samples(
 
 
 def picture_inputs(path: pathlib.Path, config: TapConfig, seed: int) -> SampleInputs:
-    """Read a picture and draw prompts on it: points, and boxes of all sizes.
+    """Read a picture, and create random prompts for it: points, and boxes of all sizes.
 
     Raises:
-        InputError: not a picture that can be read.
+        InputError: the picture cannot be read.
     """
     images, frame = model_image(load_image(path), config.image_size)
     rng = np.random.default_rng(seed)
@@ -105,7 +106,7 @@ def picture_inputs(path: pathlib.Path, config: TapConfig, seed: int) -> SampleIn
 
 
 def run_sample(sessions: Mapping[str, Session], config: TapConfig, sample: SampleInputs) -> None:
-    """Run a sample through the three graphs, each fed by the one before; captions are greedy."""
+    """Run a sample through the three graphs in a chain, with greedy captions."""
     encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: sample.images})
     outputs = sessions[graphs.PROMPT_DECODER].run(
         {

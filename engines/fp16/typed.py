@@ -1,4 +1,4 @@
-"""An fp32 graph to a typed fp16 graph: every value has one dtype, and only Casts change it."""
+"""Conversion of an fp32 graph to a strongly typed fp16 graph, where only Casts change dtypes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from tap_deploy.graphs import GraphSpec
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _SUFFIXES = {HALF: "fp16", SINGLE: "fp32"}
-# Their results are floats whatever goes in, by an attribute that this pass does not rewrite.
+# An attribute determines the output dtype of these operators; this pass does not rewrite it.
 _UNTYPED = {"Bernoulli", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"}
 
 
 def half_from_single(model: ir.Model, spec: GraphSpec, islands: Collection[str]) -> None:
-    """Turn an fp32 graph into a typed fp16 graph, in place.
+    """Convert an fp32 graph to a typed fp16 graph, in place.
 
-    1. A node computes in fp32 if it is named in ``islands``, else in fp16: all of its float
-       inputs and outputs have that dtype.
+    1. Nodes in ``islands`` compute in fp32, all others in fp16: all float inputs and outputs of a
+       node have that dtype.
     2. Inputs and outputs of the graph have the dtypes of ``spec``.
-    3. Where a value is wanted in the other dtype, one Cast right behind its producer serves all
-       that want it; an island of many nodes has Casts at its border only.
-    4. Weights are stored in the dtype of the node that reads them, so in fp16 outside of
-       islands; a weight read by both kinds is stored twice.
+    3. If nodes read a value in the other dtype, they share one Cast after its producer. An island
+       of several nodes has Casts only at its border.
+    4. Weights have the dtype of the nodes that read them; a weight with readers of both dtypes is
+       stored twice.
 
     Args:
         model: an fp32 graph without subgraphs and functions.
-        spec: what it takes and gives in fp16.
-        islands: names of nodes.
+        spec: inputs and outputs of the fp16 graph.
+        islands: names of the fp32 nodes.
 
     Raises:
-        InputError: the graph has an operator that this pass does not know how to type.
+        InputError: the graph has an operator that this pass does not support.
     """
     types = _types_of_values(model.graph, spec, islands)
     caster = _Caster(model.graph, types)
@@ -55,7 +55,7 @@ def half_from_single(model: ir.Model, spec: GraphSpec, islands: Collection[str])
 def _types_of_values(
     graph: ir.Graph, spec: GraphSpec, islands: Collection[str]
 ) -> dict[ir.Value, ir.DataType]:
-    """Return the dtype of every float value; weights that only fp16 nodes read become fp16."""
+    """Return the dtype of every float value, and convert weights that only fp16 nodes read."""
     types: dict[ir.Value, ir.DataType] = {}
     for value, tensor in zip(graph.inputs, spec.inputs, strict=True):
         if is_float(value):
@@ -70,7 +70,7 @@ def _types_of_values(
     for node in graph:
         if node.op_type in _UNTYPED and is_float(node.outputs[0]):
             raise InputError(
-                f"node {node.name} is a {node.op_type}, which fp16 conversion does not know; "
+                f"node {node.name} is a {node.op_type}, which fp16 conversion does not support; "
                 "export the bundle again with this release"
             )
         for value in node.outputs:
@@ -84,7 +84,7 @@ def _is_read_in_fp32(value: ir.Value, islands: Collection[str]) -> bool:
 
 
 class _Caster:
-    """Hands out values in the other dtype, making each only once."""
+    """Returns values in the other dtype, creating each Cast only once."""
 
     def __init__(self, graph: ir.Graph, types: dict[ir.Value, ir.DataType]) -> None:
         self._graph, self._types = graph, types
@@ -102,7 +102,7 @@ class _Caster:
         return self._made[key]
 
     def cast_output(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """Return an output in a dtype; the name stays with the output."""
+        """Return a graph output in a dtype, under its original name."""
         if self._types[value] == wanted:
             return value
         name, value.name = value.name, f"{value.name}/{_SUFFIXES[self._types[value]]}"
@@ -123,7 +123,7 @@ class _Caster:
         return node.outputs[0]
 
     def _add_weight(self, value: ir.Value) -> ir.Value:
-        """Return an fp16 twin of a weight that islands read as well."""
+        """Return an fp16 copy of a weight that islands also read."""
         twin = ir.Value(
             name=f"{value.name}/{_SUFFIXES[HALF]}",
             type=ir.TensorType(HALF),
@@ -136,7 +136,7 @@ class _Caster:
 
 def _half_tensor(value: ir.Value) -> ir.TensorProtocol:
     assert value.const_value is not None
-    with np.errstate(over="ignore"):  # nodes whose weights overflow are islands
+    with np.errstate(over="ignore"):  # only islands read weights that overflow
         array = value.const_value.numpy().astype(np.float16)
     return ir.tensor(array, name=value.name)
 
