@@ -99,7 +99,7 @@ def load_image(
             constant.
 
     Raises:
-        InputError: the file does not exist, is not a picture, is corrupt, is a vector drawing
+        InputError: the file does not exist, is not a picture, is corrupt, is a vector graphic
             (EPS, WMF, EMF), exceeds the size limit or the free memory, has a side of less than
             2 pixels, or is not 8-bit RGB.
         MissingDependencyError: rasterio, for pictures of many bits or bands, is not installed.

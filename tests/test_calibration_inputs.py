@@ -122,10 +122,10 @@ def test_a_folder_of_broken_pictures_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.png", None, "is not there; expected a folder of pictures"),
+        ("none.png", None, "does not exist; expected a folder of pictures"),
         ("broken.png", "no picture", "broken.png"),
         ("list.txt", "# nothing\n", "is empty"),
-        ("list.json", '{"a": 1}', "holds no list"),
+        ("list.json", '{"a": 1}', "is not a list"),
         ("list.json", "[", "cannot be read"),
         ("list.txt", "missing.png", "missing.png"),
     ],

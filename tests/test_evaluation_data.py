@@ -60,7 +60,7 @@ def test_what_was_calibrated_on_does_not_judge():
         every.digests[0],
         *every.digests[2:],
     )
-    with pytest.raises(InputError, match="were calibrated on"):
+    with pytest.raises(InputError, match="are calibration pictures"):
         without(every, set(every.digests))
 
 

@@ -103,7 +103,7 @@ def quantized(folder: pathlib.Path, micro_bundle: Bundle) -> tuple[Bundle, Any]:
     stages: list[str] = []
     bundle = Bundle.open(path)
     result = make_int8(bundle, options(folder), on_stage=stages.append)
-    assert "write int8 graphs" in stages and "answers of the best mix" in stages
+    assert "write int8 graphs" in stages and "run the best mix" in stages
     return bundle, result
 
 
@@ -167,7 +167,7 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
     assert not list((bundle.path / "onnx" / INT8_CPU).glob("*"))
     assert report["mix"] == dict.fromkeys(GRAPH_NAMES, "fp32")
     assert opened.manifest.precisions[INT8_CPU].mix == report["mix"]
-    assert "int8 is fp32 throughout" in report["sentence"]
+    assert "int8 runs fp32" in report["sentence"]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
     shown = CliRunner().invoke(main, ["inspect", str(bundle.path)]).stdout
@@ -335,7 +335,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1, result.stderr
     assert "fewer than 100 are unreliable" in result.stderr
-    assert "INT8 is not fit for use, the bundle is marked" in result.stderr
+    assert "INT8 failed its accuracy check, the bundle is marked" in result.stderr
     report = json.loads(result.stdout)["verdict"]
     good = quantized[1].report
     found, expected = (r["whole"]["everything_int8"] for r in (report, good))
@@ -351,7 +351,7 @@ def test_calibration_on_too_few_pictures_fails_whatever_the_answers(quantized, f
     verdict, report = judge(folder, bundle, how)
     assert not verdict.passed
     assert report["failures"] == [
-        "pictures that calibration saw: 2, expected at least 3; so few say nothing of others"
+        "calibration pictures: 2, expected at least 3; with fewer, INT8 can pass by chance"
     ]
     assert Bundle.open(bundle.path).manifest.precisions[INT8_CPU].verdict.passed is False
 
@@ -428,7 +428,7 @@ def test_pictures_are_held_back_unless_there_are_others(folder):
     every, _ = options(folder, evaluation_data=None, verdict=None).images()
     assert set(every.digests) == {*calibration.digests, *evaluation.digests}
     assert split_images(every)[1].digests == evaluation.digests
-    with pytest.raises(InputError, match="were calibrated on"):
+    with pytest.raises(InputError, match="are calibration pictures"):
         options(folder, evaluation_data=folder / "real").images()
 
 
@@ -439,7 +439,7 @@ def test_what_was_calibrated_on_never_judges(quantized, folder, tmp_path):
     command = ["verdict", str(bundle.path), "--no-speed", "--evaluation-data"]
     result = CliRunner().invoke(main, [*command, str(folder / "real")])
     assert result.exit_code == 2 and "all 2 pictures" in result.stderr
-    assert "were calibrated on; pass others" in result.stderr
+    assert "are calibration pictures; pass others" in result.stderr
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps([str(folder / "real/real0.png"), str(folder / "judge/judge0.png")]))
     how = judged_by(floors=LENIENT, speed=None)

@@ -86,7 +86,7 @@ def test_int8_is_used_where_it_is_right_and_quick():
     verdict = decide(facts())
     assert verdict.use_int8 and not verdict.failures
     assert verdict.sentence.startswith("use INT8 for the image_encoder, because it takes 10 ms")
-    assert "2.00 times as fast" in verdict.sentence
+    assert "speedup 2.00" in verdict.sentence
     assert "4.0 times smaller" in verdict.sentence
 
 
@@ -113,7 +113,7 @@ def test_what_a_bundle_lacks_is_not_held_against_it():
 def test_slow_int8_is_not_used_but_does_not_fail():
     verdict = decide(facts(), min_speedup=2.5, float_name="FP16")
     assert not verdict.use_int8 and not verdict.failures
-    assert verdict.sentence.startswith("keep FP16 for the image_encoder, because INT8 does not pay")
+    assert verdict.sentence.startswith("keep FP16 for the image_encoder, because INT8 is not fast")
 
 
 def test_without_timings_the_answers_decide():
@@ -123,7 +123,7 @@ def test_without_timings_the_answers_decide():
 
 def test_int8_on_paper_only_is_not_used():
     nothing = dataclasses.replace(KERNELS, integer=0)
-    assert "nothing of it would run on integers" in decide(facts(kernels=nothing)).sentence
+    assert "it would run without integer kernels" in decide(facts(kernels=nothing)).sentence
 
 
 def whole(mix: Agreement | None = None, **graphs: GraphFacts) -> Verdict:
@@ -167,7 +167,7 @@ def test_the_whole_is_as_large_as_what_is_used():
 
 def test_a_budget_is_held_or_not_on_what_judges():
     exact = held_sentence(AccuracyBudget(mask_iou=0.01), agreement(mask_iou=0.995))
-    assert exact.startswith("budget: kept on 20 regions") and "50% of it used" in exact
+    assert exact.startswith("budget: kept on 20 regions") and "50% used" in exact
     missed = held_sentence(AccuracyBudget(concept_top1=0.01), agreement(top1=0.95))
     assert "EXCEEDED" in missed and "5.00 times" in missed
 
@@ -232,14 +232,14 @@ def test_the_page_needs_nothing_else_and_says_everything():
         assert remote not in page
     for part in (
         "use INT8 for the image_encoder",
-        "12 of 17 products run on integers",
+        "12 of 17 products use integer kernels",
         "PyTorch eager fp32",
         "2.00 x",
         "noisy",
         "blocks.0.mlp",
         "20 regions of 3 pictures",
         "budget: EXCEEDED on 20 regions",
-        "image_encoder: 12 of 17 products run on integers; prompt_decoder: ",
+        "image_encoder: 12 of 17 products use integer kernels; prompt_decoder: ",
         "0.9900",
         "0.020",  # the logit margin
     ):
@@ -268,7 +268,7 @@ def test_layers_of_an_engine_are_what_the_inspector_has_told(monkeypatch):
     bundle: Any = None
     found = layers_in_engine(bundle, "tensorrt", "int8", IMAGE_ENCODER)
     assert found is not None
-    assert found.summary == "50 of 80 layers multiply int8 (engine inspector)"
+    assert found.summary == "50 of 80 layers compute in int8 (engine inspector)"
     assert decide(facts(kernels=found)).to_dict()["int8_kernels_summary"] == found.summary
     assert layers_in_engine(bundle, "tensorrt", "int8", "prompt_decoder") is None
     assert layers_in_engine(bundle, "tensorrt_rtx", "int8", IMAGE_ENCODER) is None
@@ -289,5 +289,5 @@ def test_kernels_are_counted_by_what_they_multiply():
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [weight]))
     count = count_kernels(model)
     assert (count.integer, count.float_weights, count.float_activations) == (2, 2, 1)
-    assert count.summary == "2 of 5 products run on integers"
+    assert count.summary == "2 of 5 products use integer kernels"
     assert count.dequantize == 1 and count.op_types["Softmax"] == 1

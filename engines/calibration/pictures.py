@@ -37,7 +37,7 @@ class CalibrationImages:
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise InputError("no calibration pictures; expected at least one, better 500")
+            raise InputError("no calibration pictures; expected at least 1, better 500")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,7 +95,7 @@ class CalibrationImages:
                 break
         if found and not places:
             raise InputError(
-                f"all {len(found)} pictures of {path} were calibrated on; pass others to judge on"
+                f"all {len(found)} pictures of {path} are calibration pictures; pass others"
             )
         kept = sorted(places, key=lambda digest: places[digest])
         return cls(paths=tuple(found[places[digest]] for digest in kept), digests=tuple(kept))
@@ -111,7 +111,7 @@ def _find(path: pathlib.Path) -> list[pathlib.Path]:
         return find_pictures(path)
     if not path.is_file():
         raise InputError(
-            f"calibration data {path} is not there; expected a folder of pictures, a picture, or "
+            f"calibration data {path} does not exist; expected a folder of pictures, a picture, or "
             "a list of paths (.txt, .json)"
         )
     return _listed(path) if path.suffix.lower() in LIST_SUFFIXES else [path]
@@ -124,7 +124,7 @@ def _listed(path: pathlib.Path) -> list[pathlib.Path]:
     except (OSError, ValueError, RecursionError) as exc:
         raise InputError(f"list of pictures {path} cannot be read: {exc}") from exc
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise InputError(f"list of pictures {path} holds no list; expected paths")
+        raise InputError(f"list of pictures {path} is not a list of strings; expected paths")
     if not entries:
         raise InputError(f"list of pictures {path} is empty; expected paths")
     return [path.parent / entry for entry in entries]

@@ -35,7 +35,7 @@ class AccuracyBudget:
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"budget: {name} is {value}; expected 0 to 1")
         if all(value is None for value in values.values()):
-            raise InputError(f"budget limits nothing; expected something like {_EXAMPLE}")
+            raise InputError(f"budget has no limit; expected, for example, {_EXAMPLE}")
 
     @classmethod
     def parse(cls, text: str) -> AccuracyBudget:
@@ -51,7 +51,7 @@ class AccuracyBudget:
                 field, value = _KEYS[key], float(number)
             except (KeyError, ValueError) as exc:
                 raise InputError(
-                    f"budget: cannot read {item.strip()!r}; expected something like {_EXAMPLE}"
+                    f"budget: cannot read {item.strip()!r}; expected, for example, {_EXAMPLE}"
                 ) from exc
             if field in values:
                 raise InputError(f"budget: {key} is given twice; expected it once")
@@ -76,14 +76,14 @@ class AccuracyBudget:
 
 
 def held_sentence(budget: AccuracyBudget, agreement: Agreement) -> str:
-    """Return a sentence on whether the budget is kept on pictures outside the calibration data."""
+    """Return a sentence that says whether the budget is kept on the evaluation pictures."""
     use = budget.use(agreement)
-    where = f"{agreement.regions} regions that calibration did not see"
+    where = f"{agreement.regions} regions outside the calibration data"
     if use <= 1:
-        return f"budget: kept on {where}, {use:.0%} of it used"
+        return f"budget: kept on {where}, {use:.0%} used"
     return (
-        f"budget: EXCEEDED on {where}, {use:.2f} times the limit; search on more pictures, or "
-        "exclude more (--exclusions)"
+        f"budget: EXCEEDED on {where}, {use:.2f} times the limit; calibrate on more pictures, or "
+        "exclude more blocks (--exclusions)"
     )
 
 

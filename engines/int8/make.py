@@ -1,4 +1,4 @@
-"""The int8 workflow: hold back pictures, smooth, calibrate, mix precisions, write, judge."""
+"""The int8 workflow: split pictures, smooth, calibrate, mix precisions, write, judge."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def make_int8(
     _excluded(selected, options.exclusions)  # report a typo before the long calibration
     smoothed, tables, mix = _calibrated(bundle, options, calibration, selected, say)
     if mix is not None and not mix.within_budget and on_warning is not None:
-        on_warning("no mix of precisions keeps the budget; see the report")
+        on_warning("no mix of precisions is within the budget; see the report")
     exclusions = options.exclusions if mix is None else mix.exclusions
     say("write int8 graphs")
     write_int8(
@@ -212,11 +212,11 @@ def judge_on_images(
     )
     data = {
         "pictures to judge on": len(images),
-        "where they come from": "held back from the calibration data, by the SHA-256 of the files"
+        "where they come from": "held out from the calibration data, by the SHA-256 of the files"
         if held_back
         else "evaluation data",
-        "regions": "prompts of the user's where given; else proposed by the fp32 graphs on a grid "
-        "of points, prompted by box and by point in turns",
+        "regions": "the user's prompts, if given; otherwise proposed by the fp32 graphs on a grid "
+        "of points, prompted by box and by point alternately",
         "fingerprint": images.fingerprint,
     }
     more = dict(notes or {})
@@ -240,7 +240,7 @@ def _search(
 ) -> Mix:
     """Search the blocks that must stay float, on calibration pictures only."""
     threads = options.quantize.threads
-    say("propose regions to search a mix on")
+    say("propose regions for the mixed-precision search")
     cases = _until(_cases(bundle, images, options.quantize.prompts(), threads), SEARCH_REGIONS)
     with contextlib.ExitStack() as stack:
         reference = sessions_from_bundle(bundle, RunOn(threads=threads))

@@ -56,7 +56,7 @@ class Int8Options:
                 f"smoothquant is {self.smoothquant!r}; expected {', '.join(SMOOTHQUANT)}"
             )
         if self.budget is not None and self.exclusions is not None:
-            raise InputError("a budget and exclusions were given; pass one: both choose blocks")
+            raise InputError("budget and exclusions are both given; expected only one of them")
         if self.evaluation_samples < 1:
             raise InputError(
                 f"evaluation_samples is {self.evaluation_samples}; expected at least 1"
@@ -152,8 +152,8 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         if self.calibration_data is None:
             raise InputError(
-                "int8 needs real pictures to calibrate with, of the kind that the model will see; "
-                "pass them with --calibration-data DIR (500 are better than 100)"
+                "int8 needs real calibration pictures, similar to those in production; pass them "
+                "with --calibration-data DIR (500 or more)"
             )
         if self.method not in CALIBRATION_METHODS:
             raise InputError(

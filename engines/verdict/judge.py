@@ -15,7 +15,6 @@ from tap_deploy.engines.verdict.kernels import (
     layers_in_engine,
 )
 from tap_deploy.engines.verdict.speed import (
-    WHOLE,
     OtherRuntime,
     SpeedInputs,
     SpeedOptions,
@@ -104,20 +103,20 @@ def judge_bundle(
     say = on_stage if on_stage is not None else _say_nothing
     with contextlib.ExitStack() as stack:
         judge = _Judge(bundle, options, stack)
-        say("answers of fp32")
+        say("run fp32")
         answers = ReferenceAnswers(
             judge.reference, bundle.config, cases, vocabulary=bundle.vocabulary()
         )
         alone: dict[str, Agreement] = {}
         for graph in GRAPH_NAMES:
-            say(f"answers with the {graph} in INT8")
+            say(f"run the {graph} in INT8")
             alone[graph] = answers.agreement({graph: judge.candidates[graph]})
-        say("answers with everything in INT8")
+        say("run all graphs in INT8")
         everything = answers.agreement(judge.candidates)
         latency = judge.time_graphs(answers.cases[0], others, say)
         graphs = judge.decide(alone, latency)
         mix = {name: s for name, s in judge.candidates.items() if graphs[name].use_int8}
-        say("answers of the best mix")
+        say("run the best mix")
         agreement = everything if len(mix) == len(GRAPH_NAMES) else answers.agreement(mix)
         return Verdict(
             variant=options.variant,
@@ -144,7 +143,7 @@ def require_variants(bundle: Bundle, options: VerdictOptions) -> None:
     if missing:
         raise BundleError(
             f"bundle {bundle.path} has no {missing[0]}, which the verdict needs; it has "
-            f"{', '.join(bundle.manifest.graphs)}; make it with: tap-export quantize"
+            f"{', '.join(bundle.manifest.graphs)}; add it with: tap-export quantize"
         )
 
 
@@ -190,7 +189,7 @@ class _Judge:
             self._inputs(case),
             self._options.speed,
             others=others,
-            on_stage=lambda graph: say(f"speed of the {graph}"),
+            on_stage=lambda graph: say(f"time the {graph}"),
         )
 
     def time_whole(
@@ -202,7 +201,7 @@ class _Judge:
     ) -> dict[str, Latency]:
         if self._options.speed is None:
             return {}
-        say(f"speed of the {WHOLE}")
+        say("time the whole pipeline")
         return measure_whole(
             {INT8: self._float | dict(mix), FLOAT: self._float},
             self._bundle.config,

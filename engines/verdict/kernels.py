@@ -70,7 +70,7 @@ class KernelCount:
     def summary(self) -> str:
         """One line for the report."""
         total = self.integer + self.float_weights + self.float_activations
-        return f"{self.integer} of {total} products run on integers"
+        return f"{self.integer} of {total} products use integer kernels"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class LayerCount:
         """One line for the report."""
         total = sum(self.precisions.values())
         return (
-            f"{self.precisions.get('int8', 0)} of {total} layers multiply int8 (engine inspector)"
+            f"{self.precisions.get('int8', 0)} of {total} layers compute in int8 (engine inspector)"
         )
 
 

@@ -109,7 +109,7 @@ def _marked(
         if found != earlier:
             raise BundleError(
                 f"{variant} passed this verdict, but failed another one meanwhile, on "
-                f"{found.backend}; nothing was written, judge it again"
+                f"{found.backend}; nothing was written, repeat the verdict"
             )
     return dataclasses.replace(record, verdict=mark, mix=record.mix if mix is None else mix)
 

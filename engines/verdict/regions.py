@@ -1,4 +1,4 @@
-"""Pictures and regions to judge on, held back from the calibration data or given separately."""
+"""Evaluation pictures and regions, held out from the calibration data or given separately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAME_REGION_IOU = 0.7
 
 
 def split_images(images: CalibrationImages) -> tuple[CalibrationImages, CalibrationImages]:
-    """Split pictures into those to calibrate on and those to judge on.
+    """Split pictures into calibration and evaluation pictures.
 
     The SHA-256 of a file decides, so that a picture stays on its side when others are added or
     removed. Each side has at least one picture.
@@ -35,15 +35,15 @@ def split_images(images: CalibrationImages) -> tuple[CalibrationImages, Calibrat
         images: at least two pictures.
 
     Returns:
-        Pictures to calibrate on, and pictures to judge on.
+        Calibration pictures and evaluation pictures.
 
     Raises:
         InputError: fewer than two pictures.
     """
     if len(images) < 2:
         raise InputError(
-            "one picture cannot be parted into some to calibrate on and some to judge on; give "
-            "more, or others to judge on with --evaluation-data, or --no-verdict"
+            "one picture cannot be split into calibration and evaluation pictures; pass more "
+            "pictures, or --evaluation-data, or --no-verdict"
         )
     held_out = {digest for digest in images.digests if _fraction(digest) < HELD_OUT_SHARE}
     held_out = held_out or {min(images.digests)}
@@ -62,7 +62,7 @@ def without(images: CalibrationImages, digests: set[str]) -> CalibrationImages:
     kept = [(path, digest) for path, digest in pairs if digest not in digests]
     if not kept:
         raise InputError(
-            f"all {len(images)} pictures to judge on were calibrated on; pass others with "
+            f"all {len(images)} evaluation pictures are calibration pictures; pass others with "
             "--evaluation-data"
         )
     paths, names = zip(*kept, strict=True)

@@ -58,7 +58,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     mix = ", ".join(f"{graph}: {variant}" for graph, variant in report["mix"].items())
     return (
         f'<p class="verdict {state}"><strong>{_text(report["sentence"])}</strong></p>'
-        f"<p>What <code>precision=int8</code> stands for: {_text(mix)}.</p>"
+        f"<p>Graphs of <code>precision=int8</code>: {_text(mix)}.</p>"
     )
 
 
@@ -95,13 +95,13 @@ def _agreement_table(report: Mapping[str, Any]) -> str:
     least = ["at least", _number(floors["mask_iou"]), "", "", _percent(floors["concept_top1"])]
     rows.append([*least, _percent(floors["captions_identical"]), "", ""])
     count = report["whole"]["agreement"]
-    note = f"{count['regions']} regions of {count['images']} pictures that calibration did not see."
+    note = f"{count['regions']} regions of {count['images']} pictures outside the calibration data."
     return _table(head, rows) + f'<p class="note">{_text(note)}</p>'
 
 
 def _captions_table(report: Mapping[str, Any]) -> str:
-    head = ["captions that differ", "how many", "first divergence, median position"]
-    head += ["median logit margin there", "largest"]
+    head = ["captions that differ", "number", "first divergence, median position"]
+    head += ["median logit margin", "largest logit margin"]
     rows = [
         [
             name,
@@ -112,7 +112,7 @@ def _captions_table(report: Mapping[str, Any]) -> str:
         ]
         for name, found in _subjects(report).items()
     ]
-    note = "A margin near 0: the fp32 model itself was all but undecided between the two tokens."
+    note = "A margin near 0 is a near-tie of the two tokens in the fp32 model."
     return _table(head, rows) + f'<p class="note">{note}</p>'
 
 
@@ -122,8 +122,8 @@ def _cost_table(report: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for latency in timed.values() for name in latency))
     titles = {INT8: "INT8", FLOAT: report["float_variant"]}
     head = ["cost", *(f"{titles.get(name, name)}, median ms (cv)" for name in names)]
-    head += ["INT8 is faster by", "MB INT8", f"MB {report['float_variant']}"]
-    head += ["products on integers"]
+    head += ["speedup of INT8", "MB INT8", f"MB {report['float_variant']}"]
+    head += ["integer kernels"]
     rows = []
     for name, latency in timed.items():
         graph = report["graphs"].get(name, report["whole"])
@@ -142,7 +142,7 @@ def _cost_table(report: Mapping[str, Any]) -> str:
 def _noise_table(report: Mapping[str, Any]) -> str:
     subjects = _subjects(report)
     tensors = list(next(iter(subjects.values()))["sqnr_db"])
-    head = ["signal to quantization noise, dB", *tensors]
+    head = ["signal-to-quantization-noise ratio, dB", *tensors]
     rows = [
         [name, *(_number(found["sqnr_db"][tensor], 1) for tensor in tensors)]
         for name, found in subjects.items()

@@ -155,17 +155,17 @@ def graph_verdict(
     failures = tuple(floors.failures(facts.agreement))
     keep = f"keep {float_name} for the {facts.graph}"
     if facts.kept_before:
-        why = f"{keep}, because an earlier verdict put it there; quantize again to judge anew"
+        why = f"{keep}, because an earlier verdict chose it; quantize again for a new verdict"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why)
     if failures:
         why = f"{keep}, because INT8 changes the answers: {'; '.join(failures)}"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why, failures=failures)
     kernels, gain = facts.kernels, facts.speedup
     if isinstance(kernels, KernelCount) and kernels.integer == 0:
-        why = f"{keep}, because nothing of it would run on integers"
+        why = f"{keep}, because it would run without integer kernels"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why)
     if gain is not None and gain < min_speedup:
-        why = f"{keep}, because INT8 does not pay here: {_pace(facts, float_name)}"
+        why = f"{keep}, because INT8 is not fast enough here: {_pace(facts, float_name)}"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why)
     reasons = [_closeness(facts.agreement)]
     if gain is not None:
@@ -179,16 +179,17 @@ def graph_verdict(
 def _pace(facts: GraphFacts, float_name: str) -> str:
     quick, slow = facts.latency[INT8], facts.latency[FLOAT]
     return (
-        f"it takes {quick.median_ms:.3g} ms against {slow.median_ms:.3g} ms in {float_name} "
-        f"({facts.speedup:.2f} times as fast)"
+        f"it takes {quick.median_ms:.3g} ms, {float_name} {slow.median_ms:.3g} ms "
+        f"(speedup {facts.speedup:.2f})"
     )
 
 
 def _closeness(agreement: Agreement) -> str:
-    names = f", {agreement.concept_top1:.1%} of names" if agreement.concept_top1 is not None else ""
+    top1 = agreement.concept_top1
+    names = "" if top1 is None else f", {top1:.1%} of the names are the same"
     return (
-        f"masks agree to {agreement.mask_iou:.4f} (mean IoU){names} and "
-        f"{agreement.captions.identical:.1%} of captions are the same"
+        f"mean mask IoU is {agreement.mask_iou:.4f}{names}, "
+        f"{agreement.captions.identical:.1%} of the captions are identical"
     )
 
 
@@ -227,8 +228,8 @@ class Verdict:
         found = []
         if self.calibrated_on is not None and self.calibrated_on < self.min_calibration_pictures:
             found.append(
-                f"pictures that calibration saw: {self.calibrated_on}, expected at least "
-                f"{self.min_calibration_pictures}; so few say nothing of others"
+                f"calibration pictures: {self.calibrated_on}, expected at least "
+                f"{self.min_calibration_pictures}; with fewer, INT8 can pass by chance"
             )
         found += [
             f"{name}: {failure}"
@@ -276,15 +277,15 @@ class Verdict:
         """The verdict in one sentence."""
         if not self.passed:
             return (
-                f"FAILED: INT8 is not fit for use: {'; '.join(self.failures)}; calibrate on more "
-                "and on real pictures, or exclude blocks (--budget)"
+                f"FAILED: do not use INT8: {'; '.join(self.failures)}; calibrate on "
+                "more real pictures, or keep blocks in float (--budget)"
             )
         used = [name for name, graph in self.graphs.items() if graph.use_int8]
         if not used:
-            return f"PASSED, but INT8 pays for no graph: int8 is {self.float_variant} throughout"
+            return f"PASSED, but INT8 is used for no graph: int8 runs {self.float_variant}"
         kept = [name for name in self.graphs if name not in used]
         rest = f", {self.float_variant} for {', '.join(kept)}" if kept else ""
-        return f"PASSED: int8 means INT8 for {', '.join(used)}{rest}; {_closeness(self.mix)}"
+        return f"PASSED: int8 runs INT8 for {', '.join(used)}{rest}; {_closeness(self.mix)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

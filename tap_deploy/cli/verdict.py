@@ -47,7 +47,7 @@ def verdict_command(
     """Judge the INT8 graphs of BUNDLE against its fp32 graphs, again or on another machine.
 
     Writes the report into the bundle. If INT8 fails, marks the bundle and exits with 1. Replaces
-    INT8 graphs that are not faster by the float graphs.
+    INT8 graphs that are not faster with the float graphs.
     """
     opened = Bundle.open(bundle)
     report = judge_bundle(opened, judging, backend, prompts, strict=strict, threads=threads)
@@ -85,7 +85,8 @@ def judge_bundle(
     require_quantize_extra()
     if judging.evaluation_data is None:
         raise InputError(
-            "nothing to judge on; pass pictures that calibration did not see: --evaluation-data DIR"
+            "no evaluation pictures; pass pictures outside the calibration data: "
+            "--evaluation-data DIR"
         )
     from tap_deploy.engines.calibration.prompts import CalibrationPrompts
     from tap_deploy.engines.int8.add import pictures_calibrated_on
@@ -121,8 +122,8 @@ def report_text(report: dict[str, Any]) -> str:
     lines = [f"  {graph['sentence']}" for graph in report["graphs"].values()]
     agreement = report["whole"]["agreement"]
     lines.append(
-        f"  {agreement['regions']} regions of {agreement['images']} pictures that calibration did "
-        "not see"
+        f"  {agreement['regions']} regions of {agreement['images']} pictures outside the "
+        "calibration data"
     )
     titles = {INT8: "best mix", FLOAT: report["float_variant"]}
     for name, latency in report["whole"]["latency_ms"].items():
@@ -134,8 +135,8 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def require_passed(report: dict[str, Any]) -> None:
-    """Raise VerificationError if INT8 is not fit for use."""
+    """Raise VerificationError if INT8 failed its verdict."""
     if not report["passed"]:
         raise VerificationError(
-            f"INT8 is not fit for use, the bundle is marked: {'; '.join(report['failures'])}"
+            f"INT8 failed its accuracy check, the bundle is marked: {'; '.join(report['failures'])}"
         )
