@@ -83,17 +83,17 @@ target_options = option_group(
     click.option(
         "--timing-cache",
         type=NamedPath(path_type=pathlib.Path, dir_okay=False),
-        help="Timing cache to read, if it exists, and to extend. TensorRT only.",
+        help="Timing cache; read if it exists, and extended. TensorRT only.",
     ),
     click.option(
         "--version-compatible",
         is_flag=True,
-        help="Also for later releases of TensorRT. TensorRT only.",
+        help="Build plans that later releases of TensorRT can load. TensorRT only.",
     ),
     click.option(
         "--hardware-compatible",
         type=click.Choice(["ampere+", "same-sm"]),
-        help="Also for other GPUs. TensorRT only.",
+        help="Build plans that also run on other GPUs. TensorRT only.",
     ),
     click.option(
         "--compute-capability",
@@ -107,21 +107,21 @@ target_options = option_group(
         show_default=True,
         help="Builder optimization level; higher searches longer for fast kernels.",
     ),
-    click.option("--tf32", is_flag=True, help="Let fp32 products round their inputs to TF32."),
+    click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products."),
 )
 
 
 @click.command("build")
 @bundle_argument
 @target_options
-@click.option("--dry-run", is_flag=True, help="Print profiles and memory forecast; build nothing.")
+@click.option("--dry-run", is_flag=True, help="Print profiles and memory estimate; build nothing.")
 @click.option(
     "--emit",
     type=click.Choice(["trtexec", "polygraphy"]),
     help="Print the builds as commands of NVIDIA's tools; build nothing.",
 )
 @click.option(
-    "--force-memory", is_flag=True, help="Build even if the memory forecast exceeds free memory."
+    "--force-memory", is_flag=True, help="Build even if the memory estimate exceeds free memory."
 )
 @force_option
 @json_option
@@ -177,7 +177,7 @@ def build_bundle(
         bundle: the graphs; gets the engines.
         target: backend, precision and settings.
         force: build again what exists.
-        force_memory: build even if the memory forecast exceeds free memory.
+        force_memory: build even if the memory estimate exceeds free memory.
     """
     from tap_deploy.engines.build.bundle_build import build_engines
     from tap_deploy.engines.estimate.memory import available_memory

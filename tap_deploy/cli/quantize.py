@@ -50,13 +50,13 @@ class Int8Choices:
         samples: maximum number of pictures.
         cache: calibration cache.
         seed: of the random choices.
-        attention: also quantize the products of attention.
+        attention: also quantize the matrix products of attention.
         residuals: also quantize the residual sums.
         reduce_range: 7-bit weights.
         smoothquant: ``auto``, ``on`` or ``off``.
         budget: accuracy budget, for example ``miou=0.005``; None for none.
         exclusions: JSON file of blocks that stay float.
-        no_verdict: calibrate on all pictures and judge nothing.
+        no_verdict: calibrate on all pictures, without a verdict.
     """
 
     calibration_data: pathlib.Path | None
@@ -151,7 +151,9 @@ int8_options = option_group(
         show_default=True,
         help="Seed of the random choices.",
     ),
-    click.option("--attention", is_flag=True, help="Also quantize the products of attention."),
+    click.option(
+        "--attention", is_flag=True, help="Also quantize the matrix products of attention."
+    ),
     click.option("--residuals", is_flag=True, help="Also quantize the sums of residual branches."),
     click.option(
         "--reduce-range",
@@ -176,7 +178,9 @@ int8_options = option_group(
         type=FILE,
         help="JSON with the blocks that stay float, as found by --budget.",
     ),
-    click.option("--no-verdict", is_flag=True, help="Calibrate on all pictures and judge nothing."),
+    click.option(
+        "--no-verdict", is_flag=True, help="Calibrate on all pictures, without a verdict."
+    ),
 )
 
 
@@ -200,7 +204,7 @@ def quantize_command(
     """Calibrate BUNDLE on real pictures, add its int8 graphs, and judge them.
 
     Quantizes the fp32 graphs for CPUs, and the fp16 graphs, if there are any, for engines. A fifth
-    of the pictures is held back to judge on, unless --evaluation-data names others. If INT8 fails,
+    of the pictures is held out for the verdict, unless --evaluation-data is given. If INT8 fails,
     marks the bundle and exits with 1.
     """
     options = choices.options(judging, strict=strict, threads=threads, force=force)

@@ -79,11 +79,13 @@ answer_options = option_group(
     click.option(
         "--concepts", type=FILE, help="Names to choose from, instead of those of the bundle."
     ),
-    click.option("--masks/--no-masks", default=True, help="Make masks (default: yes)."),
+    click.option("--masks/--no-masks", default=True, help="Return masks (default: yes)."),
     click.option(
         "--candidates", is_flag=True, help="Also return the masks of all mask tokens, with scores."
     ),
-    click.option("--captions/--no-captions", default=True, help="Write captions (default: yes)."),
+    click.option(
+        "--captions/--no-captions", default=True, help="Generate captions (default: yes)."
+    ),
     click.option(
         "--max-new-tokens", type=click.IntRange(min=0), help="Maximum caption length, in tokens."
     ),
@@ -117,8 +119,8 @@ def run_command(
 ) -> int:
     """Segment, name and caption regions of each IMAGE with BUNDLE.
 
-    Each --point, --box and --sketch asks for one region; coordinates are pixels of IMAGE. IMAGE is
-    a picture, a folder of pictures, or - for a picture on stdin. If there are several, unreadable
+    Each --point, --box and --sketch prompts one region; coordinates are pixels of IMAGE. IMAGE is a
+    picture, a folder of pictures, or - for a picture on stdin. If there are several, unreadable
     pictures are reported and skipped.
     """
     job = find_job(images, prompts, reading, output.folder)

@@ -30,11 +30,11 @@ CHECKS = CHECKS_PER_SAMPLE + len(RUNS) * CHECKS_PER_RUN
 @selftest_runtime_options
 @json_option
 def selftest_command(bundle: str, run_on: RunOn, as_json: bool) -> None:
-    """Run the golden samples of BUNDLE on this machine, and store the verdict in BUNDLE.
+    """Run the golden samples of BUNDLE on this machine, and store the result in BUNDLE.
 
-    First graph by graph, then as a predictor does: on a GPU, the last run replays CUDA graphs.
-    run and TapPredictor refuse what failed, unless failures are allowed; exit code 1. To compare
-    without storing a verdict: tap-export verify.
+    Tests each graph, then the pipeline as a predictor runs it; on a GPU, the last run replays CUDA
+    graphs. A failure exits with 1, and run and TapPredictor then refuse these graphs, unless
+    failures are allowed. To compare without storing a result: tap-export verify.
     """
     opened = Bundle.open(bundle)
     with stage_bar("selftest", CHECKS) as stage:

@@ -34,7 +34,7 @@ class JudgeOptions:
         min_captions: minimum share of identical captions.
         min_calibration_pictures: minimum number of calibration pictures.
         min_speedup: minimum speedup over the float graph; 0 takes INT8 at any speed.
-        speed: measure speed; without, only accuracy decides.
+        speed: measure speed; if False, only accuracy decides.
     """
 
     evaluation_data: pathlib.Path | None
@@ -73,14 +73,15 @@ judge_options = option_group(
     click.option(
         "--evaluation-data",
         type=FILE,
-        help="Pictures to judge on that calibration does not see: a folder, a picture, a list.",
+        help="Evaluation pictures, a folder, a picture or a list; calibration pictures are "
+        "excluded.",
     ),
     click.option(
         "--evaluation-samples",
         type=click.IntRange(min=1),
         default=64,
         show_default=True,
-        help="Maximum number of pictures to judge on.",
+        help="Maximum number of evaluation pictures.",
     ),
     click.option(
         "--checkpoint",
@@ -113,7 +114,7 @@ judge_options = option_group(
         type=click.IntRange(min=1),
         default=8,
         show_default=True,
-        help="Fail if calibration saw fewer pictures.",
+        help="Fail if calibration used fewer pictures.",
     ),
     click.option(
         "--min-speedup",
@@ -127,7 +128,7 @@ judge_options = option_group(
         "--speed/--no-speed",
         default=True,
         show_default=True,
-        help="Measure speed; without, only accuracy decides.",
+        help="Measure speed; with --no-speed, only accuracy decides.",
     ),
 )
 

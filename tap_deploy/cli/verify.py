@@ -37,7 +37,7 @@ CHECKS_PER_SAMPLE = 9
 def verify_command(
     bundle: str, run_on: RunOn, checkpoint: pathlib.Path | None, as_json: bool
 ) -> None:
-    """Run BUNDLE on its golden samples, stage by stage; exit with 1 if an output is off.
+    """Run BUNDLE on its golden samples, stage by stage; exit with 1 if an output differs.
 
     Needs no torch, unless --checkpoint is given. On a CPU, every fp16 value is rounded to fp16,
     because onnxruntime alone computes in fp32 and hides overflow; that needs
