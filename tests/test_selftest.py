@@ -185,7 +185,7 @@ def test_verdicts_of_other_ways_to_run_stay(bundle, sample):
     assert record.made_from == "me"
     assert set(record.selftest) == {"onnxruntime", "onnxruntime-cuda"}
     check_mark(bundle, "fp32", "onnxruntime")
-    with pytest.raises(BundleError, match="with onnxruntime-cuda on a machine"):
+    with pytest.raises(BundleError, match="with onnxruntime-cuda on an unknown machine"):
         check_mark(bundle, "fp32", "onnxruntime-cuda")
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
-from tap_deploy.engines.int8.budget import AccuracyBudget, held_sentence
+from tap_deploy.engines.int8.budget import AccuracyBudget, budget_sentence
 from tap_deploy.engines.verdict import kernels
 from tap_deploy.engines.verdict.captions import CaptionAgreement
 from tap_deploy.engines.verdict.kernels import KernelCount, count_kernels, layers_in_engine
@@ -123,7 +123,7 @@ def test_without_timings_the_answers_decide():
 
 def test_int8_on_paper_only_is_not_used():
     nothing = dataclasses.replace(KERNELS, integer=0)
-    assert "it would run without integer kernels" in decide(facts(kernels=nothing)).sentence
+    assert "INT8 would run without integer kernels" in decide(facts(kernels=nothing)).sentence
 
 
 def whole(mix: Agreement | None = None, **graphs: GraphFacts) -> Verdict:
@@ -165,10 +165,10 @@ def test_the_whole_is_as_large_as_what_is_used():
     assert values["int8_kernels_summary"].endswith("text_decoder: none, it is fp32")
 
 
-def test_a_budget_is_held_or_not_on_what_judges():
-    exact = held_sentence(AccuracyBudget(mask_iou=0.01), agreement(mask_iou=0.995))
+def test_the_budget_is_kept_or_exceeded():
+    exact = budget_sentence(AccuracyBudget(mask_iou=0.01), agreement(mask_iou=0.995))
     assert exact.startswith("budget: kept on 20 regions") and "50% used" in exact
-    missed = held_sentence(AccuracyBudget(concept_top1=0.01), agreement(top1=0.95))
+    missed = budget_sentence(AccuracyBudget(concept_top1=0.01), agreement(top1=0.95))
     assert "EXCEEDED" in missed and "5.00 times" in missed
 
 
@@ -216,7 +216,7 @@ def report(verdict: Verdict) -> dict[str, Any]:
                 }
             ],
         },
-        "budget": {"sentence": held_sentence(AccuracyBudget(mask_iou=0.005), verdict.mix)},
+        "budget": {"sentence": budget_sentence(AccuracyBudget(mask_iou=0.005), verdict.mix)},
         "smoothquant": {
             "text_decoder": [{"norm": "norm", "error": 1e-4, "smoothed_error": 5e-5, "kept": True}]
         },

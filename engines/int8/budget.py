@@ -75,7 +75,7 @@ class AccuracyBudget:
         )
 
 
-def held_sentence(budget: AccuracyBudget, agreement: Agreement) -> str:
+def budget_sentence(budget: AccuracyBudget, agreement: Agreement) -> str:
     """Return a sentence that says whether the budget is kept on the evaluation pictures."""
     use = budget.use(agreement)
     where = f"{agreement.regions} regions outside the calibration data"

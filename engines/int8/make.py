@@ -21,7 +21,7 @@ from tap_deploy.engines.int8.add import (
     write_int8,
 )
 from tap_deploy.engines.int8.blocks import Exclusions
-from tap_deploy.engines.int8.budget import AccuracyBudget, held_sentence
+from tap_deploy.engines.int8.budget import AccuracyBudget, budget_sentence
 from tap_deploy.engines.int8.candidates import CandidateSessions
 from tap_deploy.engines.int8.mix import Mix, MixSearch
 from tap_deploy.engines.int8.options import Int8Options
@@ -224,7 +224,7 @@ def judge_on_images(
         more["budget"] = {
             "allowed": dataclasses.asdict(budget),
             "use": budget.use(verdict.mix),
-            "sentence": held_sentence(budget, verdict.mix),
+            "sentence": budget_sentence(budget, verdict.mix),
         }
     return verdict, record_verdict(bundle, verdict, notes={"data": data, **more})
 

@@ -162,7 +162,7 @@ def graph_verdict(
         return GraphVerdict(facts=facts, use_int8=False, sentence=why, failures=failures)
     kernels, gain = facts.kernels, facts.speedup
     if isinstance(kernels, KernelCount) and kernels.integer == 0:
-        why = f"{keep}, because it would run without integer kernels"
+        why = f"{keep}, because INT8 would run without integer kernels"
         return GraphVerdict(facts=facts, use_int8=False, sentence=why)
     if gain is not None and gain < min_speedup:
         why = f"{keep}, because INT8 is not fast enough here: {_pace(facts, float_name)}"

@@ -41,7 +41,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
             if os.fspath(tensor.location) != data.name:
                 raise BundleError(
                     f"graph {path} has weights in {os.fspath(tensor.location)!r}; expected "
-                    f"{data.name!r} beside it; export the bundle again"
+                    f"{data.name!r} next to it; export the bundle again"
                 )
             value.const_value = ir.ExternalTensor(
                 data.resolve(),  # resolved and without a base folder, onnx-ir finds no link
