@@ -167,7 +167,7 @@ def test_graphs_that_do_not_pay_are_replaced_by_the_float_ones(quantized, folder
     assert not list((bundle.path / "onnx" / INT8_CPU).glob("*"))
     assert report["mix"] == dict.fromkeys(GRAPH_NAMES, "fp32")
     assert opened.manifest.precisions[INT8_CPU].mix == report["mix"]
-    assert "int8 runs fp32" in report["sentence"]
+    assert "precision int8 uses fp32" in report["sentence"]
     with TapPredictor.from_bundle(bundle.path, precision="int8", threads=1) as predictor:
         assert len(predictor.predict(folder / "judge/judge0.png", boxes=[[9, 9, 99, 99]])) == 1
     shown = CliRunner().invoke(main, ["inspect", str(bundle.path)]).stdout

@@ -282,10 +282,10 @@ class Verdict:
             )
         used = [name for name, graph in self.graphs.items() if graph.use_int8]
         if not used:
-            return f"PASSED, but INT8 is used for no graph: int8 runs {self.float_variant}"
+            return f"PASSED, but no graph uses INT8: precision int8 uses {self.float_variant}"
         kept = [name for name in self.graphs if name not in used]
         rest = f", {self.float_variant} for {', '.join(kept)}" if kept else ""
-        return f"PASSED: int8 runs INT8 for {', '.join(used)}{rest}; {_closeness(self.mix)}"
+        return f"PASSED: precision int8 uses INT8 for {', '.join(used)}{rest}; {_closeness(self.mix)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

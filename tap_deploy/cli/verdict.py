@@ -46,8 +46,8 @@ def verdict_command(
 ) -> None:
     """Judge the INT8 graphs of BUNDLE against its fp32 graphs, again or on another machine.
 
-    Writes the report into the bundle. If INT8 fails, marks the bundle and exits with 1. Replaces
-    INT8 graphs that are not faster with the float graphs.
+    Writes the report into the bundle. If INT8 fails, marks the bundle and exits with 1. If it
+    passes, float graphs replace the INT8 graphs that are not faster.
     """
     opened = Bundle.open(bundle)
     report = judge_bundle(opened, judging, backend, prompts, strict=strict, threads=threads)
