@@ -102,7 +102,7 @@ def test_boxes_by_picture(run, folder, tmp_path, predictor):
     expected = predictor.predict(folder / "a.png", boxes=boxes["a.png"], captions=False)
     assert first["regions"] == json.loads(expected.to_json())["regions"]
     assert second["regions"] == []
-    assert f"{path} has boxes for pictures that are not there: x.png" in result.stderr
+    assert f"{path} has boxes for pictures that were not found: x.png" in result.stderr
     both = lines(run(folder / "a.png", folder, "--boxes", path, "--json", *POINT))
     assert [len(values["regions"]) for values in both] == [3, 3, 1]
 

@@ -285,7 +285,8 @@ class Verdict:
             return f"PASSED, but no graph uses INT8: precision int8 uses {self.float_variant}"
         kept = [name for name in self.graphs if name not in used]
         rest = f", {self.float_variant} for {', '.join(kept)}" if kept else ""
-        return f"PASSED: precision int8 uses INT8 for {', '.join(used)}{rest}; {_closeness(self.mix)}"
+        mix = f"INT8 for {', '.join(used)}{rest}"
+        return f"PASSED: precision int8 uses {mix}; {_closeness(self.mix)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

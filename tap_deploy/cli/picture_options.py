@@ -247,7 +247,7 @@ def _with_prompts(
         skipped.append((source, problem))
     if boxes is not None and boxes.unused:
         logger.warning(
-            "%s has boxes for pictures that are not there: %s",
+            "%s has boxes for pictures that were not found: %s",
             boxes.path,
             ", ".join(boxes.unused[:3]) + (", …" if len(boxes.unused) > 3 else ""),
         )
