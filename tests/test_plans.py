@@ -225,7 +225,7 @@ def test_version_compatible_plans_go_forward_within_a_major_version(bundle):
     save_plan(bundle, PLAN, record(bundle, version_compatible=True))
     assert load(bundle, backend_version="10.13.3").plan == PLAN
     for version in ("10.1.0", "11.1.0"):
-        with pytest.raises(BundleError, match=f"this is {version}"):
+        with pytest.raises(BundleError, match=f"installed is {version}"):
             load(bundle, backend_version=version)
 
 
