@@ -196,7 +196,7 @@ def test_weights_that_no_manifest_vouches_for(beside, tmp_path, location):
                 name=found.name,
             )
     ir.save(model, path)
-    message = rf"has weights in '{location}'; expected 'text_decoder\.onnx\.data' beside it"
+    message = rf"has weights in '{location}'; expected 'text_decoder\.onnx\.data' next to it"
     with pytest.raises(BundleError, match=message):
         load_graph(path)
     if location != "other.data":  # of which onnxruntime has no reason to think ill

@@ -466,7 +466,7 @@ def test_as_many_pictures_judge_as_were_asked_for(folder, tmp_path):
 
 
 def test_options_that_contradict_are_refused(folder):
-    with pytest.raises(InputError, match="pass one"):
+    with pytest.raises(InputError, match="expected only one"):
         options(folder, budget=AccuracyBudget(mask_iou=0.1), exclusions=Exclusions())
     with pytest.raises(InputError, match="smoothquant"):
         options(folder, smoothquant="perhaps")
