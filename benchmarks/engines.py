@@ -91,7 +91,7 @@ def main(
     if peaks is not None:
         from benchmarks.peak_share import peak_shares
 
-        report["peaks"] = peak_shares(opened, settings.run_on.precision, peaks, report["stages"])
+        report["peaks"] = peak_shares(opened, settings.run_on, peaks, report["stages"])
     click.echo(summary(report))
     if json_path is not None:
         with atomic_file(json_path) as partial:

@@ -11,6 +11,7 @@ from tap_deploy.engines.estimate.devices import device_profile
 from tap_deploy.engines.estimate.estimate import quantized_nodes
 from tap_deploy.engines.estimate.roofline import stage_estimate
 from tap_deploy.engines.estimate.work import graph_works
+from tap_deploy.sessions.run_on import RunOn
 
 GRAPHS = {
     ENCODE: graphs.IMAGE_ENCODER,
@@ -20,20 +21,20 @@ GRAPHS = {
 
 
 def peak_shares(
-    bundle: Bundle, precision: str, profile: str, timed: list[dict[str, Any]]
+    bundle: Bundle, run_on: RunOn, profile: str, timed: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the shares of peak arithmetic and peak bandwidth of each single-graph stage.
 
     Args:
         bundle: the measured bundle.
-        precision: the measured precision.
+        run_on: the measured precision, and where.
         profile: name of the device in ``device_profiles``.
         timed: the stages of a report, see ``benchmarks.engines``.
 
     Raises:
         InputError: the device is unknown.
     """
-    device, quantized = device_profile(profile), quantized_nodes(bundle.manifest)
+    device, quantized = device_profile(profile), quantized_nodes(bundle.manifest, run_on.variant)
     shares = []
     for stage in timed:
         graph = GRAPHS.get(stage["kind"])
@@ -48,7 +49,9 @@ def peak_shares(
             slots=max(1, calls // 2),
             quantized=quantized,
         )
-        estimate = stage_estimate(stage["stage"], works[graph], device, precision, calls=calls)
+        estimate = stage_estimate(
+            stage["stage"], works[graph], device, run_on.precision, calls=calls
+        )
         median = stage["latency"]["median_ms"]
         shares.append(
             {

@@ -147,7 +147,7 @@ def test_shares_of_the_peaks(micro_bundle):
         }
         for kind, tokens in (("encode", 0), ("caption", 4), ("end to end", 4))
     ]
-    encode, caption = peak_shares(micro_bundle, "fp32", "orin-nano", timed)
+    encode, caption = peak_shares(micro_bundle, RunOn(), "orin-nano", timed)
     assert encode["share_of_arithmetic_peak"] == pytest.approx(0.965e9 / 8.35e12, rel=0.01)
     assert 0 < caption["share_of_arithmetic_peak"] < caption["share_of_bandwidth"] < 1
 

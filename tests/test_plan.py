@@ -11,6 +11,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from tap_deploy.bundle.precision_record import Int8GraphRecord, PrecisionRecord
 from tap_deploy.cli import main
 from tap_deploy.config import VARIANTS
 from tap_deploy.engines.estimate.devices import DEVICE_PROFILES, GIBIBYTE, device_profile
@@ -225,6 +226,20 @@ def test_a_bundle_with_int8_says_what_it_covers(micro_bundle, tmp_path):
     saved_ms = 1e3 * work * (1 / device.peak_flops("fp16") - 1 / device.peak_flops("int8"))
     compute = [found["stages"][0]["compute_ms"] for found in (fp16, few)]
     assert compute[0] - compute[1] == pytest.approx(saved_ms)
+
+
+@pytest.mark.parametrize("variant", ["int8", "int8_fp32"])
+def test_graphs_that_a_verdict_made_float_are_not_in_int8(micro_bundle, variant):
+    nodes = {"image_encoder": ("blocks.0.mlp.fc1/MatMul",), "text_decoder": ("text_proj/Gemm",)}
+    record = PrecisionRecord(
+        graphs={name: Int8GraphRecord(quantized_nodes=found) for name, found in nodes.items()},
+        mix={"image_encoder": "fp16", "text_decoder": variant},
+    )
+    manifest = dataclasses.replace(micro_bundle.manifest, precisions={variant: record})
+    assert quantized_nodes(manifest, variant) == {"text_decoder": ("text_proj/Gemm",)}
+    # A verdict on a CPU says nothing about the engines of a bundle without fp16 graphs.
+    expected = nodes if variant == "int8_fp32" else {"text_decoder": ("text_proj/Gemm",)}
+    assert quantized_nodes(manifest) == expected
 
 
 def test_a_bundle_without_int8_says_nothing_of_it(micro_bundle):

@@ -137,12 +137,21 @@ class DeviceEstimate:
         }
 
 
-def quantized_nodes(manifest: Manifest) -> dict[str, tuple[str, ...]] | None:
-    """Return graph name -> names of the quantized nodes of a bundle; None without int8."""
-    for variant in (INT8, INT8_FP32):
-        if nodes := manifest.precision_record(variant).quantized_nodes:
-            return nodes
-    return None
+def quantized_nodes(manifest: Manifest, variant: str = INT8) -> dict[str, tuple[str, ...]] | None:
+    """Return graph name -> names of the nodes that compute in INT8; None without int8 graphs.
+
+    Graphs that a verdict replaced by float ones have none. For engines of a bundle without fp16
+    graphs, the nodes of the variant for CPUs count, whatever its verdict says about a CPU.
+    """
+    record = manifest.precision_record(variant)
+    if not record.quantized_nodes:
+        return manifest.precision_record(INT8_FP32).quantized_nodes or None
+    mix = record.mix or {}
+    return {
+        graph: nodes
+        for graph, nodes in record.quantized_nodes.items()
+        if mix.get(graph, variant) == variant
+    }
 
 
 def estimate_for_device(

@@ -45,7 +45,13 @@ def load_rounding(
         raise SessionError(f"graph {spec.name}: {exc}") from exc
     with tempfile.TemporaryDirectory(prefix="tap-rounding-") as folder:
         file = pathlib.Path(folder) / "rounding.onnx"
-        write_model(model, file, beside=True)  # external weights are mapped instead of parsed
+        try:
+            write_model(model, file, beside=True)  # external weights are mapped instead of parsed
+        except OSError as exc:
+            raise SessionError(
+                f"graph {spec.name}: cannot write a temporary copy of its weights to {folder}: "
+                f"{exc}; set TMPDIR to a folder with enough space"
+            ) from exc
         return create_session("onnxruntime", file, spec, threads=threads)
 
 

@@ -79,11 +79,11 @@ def verify_bundle(
     tolerances = tolerances_for(run_on.precision, bundle.manifest.precision_record(run_on.variant))
     with contextlib.ExitStack() as stack:
         if run_on.on_cpu and run_on.precision == FP16:
-            sessions = _rounding_sessions(bundle, run_on.threads)
+            sessions = _rounding_sessions(bundle, run_on.threads, stack)
         else:
             sessions = sessions_from_bundle(bundle, run_on)
-        for session in sessions.values():
-            stack.enter_context(session)
+            for session in sessions.values():
+                stack.enter_context(session)
         return verify_sessions(
             sessions,
             bundle.config,
@@ -95,13 +95,15 @@ def verify_bundle(
         )
 
 
-def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session]:
+def _rounding_sessions(
+    bundle: Bundle, threads: int | None, stack: contextlib.ExitStack
+) -> dict[str, Session]:
     require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
     from tap_deploy.engines.fp16.rounding import load_rounding
 
     fp16 = bundle.variant(FP16)
     return {
-        name: load_rounding(fp16.path(name), spec, threads=threads)
+        name: stack.enter_context(load_rounding(fp16.path(name), spec, threads=threads))
         for name, spec in fp16.specs.items()
     }
 

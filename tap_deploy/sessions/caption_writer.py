@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
-
-if TYPE_CHECKING:  # the package of sessions imports this module
-    pass
 
 # Cap on the temperature: the softmax is nearly uniform, and the noise still fits into fp16.
 HOTTEST = 1e3
