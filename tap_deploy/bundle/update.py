@@ -179,8 +179,8 @@ def _require_own(bundle: Bundle, names: Collection[str]) -> None:
         target = (bundle.path / folder).resolve()
         if not target.is_relative_to(root):
             raise InputError(
-                f"bundle {bundle.path}: its folder {folder} is a link to {target}, outside the "
-                "bundle, which others may use; replace the link by a copy"
+                f"bundle {bundle.path}: its folder {folder} resolves by a link to {target}, "
+                "outside the bundle, which others may use; replace the link with a copy"
             )
 
 
