@@ -50,6 +50,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         if (PROJECT / name).exists():
             ignore = shutil.ignore_patterns("__pycache__", "data")
             shutil.copytree(PROJECT / name, source / name, ignore=ignore)
+    stale = source / "build" / "lib" / "tap_deploy" / "moved.py"  # of an earlier build
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     command += ["--no-index", "--wheel-dir", str(folder), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -180,29 +183,6 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
         (version,) = pins[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(version), line
     assert all(len(versions) == 1 for versions in pins.values())
-
-
-def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("export", "tap_deploy.engines"),
-        ("engines", "tap_deploy.export"),
-        ("engines", "tap_deploy.reference"),
-    ],
-)
-def test_the_direction_of_imports(folder, forbidden):
-    for path in (PROJECT / folder).rglob("*.py"):
-        wrong = [name for name in imported_modules(path) if f"{name}.".startswith(f"{forbidden}.")]
-        assert not wrong, f"{path} imports {wrong}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -94,7 +94,7 @@ def test_whole_numbers_may_stand_for_floats(values, tmp_path):
         (("int8", "surprise"), 1, "'surprise'"),
         (("int8", "verdict", "surprise"), 1, "'surprise'"),
         (("int8", "verdict", "passed"), "yes", "passed is 'yes'"),
-        (("int8", "verdict"), {"passed": True}, "missing 4 required"),
+        (("int8", "verdict"), {"passed": True}, "missing field 'backend' in VerdictMark"),
         (("int8", "calibration", "seed"), True, "seed is 'True'"),
         (("int8", "calibration", "num_samples"), 1.5, "num_samples is '1.5'"),
         (("int8", "excluded", "image_encoder"), "blocks.0", "image_encoder is 'blocks.0'"),

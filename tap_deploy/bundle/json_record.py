@@ -20,13 +20,12 @@ def record_from_json(kind: type[Record], values: Any) -> Record:
     Raises:
         TypeError: a field is unknown, missing or of the wrong type.
     """
-    hints = _hints(typing.cast(type, kind))
-    return kind(
-        **{
-            name: _typed(name, value, hints[name]) if name in hints else value
-            for name, value in json_object(values).items()
-        }
-    )
+    hints, found = _hints(typing.cast(type, kind)), json_object(values)
+    required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}  # type: ignore[arg-type]
+    for problem, names in (("unknown", found.keys() - hints), ("missing", required - found.keys())):
+        if names:
+            raise TypeError(f"{problem} field {min(names)!r} in {kind.__name__}")
+    return kind(**{name: _typed(name, value, hints[name]) for name, value in found.items()})
 
 
 def record_to_json(record: Any) -> dict[str, Any]:
@@ -50,6 +49,11 @@ def json_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"got {str(value)[:40]!r} where an object is expected")
     return value
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 @functools.cache
