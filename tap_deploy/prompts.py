@@ -26,8 +26,8 @@ class Prompts:
 
     Attributes:
         coords: XY in pixels of the original image, float32 [P, N, 2].
-        labels: codes of ``PointLabel``, int32 [P, N]. A box is its left top corner (2) and its
-            right bottom corner (3), the first two points of its row.
+        labels: codes of ``PointLabel``, int32 [P, N]. A box is its top-left corner (2) and its
+            bottom-right corner (3), the first two points of its row.
 
     Raises:
         InputError: wrong shape or dtype. ``check`` validates the values.
@@ -204,7 +204,7 @@ class Prompts:
         if len(bad):
             raise InputError(
                 f"region {bad[0]} has labels {self.labels[bad[0]].tolist()}; expected a box to be "
-                "its first two points, label 2 (left top) then label 3 (right bottom)"
+                "its first two points, label 2 (top left) then label 3 (bottom right)"
             )
         boxed = np.flatnonzero(left_top[:, 0])
         if len(boxed):
@@ -220,8 +220,8 @@ class Prompts:
         # Print all digits: 600.00006, just outside a picture, must not read as 600.
         x, y = (str(value).removesuffix(".0") for value in self.coords[tuple(place)])
         kinds = {
-            PointLabel.BOX_LEFT_TOP: "left top corner of its box",
-            PointLabel.BOX_RIGHT_BOTTOM: "right bottom corner of its box",
+            PointLabel.BOX_LEFT_TOP: "top-left corner of its box",
+            PointLabel.BOX_RIGHT_BOTTOM: "bottom-right corner of its box",
         }
         kind = kinds.get(self.labels[tuple(place)], f"point {place[1]}")
         return f"region {place[0]}, {kind} ({x}, {y})"

@@ -125,7 +125,7 @@ def test_notes_go_to_stderr(orin, bundle, tmp_path):
     ("args", "message"),
     [
         (["--workspace", "much"], "size is 'much'; expected a number"),
-        (["--compute-capability", "86"], "has no --compute-capability"),
+        (["--compute-capability", "86"], "does not support --compute-capability"),
         (["--backend", "tensorrt_rtx", "--version-compatible"], "no --version-compatible"),
         (
             ["--backend", "tensorrt_rtx", "--compute-capability", "x"],

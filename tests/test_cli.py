@@ -179,7 +179,7 @@ def test_export_refuses_a_bad_config(assets, tmp_path):
 
 
 def test_export_refuses_existing_output(assets, bundle):
-    refused(invoke("export", *inputs(assets), "-o", bundle), "exists already; pass --force")
+    refused(invoke("export", *inputs(assets), "-o", bundle), "already exists; pass --force")
 
 
 def test_export_refuses_an_output_that_cannot_be_written(assets, tmp_path):
@@ -214,7 +214,7 @@ def test_run_refuses_an_overlay_that_exists(bundle, photo, tmp_path):
     overlay = tmp_path / "overlay.png"
     overlay.write_text("precious", "utf-8")
     args = ["run", bundle, photo, *PROMPTS, "--overlay", overlay]
-    refused(invoke(*args), "exists already; pass --force")
+    refused(invoke(*args), "already exists; pass --force")
     assert overlay.read_text("utf-8") == "precious"
     assert invoke(*args, "--force").exit_code == 0
 
@@ -267,6 +267,7 @@ def test_an_empty_path_is_not_the_working_folder(bundle, assets, tmp_path, monke
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["run"], "Missing argument 'BUNDLE'. See: "),
+        (["completion"], "fish. See: "),
         (["run", "a", "b", "--top-k", "many"], "'many' is not a valid integer"),
         (["run", "a", "b", "--top-k", "0"], "0 is not in the range"),
         (["run", "a", "b", "--temperature", "-1"], "-1.0 is not in the range"),

@@ -96,9 +96,9 @@ def test_a_wrong_answer_has_the_right_one_below_it():
     lines = describe([answer(), answer("cat"), answer(caption="an owl")]).splitlines()
     assert len(lines) == 6
     assert lines[0].split()[:5] == ["1.png", "box", "mask", "IoU", "0.50"]
-    assert lines[2].split() == ["right:", *["owl", "a", "gray", "owl", "on", "the", "right"]]
+    assert lines[2].split() == ["expected:", *["owl", "a", "gray", "owl", "on", "the", "right"]]
     assert [line.index("a gray owl") for line in lines[:3]] == [lines[0].index("a gray owl")] * 3
-    assert lines[-1] == "of 3: 2 names and 2 captions right, mean mask IoU 0.50"
+    assert lines[-1] == "3 regions: 2 names and 2 captions correct, mean mask IoU 0.50"
 
 
 def test_a_bundle_answers_the_samples(micro_bundle, folder, monkeypatch, tmp_path):

@@ -894,7 +894,9 @@ def test_a_precision_that_failed_its_verdict(micro_bundle, tmp_path):
     shutil.copytree(micro_bundle.path, path)
     with bundle_addition(Bundle.open(path)) as addition:
         addition.precisions["fp32"] = PrecisionRecord(verdict=verdict_mark("fp32", passed=False))
-    with pytest.raises(BundleError, match=r"fp32 failed its accuracy check.*--allow-failed"):
+    with pytest.raises(
+        BundleError, match=r"precision fp32 failed its accuracy check.*--allow-failed"
+    ):
         TapPredictor.from_bundle(path)
     TapPredictor.from_bundle(path, allow_failed=True).close()
 

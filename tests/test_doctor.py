@@ -287,7 +287,7 @@ def test_the_report_names_what_is_missing_and_its_remedy(monkeypatch):
     assert result.exit_code == 2
     assert re.search(r"missing +torch +not installed\n", result.output)
     assert 'for export: pip install "tap-deploy[export]"' in result.output
-    assert re.search(r"^export +is missing .*torch", result.output, re.MULTILINE)
+    assert re.search(r"^export: +missing .*torch", result.output, re.MULTILINE)
 
 
 def test_without_a_use_nothing_is_demanded(monkeypatch):
@@ -300,7 +300,7 @@ def test_a_use_that_lacks_nothing_is_ready(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = invoke("--for", "run")
     assert result.exit_code == 0
-    assert re.search(r"^run +is ready$", result.output, re.MULTILINE)
+    assert re.search(r"^run: +ready$", result.output, re.MULTILINE)
 
 
 def test_json(monkeypatch):

@@ -47,7 +47,7 @@ GIB = 1 << 30
         ({"max_points": 10**7}, "max_points is 10000000; expected 1 to 1048576"),
         ({"opt_level": 6}, "opt_level is 6; expected 0 to 5"),
         ({"hardware_compatible": "turing+"}, "expected one of ampere"),
-        ({"compute_capabilities": ("8.6",)}, "has no --compute-capability"),
+        ({"compute_capabilities": ("8.6",)}, "does not support --compute-capability"),
         ({"backend": "tensorrt_rtx", "version_compatible": True}, "no --version-compatible"),
         ({"backend": "tensorrt_rtx", "hardware_compatible": "ampere+"}, "no --hardware-compat"),
         ({"backend": "tensorrt_rtx", "timing_cache": pathlib.Path("f")}, "no --timing-cache"),

@@ -314,7 +314,7 @@ def test_a_killed_export_leaves_nothing_that_looks_done(tmp_path, assets):
 
 def test_existing_output_needs_force(micro_model, tmp_path):
     (tmp_path / "bundle").mkdir()
-    with pytest.raises(InputError, match="exists already; pass --force"):
+    with pytest.raises(InputError, match="already exists; pass --force"):
         bundle_export.export_bundle(micro_model, tmp_path / "bundle", name="x", checkpoint=RECORD)
 
 

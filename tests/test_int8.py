@@ -335,7 +335,7 @@ def test_calibration_on_one_flat_picture_is_caught(folder, micro_bundle, quantiz
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1, result.stderr
     assert "fewer than 100 are unreliable" in result.stderr
-    assert "INT8 failed its accuracy check, the bundle is marked" in result.stderr
+    assert "INT8 failed its accuracy check; the bundle is marked as failed: " in result.stderr
     report = json.loads(result.stdout)["verdict"]
     good = quantized[1].report
     found, expected = (r["whole"]["everything_int8"] for r in (report, good))

@@ -202,6 +202,13 @@ def test_a_model_by_its_name_is_a_model_by_its_bundle(micro_bundle, assets):
     assert by_config.stdout == by_bundle.stdout
 
 
+def test_a_build_that_does_not_fit_names_remedies():
+    text = invoke("--model", "tap_vit_h", "--device", "orin-nano").stdout
+    assert "DOES NOT FIT; add swap, reduce --workspace or --max-prompts, or build on a " in text
+    text = invoke("--model", "tap_vit_h", "--device", "orin-nano", "--max-prompts", "4096").stdout
+    assert "DOES NOT FIT; reduce --max-prompts\n" in text
+
+
 def test_a_bundle_with_int8_says_what_it_covers(micro_bundle, tmp_path):
     folder = shutil.copytree(micro_bundle.path, tmp_path / "bundle")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

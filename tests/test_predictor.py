@@ -392,11 +392,11 @@ def test_prompts_outside_are_clipped_on_request(predictor, golden, caplog):
     height, width = picture.shape[:2]
     boxes = [[-0.001, -3, 40, 50], [10, 10, width + 0.5, height]]
     with pytest.raises(
-        InputError, match=r"left top corner of its box \(-0.001, -3\).*clip=True \(--clip\) moves"
+        InputError, match=r"top-left corner of its box \(-0.001, -3\).*clip=True \(--clip\) moves"
     ):
         predictor.predict(picture, boxes=boxes)
     regions = predictor.predict(picture, boxes=boxes, clip=True)
-    assert caplog.messages == ["image: clip moved 2 of 2 prompts into the picture"]
+    assert caplog.messages == ["image: clipped 2 of 2 prompts to the picture"]
     inside = predictor.predict(picture, boxes=[[0, 0, 40, 50], [10, 10, width, height]], clip=True)
     assert len(caplog.messages) == 1
     np.testing.assert_array_equal(regions.prompts.coords, inside.prompts.coords)

@@ -458,6 +458,6 @@ def test_a_box_beside_the_picture_cannot_be_clipped():
 
 def test_corners_are_called_so():
     with pytest.raises(
-        InputError, match=r"region 0, right bottom corner of its box \(14, 4\) lies"
+        InputError, match=r"region 0, bottom-right corner of its box \(14, 4\) lies"
     ):
         Prompts.from_boxes([[1, 0, 14, 4]]).check(10, 8)

@@ -119,7 +119,7 @@ def test_a_name_that_two_pictures_have_is_of_the_one_that_it_names_whole(run, fo
 def test_clip_says_of_which_picture(run, folder):
     result = run(folder, "--box", "-1,-1,90,80", "--clip", "--no-captions")
     assert [line for line in result.stderr.splitlines() if "clip" in line] == [
-        f"warning: image '{folder / name}': clip moved 1 of 1 prompts into the picture"
+        f"warning: image '{folder / name}': clipped 1 of 1 prompts to the picture"
         for name in ("a.png", "deeper/a.png")
     ]
 
@@ -127,7 +127,7 @@ def test_clip_says_of_which_picture(run, folder):
 def test_a_prompt_that_does_not_fit_is_skipped_with_the_name_of_the_picture(run, folder):
     result = run(folder, "--box", "0,0,340,190", "--no-captions", "--json")
     assert "the picture" in result.stderr
-    assert f"warning: skipped: {folder / 'a.png'}: region 0, right bottom corner" in result.stderr
+    assert f"warning: skipped: {folder / 'a.png'}: region 0, bottom-right corner" in result.stderr
 
 
 def test_boxes_for_every_picture_and_for_none(run, folder, tmp_path):
@@ -173,7 +173,7 @@ def test_results_in_a_folder(run, folder, tmp_path):
         assert (np.asarray(drawn) != np.asarray(original)).any()
     again = run(folder, *POINT, "-o", output)
     assert again.exit_code == 2
-    assert "exists already; pass --force" in again.stderr
+    assert "already exists; pass --force" in again.stderr
     assert run(folder, *POINT, "-o", output, "--force").stdout == (
         "pictures: 2, regions: 2, skipped: 0\n"
     )
@@ -234,7 +234,7 @@ def test_options_reach_the_answers(run, folder):
     box = ("--box", "-0.001,10,90,80", "--no-captions")
     assert run(folder / "a.png", *box).exit_code == 2
     result = run(folder / "a.png", *box, "--clip", "--candidates", "--json")
-    assert "image: clip moved 1 of 1 prompts into the picture" in result.stderr
+    assert "image: clipped 1 of 1 prompts to the picture" in result.stderr
     [region] = lines(result)[0]["regions"]
     assert len(region["candidates"]) == 4
     assert region["segmentation"] == region["candidates"][region["mask_index"]]["segmentation"]

@@ -17,7 +17,7 @@ from tap_deploy.engines.verdict import kernels
 from tap_deploy.engines.verdict.captions import CaptionAgreement
 from tap_deploy.engines.verdict.kernels import KernelCount, count_kernels, layers_in_engine
 from tap_deploy.engines.verdict.report_html import html_from_report
-from tap_deploy.engines.verdict.tally import Agreement
+from tap_deploy.engines.verdict.tally import Agreement, evaluated_on
 from tap_deploy.engines.verdict.verdict import (
     FLOAT,
     NOT_KNOWN,
@@ -165,6 +165,11 @@ def test_the_whole_is_as_large_as_what_is_used():
     assert values["int8_kernels_summary"].endswith("text_decoder: none, it is fp32")
 
 
+def test_what_was_evaluated_is_counted_in_words():
+    assert evaluated_on(8, 1) == "8 regions in 1 picture not used for calibration"
+    assert evaluated_on(1, 2) == "1 region in 2 pictures not used for calibration"
+
+
 def test_the_budget_is_kept_or_exceeded():
     exact = budget_sentence(AccuracyBudget(mask_iou=0.01), agreement(mask_iou=0.995))
     assert exact.startswith("budget: kept on 20 regions") and "50% used" in exact
@@ -237,7 +242,7 @@ def test_the_page_needs_nothing_else_and_says_everything():
         "2.00 x",
         "noisy",
         "blocks.0.mlp",
-        "20 regions of 3 pictures",
+        "20 regions in 3 pictures not used for calibration",
         "budget: EXCEEDED on 20 regions",
         "image_encoder: 12 of 17 products use integer kernels; prompt_decoder: ",
         "0.9900",

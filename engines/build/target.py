@@ -108,8 +108,8 @@ class BuildTarget:
                 raise InputError(f"{TENSORRT_RTX} has no {option}: {reason}; leave it out")
         if not self.is_rtx and self.compute_capabilities:
             raise InputError(
-                f"{TENSORRT} builds for the GPU of this machine and has no --compute-capability; "
-                f"leave it out, or pass --hardware-compatible {AMPERE_PLUS}"
+                f"{TENSORRT} builds for this machine's GPU and does not support "
+                f"--compute-capability; leave it out, or pass --hardware-compatible {AMPERE_PLUS}"
             )
 
     def _check_compute_capabilities(self) -> None:

@@ -49,7 +49,7 @@ class RangeSession(Session):
             if not np.isfinite(found[name]).all():
                 raise VerificationError(
                     f"graph {self.spec.name}: output {name} of the fp32 graph is not finite on a "
-                    "sample; no lower precision can mend that, check the checkpoint"
+                    "sample; lower precision cannot fix that; check the checkpoint"
                 )
             np.copyto(array, found[name])
         for tensor, reduction in self._measured.items():

@@ -37,7 +37,9 @@ class CalibrationImages:
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise InputError("no calibration pictures; expected at least 1, better 500")
+            raise InputError(
+                "no calibration pictures; at least 1 is required, 500 or more recommended"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -79,11 +79,12 @@ def _device(
 # Jetson data sheets give INT8 (Orin) or FP4 (Thor) with sparsity, including the DLAs. The figures
 # below are for the GPU alone and dense (INT8 = sparse / 2, FP16 = INT8 / 2), in the highest power
 # mode.
-_ORIN = "NVIDIA Jetson Orin data sheets, Super modes of JetPack 6.2; GPU alone, dense"
+_ORIN_SUPER = "NVIDIA Jetson Orin data sheet, Super mode of JetPack 6.2; GPU alone, dense"
+_AGX_ORIN = "NVIDIA Jetson AGX Orin data sheet; GPU alone, dense"
 _PROFILES = (
-    _jetson("orin-nano", "Jetson Orin Nano Super 8 GB", "8.7", (16.7, 33.4, 102), 8, _ORIN),
-    _jetson("orin-nx", "Jetson Orin NX Super 16 GB", "8.7", (19.2, 38.4, 102), 16, _ORIN),
-    _jetson("agx-orin", "Jetson AGX Orin 64 GB", "8.7", (42.6, 85.2, 205), 64, _ORIN),
+    _jetson("orin-nano", "Jetson Orin Nano Super 8 GB", "8.7", (16.7, 33.4, 102), 8, _ORIN_SUPER),
+    _jetson("orin-nx", "Jetson Orin NX Super 16 GB", "8.7", (19.2, 38.4, 102), 16, _ORIN_SUPER),
+    _jetson("agx-orin", "Jetson AGX Orin 64 GB", "8.7", (42.6, 85.2, 205), 64, _AGX_ORIN),
     _jetson(
         "thor",
         "Jetson AGX Thor (T5000) 128 GB",

@@ -49,13 +49,13 @@ FACTORS = {
     ),
     "kernel_us": Factor(
         value=3.2,
-        unit="µs a kernel, replayed from a CUDA graph",
+        unit="µs per kernel, replayed from a CUDA graph",
         source="88 kernels of a text step take about 0.28 ms on an H100",
     ),
     "eager_kernel_us": Factor(
         value=12.0,
-        unit="µs a kernel, launched one by one",
-        source="assumed: a CPU core of a Jetson needs longer than one of a server",
+        unit="µs per kernel, launched individually",
+        source="assumed: a Jetson CPU core is slower than a server core",
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tap_deploy.engines.verdict.tally import Agreement
+from tap_deploy.engines.verdict.tally import Agreement, evaluated_on
 from tap_deploy.errors import InputError
 
 _KEYS = {"miou": "mask_iou", "top1": "concept_top1", "tokens": "caption_tokens"}
@@ -78,7 +78,7 @@ class AccuracyBudget:
 def budget_sentence(budget: AccuracyBudget, agreement: Agreement) -> str:
     """Return a sentence that says whether the budget is kept on the evaluation pictures."""
     use = budget.use(agreement)
-    where = f"{agreement.regions} regions outside the calibration data"
+    where = evaluated_on(agreement.regions, agreement.images)
     if use <= 1:
         return f"budget: kept on {where}, {use:.0%} used"
     return (

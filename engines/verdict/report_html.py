@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tap_deploy.engines.verdict.tally import evaluated_on
 from tap_deploy.engines.verdict.verdict import FLOAT
 from tap_deploy.precisions import INT8
 
@@ -95,7 +96,7 @@ def _agreement_table(report: Mapping[str, Any]) -> str:
     least = ["at least", _number(floors["mask_iou"]), "", "", _percent(floors["concept_top1"])]
     rows.append([*least, _percent(floors["captions_identical"]), "", ""])
     count = report["whole"]["agreement"]
-    note = f"{count['regions']} regions of {count['images']} pictures outside the calibration data."
+    note = f"{evaluated_on(count['regions'], count['images'])}."
     return _table(head, rows) + f'<p class="note">{_text(note)}</p>'
 
 

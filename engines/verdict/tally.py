@@ -46,6 +46,14 @@ class Agreement:
         return dataclasses.asdict(self)
 
 
+def evaluated_on(regions: int, images: int) -> str:
+    """Return how much was evaluated as text, for example "8 regions in 1 picture …"."""
+    return (
+        f"{regions} region{'s' if regions != 1 else ''} in {images} "
+        f"picture{'s' if images != 1 else ''} not used for calibration"
+    )
+
+
 class _Tally:
     """Collects results per region, and signal and noise energy per tensor."""
 

@@ -57,7 +57,7 @@ class Bundle:
         """
         root = pathlib.Path(path)
         if not root.is_dir():
-            raise BundleError(f"bundle {root} is not a folder; make one with: tap-export export")
+            raise BundleError(f"bundle {root} is not a folder; create one with: tap-export export")
         bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
         for _ in range(CHANGES_BEHIND):
             try:

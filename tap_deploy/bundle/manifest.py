@@ -160,7 +160,7 @@ class Manifest:
         except FileNotFoundError as exc:
             raise BundleError(
                 f"{path.parent} is not a bundle: {path.name} is missing; "
-                "make one with: tap-export export"
+                "create one with: tap-export export"
             ) from exc
         except (OSError, ValueError, RecursionError) as exc:
             raise BundleError(f"{path} cannot be read as JSON: {exc}; export it again") from exc

@@ -77,5 +77,5 @@ def check_mark(bundle: Bundle, variant: str, name: str) -> None:
     raise BundleError(
         f"bundle {bundle.path}: {variant} failed its self-test with {name} on "
         f"{mark.device or 'an unknown machine'}; repeat it with: tap-export selftest "
-        f"{bundle.path}, use another precision, or allow it with --allow-failed"
+        f"{bundle.path}, use another precision, or pass allow_failed=True (--allow-failed)"
     )

@@ -47,7 +47,7 @@ target_options = option_group(
         type=click.Choice(["tensorrt", "tensorrt_rtx"]),
         default="tensorrt",
         show_default=True,
-        help="TensorRT builds on the GPU that it builds for; TensorRT-RTX needs none.",
+        help="TensorRT must build on the target GPU; TensorRT-RTX needs no GPU.",
     ),
     click.option(
         "--precision",
@@ -78,7 +78,7 @@ target_options = option_group(
         default="1GiB",
         show_default=True,
         metavar="SIZE",
-        help="Workspace limit of a layer, like 512MiB.",
+        help="Maximum workspace per layer, e.g. 512MiB.",
     ),
     click.option(
         "--timing-cache",
@@ -98,7 +98,8 @@ target_options = option_group(
     click.option(
         "--compute-capability",
         metavar="LIST",
-        help="GPUs to build for, like 86,89, or current; default: Ampere and later. RTX only.",
+        help="GPUs to build for, e.g. 86,89, or current; default: Ampere and later. "
+        "TensorRT-RTX only.",
     ),
     click.option(
         "--opt-level",
@@ -118,7 +119,7 @@ target_options = option_group(
 @click.option(
     "--emit",
     type=click.Choice(["trtexec", "polygraphy"]),
-    help="Print the builds as commands of NVIDIA's tools; build nothing.",
+    help="Print equivalent trtexec or Polygraphy commands instead of building.",
 )
 @click.option(
     "--force-memory", is_flag=True, help="Build even if the memory estimate exceeds free memory."

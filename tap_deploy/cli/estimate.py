@@ -50,13 +50,25 @@ estimate_options = option_group(
     ),
     click.option("--tokens", type=POSITIVE, help="Length of a caption; default: the longest."),
     click.option(
-        "--max-prompts", type=POSITIVE, default=64, show_default=True, help="As for build."
+        "--max-prompts",
+        type=POSITIVE,
+        default=64,
+        show_default=True,
+        help="Maximum prompts per call of the engines.",
     ),
     click.option(
-        "--max-points", type=POSITIVE, default=16, show_default=True, help="As for build."
+        "--max-points",
+        type=POSITIVE,
+        default=16,
+        show_default=True,
+        help="Maximum points per prompt of the engines.",
     ),
     click.option(
-        "--workspace", default="1GiB", show_default=True, metavar="SIZE", help="As for build."
+        "--workspace",
+        default="1GiB",
+        show_default=True,
+        metavar="SIZE",
+        help="Maximum workspace per layer, e.g. 512MiB.",
     ),
 )
 
@@ -114,6 +126,13 @@ def _model_of(
     return path.stem, config_from_file(path), None
 
 
+_REMEDIES = {
+    "build": "add swap, reduce --workspace or --max-prompts, or build on a larger board with the "
+    "same GPU",
+    "run": "reduce --max-prompts",
+}
+
+
 def describe(estimate: DeviceEstimate) -> str:
     """Return an estimate as text."""
     from tap_deploy.engines.estimate.roofline import FACTORS
@@ -127,7 +146,7 @@ def describe(estimate: DeviceEstimate) -> str:
         f"{device.int8_tops:g} INT8 TOPS dense, {device.gigabytes_per_second:g} GB/s, "
         f"{device.memory_bytes / GIBIBYTE:.0f} GiB {shared}",
         f"         ({device.source})",
-        "work     by formulas of the model's sizes" + _mix(estimate),
+        "work     computed from the model's dimensions" + _mix(estimate),
         "",
         f"{'stage':34}{'GFLOP':>9}{'MB moved':>10}{'roofline ms':>13}{'expected ms':>18}"
         "  limited by",
@@ -139,14 +158,14 @@ def describe(estimate: DeviceEstimate) -> str:
         *_memory_lines("build", estimate.build),
         *_memory_lines("run", estimate.run),
         "",
-        "The roofline is the stated peaks of arithmetic and bandwidth. The range goes from the",
-        "best published implementations to usual ones:",
+        "The roofline assumes the stated peak FLOPS and bandwidth. The expected range spans the",
+        "best published implementations to typical ones:",
         *(f"  {f.value:g} {f.unit}: {f.source}" for f in FACTORS.values()),
         *(
             ["fp32: products in TF32, as built with --tf32; without it they are far slower"]
             * (precision == FP32)
         ),
-        "Measure it: python -m benchmarks.engines BUNDLE --backend tensorrt",
+        "To measure, in the source tree: python -m benchmarks.engines BUNDLE --backend tensorrt",
     ]
     return "\n".join(lines)
 
@@ -173,9 +192,7 @@ def _range(low: float, high: float) -> str:
 
 
 def _memory_lines(what: str, memory: MemoryEstimate) -> list[str]:
-    verdict = (
-        "fits" if memory.fits else "DOES NOT FIT; add swap, or build for less with --max-prompts"
-    )
+    verdict = "fits" if memory.fits else f"DOES NOT FIT; {_REMEDIES[what]}"
     head = (
         f"DRAM to {what}: {memory.total_bytes / GIBIBYTE:.2f} of "
         f"{memory.available_bytes / GIBIBYTE:.0f} GiB, {verdict}"

@@ -243,7 +243,8 @@ def export_command(
 ) -> None:
     """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle.
 
-    Further precisions are added to the complete bundle: if that fails, the bundle remains.
+    Other precisions are added once the fp32 bundle is complete; if one fails, the fp32 bundle is
+    kept.
     """
     further.check(model)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)

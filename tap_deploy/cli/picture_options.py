@@ -63,7 +63,9 @@ picture_options = option_group(
         help="Convert greyscale, alpha, CMYK and deeper pictures to 8-bit RGB.",
     ),
     click.option(
-        "--bands", metavar="R,G,B", help="Bands of a raster for red, green and blue, from 1."
+        "--bands",
+        metavar="R,G,B",
+        help="Raster bands to use as red, green and blue (1-based).",
     ),
     click.option(
         "--max-pixels",

@@ -35,7 +35,7 @@ STAGES = 15  # in addition to pictures: writing, judging
 calibration_data_option = click.option(
     "--calibration-data",
     type=FILE,
-    help="For int8: real pictures, as a folder, a picture, or a list of paths (.txt, .json).",
+    help="Real pictures for int8 calibration: a folder, a picture, or a list (.txt, .json).",
 )
 
 
@@ -50,8 +50,8 @@ class Int8Choices:
         samples: maximum number of pictures.
         cache: calibration cache.
         seed: of the random choices.
-        attention: also quantize the matrix products of attention.
-        residuals: also quantize the residual sums.
+        attention: also quantize the attention matmuls.
+        residuals: also quantize residual additions.
         reduce_range: 7-bit weights.
         smoothquant: ``auto``, ``on`` or ``off``.
         budget: accuracy budget, for example ``miou=0.005``; None for none.
@@ -152,9 +152,9 @@ int8_options = option_group(
         help="Seed of the random choices.",
     ),
     click.option(
-        "--attention", is_flag=True, help="Also quantize the matrix products of attention."
+        "--attention", is_flag=True, help="Also quantize the attention matmuls (QKᵀ and PV)."
     ),
-    click.option("--residuals", is_flag=True, help="Also quantize the sums of residual branches."),
+    click.option("--residuals", is_flag=True, help="Also quantize residual additions."),
     click.option(
         "--reduce-range",
         is_flag=True,
@@ -165,8 +165,8 @@ int8_options = option_group(
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
-        help="Move activation outliers into the weights: where measured to help, everywhere, "
-        "nowhere.",
+        help="Move activation outliers into the weights; auto: where it measurably helps, on: "
+        "everywhere, off: nowhere.",
     ),
     click.option(
         "--budget",

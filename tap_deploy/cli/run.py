@@ -76,9 +76,7 @@ answer_options = option_group(
         show_default=True,
         help="Names per region.",
     ),
-    click.option(
-        "--concepts", type=FILE, help="Names to choose from, instead of those of the bundle."
-    ),
+    click.option("--concepts", type=FILE, help="Concepts to use instead of the bundle's."),
     click.option("--masks/--no-masks", default=True, help="Return masks (default: yes)."),
     click.option(
         "--candidates", is_flag=True, help="Also return the masks of all mask tokens, with scores."

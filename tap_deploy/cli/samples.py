@@ -124,13 +124,14 @@ def describe(answers: list[SampleAnswer]) -> str:
         head = f"{answer.picture:8}{answer.prompt:8}mask IoU {answer.mask_iou:.2f}  "
         lines.append(f"{head}{answer.name:{width}}{answer.caption}")
         if (answer.name, answer.caption) != (answer.right_name, answer.right_caption):
-            right = f"{answer.right_name:{width}}{answer.right_caption}"
-            lines.append(f"{'right:  ':>{len(head)}}{right}")
+            expected = f"{answer.right_name:{width}}{answer.right_caption}"
+            lines.append(f"{'expected:  ':>{len(head)}}{expected}")
     names = sum(answer.name == answer.right_name for answer in answers)
     captions = sum(answer.caption == answer.right_caption for answer in answers)
     masks = sum(answer.mask_iou for answer in answers) / len(answers)
     lines.append(
-        f"of {len(answers)}: {names} names and {captions} captions right, mean mask IoU {masks:.2f}"
+        f"{len(answers)} regions: {names} names and {captions} captions correct, "
+        f"mean mask IoU {masks:.2f}"
     )
     return "\n".join(lines)
 

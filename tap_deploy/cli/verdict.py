@@ -117,14 +117,12 @@ def judge_bundle(
 
 def report_text(report: dict[str, Any]) -> str:
     """Return the report as text."""
+    from tap_deploy.engines.verdict.tally import evaluated_on
     from tap_deploy.engines.verdict.verdict import FLOAT
 
     lines = [f"  {graph['sentence']}" for graph in report["graphs"].values()]
     agreement = report["whole"]["agreement"]
-    lines.append(
-        f"  {agreement['regions']} regions of {agreement['images']} pictures outside the "
-        "calibration data"
-    )
+    lines.append(f"  {evaluated_on(agreement['regions'], agreement['images'])}")
     titles = {INT8: "best mix", FLOAT: report["float_variant"]}
     for name, latency in report["whole"]["latency_ms"].items():
         title = titles.get(name, name)
@@ -138,5 +136,6 @@ def require_passed(report: dict[str, Any]) -> None:
     """Raise VerificationError if INT8 failed its verdict."""
     if not report["passed"]:
         raise VerificationError(
-            f"INT8 failed its accuracy check, the bundle is marked: {'; '.join(report['failures'])}"
+            "INT8 failed its accuracy check; the bundle is marked as failed: "
+            + "; ".join(report["failures"])
         )

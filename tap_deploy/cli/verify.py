@@ -39,8 +39,8 @@ def verify_command(
 ) -> None:
     """Run BUNDLE on its golden samples, stage by stage; exit with 1 if an output differs.
 
-    Needs no torch, unless --checkpoint is given. On a CPU, every fp16 value is rounded to fp16,
-    because onnxruntime alone computes in fp32 and hides overflow; that needs
+    Needs no torch, unless --checkpoint is given. onnxruntime's CPU provider computes fp16 graphs in
+    fp32, which hides overflow, so every intermediate value is rounded to fp16; that needs
     "tap-deploy[quantize]".
     """
     opened = Bundle.open(bundle)

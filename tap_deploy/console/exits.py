@@ -74,7 +74,9 @@ def _explain(error: Exception) -> int:
         case click.Abort():
             line, code = "interrupted", EXIT_INTERRUPTED
         case click.UsageError(ctx=context) if context is not None:
-            line = f"{error.format_message()} See: {context.command_path} --help"
+            message = error.format_message()
+            stop = "" if message.endswith((".", "?")) else "."  # click ends lists without one
+            line = f"{message}{stop} See: {context.command_path} --help"
             code = EXIT_BAD_INPUT
         case click.ClickException():
             line, code = error.format_message(), EXIT_BAD_INPUT

@@ -65,7 +65,7 @@ def request_from(
         prompts, moved = prompts.clip(frame.width, frame.height)
         if moved:
             logger.warning(
-                "%s: clip moved %d of %d prompts into the picture",
+                "%s: clipped %d of %d prompts to the picture",
                 name_of(image),
                 moved,
                 len(prompts),

@@ -104,23 +104,23 @@ def pipeline_from_bundle(
     return loader.pipeline(options)
 
 
-def check_verdict(bundle: Bundle, variant: str) -> None:
-    """Check that a variant has not failed its verdict.
+def check_verdict(bundle: Bundle, run_on: RunOn) -> None:
+    """Check that the variant to load has not failed its verdict.
 
     Raises:
         BundleError: it failed.
     """
-    verdict = bundle.manifest.precision_record(variant).verdict
+    verdict = bundle.manifest.precision_record(run_on.variant).verdict
     if verdict is not None and not verdict.passed:
         raise BundleError(
-            f"bundle {bundle.path}: {variant} failed its accuracy check; use another precision, "
-            "or allow it with --allow-failed"
+            f"bundle {bundle.path}: precision {run_on.precision} failed its accuracy check; use "
+            "another precision, or pass allow_failed=True (--allow-failed)"
         )
 
 
 def _checked_loader(bundle: Bundle, run_on: RunOn) -> Loader:
     if not run_on.allow_failed:
-        check_verdict(bundle, run_on.variant)
+        check_verdict(bundle, run_on)
         if not run_on.is_engine:  # self-test results of engines are stored with their plans
             check_mark(bundle, run_on.variant, run_on.mark_name)
     return Loader(bundle=bundle, run_on=run_on)

@@ -91,7 +91,7 @@ def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
     """
     target = pathlib.Path(path)
     if os.path.lexists(target) and not force:
-        raise InputError(f"output {target} exists already; pass --force to replace it")
+        raise InputError(f"output {target} already exists; pass --force to replace it")
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder; name a file")
     if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
@@ -115,7 +115,7 @@ def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: st
     if not os.path.lexists(target):
         return
     if not force:
-        raise InputError(f"output {target} exists already; pass --force to replace it")
+        raise InputError(f"output {target} already exists; pass --force to replace it")
     is_ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
     if not is_ours:
         raise InputError(

@@ -29,7 +29,10 @@ def diagnose(state: MachineState) -> list[Finding]:
 @click.command("doctor")
 @json_option
 @click.option(
-    "--for", "use", type=click.Choice(USES), help="Exit with 2 if this use lacks something."
+    "--for",
+    "use",
+    type=click.Choice(USES),
+    help="Exit with code 2 if anything this use needs is missing.",
 )
 @click.pass_context
 def doctor_command(context: click.Context, as_json: bool, use: str | None) -> None:
@@ -58,4 +61,4 @@ def _print_report(findings: list[Finding], missing: dict[str, list[str]]) -> Non
         if finding.remedy:
             click.echo(f"{'':26}for {finding.required_for}: {finding.remedy}")
     for use, names in missing.items():
-        click.echo(f"{use:<9}{'is missing ' + ', '.join(names) if names else 'is ready'}")
+        click.echo(f"{use + ':':<10}{'missing ' + ', '.join(names) if names else 'ready'}")

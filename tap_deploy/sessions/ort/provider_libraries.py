@@ -75,7 +75,7 @@ def _registered_plugin(runtime: Any) -> str:
     except ImportError as exc:
         raise _no_plugin(first_line(exc)) from exc
     if not hasattr(runtime, "register_execution_provider_library"):
-        raise _no_plugin(f"onnxruntime {runtime.__version__} takes no plugins")
+        raise _no_plugin(f"onnxruntime {runtime.__version__} does not support plugin providers")
     name = str(plugin.get_ep_name())
     try:
         runtime.register_execution_provider_library(name, plugin.get_library_path())
