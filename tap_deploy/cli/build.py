@@ -135,7 +135,7 @@ def build_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile the three graphs of BUNDLE, and store the engines below BUNDLE/engines.
+    """Compile the graphs of BUNDLE to engines, below BUNDLE/engines.
 
     Keeps existing engines of the same graph, settings, builder version and GPU. On a machine with
     several GPUs, CUDA_VISIBLE_DEVICES chooses.

@@ -46,7 +46,9 @@ def convert_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add graphs of another precision to BUNDLE, verified on its golden samples.
+    """Add the graphs of another precision to BUNDLE.
+
+    They are verified on its golden samples.
 
     fp16: strongly typed graphs for engines. Nodes whose values come near the fp16 limit on the
     samples stay fp32; the manifest lists them.

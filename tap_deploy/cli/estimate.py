@@ -89,11 +89,11 @@ estimate_options = option_group(
 def plan_command(
     bundle: str | None, model: str | None, device: str, options: EstimateOptions, as_json: bool
 ) -> None:
-    """Estimate time and memory of a model on a device, from its sizes and the device's peaks.
+    """Estimate time and memory of a model on a device.
 
-    Nothing is exported, built or run; the assumptions are printed with the estimate. INT8 is
-    assumed for every layer with stored weights; for a BUNDLE with INT8 graphs, for the layers that
-    they quantize.
+    Uses the sizes of the model and the peaks of the device. Nothing is exported, built or run; the
+    assumptions are printed with the estimate. INT8 is assumed for every layer with stored weights;
+    for a BUNDLE with INT8 graphs, for the layers that they quantize.
     """
     from tap_deploy.engines.estimate.devices import device_profile
     from tap_deploy.engines.estimate.estimate import estimate_for_device

@@ -87,7 +87,7 @@ def eval_demo_command(
     require: bool,
     as_json: bool,
 ) -> None:
-    """Score BUNDLE on generated scenes that the demo model was not trained on.
+    """Score BUNDLE on generated scenes outside the training set.
 
     Without BUNDLE, exports and scores the tap_demo that comes with the package. Scores PyTorch as
     well if BUNDLE was made from the shipped weights, or with --checkpoint. Covers masks at full

@@ -241,7 +241,9 @@ def export_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export a checkpoint as three ONNX graphs, check them against PyTorch, write a bundle.
+    """Export a checkpoint as a bundle of three ONNX graphs.
+
+    Each graph is compared with PyTorch before the bundle is written.
 
     Other precisions are added once the fp32 bundle is complete; if one fails, the fp32 bundle is
     kept.

@@ -17,7 +17,7 @@ MEGABYTE = 1e6
 @bundle_argument
 @json_option
 def inspect_command(bundle: str, as_json: bool) -> None:
-    """Check the files of BUNDLE, and print its graphs, operators, sizes and provenance."""
+    """Check BUNDLE; print its graphs, operators and provenance."""
     opened = Bundle.open(bundle)
     click.echo(_as_json(opened) if as_json else describe(opened))
 

@@ -201,7 +201,7 @@ def quantize_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Calibrate BUNDLE on real pictures, add its int8 graphs, and judge them.
+    """Calibrate BUNDLE on real pictures; add and judge int8 graphs.
 
     Quantizes the fp32 graphs for CPUs, and the fp16 graphs, if there are any, for engines. A fifth
     of the pictures is held out for the verdict, unless --evaluation-data is given. If INT8 fails,

@@ -47,10 +47,10 @@ class SampleAnswer:
 def samples_command(
     bundle: str, overlays: pathlib.Path | None, run_on: RunOn, as_json: bool
 ) -> None:
-    """Run BUNDLE of the demo model on its sample pictures, and print answers and ground truth.
+    """Run BUNDLE of the demo model on its sample pictures.
 
-    A quick check that a device computes sensible results; eval-demo measures how good the model
-    is.
+    Prints answers and ground truth. A quick check that a device computes sensible results;
+    eval-demo measures how good the model is.
     """
     answers = answers_to_samples(bundle, run_on, overlays)
     click.echo(_as_json(answers) if as_json else describe(answers))

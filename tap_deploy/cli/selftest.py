@@ -30,7 +30,7 @@ CHECKS = CHECKS_PER_SAMPLE + len(RUNS) * CHECKS_PER_RUN
 @selftest_runtime_options
 @json_option
 def selftest_command(bundle: str, run_on: RunOn, as_json: bool) -> None:
-    """Run the golden samples of BUNDLE on this machine, and store the result in BUNDLE.
+    """Test BUNDLE on this machine, and store the result in it.
 
     Tests each graph, then the pipeline as a predictor runs it; on a GPU, the last run replays CUDA
     graphs. A failure exits with 1, and run and TapPredictor then refuse these graphs, unless

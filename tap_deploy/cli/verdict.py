@@ -44,7 +44,9 @@ def verdict_command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Judge the INT8 graphs of BUNDLE against its fp32 graphs, again or on another machine.
+    """Judge the INT8 graphs of BUNDLE against its fp32 graphs.
+
+    Repeats the verdict of quantize, for example on another machine.
 
     Writes the report into the bundle. If INT8 fails, marks the bundle and exits with 1. If it
     passes, float graphs replace the INT8 graphs that are not faster.

@@ -37,11 +37,11 @@ CHECKS_PER_SAMPLE = 9
 def verify_command(
     bundle: str, run_on: RunOn, checkpoint: pathlib.Path | None, as_json: bool
 ) -> None:
-    """Run BUNDLE on its golden samples, stage by stage; exit with 1 if an output differs.
+    """Compare the graphs of BUNDLE with its golden samples.
 
-    Needs no torch, unless --checkpoint is given. onnxruntime's CPU provider computes fp16 graphs in
-    fp32, which hides overflow, so every intermediate value is rounded to fp16; that needs
-    "tap-deploy[quantize]".
+    Exits with code 1 if an output differs. Needs no torch, unless --checkpoint is given.
+    onnxruntime's CPU provider computes fp16 graphs in fp32, which hides overflow, so every
+    intermediate value is rounded to fp16; that needs "tap-deploy[quantize]".
     """
     opened = Bundle.open(bundle)
     samples = _samples(opened, checkpoint)

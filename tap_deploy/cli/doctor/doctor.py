@@ -36,7 +36,7 @@ def diagnose(state: MachineState) -> list[Finding]:
 )
 @click.pass_context
 def doctor_command(context: click.Context, as_json: bool, use: str | None) -> None:
-    """Show what is installed, what is missing, and the command that fixes it."""
+    """Show what is installed or missing, and how to fix it."""
     state = machine_state()
     findings = diagnose(state)
     missing = {name: missing_for(name, findings) for name in USES}
