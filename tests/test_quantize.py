@@ -153,7 +153,7 @@ def test_a_failure_leaves_the_bundle_as_it_was(micro_bundle, pictures, tmp_path,
 def test_without_pictures_it_refuses(micro_bundle, tmp_path):
     code, _, err = run("quantize", micro_bundle.path)
     assert code == 2
-    assert "int8 needs real pictures" in err
+    assert "int8 needs real calibration pictures" in err
     code, _, err = run("quantize", micro_bundle.path, "--calibration-data", tmp_path)
     assert code == 2
     assert "contains no pictures" in err
@@ -175,7 +175,7 @@ def test_export_makes_int8_as_well(assets, micro_bundle, pictures, tmp_path, mon
     arguments += ["-o", tmp_path / "bundle", "--precision", "int8"]
     code, _, err = run(*arguments)
     assert code == 2
-    assert "int8 needs real pictures" in err
+    assert "int8 needs real calibration pictures" in err
     assert not (tmp_path / "bundle").exists()
     code, out, err = run(*arguments, "--calibration-data", pictures / "a.png")
     assert code == 0, err
@@ -187,7 +187,7 @@ def test_options():
     for changes, message in [
         ({"method": "best"}, "unknown method 'best'"),
         ({"samples": 0}, "samples is 0"),
-        ({"calibration_data": None}, "real pictures"),
+        ({"calibration_data": None}, "real calibration pictures"),
     ]:
         with pytest.raises(InputError, match=message):
             QuantizeOptions(**({"calibration_data": "x"} | changes))

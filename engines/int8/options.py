@@ -126,8 +126,8 @@ class QuantizeOptions:
         cache: calibration cache file; the state of an unfinished calibration is stored next to it.
         force: replace existing int8 graphs and a stale cache.
         seed: seed of the random pictures and prompts.
-        attention: also quantize the matrix products of attention.
-        residuals: also quantize the residual sums.
+        attention: also quantize the attention matmuls (QKᵀ and PV).
+        residuals: also quantize residual additions.
         reduce_range: 7-bit weights for CPUs without VNNI; see ``qdq_from_ranges``.
         threads: CPU threads; None for one per core.
         strict: raise for an unreadable picture instead of skipping it.

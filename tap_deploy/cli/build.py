@@ -108,7 +108,7 @@ target_options = option_group(
         show_default=True,
         help="Builder optimization level; higher searches longer for fast kernels.",
     ),
-    click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matrix products."),
+    click.option("--tf32", is_flag=True, help="Allow TF32 in fp32 matmuls."),
 )
 
 

@@ -162,7 +162,7 @@ def describe(estimate: DeviceEstimate) -> str:
         "best published implementations to typical ones:",
         *(f"  {f.value:g} {f.unit}: {f.source}" for f in FACTORS.values()),
         *(
-            ["fp32: products in TF32, as built with --tf32; without it they are far slower"]
+            ["fp32: matmuls in TF32, as built with --tf32; without it they are far slower"]
             * (precision == FP32)
         ),
         "To measure, in the source tree: python -m benchmarks.engines BUNDLE --backend tensorrt",

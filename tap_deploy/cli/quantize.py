@@ -165,8 +165,8 @@ int8_options = option_group(
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
-        help="Move activation outliers into the weights; auto: where it measurably helps, on: "
-        "everywhere, off: nowhere.",
+        help="Move activation outliers into the weights. auto: where it measurably helps; on: "
+        "everywhere; off: nowhere.",
     ),
     click.option(
         "--budget",
