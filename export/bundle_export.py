@@ -43,7 +43,8 @@ from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions.opening import create_session
 from tap_deploy.storage.files import atomic_folder
 from tap_deploy.tokenizer import Tokenizer
-from tap_deploy.verify.graph_check import Report, verify_sessions
+from tap_deploy.verify.comparison import Report
+from tap_deploy.verify.graph_check import verify_sessions
 
 WRAPPERS = {
     graphs.IMAGE_ENCODER: ImageEncoderGraph,

@@ -10,13 +10,13 @@ pytest.importorskip("onnx_ir")
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.engines.calibration.thresholds import (
     LEVELS,
-    METHODS,
     clipping_error,
     percentile_threshold,
     squared_error,
     threshold,
 )
 from tap_deploy.errors import InputError
+from tap_deploy.precisions import CALIBRATION_METHODS
 
 COUNT = 200_000
 QUANTILES = (np.arange(COUNT) + 0.5) / COUNT
@@ -135,7 +135,7 @@ def test_entropy_finds_the_step_that_fits():
     assert threshold(histogram, "entropy") == pytest.approx(1.0, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_units_do_not_matter(method):
     values = with_outliers(gaussian(), 20.0)
     assert threshold(histogram_of(values * 1024), method) == pytest.approx(
@@ -143,12 +143,12 @@ def test_units_do_not_matter(method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_nothing_but_zeros(method):
     assert threshold(histogram_of(np.zeros(5)), method) == 0.0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_a_single_magnitude_is_kept(method):
     assert threshold(histogram_of(np.full(1000, 3.0)), method) == pytest.approx(3.0, rel=0.01)
 

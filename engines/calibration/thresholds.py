@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tap_deploy.engines.calibration.histogram import MagnitudeHistogram
 from tap_deploy.errors import InputError
-from tap_deploy.precisions import CALIBRATION_METHODS as METHODS
+from tap_deploy.precisions import CALIBRATION_METHODS
 
 LEVELS = 127  # symmetric int8, without -128
 PERCENTILE = 99.99
@@ -33,13 +33,15 @@ def threshold(histogram: MagnitudeHistogram, method: str) -> float:
 
     Args:
         histogram: histogram of the tensor.
-        method: one of ``METHODS``.
+        method: one of ``precisions.CALIBRATION_METHODS``.
 
     Raises:
         InputError: unknown method.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    if method not in CALIBRATION_METHODS:
+        raise InputError(
+            f"unknown method {method!r}; expected one of {', '.join(CALIBRATION_METHODS)}"
+        )
     if not histogram.counts.any():  # zeros only
         return 0.0
     if method == "percentile":

@@ -42,7 +42,8 @@ from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import InputError, VerificationError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP16, FP32
-from tap_deploy.verify.graph_check import Report, verify_sessions
+from tap_deploy.verify.comparison import Report
+from tap_deploy.verify.graph_check import verify_sessions
 
 MaxAbs = Mapping[str, float]
 OnStage = Callable[[str], None]

@@ -19,7 +19,8 @@ from tap_deploy.precisions import FP16
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.verify.graph_check import Comparison, Report, verify_sessions
+from tap_deploy.verify.comparison import Comparison, Report
+from tap_deploy.verify.graph_check import verify_sessions
 from tap_deploy.verify.tolerances import tolerances_for
 
 CHECKS_PER_SAMPLE = 9

@@ -27,8 +27,6 @@ from tap_deploy.verify.tolerances import (
     Tolerances,
 )
 
-__all__ = ["Comparison", "Report", "expected_of_pipeline", "verify_sessions"]
-
 END_TO_END = "end to end"
 
 
