@@ -275,6 +275,16 @@ def test_the_reason_of_the_dynamic_linker(micro_bundle, cuda, monkeypatch, tmp_p
         load(micro_bundle)
 
 
+def test_a_missing_provider_library(micro_bundle, cuda, monkeypatch, tmp_path):
+    """A provider may be compiled in although the package does not contain its library."""
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_shared.so").touch()
+    module = fake_onnxruntime.install(monkeypatch, cuda, "drops")
+    module.__file__ = str(tmp_path / "__init__.py")
+    with pytest.raises(SessionError, match=r"CUDAExec.*libonnxruntime_providers_cuda\.so is missing"):
+        load(micro_bundle)
+
+
 def test_the_plugin_is_not_installed(micro_bundle, cuda, monkeypatch):
     fake_onnxruntime.install(monkeypatch, cuda)
     monkeypatch.setitem(sys.modules, PLUGIN, None)

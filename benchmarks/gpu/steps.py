@@ -168,8 +168,7 @@ STEPS = (
         needs=(GPU, "numpy", "onnxruntime", "onnx"),
         function=_here("provider", "run"),
     ),
-    _tests("memory", "device memory: copies, recording, threads", 45, file=LAYER, k="memory"),
-    _tests("captioner", "the caption loop over a kernel", 60, file=LAYER, k="captioner"),
+    _tests("cuda-layer", "device memory, recordings, threads, caption loop", 90, file=LAYER),
     Step(
         name="bundle-micro",
         title="bundle for parity: copied or exported",

@@ -19,7 +19,6 @@ def run(
     context: Context,
     notes: Notes,
     file: str | None = None,
-    k: str | None = None,
     without: str | None = None,
 ) -> None:
     """Run ``pytest -m gpu``, and note the outcomes.
@@ -28,7 +27,6 @@ def run(
         context: folders of the checkout and of the bundle for tests.
         notes: notes for outcomes and counts.
         file: test file, relative to the checkout; None for all files with GPU tests.
-        k: expression for pytest's ``-k``.
         without: test file to leave out.
 
     Raises:
@@ -42,7 +40,7 @@ def run(
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-o", "pythonpath="]
     command += ["-c", str(context.project / "pyproject.toml"), "-o", "filterwarnings=default"]
     command += ["-p", "no:cacheprovider", "-p", "benchmarks.gpu.pytest_notes"]
-    command += [*(["-k", k] if k else []), *map(str, files)]
+    command += map(str, files)
     environment = {**os.environ, "TAP_REQUIRE_GPU": "1", VARIABLE: str(notes.path)}
     if (context.work / MICRO).exists():
         environment["TAP_GPU_BUNDLE"] = str(context.work / MICRO)

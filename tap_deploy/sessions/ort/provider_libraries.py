@@ -33,14 +33,18 @@ def preload_libraries(runtime: Any, provider: str) -> None:
 
 
 def library_error(runtime: Any, provider: str) -> str | None:
-    """Return why a provider's library does not load, or None if it loads or does not exist.
+    """Return why a provider's library does not load; None if it loads.
 
-    onnxruntime itself only logs the reason.
+    onnxruntime itself only logs the reason. Builds without shared provider libraries have no file
+    to check.
     """
     folder = pathlib.Path(runtime.__file__).parent / "capi"
     if provider not in LIBRARIES:
         return None
-    for path in (folder / SHARED_LIBRARY, folder / LIBRARIES[provider]):
+    shared, own = folder / SHARED_LIBRARY, folder / LIBRARIES[provider]
+    if shared.exists() and not own.exists():
+        return f"{own} is missing"
+    for path in (shared, own):
         try:
             if path.exists():
                 ctypes.CDLL(str(path))
