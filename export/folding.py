@@ -14,6 +14,20 @@ def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
+def linear_from_conv(conv: nn.Conv2d) -> nn.Linear:
+    """Return a Linear equal to a convolution whose kernel size equals its stride, or is 1.
+
+    It maps patches ``[..., k * k * C_in]``, ordered (dy, dx, channel), to ``[..., C_out]``. Unlike
+    a convolution, it runs on tokens in any order, and every builder has fast kernels for it.
+    """
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, device="meta")
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    assert conv.bias is not None
+    linear.bias = nn.Parameter(conv.bias, requires_grad=False)
+    return linear
+
+
 def linear_from_conv_transpose(conv: nn.ConvTranspose2d) -> nn.Linear:
     """Return a Linear equal to a transposed convolution whose kernel size equals its stride.
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tap_deploy.export.folding import folded_conv
-from tap_deploy.reference.image_encoder import Block, Bottleneck, WindowAttention
-from tap_deploy.reference.layers import attend, merge_heads, split_heads
+from tap_deploy.export.folding import folded_conv, linear_from_conv
+from tap_deploy.reference.image_encoder import Block, Bottleneck, ImageEncoder, WindowAttention
+from tap_deploy.reference.layers import attend, merge_heads
 from tap_deploy.reference.model import TapModel
 
 
@@ -26,7 +26,8 @@ class GraphWindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B * windows, S, D]`` to the same shape."""
-        q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (t.squeeze(0) for t in qkv.chunk(3))  # [B * windows, heads, S, head_dim]
         out: torch.Tensor = self.proj(merge_heads(attend(q, k, v, self.bias)))
         return out
 
@@ -47,57 +48,70 @@ class GraphBlock(nn.Module):
 
 
 class GraphBottleneck(nn.Module):
-    """A bottleneck whose BatchNorms are folded into its convolutions."""
+    """A bottleneck on windows, whose BatchNorms are folded into its convolutions.
 
-    def __init__(self, bottleneck: Bottleneck) -> None:
+    Only the 3x3 convolution needs the map, at half the width; the others are Linear layers.
+    """
+
+    def __init__(self, bottleneck: Bottleneck, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.conv1 = folded_conv(bottleneck.conv1, bottleneck.norm1)
+        self.merge, self.partition = encoder.merge, encoder.partition
+        self.conv1 = linear_from_conv(folded_conv(bottleneck.conv1, bottleneck.norm1))
         self.conv2 = folded_conv(bottleneck.conv2, bottleneck.norm2)
-        self.conv3 = folded_conv(bottleneck.conv3, bottleneck.norm3)
+        self.conv3 = linear_from_conv(folded_conv(bottleneck.conv3, bottleneck.norm3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map ``[B, D, grid, grid]`` to the same shape."""
-        y = F.gelu(self.conv2(F.gelu(self.conv1(x))))
-        out: torch.Tensor = x + self.conv3(y)
+        """Map ``[B * windows, S, D]`` to the same shape."""
+        y = F.gelu(self.conv2(self.merge(F.gelu(self.conv1(x)))))
+        out: torch.Tensor = x + self.conv3(self.partition(y))
         return out
 
 
 class ImageEncoderGraph(nn.Module):
-    """The module exported as ``image_encoder.onnx``; it shares weights with the reference."""
+    """The module exported as ``image_encoder.onnx``; it shares weights with the reference.
+
+    Tokens stay in windows from the patches to the neck.
+    """
 
     def __init__(self, model: TapModel) -> None:
         super().__init__()
         encoder = model.image_encoder
-        # A list keeps the encoder from being registered: only its reshapes are used.
-        self.reference_encoder = [encoder]
+        self.patch_size, self.window_size = model.config.patch_size, model.config.window_size
+        self.merge = encoder.merge
         self.pixel_mean, self.pixel_rsig = model.pixel_mean, model.pixel_rsig
-        self.patch_embed = encoder.patch_embed.proj
-        self.position_table = encoder.pos_embed.weight.T.unflatten(
-            1, (encoder.grid_size, encoder.grid_size)
-        ).contiguous()
+        self.patch_embed = linear_from_conv(encoder.patch_embed.proj)
+        table = encoder.pos_embed.weight.T.unflatten(1, (encoder.grid_size, encoder.grid_size))
+        self.position_table = encoder.partition(table.unsqueeze(0)).contiguous()
         blocks, convs = (
             cast("list[Block]", encoder.blocks),
             cast("list[Bottleneck]", encoder.cross_conv),
         )
         self.blocks = nn.ModuleList(GraphBlock(block) for block in blocks)
         self.norm = encoder.norm
-        self.cross_conv = nn.ModuleList(GraphBottleneck(conv) for conv in convs)
-        self.lateral_conv = folded_conv(*encoder.neck.lateral_layers)
+        self.cross_conv = nn.ModuleList(GraphBottleneck(conv, encoder) for conv in convs)
+        self.lateral_conv = linear_from_conv(folded_conv(*encoder.neck.lateral_layers))
         self.output_conv = folded_conv(*encoder.neck.output_layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 BGR ``[B, S, S, 3]`` to float ``[B, C, grid, grid]``."""
-        encoder = self.reference_encoder[0]
         x = (images.to(torch.float32) - self.pixel_mean) * self.pixel_rsig
-        x = self.patch_embed(x.permute(0, 3, 1, 2)) + self.position_table
+        x = self.patch_embed(self.patches(x)) + self.position_table  # [B, windows, S, D]
+        x = x.flatten(0, 1)
         blocks_per_level = len(self.blocks) // len(self.cross_conv)
         for level, cross_conv in enumerate(self.cross_conv):
-            x = encoder.partition(x)
             start = level * blocks_per_level
             for block in self.blocks[start : start + blocks_per_level]:
                 x = block(x)
             if level == len(self.cross_conv) - 1:
                 x = self.norm(x)
-            x = cross_conv(encoder.merge(x))
-        out: torch.Tensor = self.output_conv(self.lateral_conv(x))
+            x = cross_conv(x)
+        out: torch.Tensor = self.output_conv(self.merge(self.lateral_conv(x)))
+        return out
+
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
+        """Cut ``[B, S, S, 3]`` into the patches of each window, ``[B, windows, S, p * p * 3]``."""
+        window, patch = self.window_size, self.patch_size
+        x = images.unflatten(2, (-1, window, patch)).unflatten(1, (-1, window, patch))
+        x = x.permute(0, 1, 4, 2, 5, 3, 6, 7)  # [B, n, n, window, window, patch, patch, 3]
+        out: torch.Tensor = x.flatten(5).flatten(3, 4).flatten(1, 2)
         return out

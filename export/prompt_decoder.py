@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from tap_deploy.config import PointLabel
 from tap_deploy.export.folding import linear_from_conv_transpose
+from tap_deploy.export.two_way import GraphTwoWayTransformer
 from tap_deploy.graphs import ANSWERING_TOKEN
 from tap_deploy.masks import BOX_BONUS
+from tap_deploy.reference.image_decoder import ImageDecoder
 from tap_deploy.reference.layers import LayerNorm2d
 from tap_deploy.reference.model import TapModel
 
@@ -40,10 +42,11 @@ class MaskUpscaler(nn.Module):
         grid, m = self.grid_size, kernels.shape[1]
         x = self.up1(image).unflatten(2, (4, -1))  # [P, S, 4, C / 4]
         x = F.gelu(self.norm(x))
-        x = F.gelu(self.up2(x).unflatten(3, (4, -1)))  # [P, S, 4, 4, C / 8]
+        x = F.gelu(self.up2(x)).unflatten(3, (4, -1))  # [P, S, 4, 4, C / 8]
         masks = kernels @ x.flatten(1, 3).transpose(1, 2)  # [P, M, S * 16]
         blocks = masks.reshape(-1, grid, grid, 2, 2, 2, 2)  # y, x, dy, dx, ddy, ddx
-        return blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, m, 4 * grid, 4 * grid)
+        out: torch.Tensor = blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, m, 4 * grid, 4 * grid)
+        return out
 
 
 class AnsweringToken(nn.Module):
@@ -70,6 +73,18 @@ class AnsweringToken(nn.Module):
         last = self.numbers[-1]
         first = torch.where(scores == scores.amax(dim=1, keepdim=True), self.numbers, last)
         return first.amin(dim=1, keepdim=True)
+
+
+class GraphDecoder(ImageDecoder):
+    """The image decoder with another transformer, and without the upscaling."""
+
+    def __init__(self, decoder: ImageDecoder) -> None:
+        nn.Module.__init__(self)
+        self.num_mask_tokens = decoder.num_mask_tokens
+        self.transformer = GraphTwoWayTransformer(decoder.transformer)  # type: ignore[assignment]
+        self.iou_token, self.iou_pred = decoder.iou_token, decoder.iou_pred
+        self.sem_tokens, self.sem_pred = decoder.sem_tokens, decoder.sem_pred
+        self.mask_tokens, self.mask_pred = decoder.mask_tokens, decoder.mask_pred
 
 
 class GraphOutputs(typing.NamedTuple):
@@ -102,7 +117,7 @@ class PromptDecoderGraph(nn.Module):
 
     def __init__(self, model: TapModel) -> None:
         super().__init__()
-        self.prompt_encoder, self.decoder = model.prompt_encoder, model.image_decoder
+        self.prompt_encoder, self.decoder = model.prompt_encoder, GraphDecoder(model.image_decoder)
         self.upscaler = MaskUpscaler(model)
         self.answering_token = AnsweringToken(model.config.num_mask_tokens)
         position = model.prompt_encoder.image_position_encoding()

@@ -56,16 +56,15 @@ class GraphTextBlock(nn.Module):
             rotation: ``[head_dim, head_dim]``.
 
         Returns:
-            ``[P, D]``, and K and V of the new slot, ``[P, heads, head_dim]`` each.
+            ``[P, D]``, and K and V of the new slot, ``[P, heads, 1, head_dim]`` each.
         """
         # Split into equal parts: onnxruntime copies unequal sizes to the GPU at every step.
-        q, k, v = self.qkv(x).unflatten(1, (3 * self.heads, -1)).chunk(3, dim=1)
-        q, k = q @ rotation, k @ rotation  # [P, heads, head_dim]
-        scores_past = (past_k @ q.unsqueeze(3)).squeeze(3) + mask  # [P, heads, T]
-        score_self = (q * k).sum(dim=-1, keepdim=True)  # [P, heads, 1]
+        q, k, v = self.qkv(x).unflatten(1, (3 * self.heads, 1, -1)).chunk(3, dim=1)
+        q, k = q @ rotation, k @ rotation  # [P, heads, 1, head_dim]
+        scores_past = q @ past_k.transpose(2, 3) + mask  # [P, heads, 1, T]
+        score_self = (q * k).sum(dim=-1, keepdim=True)  # [P, heads, 1, 1]
         weights = torch.cat([score_self, scores_past], dim=-1).softmax(dim=-1)
-        out = (weights[..., 1:].unsqueeze(2) @ past_v).squeeze(2)  # [P, heads, head_dim]
-        out = out + weights[..., :1] * v
+        out = weights[..., 1:] @ past_v + weights[..., :1] * v  # [P, heads, 1, head_dim]
         return self.proj(out.flatten(1)), k, v
 
     def forward(
@@ -141,4 +140,6 @@ class TextDecoderGraph(nn.Module):
             x, k, v = block(x, past_k, past_v, mask, rotation)
             slots += [k, v]
         logits = self.text_proj(self.norm(x))
-        return self.next_ids(logits, gumbel_noise), logits, torch.stack(slots).unflatten(0, (-1, 2))
+        # Like torch.stack, but without a copy of each slot.
+        present = torch.cat(slots).squeeze(2).unflatten(0, (len(self.blocks), 2, -1))
+        return self.next_ids(logits, gumbel_noise), logits, present

@@ -125,8 +125,9 @@ def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, Gr
     zeros ``[P, 1]`` give greedy decoding; Gumbel noise times a temperature draws from the softmax
     at that temperature.
 
-    Coordinates, labels, ids, positions and noise keep their dtype in every precision; all other
-    floats are ``float_dtype``.
+    Coordinates, labels, ids, positions, noise and masks keep their dtype in every precision; all
+    other floats are ``float_dtype``. Masks are float32 because the host would take longer to
+    convert them than a GPU to compute them.
     """
     c, grid = config.image_embed_dim, config.grid_size
     size, low_res = config.image_size, config.low_res_mask_size
@@ -146,7 +147,7 @@ def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, Gr
             TensorSpec(MASK_REQUEST, "int32", ("P", "M")),
         ),
         outputs=(
-            TensorSpec(LOW_RES_MASKS, float_dtype, ("P", "M", low_res, low_res)),
+            TensorSpec(LOW_RES_MASKS, "float32", ("P", "M", low_res, low_res)),
             TensorSpec(IOU_PREDICTIONS, float_dtype, ("P", config.num_mask_tokens)),
             TensorSpec(MASK_INDEX, "int32", ("P", "M")),
             TensorSpec(SEMANTIC_TOKENS, float_dtype, ("P", "M", c)),

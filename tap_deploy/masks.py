@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from tap_deploy.image import Frame
 from tap_deploy.mask_strips import strips_above_0
 
 Rle = dict[str, list[int]]  # uncompressed COCO run lengths, see rle_from_mask
+
+THREADS = 2  # for masks; more wait for each other's Python code
 
 BOX_BONUS = 500.0  # exceeds any IoU prediction, so it alone decides for or against token 0
 
@@ -55,7 +58,7 @@ def masks_from_logits(
 
     The logits are upsampled bilinearly to the model frame, cropped to the scaled picture, resized
     bilinearly to the original size, and thresholded at 0. Besides the result, memory holds one
-    strip of one region at a time (float32 [H, 256]).
+    strip (float32 [H, 256]) per thread.
 
     Args:
         low_res_masks: logits of the selected token of each prompt, float [P, S, S].
@@ -66,9 +69,13 @@ def masks_from_logits(
     """
     _check_logits(low_res_masks)
     masks = np.zeros((len(low_res_masks), frame.height, frame.width), np.bool_)
-    for logits, mask in zip(low_res_masks, masks, strict=True):
+
+    def fill(logits: npt.NDArray[np.floating[Any]], mask: npt.NDArray[np.bool_]) -> None:
         for strip in strips_above_0(_single(logits), frame, columns_first=False):
             np.greater(strip.logits, 0, out=mask[strip.rows, strip.columns])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fill, low_res_masks, masks))  # raises the errors of the threads
     return masks
 
 
@@ -86,7 +93,10 @@ def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame)
         InputError: the logits are not [P, S, S].
     """
     _check_logits(low_res_masks)
-    return [_rle_from_logits(_single(logits), frame) for logits in low_res_masks]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(
+            pool.map(lambda logits: _rle_from_logits(_single(logits), frame), low_res_masks)
+        )
 
 
 def _rle_from_logits(logits: npt.NDArray[np.float32], frame: Frame) -> Rle:

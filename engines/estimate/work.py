@@ -218,16 +218,18 @@ def _prompt_decoder(c: TapConfig, prompts: int, points: int) -> GraphWork:
     image, dim = c.grid_size**2, c.image_embed_dim
     queries = 2 * c.num_mask_tokens + 1 + points
     side, scores = image * dim, image * queries * c.prompt_decoder_heads
-    # The image and its keys; queries, their positions and a projection; then k and v at half the
-    # width with the attention scores, or the hidden layer of the MLP.
-    block = 2 * side + 3 * queries * dim + max(side + scores, queries * PROMPT_DECODER_MLP_DIM)
+    # Queries and their positions. With an attention: its scores, and its queries per head. With the
+    # MLP: a copy of the queries, and the hidden layer.
+    attention = 2 * queries * dim + scores + c.prompt_decoder_heads * queries * dim
+    mlp = 3 * queries * dim + queries * PROMPT_DECODER_MLP_DIM
+    block = 2 * side + max(attention, mlp)  # the image and its keys
     return _work(
         PROMPT_DECODER,
         _prompt_decoder_kernels(c, prompts, points),
         # Positions of the image, and the learned queries that every prompt starts with.
         constants=side + (2 * c.num_mask_tokens + 1) * dim,
         tables=NUM_POINT_LABELS * dim,
-        peak=prompts * max(block, 4 * side),  # the upscaled image, twice the size, in two layouts
+        peak=prompts * max(block, 3 * side),  # the image, once upscaled and twice, which is larger
     )
 
 
@@ -235,16 +237,10 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
     dim, masks, image = c.image_embed_dim, c.num_mask_tokens, c.grid_size**2
     yield _linear("prompt_encoder", prompts * points, 2, dim // 2, has_bias=False)
     queries = 2 * masks + 1 + points
-    # Block 0 projects the image once for all prompts.
     for block in range(c.prompt_decoder_depth):
-        at = f"decoder.transformer.blocks.{block}"
-        own = prompts * image if block else image
-        yield from _two_way_block(at, dim, prompts, queries, image, own)
-    at = "decoder.transformer"
-    yield from _cross_attention(
-        f"{at}.final_attn_token_to_image", dim, prompts * queries, image, prompts * image
-    )
-    yield _norm(f"{at}.norm", prompts * queries, dim)
+        yield from _two_way_block(c, block, prompts, queries)
+    yield from _token_to_image(c, "decoder.transformer.final_attn_token_to_image", prompts, queries)
+    yield _norm("decoder.transformer.norm", prompts * queries, dim)
     yield from _head("decoder.iou_pred", prompts, dim, dim, masks)
     for mask in range(masks):
         yield from _head(f"decoder.mask_pred.{mask}", prompts, dim, dim, dim // 8)
@@ -260,39 +256,67 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
     yield from _head("decoder.sem_pred", prompts, dim, c.sem_embed_dim, c.sem_embed_dim)
 
 
-def _two_way_block(
-    at: str, dim: int, prompts: int, queries: int, image: int, own: int
-) -> Iterator[Kernel]:
-    """Yield the kernels of a two-way block; ``own`` is the number of its image tokens."""
-    rows, pixels = prompts * queries, prompts * image
+def _two_way_block(c: TapConfig, block: int, prompts: int, queries: int) -> Iterator[Kernel]:
+    at, dim, image = f"decoder.transformer.blocks.{block}", c.image_embed_dim, c.grid_size**2
+    rows = prompts * queries
     for side in "qkv":
         yield _linear(f"{at}.self_attn.{side}_proj", rows, dim, dim)
     yield _attention(f"{at}.self_attn", queries=rows, seen=queries, keys=rows, width=dim)
     yield _linear(f"{at}.self_attn.proj", rows, dim, dim)
     yield _norm(f"{at}.norm1", rows, dim)
-    yield from _cross_attention(f"{at}.cross_attn_token_to_image", dim, rows, image, own)
+    if block:
+        yield from _token_to_image(c, f"{at}.cross_attn_token_to_image", prompts, queries)
+    else:
+        yield from _token_to_shared_image(f"{at}.cross_attn_token_to_image", dim, rows, image)
     yield _norm(f"{at}.norm2", rows, dim)
     yield from _mlp(f"{at}.mlp", rows, dim, PROMPT_DECODER_MLP_DIM)
     yield _norm(f"{at}.norm3", rows, dim)
-    yield from _cross_attention(
-        f"{at}.cross_attn_image_to_token", dim, pixels, queries, rows, projected=own
+    yield from _image_to_token(
+        c, f"{at}.cross_attn_image_to_token", prompts, queries, shares_image=block == 0
     )
-    yield _norm(f"{at}.norm4", pixels, dim)
+    yield _norm(f"{at}.norm4", prompts * image, dim)
 
 
-def _cross_attention(
-    at: str, dim: int, queries: int, seen: int, keys: int, *, projected: int | None = None
-) -> Iterator[Kernel]:
-    """Yield the kernels of a cross-attention at half the width.
-
-    ``projected`` is the number of rows in the projection of q, if fewer than ``queries``.
-    """
+def _token_to_shared_image(at: str, dim: int, rows: int, image: int) -> Iterator[Kernel]:
+    """Yield the kernels of an attention from tokens to one image, at half the width."""
     half = dim // 2
-    yield _linear(f"{at}.q_proj", queries if projected is None else projected, dim, half)
-    yield _linear(f"{at}.k_proj", keys, dim, half)
-    yield _linear(f"{at}.v_proj", keys, dim, half)
-    yield _attention(at, queries=queries, seen=seen, keys=keys, width=half)
-    yield _linear(f"{at}.proj", queries, half, dim)
+    yield _linear(f"{at}.q_proj", rows, dim, half)
+    yield _linear(f"{at}.k_proj", image, dim, half)
+    yield _linear(f"{at}.v_proj", image, dim, half)
+    yield _attention(at, queries=rows, seen=image, keys=image, width=half)
+    yield _linear(f"{at}.proj", rows, half, dim)
+
+
+def _token_to_image(c: TapConfig, at: str, prompts: int, queries: int) -> Iterator[Kernel]:
+    """Yield the kernels of an attention from tokens, one per head, to an image per prompt."""
+    dim, image = c.image_embed_dim, c.grid_size**2
+    rows, per_head = prompts * queries, prompts * queries * c.prompt_decoder_heads
+    yield _linear(f"{at}.q_proj", rows, dim, dim // 2)
+    yield _linear(f"{at}.k_proj", per_head, dim // 2, dim, has_bias=False)
+    yield _attention(at, queries=per_head, seen=image, keys=prompts * image, width=dim)
+    yield _linear(f"{at}.v_proj", per_head, dim, dim // 2)
+    yield _linear(f"{at}.proj", rows, dim // 2, dim)
+
+
+def _image_to_token(
+    c: TapConfig, at: str, prompts: int, queries: int, *, shares_image: bool
+) -> Iterator[Kernel]:
+    """Yield the kernels of an attention from an image to tokens, one per head."""
+    dim, half, image = c.image_embed_dim, c.image_embed_dim // 2, c.grid_size**2
+    rows, per_head = prompts * queries, prompts * queries * c.prompt_decoder_heads
+    yield _linear(f"{at}.k_proj", rows, dim, half)
+    if shares_image:
+        yield _linear(f"{at}.q_proj", image, dim, half)
+    else:
+        yield _linear(f"{at}.q_proj", per_head, half, dim, has_bias=False)
+    width = half if shares_image else dim  # of the scores; the values have the image's
+    seen = _attention(
+        at, queries=prompts * image, seen=per_head // prompts, keys=per_head, width=dim
+    )
+    scores = prompts * image * (per_head // prompts)
+    yield dataclasses.replace(seen, multiplications=scores * (width + dim))
+    yield _linear(f"{at}.v_proj", rows, dim, half)
+    yield _linear(f"{at}.proj", per_head, half, dim)
 
 
 def _head(at: str, rows: int, dim: int, hidden: int, out: int) -> Iterator[Kernel]:

@@ -26,7 +26,7 @@ _BLOCK_PATTERNS = (
 def block_of(node: str) -> str:
     """Return the block of a node, a prefix of its name.
 
-    ``blocks.3.mlp.fc1/MatMul`` is in ``blocks.3.mlp``, ``cross_conv.2.conv1/Conv`` in
+    ``blocks.3.mlp.fc1/MatMul`` is in ``blocks.3.mlp``, ``cross_conv.2.conv2/Conv`` in
     ``cross_conv.2``. A node that matches no pattern is its own block.
     """
     matches = (pattern.match(node) for pattern in _BLOCK_PATTERNS)

@@ -109,7 +109,7 @@ def residual_nodes(model: ir.Model) -> tuple[str, ...]:
     """Return the names of the residual sums.
 
     A residual sum is an Add of two activations whose result is read, possibly after a change of
-    layout, by a LayerNormalization, a convolution or the next Add of two activations.
+    layout, by a LayerNormalization or the next Add of two activations.
     """
     return tuple(
         str(node.name)
@@ -117,7 +117,7 @@ def residual_nodes(model: ir.Model) -> tuple[str, ...]:
         if _adds_activations(node)
         and not str(node.name).startswith(SENSITIVE)
         and any(
-            reader.op_type in ("LayerNormalization", "Conv") or _adds_activations(reader)
+            reader.op_type == "LayerNormalization" or _adds_activations(reader)
             for reader in _readers(node)
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -42,6 +43,19 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Masks:
+    """Masks of a request at the size of the picture; None in the forms that were not requested.
+
+    Attributes:
+        full: bool ``[P, H, W]``.
+        rles: run lengths, [P].
+    """
+
+    full: np.ndarray | None
+    rles: list[Rle] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CandidateMasks:
     """All M masks of every prompt, at the size of the picture.
 
@@ -63,6 +77,7 @@ class Answer:
         frame: placement of the picture in the model frame.
         decoded: outputs of the prompt decoder.
         ids: caption ids, int64 ``[P, L-1]``.
+        masks: masks at the size of the picture, in the making; None if not started.
         candidates: masks and scores of all mask tokens, if requested.
         path: path of the picture; None if it was not a file.
     """
@@ -71,6 +86,7 @@ class Answer:
     frame: Frame
     decoded: DecodedPrompts
     ids: np.ndarray
+    masks: Future[Masks] | None
     candidates: CandidateMasks | None
     path: str | None
 
@@ -105,12 +121,18 @@ class GraphCalls:
         """Decode the prompts of an encoded request and write captions."""
         decoded = self._decode(lane, request, report)
         candidates = self._candidates(lane, request) if options.candidates else None
+        masks = None
+        if lane.on_gpu and options.captions:  # the CPU makes masks while the GPU writes captions
+            pool = ThreadPoolExecutor(1)
+            masks = pool.submit(_masks, decoded, request.frame, options)
+            pool.shutdown(wait=False)
         ids = self._caption(lane, decoded.semantic_tokens, options, report)
         return Answer(
             prompts=request.prompts,
             frame=request.frame,
             decoded=decoded,
             ids=ids,
+            masks=masks,
             candidates=candidates,
             path=request.path,
         )
@@ -140,7 +162,7 @@ class GraphCalls:
         """Run the prompt decoder in chunks."""
         assert request.embeddings is not None
         prompts = request.prompts
-        decoded = self._empty_decoded(len(prompts))
+        decoded = None
         for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
             report("decode prompts", chunk.start, len(prompts))
             part = lane.decode_prompts(
@@ -148,9 +170,12 @@ class GraphCalls:
                 prompts[chunk].model_coords(request.frame.scale),
                 np.ascontiguousarray(prompts[chunk].labels),
             )
+            if chunk == slice(0, len(prompts)):
+                return part
+            decoded = decoded or self._empty_decoded(len(prompts))
             for name in _DECODED_FIELDS:
                 getattr(decoded, name)[chunk] = getattr(part, name)
-        return decoded
+        return decoded or self._empty_decoded(0)
 
     def _candidates(self, lane: Lane, request: Request) -> CandidateMasks:
         """Run the prompt decoder again for the masks of all mask tokens."""
@@ -215,11 +240,12 @@ class GraphCalls:
 def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer | None) -> Regions:
     """Convert an answer: logits to masks, embeddings to concepts, ids to text."""
     frame, decoded, vocabulary = answer.frame, answer.decoded, options.vocabulary
-    logits, candidates = decoded.low_res_masks, answer.candidates
-    embeddings = decoded.semantic_embeddings
+    candidates, embeddings = answer.candidates, decoded.semantic_embeddings
+    started = answer.masks
+    masks = _masks(decoded, frame, options) if started is None else started.result()
     return Regions(
-        masks=masks_from_logits(logits, frame) if options.masks is True else None,
-        rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
+        masks=masks.full,
+        rles=masks.rles,
         concepts=None if vocabulary is None else vocabulary.top_k(embeddings, options.top_k),
         captions=tokenizer.decode(answer.ids) if options.captions and tokenizer else None,
         caption_ids=answer.ids,
@@ -230,6 +256,14 @@ def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer |
         candidate_rles=None if candidates is None else candidates.rles,
         candidate_iou_predictions=None if candidates is None else candidates.iou_predictions,
         **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},
+    )
+
+
+def _masks(decoded: DecodedPrompts, frame: Frame, options: PredictOptions) -> Masks:
+    logits = decoded.low_res_masks
+    return Masks(
+        full=masks_from_logits(logits, frame) if options.masks is True else None,
+        rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
     )
 
 

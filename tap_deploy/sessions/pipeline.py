@@ -85,7 +85,13 @@ class Candidates:
 
 
 class Lane(abc.ABC):
-    """The graphs with the state of a call; lent to one call at a time unless shared."""
+    """The graphs with the state of a call; lent to one call at a time unless shared.
+
+    Attributes:
+        on_gpu: whether the graphs leave the CPU idle.
+    """
+
+    on_gpu: bool = False
 
     def encode(self, images: np.ndarray) -> Embeddings:
         """Run the image encoder on uint8 ``[1, S, S, 3]`` BGR in the model frame."""

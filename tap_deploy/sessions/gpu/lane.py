@@ -30,6 +30,8 @@ class DeviceLane(Lane):
     embeddings and the KV cache stay on the GPU.
     """
 
+    on_gpu = True
+
     def __init__(
         self,
         memory: DeviceMemory,
