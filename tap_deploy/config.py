@@ -140,6 +140,20 @@ class TapConfig:
         """Padding id of caption rows."""
         return self.vocab_size - 1
 
+    def at_image_size(self, image_size: int) -> TapConfig:
+        """Return the config of the same model on pictures of another size.
+
+        Raises:
+            InputError: the size is not a positive multiple of ``patch_size * window_size``.
+        """
+        step = self.patch_size * self.window_size
+        if image_size < step or image_size % step:
+            raise InputError(
+                f"image size is {image_size}; expected a multiple of {step} pixels, one attention "
+                f"window of {self.window_size} tokens with {self.patch_size} pixels each"
+            )
+        return dataclasses.replace(self, image_size=image_size)
+
     def to_dict(self) -> dict[str, int]:
         """Return the fields as a plain dict, in order."""
         return dataclasses.asdict(self)

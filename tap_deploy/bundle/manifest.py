@@ -94,6 +94,7 @@ class CheckpointRecord:
         md5: MD5 of the file, hexadecimal.
         known_as: official file with the same MD5 prefix; None if there is none.
         synthetic: whether the weights are synthetic.
+        image_size: image size of the weights, pixels, if the bundle runs them at another one.
     """
 
     file: str
@@ -101,6 +102,7 @@ class CheckpointRecord:
     md5: str
     known_as: str | None
     synthetic: bool
+    image_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,12 @@ class Manifest:
     files: dict[str, FileRecord]
     verification: dict[str, Any]
     precisions: dict[str, PrecisionRecord] = dataclasses.field(default_factory=dict)
+
+    @property
+    def weights_config(self) -> TapConfig:
+        """Sizes of the checkpoint; only its image size may differ from ``config``."""
+        trained = self.checkpoint.image_size
+        return self.config if trained is None else self.config.at_image_size(trained)
 
     def precision_record(self, variant: str) -> PrecisionRecord:
         """Return the record of a variant; an empty record if there is none."""

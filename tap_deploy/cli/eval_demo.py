@@ -142,7 +142,7 @@ def score_demo(
             subjects[name] = stack.enter_context(
                 TapPredictor.from_bundle(bundle, check_hashes=False, **dataclasses.asdict(chosen))
             )
-        return evaluate_subjects(subjects, opened.config.image_size, regions)
+        return evaluate_subjects(subjects, opened.manifest.weights_config.image_size, regions)
 
 
 def _shipped_weights(bundle: Bundle) -> pathlib.Path | None:
@@ -204,14 +204,17 @@ def reference_subject(
     from tap_deploy.reference.checkpoint import load_checkpoint
     from tap_deploy.reference.predictor import ReferencePredictor
 
-    sizes = bundle.config if config is None else config_from_file(config)
+    if config is None:
+        sizes, image_size = bundle.manifest.weights_config, bundle.config.image_size
+    else:
+        sizes, image_size = config_from_file(config), None
     vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
     if vocabulary is None or tokenizer is None:
         raise BundleError(
             f"bundle {bundle.path} has no concepts or no tokenizer; export it again with "
             "--concepts and --tokenizer"
         )
-    model, _ = load_checkpoint(checkpoint, sizes)
+    model, _ = load_checkpoint(checkpoint, sizes, image_size=image_size)
     return ReferencePredictor(model, vocabulary, tokenizer)
 
 

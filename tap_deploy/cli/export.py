@@ -43,6 +43,7 @@ class ModelOptions:
     Attributes:
         model: name of a published variant, or of the demo model.
         config: JSON file with the fields of ``TapConfig``, instead of ``model``.
+        image_size: side of the model frame, pixels; None for that of the weights.
         checkpoint: weights.
         synthetic_weights: seed of synthetic weights, instead of ``checkpoint``.
         mark_synthetic: record that the weights of ``checkpoint`` are synthetic.
@@ -52,6 +53,7 @@ class ModelOptions:
 
     model: str | None = None
     config: pathlib.Path | None = None
+    image_size: int | None = None
     checkpoint: pathlib.Path | None = None
     synthetic_weights: int | None = None
     mark_synthetic: bool = False
@@ -96,10 +98,28 @@ class ModelOptions:
     def load(self, config: TapConfig) -> tuple[TapModel, CheckpointRecord, tuple[str, ...]]:
         """Return the model, the record of its weights, and the parts dropped from their names.
 
+        Args:
+            config: sizes of the weights.
+
         Raises:
-            InputError: not exactly one of checkpoint and synthetic weights.
+            InputError: not exactly one of checkpoint and synthetic weights, or the image size does
+                not fit ``config``.
             CheckpointError: the weights cannot be read or do not fit.
         """
+        from tap_deploy.reference.image_size import at_image_size
+
+        if self.image_size is not None:
+            config.at_image_size(self.image_size)  # reports a wrong size before reading weights
+        model, record, removed = self._load_weights(config)
+        if self.image_size is None or self.image_size == config.image_size:
+            return model, record, removed
+        record = dataclasses.replace(record, image_size=config.image_size)
+        return at_image_size(model, self.image_size), record, removed
+
+    def _load_weights(
+        self, config: TapConfig
+    ) -> tuple[TapModel, CheckpointRecord, tuple[str, ...]]:
+        """Return what ``load`` does, at the image size of ``config``."""
         from tap_deploy.export.bundle_export import checkpoint_record
         from tap_deploy.reference.checkpoint import load_checkpoint
         from tap_deploy.reference.synthetic import synthetic_model
@@ -128,6 +148,14 @@ model_options = option_group(
         "--config",
         type=FILE,
         help='JSON file with the fields of TapConfig, or with them under "config".',
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(min=1),
+        metavar="PIXELS",
+        help="Side of the model frame: a multiple of patch size x window size (256 for published "
+        "models, 128 for the demo). Default: that of the weights. Position embeddings are "
+        "interpolated; the weights are not retrained, so check accuracy.",
     ),
     click.option("--checkpoint", type=FILE, help="Weights: official .pkl, .pth or .safetensors."),
     click.option(

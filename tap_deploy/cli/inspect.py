@@ -7,6 +7,7 @@ import json
 import click
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import Manifest
 from tap_deploy.bundle.plans import all_records, selftest_passed
 from tap_deploy.console.options import bundle_argument, json_option
 
@@ -43,6 +44,7 @@ def describe(bundle: Bundle) -> str:
         f"bundle      {bundle.path}",
         f"model       {manifest.model}",
         f"weights     {checkpoint.file}{known}",
+        f"image size  {_image_size(manifest)}",
         f"made by     {', '.join(f'{name} {v}' for name, v in manifest.tools.items())}",
         f"verified    {_verification(bundle)}",
     ]
@@ -62,6 +64,12 @@ def describe(bundle: Bundle) -> str:
     for file, entry in manifest.files.items():
         lines.append(f"  {entry.size_bytes / MEGABYTE:9.1f} MB  {entry.sha256[:12]}  {file}")
     return "\n".join([*lines, *_engines(bundle)])
+
+
+def _image_size(manifest: Manifest) -> str:
+    size, trained = manifest.config.image_size, manifest.checkpoint.image_size
+    interpolated = f", weights for {trained} with interpolated position embeddings"
+    return f"{size}{'' if trained is None else interpolated}"
 
 
 def _verdicts(bundle: Bundle) -> list[str]:

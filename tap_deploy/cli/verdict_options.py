@@ -155,7 +155,8 @@ def eager_runtime(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model, _ = load_checkpoint(checkpoint, bundle.config)
+    sizes = bundle.manifest.weights_config
+    model, _ = load_checkpoint(checkpoint, sizes, image_size=bundle.config.image_size)
     vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
 
     def calls(inputs: SpeedInputs) -> Mapping[str, Callable[[], object]]:

@@ -116,5 +116,6 @@ def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[GoldenSamp
     from tap_deploy.export.samples import golden_samples
     from tap_deploy.reference.checkpoint import load_checkpoint
 
-    model, _ = load_checkpoint(checkpoint, bundle.config)
+    sizes = bundle.manifest.weights_config
+    model, _ = load_checkpoint(checkpoint, sizes, image_size=bundle.config.image_size)
     return golden_samples(model)

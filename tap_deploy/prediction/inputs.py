@@ -52,10 +52,16 @@ def request_from(
     """Read a picture, validate its prompts, and return both; needs no lane and no GPU.
 
     Raises:
-        InputError: invalid picture, invalid prompts, or not enough memory for the masks.
+        InputError: invalid picture, a picture encoded at another image size, invalid prompts, or
+            not enough memory for the masks.
     """
     if isinstance(image, EncodedImage):
         images, embeddings, frame = None, image.embeddings, image.frame
+        if frame.image_size != image_size:
+            raise InputError(
+                f"this picture was encoded at image size {frame.image_size}; expected "
+                f"{image_size}; encode it with this predictor"
+            )
         path = image.path
     else:
         embeddings = None

@@ -14,6 +14,7 @@ import torch
 
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import CheckpointError, InputError
+from tap_deploy.reference.image_size import at_image_size
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
@@ -84,8 +85,15 @@ def read_checkpoint(path: PathLike) -> Checkpoint:
     )
 
 
-def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkpoint]:
+def load_checkpoint(
+    path: PathLike, config: TapConfig, *, image_size: int | None = None
+) -> tuple[TapModel, Checkpoint]:
     """Read a checkpoint into a float32 model on the CPU, ready for inference.
+
+    Args:
+        path: the file.
+        config: sizes of the weights.
+        image_size: size to run them at, see ``at_image_size``; None for that of ``config``.
 
     Returns:
         The model, and the checkpoint, whose ``state_dict`` is that of the model.
@@ -94,13 +102,15 @@ def load_checkpoint(path: PathLike, config: TapConfig) -> tuple[TapModel, Checkp
         CheckpointError: see ``read_checkpoint``; or the entries do not fit ``config``: some are
             missing, unexpected, of wrong shape or dtype, or not finite, or ``pixel_mean`` or
             ``pixel_rsig`` differ from ``Preprocessing``.
-        InputError: the sizes in ``config`` exceed the limits of ``meta_model``.
+        InputError: the sizes in ``config`` exceed the limits of ``meta_model``, or ``image_size``
+            does not fit them.
     """
     checkpoint = read_checkpoint(path)
     source = printable(path)
     if checkpoint.removed:
         source += f" (names read without {', '.join(checkpoint.removed)})"
     model = model_from_state_dict(checkpoint.state_dict, config, source=source)
+    model = model if image_size is None else at_image_size(model, image_size)
     return model, dataclasses.replace(checkpoint, state_dict=dict(model.state_dict()))
 
 
