@@ -104,7 +104,7 @@ class TapPredictor:
         check_hashes: bool = True,
         allow_failed: bool = False,
     ) -> TapPredictor:
-        """Load a bundle.
+        """Load a bundle; on the CPU, the text decoder at the first caption or ``warm_up``.
 
         Args:
             path: folder of the bundle.

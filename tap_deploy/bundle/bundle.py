@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterable
 
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tap_deploy.bundle.variant import Variant
@@ -122,6 +123,18 @@ class Bundle:
         if not self._has(GOLDEN_FILE):
             raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
         return self.path / GOLDEN_FILE
+
+    def check_files(self, names: Iterable[str]) -> None:
+        """Compare the size and SHA-256 of files with the manifest.
+
+        Args:
+            names: paths relative to the bundle, listed in the manifest.
+
+        Raises:
+            BundleError: a file is missing or changed.
+        """
+        for name in names:
+            self._check_file(name, self.manifest.files[name], check_hash=True)
 
     def _has(self, name: str) -> bool:
         return name in self.manifest.files

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
@@ -14,6 +16,8 @@ from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.graph import DeviceGraph
 from tap_deploy.sessions.gpu.memory import DeviceMemory
 from tap_deploy.sessions.gpu.open_memory import open_device_memory
+from tap_deploy.sessions.host_pipeline import HostPipeline
+from tap_deploy.sessions.lazy_session import LazySession
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.ort.providers import CUDA as CUDA_PROVIDER
 from tap_deploy.sessions.ort.providers import Provider
@@ -54,6 +58,28 @@ class Loader:
                 session.close()
             raise
         return sessions
+
+    def host_pipeline(self) -> Pipeline:
+        """Load the graphs on the CPU, in parallel; the text decoder at the first caption.
+
+        Calls without captions never load the text decoder. ``Bundle.open`` has checked its files;
+        if they were touched since, they are checked again before they are loaded.
+        """
+        options, specs, variant = DeviceOptions(), self._specs, self._onnx
+        files = variant.files(graphs.TEXT_DECODER)
+        known = _stamps(files)
+
+        def load_text_decoder() -> Session:
+            if _stamps(files) != known:
+                self.bundle.check_files(variant.records[graphs.TEXT_DECODER].files)
+            return self._session(specs[graphs.TEXT_DECODER], options)
+
+        first = (graphs.IMAGE_ENCODER, graphs.PROMPT_DECODER)
+        with ThreadPoolExecutor(len(first)) as threads:
+            loading = {name: threads.submit(self._session, specs[name], options) for name in first}
+        sessions = {name: future.result() for name, future in loading.items()}
+        text_decoder = LazySession(specs[graphs.TEXT_DECODER], load_text_decoder)
+        return HostPipeline({**sessions, graphs.TEXT_DECODER: text_decoder}, self.bundle.config)
 
     def pipeline(self, options: DeviceOptions) -> Pipeline:
         """Load the graphs as a pipeline that keeps intermediate tensors on the GPU."""
@@ -142,3 +168,16 @@ class Loader:
             cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
         host_code = loaded.record.version_compatible
         return TensorRtEngine(trt, loaded.plan, spec, cache_file=cache, host_code=host_code)
+
+
+def _stamps(files: Iterable[pathlib.Path]) -> list[tuple[int, ...] | None]:
+    """Return what changes if a file is replaced or written to; None for a missing file."""
+    stamps: list[tuple[int, ...] | None] = []
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns))
+    return stamps

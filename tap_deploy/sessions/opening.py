@@ -11,7 +11,6 @@ from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import BundleError, SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.host_pipeline import HostPipeline
 from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
@@ -96,12 +95,11 @@ def pipeline_from_bundle(
 ) -> Pipeline:
     """Load the three graphs of a bundle as one pipeline from picture to captions.
 
-    Arguments and errors as in ``sessions_from_bundle``.
+    On the CPU, the text decoder is loaded at the first caption, which then raises the errors of
+    loading it. Arguments and errors as in ``sessions_from_bundle``.
     """
-    loader, options = _checked_loader(bundle, run_on), options or DeviceOptions()
-    if run_on.on_cpu:
-        return HostPipeline(loader.sessions(options), bundle.config)
-    return loader.pipeline(options)
+    loader = _checked_loader(bundle, run_on)
+    return loader.host_pipeline() if run_on.on_cpu else loader.pipeline(options or DeviceOptions())
 
 
 def check_verdict(bundle: Bundle, run_on: RunOn) -> None:
