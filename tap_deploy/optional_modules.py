@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import os
 from types import ModuleType
 
@@ -96,6 +95,8 @@ def turn_telemetry_off() -> None:
 
 def distributions_of(module: str) -> list[str]:
     """Return the sorted names of the installed distributions that provide a module."""
+    import importlib.metadata  # loads the email package, which no other part of a prediction needs
+
     names = importlib.metadata.packages_distributions().get(module, ())
     return sorted({name for name in names if name})
 
@@ -105,6 +106,8 @@ def version_of(module: str) -> str | None:
 
     The module is not imported.
     """
+    import importlib.metadata
+
     # Python 3.10 cannot map every module to its distribution; most have the same name.
     for name in (*distributions_of(module), module):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

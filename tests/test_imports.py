@@ -68,6 +68,13 @@ def test_light_imports(statement):
     assert not modules_after(statement) & set(HEAVY)
 
 
+def test_a_predictor_loads_no_package_metadata():
+    """It takes the email package, sockets and 10 ms; only doctor and error messages need it."""
+    others = modules_after("import numpy, PIL.Image, PIL.PngImagePlugin, concurrent.futures.thread")
+    loaded = modules_after("from tap_deploy import TapPredictor") - others
+    assert not loaded & {"importlib.metadata", "email", "socket"}
+
+
 def test_running_needs_no_torch_and_no_onnx(micro_bundle, photo):
     statement = (
         "import tap_deploy; p = tap_deploy.TapPredictor.from_bundle("

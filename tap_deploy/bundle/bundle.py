@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tap_deploy.bundle.variant import Variant
@@ -12,6 +13,7 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.precisions import FP16, FP32, INT8, precision_of
 from tap_deploy.storage.files import sha256_of_file
 from tap_deploy.tokenizer import Tokenizer
@@ -142,8 +144,13 @@ class Bundle:
     def _checked(self, check_hashes: bool) -> Bundle:
         if self.manifest.verification.get("passed") is not True:
             raise BundleError(f"bundle {self.path} did not pass its verification; export it again")
-        for name, record in self.manifest.files.items():
-            self._check_file(name, record, check_hashes)
+        with ThreadPoolExecutor(usable_cores()) as threads:  # hashing runs without the GIL
+            checks = [
+                threads.submit(self._check_file, name, record, check_hashes)
+                for name, record in self.manifest.files.items()
+            ]
+        for check in checks:
+            check.result()
         return self
 
     def _check_file(self, name: str, record: FileRecord, check_hash: bool) -> None:

@@ -8,8 +8,8 @@ import functools
 import logging
 import os
 import pathlib
+import platform
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ def _sign(descriptor: int) -> None:
     # Only the first argument: other users can read the file, and further ones may hold secrets.
     command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:2]])
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    text = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
+    text = f"process {os.getpid()} on {platform.node()} since {since} ({command})"
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, os.fsencode(text)[:MOST_HOLDER_BYTES], 0)
