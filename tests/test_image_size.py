@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from commands import invoke, refused
 from PIL import Image
+from training_standin import StandInScenes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -145,6 +146,23 @@ def test_the_encoder_at_double_size_equals_the_reference(micro_model, tmp_path):
         found = session.run({"images": images})["image_embeddings"]
     expected = model.encode_image(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_eval_demo_scores_on_scenes_of_the_size_of_the_weights(half, assets, monkeypatch):
+    """So that the scores of all sizes are those of the same pictures."""
+    sizes = []
+
+    def scenes(split, image_size):
+        sizes.append(image_size)
+        return StandInScenes()
+
+    monkeypatch.setattr("tap_deploy.training.scenes.scenes.SceneGenerator", scenes)
+    options = ("--checkpoint", assets["checkpoint"], "--regions", 2, "--json")
+    result = invoke("eval-demo", half.path, *options)
+    assert result.exit_code == 0, result.output
+    assert sizes == [512]
+    pytorch, bundle = json.loads(result.stdout).values()
+    assert bundle["box"] == pytest.approx(pytorch["box"], abs=0.002)
 
 
 def test_embeddings_of_another_size_are_refused(half, predictor, photo):
