@@ -22,7 +22,8 @@ from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
 _NO_COLOR = ("",)
 _SIZES = ("", "small", "large")
-# It occurs in no caption, so it becomes the last piece, whose id is the padding id.
+# It occurs in no caption, so it becomes the last piece, whose id is the padding id. It is a training
+# text of its own: with required_chars, sentencepiece 0.2.2 ends the process.
 _PADDING_CHARACTER = "☐"
 
 
@@ -48,16 +49,16 @@ def train_tokenizer(
         raise MissingDependencyError(
             'sentencepiece is not installed; captions need it: pip install "sentencepiece"'
         ) from exc
+    texts = every_phrase() if texts is None else texts
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(every_phrase() if texts is None else texts),
+            sentence_iterator=itertools.chain(texts, [_PADDING_CHARACTER]),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
             character_coverage=1.0,
             normalization_rule_name="identity",  # other rules add 240 KB to the model
-            required_chars=_PADDING_CHARACTER,
             unk_id=0,
             bos_id=BOS_ID,
             eos_id=EOS_ID,
