@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.errors import InputError
+from tap_deploy.errors import InputError, require_share
 from tap_deploy.storage.archives import arrays_from_npz
 from tap_deploy.storage.files import atomic_file
 
@@ -111,6 +113,95 @@ class Vocabulary:
             else:
                 np.savez(file, weights=self.weights, names=np.array(self.names))
 
+    def extended(self, other: Vocabulary) -> Vocabulary:
+        """Return a vocabulary with the names of another one after its own.
+
+        Raises:
+            InputError: the other was made for another model, or both have a name in common.
+        """
+        common = sorted({*self.names} & {*other.names})
+        if common:
+            raise InputError(
+                f"both vocabularies have {common[0]!r}; expected new names; rename or remove it"
+            )
+        sizes = len(self.weights), len(other.weights)
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"concept weights have {sizes[1]} rows; expected {sizes[0]}, like those that they "
+                "are added to; embed the names with the text encoder of this model"
+            )
+        weights = np.concatenate([self.weights, other.weights], axis=1)
+        return Vocabulary(weights=weights, names=(*self.names, *other.names))
+
+    def merged(self, groups: Mapping[str, Sequence[str]]) -> Vocabulary:
+        """Return a vocabulary in which a new name replaces several others.
+
+        The column of the new name is the average of its members, scaled to their average length.
+        The members are removed: a car matches "car" better than the average, so "vehicle" would
+        rarely win against them. New names come last.
+
+        Args:
+            groups: new name -> its members, names of this vocabulary.
+
+        Raises:
+            InputError: a group is empty, a member is unknown, or a new name is already taken.
+        """
+        columns, used = [], set()
+        for name, members in groups.items():
+            if isinstance(members, str) or not members:
+                raise InputError(f"members of {name!r} are {members!r}; expected a list of names")
+            self.check_names(members)
+            own = [column for column, other in enumerate(self.names) if other in members]
+            columns.append(_average(self.weights[:, own]))
+            used.update(own)
+        rest = [column for column in range(len(self)) if column not in used]
+        taken = sorted({self.names[column] for column in rest} & {*groups})
+        if taken:
+            raise InputError(f"{taken[0]!r} is a name already; expected a new name, or its members")
+        return Vocabulary(
+            weights=np.column_stack([self.weights[:, rest], *columns]),
+            names=(*(self.names[column] for column in rest), *groups),
+        )
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise InputError unless every name is one of this vocabulary, exactly as spelled."""
+        known = {*self.names}
+        for name in names:
+            if name not in known:
+                by_lower = {other.lower(): other for other in self.names}
+                close = difflib.get_close_matches(str(name).lower(), by_lower, 3)
+                similar = ", ".join(repr(by_lower[other]) for other in close) or "nothing similar"
+                raise InputError(
+                    f"{name!r} is none of the {len(self)} names of the vocabulary; it has {similar}"
+                    "; to add names, see Vocabulary.extended and Vocabulary.merged"
+                )
+
+    def matches(
+        self,
+        names: Sequence[str],
+        embeddings: npt.NDArray[np.floating[Any]],
+        threshold: float,
+    ) -> npt.NDArray[np.bool_]:
+        """Return for which embeddings one of the names is likely, bool [P].
+
+        Args:
+            names: names of this vocabulary. If it has a name several times, the probabilities of
+                its columns are added up.
+            embeddings: see ``scores``.
+            threshold: smallest probability, 0 to 1.
+
+        Raises:
+            InputError: a name is unknown, the threshold is out of range, or E differs from the
+                first axis of the weights.
+        """
+        self.check_names(names)
+        require_share("threshold", threshold)
+        scores, all_names = self.scores(embeddings), np.array(self.names)
+        likely = np.zeros(len(scores), np.bool_)
+        for name in names:
+            likely |= scores[:, all_names == name].sum(axis=1) >= threshold
+        return likely
+
     def scores(self, embeddings: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Return the probability of every concept, float32 [P, K]; each row sums to 1.
 
@@ -153,6 +244,14 @@ class Vocabulary:
             [(self.names[column], float(row[column])) for column in columns]
             for row, columns in zip(scores, order, strict=True)
         ]
+
+
+def _average(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the mean of columns [E, n], scaled to their mean length, float32 [E]."""
+    mean = columns.mean(axis=1, dtype=np.float64)
+    length, wanted = np.linalg.norm(mean), np.linalg.norm(columns, axis=0).mean()
+    average: npt.NDArray[np.float64] = mean * (wanted / length if length else 0)
+    return average.astype(np.float32)
 
 
 def _arrays_from_npz(path: Path) -> tuple[Any, Any]:

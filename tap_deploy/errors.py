@@ -66,3 +66,10 @@ def require_int(name: str, value: Any, minimum: int) -> None:
     """Raise InputError unless a value is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+
+
+def require_share(name: str, value: Any) -> None:
+    """Raise InputError unless a value is a number from 0 to 1."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= 1):
+        raise InputError(f"{name} is {value!r}; expected a number from 0 to 1")

@@ -79,12 +79,20 @@ def masks_from_logits(
     return masks
 
 
-def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame) -> list[Rle]:
+def rles_from_logits(
+    low_res_masks: npt.NDArray[np.floating[Any]],
+    frame: Frame,
+    *,
+    corner: tuple[int, int] = (0, 0),
+    size: tuple[int, int] | None = None,
+) -> list[Rle]:
     """Encode the masks of ``masks_from_logits`` without allocating a full-size mask.
 
     Args:
         low_res_masks: logits of the selected token of each prompt, float [P, S, S].
-        frame: placement of the picture in the model frame.
+        frame: placement of the picture, or of a crop of it, in the model frame.
+        corner: x and y of the crop in the picture, pixels.
+        size: height and width of the picture, pixels; None if it was not cropped.
 
     Returns:
         The run lengths of each region, as ``rle_from_mask`` returns them.
@@ -93,19 +101,25 @@ def rles_from_logits(low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame)
         InputError: the logits are not [P, S, S].
     """
     _check_logits(low_res_masks)
+    size = (frame.height, frame.width) if size is None else size
     with ThreadPoolExecutor(THREADS) as pool:
         return list(
-            pool.map(lambda logits: _rle_from_logits(_single(logits), frame), low_res_masks)
+            pool.map(
+                lambda logits: _rle_from_logits(_single(logits), frame, corner, size),
+                low_res_masks,
+            )
         )
 
 
-def _rle_from_logits(logits: npt.NDArray[np.float32], frame: Frame) -> Rle:
+def _rle_from_logits(
+    logits: npt.NDArray[np.float32], frame: Frame, corner: tuple[int, int], size: tuple[int, int]
+) -> Rle:
+    x, y = corner
     parts = [
-        _run_ends(strip.logits > 0, strip.columns.start, strip.rows.start, frame.height)
+        _run_ends(strip.logits > 0, x + strip.columns.start, y + strip.rows.start, size[0])
         for strip in strips_above_0(logits, frame, columns_first=True)
     ]
-    ends = np.concatenate([np.empty(0, np.int64), *parts])
-    return _rle_from_run_ends(ends, frame.height, frame.width)
+    return _rle_from_run_ends(np.concatenate([np.empty(0, np.int64), *parts]), *size)
 
 
 def rle_from_mask(mask: npt.NDArray[np.bool_]) -> Rle:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError, TapError, require_int
 from tap_deploy.image import frame_image
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.prediction.answers import (
     Answer,
-    GraphCalls,
     OnProgress,
     Request,
     no_progress,
     regions_from,
 )
+from tap_deploy.prediction.everything import Search, name_filter
 from tap_deploy.prediction.inputs import (
     EncodedImage,
     Picture,
-    blank_request,
     gather_prompts,
     in_brackets,
     path_of,
@@ -33,22 +28,15 @@ from tap_deploy.prediction.inputs import (
     request_from,
     require_many,
 )
-from tap_deploy.prediction.options import Masks, PredictOptions, check_vocabulary
+from tap_deploy.prediction.loaded import LoadedModel
+from tap_deploy.prediction.options import GridOptions, Masks, PredictOptions
 from tap_deploy.prediction.read_ahead import ReadAhead
+from tap_deploy.prediction.views import views_of
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.host_pipeline import HostPipeline
-from tap_deploy.sessions.opening import pipeline_from_bundle
-from tap_deploy.sessions.options import DeviceOptions
-from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.tokenizer import Tokenizer
-
-DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 
 
-class TapPredictor:
+class TapPredictor(LoadedModel):
     """Segments, names and captions regions of a picture, without torch.
 
     Thread-safe. Every process, forked or not, must load its own; see ``docs/runtime.md``.
@@ -58,126 +46,6 @@ class TapPredictor:
         >>> regions = predictor.predict("photo.jpg", points=[[[320, 240, 1]]])
         >>> regions.captions
     """
-
-    def __init__(
-        self,
-        sessions: Mapping[str, Session] | Pipeline,
-        config: TapConfig,
-        *,
-        vocabulary: Vocabulary | None = None,
-        tokenizer: Tokenizer | None = None,
-        memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
-    ) -> None:
-        """Build a predictor from parts; most users call ``from_bundle`` instead.
-
-        Args:
-            sessions: one session per graph name, or a whole pipeline; the predictor closes them.
-            config: sizes of the model.
-            vocabulary: concepts that regions are classified into.
-            tokenizer: decodes caption ids to text.
-            memory_limit_bytes: bound on the working memory of a graph call, bytes. Prompts that
-                exceed it run in chunks. Engines are limited by their own profile instead.
-        """
-        require_int("memory_limit_bytes", memory_limit_bytes, 1)
-        self.config = config
-        self.tokenizer = tokenizer
-        self._pipeline: Pipeline = (
-            sessions if isinstance(sessions, Pipeline) else HostPipeline(sessions, config)
-        )
-        self._vocabulary = vocabulary
-        self._calls = GraphCalls(self._pipeline, config, memory_limit_bytes)
-        self._current: EncodedImage | None = None
-        self.vocabulary = vocabulary
-
-    @classmethod
-    def from_bundle(
-        cls,
-        path: str | os.PathLike[str],
-        backend: str = "onnxruntime",
-        precision: str = "fp32",
-        threads: int | None = None,
-        *,
-        device: str | None = None,
-        provider: str | None = None,
-        device_options: DeviceOptions | None = None,
-        memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
-        check_hashes: bool = True,
-        allow_failed: bool = False,
-    ) -> TapPredictor:
-        """Load a bundle; on the CPU, the text decoder at the first caption or ``warm_up``.
-
-        Args:
-            path: folder of the bundle.
-            backend: backend that runs the graphs; see ``tap_deploy.sessions.run_on.BACKENDS``.
-            precision: ``fp32``, or another precision of the bundle.
-            threads: CPU threads per call; None for one per core available to this process.
-            device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
-                the first GPU with ``tensorrt`` and ``tensorrt_rtx``.
-            provider: GPU execution provider of onnxruntime: ``cuda`` (default), ``tensorrt`` or
-                ``nv_tensorrt_rtx``.
-            device_options: GPU options: concurrent calls, CUDA graphs, and more.
-            memory_limit_bytes: bound on the working memory of a graph call, bytes.
-            check_hashes: verify the SHA-256 of every file against the manifest first.
-            allow_failed: also load a precision that failed its accuracy check, and engines that
-                failed their self-test.
-
-        Raises:
-            BundleError: the bundle is missing, incomplete or modified, or lacks the precision or
-                the engine, or these failed their check.
-            InputError: invalid or conflicting arguments.
-            SessionError: the backend is unknown, or a graph does not load.
-            MissingDependencyError: a package is not installed.
-        """
-        bundle = Bundle.open(path, check_hashes=check_hashes)
-        vocabulary, tokenizer = bundle.vocabulary(), bundle.tokenizer()
-        require_int("memory_limit_bytes", memory_limit_bytes, 1)
-        run_on = RunOn(
-            backend=backend,
-            precision=precision,
-            device=device,
-            provider=provider,
-            threads=threads,
-            allow_failed=allow_failed,
-        )
-        pipeline = pipeline_from_bundle(bundle, run_on, device_options)
-        return cls(
-            pipeline,
-            bundle.config,
-            vocabulary=vocabulary,
-            tokenizer=tokenizer,
-            memory_limit_bytes=memory_limit_bytes,
-        )
-
-    @property
-    def vocabulary(self) -> Vocabulary | None:
-        """Concepts that regions are classified into; assign another vocabulary to replace it."""
-        return self._vocabulary
-
-    @vocabulary.setter
-    def vocabulary(self, vocabulary: Vocabulary | None) -> None:
-        if vocabulary is not None:
-            check_vocabulary(vocabulary, self.config)
-        self._vocabulary = vocabulary
-
-    def warm_up(self, num_regions: int = 1, *, draws: bool = False) -> None:
-        """Make the first call as fast as later ones, in every context.
-
-        Runs every graph once on a blank picture, because backends load kernels and allocate
-        memory on first use. On a GPU, also records the caption steps as CUDA graphs.
-
-        Args:
-            num_regions: regions per call. Warm up once for each number of regions in use.
-            draws: also prepare sampling, for calls with a temperature above 0.
-
-        Raises:
-            InputError: ``num_regions`` is not a positive integer.
-            SessionError: the backend failed, or this thread is within a call of this predictor.
-        """
-        require_int("num_regions", num_regions, 1)
-        request = blank_request(self.config.image_size, num_regions)
-        with self._pipeline.all_lanes() as lanes:
-            for lane in lanes:
-                self._calls.warm_up(lane, request, draws=draws)
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """Run the image encoder.
@@ -261,9 +129,7 @@ class TapPredictor:
             clip=clip,
         )
         prompts = gather_prompts(points, boxes, prompts)
-        image = self._current if image is None else image
-        if image is None:
-            raise InputError("no image: pass one to predict, or call set_image first")
+        image = self._picture(image)
         report = on_progress if on_progress is not None else no_progress
         report("encode image", 0, 1)
         request = request_from(image, prompts, self.config.image_size, options)
@@ -272,6 +138,104 @@ class TapPredictor:
             answer = self._calls.answer(lane, request, options, report)
         report("make masks", 0, len(prompts))
         return regions_from(answer, options, self.tokenizer)
+
+    def everything(
+        self,
+        image: Picture | None = None,
+        *,
+        points_per_side: int = 32,
+        pred_iou_thresh: float = 0.6,
+        stability_score_thresh: float = 0.6,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        mask_nms_thresh: float = 0.5,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        only: Sequence[str] | None = None,
+        only_thresh: float = 0.3,
+        top_k: int = 1,
+        masks: Masks = "rle",
+        captions: bool = True,
+        vocabulary: Vocabulary | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Regions:
+        """Segment, name and caption everything in a picture.
+
+        Each point of a grid prompts one mask. Masks of a low predicted IoU or stability are
+        dropped, then those that overlap with a better one. Only the rest is captioned. The
+        thresholds suit the ``tap_demo`` model; see ``docs/pictures.md`` for their effect.
+
+        Args:
+            image: see ``predict``.
+            points_per_side: the grid has the square of this number of points.
+            pred_iou_thresh: masks are kept if their predicted IoU is above this, 0 to 1.
+            stability_score_thresh: masks are kept if their stability is at least this, 0 to 1:
+                the IoU of the masks cut at ``stability_score_offset`` above and below 0. It is
+                computed on the low-resolution logits, without the padding of the model frame.
+            stability_score_offset: see ``stability_score_thresh``; in logits.
+            box_nms_thresh: of two masks whose boxes have an IoU above this, the one with the
+                higher predicted IoU is kept.
+            mask_nms_thresh: the same, for the IoU of the masks at low resolution.
+            crop_n_layers: also search crops of the picture, for small objects: 4 in layer 1, 16 in
+                layer 2, and so on. Each is encoded like a picture.
+            crop_nms_thresh: ``box_nms_thresh`` for regions of different crops; those of smaller
+                crops are kept.
+            crop_overlap_ratio: overlap of the crops of layer 1 as a share of the shorter side of
+                the picture; half as much in layer 2, and so on.
+            crop_n_points_downscale_factor: ``points_per_side`` is divided by this in each layer.
+            only: keep only regions with one of these names, spelled as in the vocabulary.
+            only_thresh: see ``Regions.matching``.
+            top_k: see ``predict``.
+            masks: see ``predict``.
+            captions: see ``predict``.
+            vocabulary: see ``predict``.
+            max_new_tokens: see ``predict``.
+            temperature: see ``predict``.
+            seed: see ``predict``.
+            on_progress: see ``predict``.
+
+        Returns:
+            ``Regions`` by predicted IoU, highest first, prompted by the points that found them.
+            The ``low_res_masks`` of a region found in a crop are resampled to the whole picture.
+
+        Raises:
+            InputError: invalid argument; the message says which and why.
+            SessionError: the backend failed.
+        """
+        grid = GridOptions(
+            points_per_side=points_per_side,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            mask_nms_thresh=mask_nms_thresh,
+            crop_n_layers=crop_n_layers,
+            crop_nms_thresh=crop_nms_thresh,
+            crop_overlap_ratio=crop_overlap_ratio,
+            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        )
+        options = PredictOptions(
+            top_k=top_k,
+            masks=masks,
+            captions=captions,
+            vocabulary=self._vocabulary_or(vocabulary),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        search = Search(self._calls, grid, options, name_filter(options, only, only_thresh))
+        views = views_of(self._picture(image), self.config.image_size, grid, options)
+        report = on_progress if on_progress is not None else no_progress
+        report("encode image", 0, 1)
+        with self._pipeline.lane() as lane:
+            found = search.run(lane, views, report)
+        report("make masks", 0, len(found.places))
+        return found.regions(options, self.tokenizer)
 
     def predict_many(
         self,
@@ -373,28 +337,9 @@ class TapPredictor:
                     continue
                 yield regions_from(answer, options, self.tokenizer)
 
-    def close(self) -> None:
-        """Wait for running calls, then free the sessions. Closing twice has no effect.
-
-        Raises:
-            SessionError: this thread is within a call of this predictor.
-        """
-        self._pipeline.close()
-
-    def __enter__(self) -> TapPredictor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _vocabulary_or(self, vocabulary: Vocabulary | None) -> Vocabulary | None:
-        """Return the checked vocabulary of a call, or the predictor's if it has none."""
-        if vocabulary is None:
-            return self._vocabulary
-        check_vocabulary(vocabulary, self.config)
-        return vocabulary
+    def _picture(self, image: Picture | None) -> Picture:
+        """Return the picture of a call, or that of ``set_image`` if it has none."""
+        image = self._current if image is None else image
+        if image is None:
+            raise InputError("no image: pass one, or call set_image first")
+        return image

@@ -52,9 +52,9 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.coords)
 
-    def __getitem__(self, index: int | slice) -> Prompts:
-        """Return one region or a slice of the regions as ``Prompts``, N unchanged."""
-        rows: Any = index if isinstance(index, slice) else [index]
+    def __getitem__(self, index: int | slice | Sequence[int]) -> Prompts:
+        """Return one region, a slice, or the regions of a list as ``Prompts``, N unchanged."""
+        rows = index if isinstance(index, slice) else np.atleast_1d(np.array(index, np.intp))
         return Prompts(coords=self.coords[rows], labels=self.labels[rows])
 
     @classmethod

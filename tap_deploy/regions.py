@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.formats.coco import coco_annotations, coco_results
@@ -62,6 +63,7 @@ class Regions:
         image_height: H, pixels.
         image_width: W, pixels.
         image_path: path of the picture as passed in; None if it was not a file.
+        vocabulary: what the concepts were chosen from; None without one.
 
     Raises:
         InputError: a field does not have one entry per prompt.
@@ -83,11 +85,12 @@ class Regions:
     candidate_rles: list[list[Rle]] | None = None
     candidate_iou_predictions: npt.NDArray[np.float32] | None = None
     image_path: str | None = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None or isinstance(value, (int, str, Prompts)):
+            if value is None or isinstance(value, (int, str, Prompts, Vocabulary)):
                 continue
             if len(value) != len(self.prompts):
                 raise InputError(
@@ -142,6 +145,34 @@ class Regions:
         """Return the most likely concept of a region; None without concepts."""
         likeliest = self.likeliest(index)
         return None if likeliest is None else likeliest[0]
+
+    def matching(self, names: str | Sequence[str], threshold: float) -> Regions:
+        """Return the regions that show something with one of these names.
+
+        Args:
+            names: a name of the vocabulary, or several, exactly as spelled there.
+            threshold: a region is returned if the probability of one of the names is at least
+                this, 0 to 1. The probabilities of all names of the vocabulary add up to 1.
+
+        Raises:
+            InputError: the regions were predicted without a vocabulary, or a name is unknown.
+        """
+        if self.vocabulary is None:
+            raise InputError("the regions have no names; predict with a vocabulary")
+        wanted = [names] if isinstance(names, str) else list(names)
+        matches = self.vocabulary.matches(wanted, self.semantic_embeddings, threshold)
+        return self.take(np.flatnonzero(matches).tolist())
+
+    def take(self, indices: Sequence[int]) -> Regions:
+        """Return the regions at these indices, in this order."""
+        taken: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                taken[field.name] = value[np.array(indices, np.intp)]
+            elif isinstance(value, list):
+                taken[field.name] = [value[index] for index in indices]
+        return dataclasses.replace(self, prompts=self.prompts[list(indices)], **taken)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the tensors as plain JSON types.

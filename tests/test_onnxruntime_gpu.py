@@ -281,7 +281,9 @@ def test_a_missing_provider_library(micro_bundle, cuda, monkeypatch, tmp_path):
     (tmp_path / "capi" / "libonnxruntime_providers_shared.so").touch()
     module = fake_onnxruntime.install(monkeypatch, cuda, "drops")
     module.__file__ = str(tmp_path / "__init__.py")
-    with pytest.raises(SessionError, match=r"CUDAExec.*providers_cuda\.so is missing"):
+    with pytest.raises(
+        SessionError, match=r"CUDAExec.*libonnxruntime_providers_cuda\.so is missing"
+    ):
         load(micro_bundle)
 
 

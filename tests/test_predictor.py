@@ -262,7 +262,7 @@ POINT = [[[1, 1, 1]]]
     ("arguments", "message"),
     [
         ({"image": PICTURE}, "no prompt: pass points, boxes or prompts"),
-        ({"points": POINT}, "no image: pass one to predict, or call set_image"),
+        ({"points": POINT}, "no image: pass one, or call set_image"),
         ({"image": PICTURE, "points": [[[np.nan, 1, 1]]]}, "NaN"),
         ({"image": PICTURE, "points": [[[1, 41, 1]]]}, "outside the picture"),
         ({"image": PICTURE, "points": [[[1, 1, 7]]]}, "label 7"),

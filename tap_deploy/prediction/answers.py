@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -119,14 +119,14 @@ class GraphCalls:
         self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
     ) -> Answer:
         """Decode the prompts of an encoded request and write captions."""
-        decoded = self._decode(lane, request, report)
+        decoded = self.decode(lane, request, report)
         candidates = self._candidates(lane, request) if options.candidates else None
         masks = None
         if lane.on_gpu and options.captions:  # the CPU makes masks while the GPU writes captions
             pool = ThreadPoolExecutor(1)
             masks = pool.submit(_masks, decoded, request.frame, options)
             pool.shutdown(wait=False)
-        ids = self._caption(lane, decoded.semantic_tokens, options, report)
+        ids = self.caption(lane, decoded.semantic_tokens, options, report)
         return Answer(
             prompts=request.prompts,
             frame=request.frame,
@@ -158,24 +158,33 @@ class GraphCalls:
         with self._pipeline.lane() as lane:
             return self.answer(lane, request, options, no_progress)
 
-    def _decode(self, lane: Lane, request: Request, report: OnProgress) -> DecodedPrompts:
-        """Run the prompt decoder in chunks."""
-        assert request.embeddings is not None
-        prompts = request.prompts
+    def decode(self, lane: Lane, request: Request, report: OnProgress) -> DecodedPrompts:
+        """Decode the prompts of an encoded request."""
         decoded = None
-        for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
-            report("decode prompts", chunk.start, len(prompts))
-            part = lane.decode_prompts(
-                request.embeddings,
-                prompts[chunk].model_coords(request.frame.scale),
-                np.ascontiguousarray(prompts[chunk].labels),
-            )
-            if chunk == slice(0, len(prompts)):
+        for chunk, part in self.decode_chunks(lane, request, report):
+            if chunk == slice(0, len(request.prompts)):
                 return part
-            decoded = decoded or self._empty_decoded(len(prompts))
+            decoded = decoded or self._empty_decoded(len(request.prompts))
             for name in _DECODED_FIELDS:
                 getattr(decoded, name)[chunk] = getattr(part, name)
         return decoded or self._empty_decoded(0)
+
+    def decode_chunks(
+        self, lane: Lane, request: Request, report: OnProgress
+    ) -> Iterator[tuple[slice, DecodedPrompts]]:
+        """Run the prompt decoder in chunks; yield each with the prompts that it answers."""
+        assert request.embeddings is not None
+        prompts = request.prompts
+        for chunk in _chunks(len(prompts), self._prompts_per_call(prompts)):
+            report("decode prompts", chunk.start, len(prompts))
+            yield (
+                chunk,
+                lane.decode_prompts(
+                    request.embeddings,
+                    prompts[chunk].model_coords(request.frame.scale),
+                    np.ascontiguousarray(prompts[chunk].labels),
+                ),
+            )
 
     def _candidates(self, lane: Lane, request: Request) -> CandidateMasks:
         """Run the prompt decoder again for the masks of all mask tokens."""
@@ -211,7 +220,7 @@ class GraphCalls:
             semantic_embeddings=np.empty((count, self.config.sem_embed_dim), np.float32),
         )
 
-    def _caption(
+    def caption(
         self,
         lane: Lane,
         semantic_tokens: np.ndarray,
@@ -253,6 +262,7 @@ def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer |
         image_height=frame.height,
         image_width=frame.width,
         image_path=answer.path,
+        vocabulary=vocabulary,
         candidate_rles=None if candidates is None else candidates.rles,
         candidate_iou_predictions=None if candidates is None else candidates.iou_predictions,
         **{field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)},

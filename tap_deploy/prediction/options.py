@@ -10,7 +10,7 @@ import numpy as np
 
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
-from tap_deploy.errors import InputError, require_int
+from tap_deploy.errors import InputError, require_int, require_share
 
 Masks = bool | Literal["rle"]
 
@@ -53,6 +53,43 @@ class PredictOptions:
         if self.seed is not None:
             require_int("seed", self.seed, 0)
         _require_temperature(self.temperature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """Options of ``TapPredictor.everything``; see there for their meaning.
+
+    Raises:
+        InputError: invalid value.
+    """
+
+    points_per_side: int = 32
+    pred_iou_thresh: float = 0.6
+    stability_score_thresh: float = 0.6
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    mask_nms_thresh: float = 0.5
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+
+    def __post_init__(self) -> None:
+        require_int("points_per_side", self.points_per_side, 1)
+        require_int("crop_n_layers", self.crop_n_layers, 0)
+        require_int("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_thresh"):
+                require_share(field.name, getattr(self, field.name))
+        require_share("crop_overlap_ratio", self.crop_overlap_ratio)
+        offset: Any = self.stability_score_offset
+        if not (isinstance(offset, numbers.Real) and 0 <= float(offset) < float("inf")):
+            raise InputError(f"stability_score_offset is {offset!r}; expected a number >= 0")
+
+    def points_of_layer(self, layer: int) -> int:
+        """Return the points per side on a crop of a layer; layer 0 is the whole picture."""
+        factor: int = self.crop_n_points_downscale_factor**layer
+        return max(1, self.points_per_side // factor)
 
 
 def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
