@@ -94,6 +94,7 @@ class Source:
     named: bool
 
 
+Item = tuple[Source, Prompts | None]  # a picture, and its prompts unless everything is searched
 Skipped = list[tuple[Source, str]]  # pictures, and why each was skipped
 
 
@@ -103,20 +104,20 @@ class Job:
 
     Attributes:
         sources: all pictures.
-        items: pictures with their prompts.
+        items: pictures with their prompts; without, if everything is searched.
         skipped: pictures without prompts.
         single: whether this is one named picture, and results do not go to a folder.
     """
 
     sources: list[Source]
-    items: list[tuple[Source, Prompts]]
+    items: list[Item]
     skipped: Skipped
     single: bool
 
 
 def find_job(
     arguments: Sequence[str],
-    prompts: PromptOptions,
+    prompts: PromptOptions | None,
     reading: PictureOptions,
     output: pathlib.Path | None,
 ) -> Job:
@@ -124,7 +125,7 @@ def find_job(
 
     Args:
         arguments: paths of pictures and folders, and ``-`` for a picture on stdin.
-        prompts: regions to ask for.
+        prompts: regions to ask for; None to search everything.
         reading: how pictures are read.
         output: folder for results, which is not searched; None if they go to stdout.
 
@@ -132,12 +133,15 @@ def find_job(
         InputError: there are no pictures or no prompts, or a prompt file cannot be read; or a
             picture has no prompts, and it is the only one or ``reading.strict`` is on.
     """
-    shared = prompts.shared()
+    shared = None if prompts is None else prompts.shared()
     sources = _find_sources(arguments, reading, output)
-    boxes = None if prompts.box_file is None else BoxFile(prompts.box_file, sources)
     if not sources:
         raise InputError(f"there are no pictures but those in {output}; choose another output")
     single = len(sources) == 1 and sources[0].named and output is None
+    if prompts is None:
+        items: list[Item] = [(source, None) for source in sources]
+        return Job(sources=sources, items=items, skipped=[], single=single)
+    boxes = None if prompts.box_file is None else BoxFile(prompts.box_file, sources)
     items, skipped = _with_prompts(sources, shared, boxes, strict=reading.strict or single)
     return Job(sources=sources, items=items, skipped=skipped, single=single)
 
@@ -232,9 +236,10 @@ def _file_name(source: Source) -> str:
 
 def _with_prompts(
     sources: Sequence[Source], shared: Prompts | None, boxes: BoxFile | None, *, strict: bool
-) -> tuple[list[tuple[Source, Prompts]], Skipped]:
+) -> tuple[list[Item], Skipped]:
     """Return the pictures with their prompts, and those without any."""
-    items, skipped = [], []
+    items: list[Item] = []
+    skipped: Skipped = []
     for source in sources:
         own = None if boxes is None else boxes.of(source)
         parts = [part for part in (shared, own) if part is not None]

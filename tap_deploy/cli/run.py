@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.cli.everything_options import EverythingOptions, everything_options
 from tap_deploy.cli.output_options import OutputOptions, describe, output_options
 from tap_deploy.cli.picture_options import (
+    Item,
     Job,
     PictureOptions,
     Skipped,
@@ -27,6 +31,7 @@ from tap_deploy.console.options import FILE, bundle_argument, option_group, runt
 from tap_deploy.console.progress import share_bar, stage_bar
 from tap_deploy.errors import InputError, TapError
 from tap_deploy.image import load_image
+from tap_deploy.prediction.answers import OnProgress
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.run_on import RunOn
@@ -102,6 +107,7 @@ answer_options = option_group(
 @bundle_argument
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @prompt_options
+@everything_options
 @answer_options
 @picture_options
 @runtime_options
@@ -110,6 +116,7 @@ def run_command(
     bundle: str,
     images: tuple[str, ...],
     prompts: PromptOptions,
+    search: EverythingOptions,
     answers: AnswerOptions,
     reading: PictureOptions,
     run_on: RunOn,
@@ -117,14 +124,14 @@ def run_command(
 ) -> int:
     """Segment, name and caption regions of each IMAGE with BUNDLE.
 
-    Each --point, --box and --sketch prompts one region; coordinates are pixels of IMAGE. IMAGE is a
-    picture, a folder of pictures, or - for a picture on stdin. If there are several, unreadable
-    pictures are reported and skipped.
+    Each --point, --box and --sketch prompts one region; coordinates are pixels of IMAGE.
+    --everything finds the regions itself. IMAGE is a picture, a folder of pictures, or - for a
+    picture on stdin. If there are several, unreadable pictures are reported and skipped.
     """
-    job = find_job(images, prompts, reading, output.folder)
+    arguments = _arguments(prompts, search, answers)
+    job = find_job(images, None if search.everything else prompts, reading, output.folder)
     output.check(job.sources, single=job.single)
     _warn_if_synthetic(bundle)
-    arguments = answers.arguments() | {"clip": prompts.clip}
     if job.single:
         regions = run_single(bundle, job, run_on, arguments, output)
         click.echo(regions.to_json() if output.as_json else describe(regions))
@@ -134,6 +141,28 @@ def run_command(
     return result.exit_code
 
 
+def _arguments(
+    prompts: PromptOptions, search: EverythingOptions, answers: AnswerOptions
+) -> dict[str, Any]:
+    """Return arguments of ``TapPredictor.predict``, or of ``everything`` if that was asked for.
+
+    Raises:
+        InputError: options exclude each other, or the concepts cannot be read.
+    """
+    given = search.arguments()
+    arguments = answers.arguments()
+    if not search.everything:
+        return arguments | {"clip": prompts.clip}
+    if prompts != PromptOptions():
+        raise InputError(
+            "--everything finds the regions itself; leave out --point, --box, --sketch, --boxes "
+            "and --clip"
+        )
+    if arguments.pop("candidates"):
+        raise InputError("--candidates is for prompts; leave it out with --everything")
+    return arguments | given
+
+
 def run_single(
     bundle: str, job: Job, run_on: RunOn, arguments: dict[str, Any], output: OutputOptions
 ) -> Regions:
@@ -141,9 +170,9 @@ def run_single(
 
     Args:
         bundle: path of the bundle.
-        job: one picture with its prompts.
+        job: one picture, with its prompts if there are any.
         run_on: what runs the graphs.
-        arguments: of ``TapPredictor.predict``.
+        arguments: of ``TapPredictor.predict``, or of ``everything`` if there are no prompts.
         output: where the overlay goes.
 
     Raises:
@@ -151,16 +180,19 @@ def run_single(
     """
     [(source, prompts)] = job.items
     picture = load_image(source.image)
-    with stage_bar("run", 5) as stage:
-        stage("load bundle")
-        with TapPredictor.from_bundle(bundle, **dataclasses.asdict(run_on)) as predictor:
-            _note_what_is_missing(predictor, arguments)
-            regions = predictor.predict(
-                picture,
-                prompts=prompts,
-                on_progress=lambda name, done, total: stage(name) if done == 0 else None,
-                **arguments,
-            )
+    if prompts is None:
+        with share_bar("run") as show, _loaded(bundle, run_on, arguments) as predictor:
+            regions = predictor.everything(picture, on_progress=_searching(show), **arguments)
+    else:
+        with stage_bar("run", 5) as stage:
+            stage("load bundle")
+            with _loaded(bundle, run_on, arguments) as predictor:
+                regions = predictor.predict(
+                    picture,
+                    prompts=prompts,
+                    on_progress=lambda name, done, total: stage(name) if done == 0 else None,
+                    **arguments,
+                )
     if output.overlay is not None:
         with atomic_file(output.overlay) as partial:
             output.draw(picture, regions).save(partial, "PNG")
@@ -208,9 +240,9 @@ def run_many(
 
     Args:
         bundle: path of the bundle.
-        job: pictures with their prompts.
+        job: pictures, with their prompts if there are any.
         run_on: what runs the graphs.
-        arguments: of ``TapPredictor.predict_many``.
+        arguments: of ``TapPredictor.predict_many``, or of ``everything`` if there are no prompts.
         output: takes the regions.
         strict: stop at the first picture that cannot be used.
 
@@ -219,8 +251,7 @@ def run_many(
         TapError: a picture cannot be used and ``strict`` is on, the bundle cannot be used, or the
             backend failed.
     """
-    with TapPredictor.from_bundle(bundle, **dataclasses.asdict(run_on)) as predictor:
-        _note_what_is_missing(predictor, arguments)
+    with _loaded(bundle, run_on, arguments) as predictor:
         num_regions, failed = _run_items(predictor, job, arguments, output, strict=strict)
     skipped = job.skipped + failed
     num_pictures = len(job.items) - len(failed)
@@ -249,8 +280,7 @@ def _run_items(
             skipped[index] = str(error)
             logger.warning("skipped: %s", text)
 
-        pairs = ((source.image, prompts) for source, prompts in items)
-        answers = predictor.predict_many(pairs, on_error=skip, **arguments)
+        answers = _answers(predictor, items, arguments, skip)
         # A generator, as pictures are skipped while the answers are made.
         answered = (index for index in range(len(items)) if index not in skipped)
         for regions in answers:
@@ -259,6 +289,55 @@ def _run_items(
             num_regions += len(regions)
             show((index + 1) / len(items), items[index][0].name)
     return num_regions, [(items[index][0], text) for index, text in skipped.items()]
+
+
+def _answers(
+    predictor: TapPredictor,
+    items: Sequence[Item],
+    arguments: dict[str, Any],
+    skip: Callable[[int, TapError], None],
+) -> Iterator[Regions]:
+    """Yield the regions of each picture that can be used, in order; ``skip`` takes the others."""
+    pairs = [(source.image, prompts) for source, prompts in items if prompts is not None]
+    if pairs:
+        yield from predictor.predict_many(pairs, on_error=skip, **arguments)
+        return
+    for index, (source, _) in enumerate(items):
+        try:
+            regions = predictor.everything(source.image, **arguments)
+        except InputError as exc:
+            skip(index, exc)
+            continue
+        yield regions
+
+
+def _searching(show: Callable[[float, str], None]) -> OnProgress:
+    """Return a callback that shows the stages of ``everything``; the search takes most time."""
+    begins = {"encode image": 0.0, "search points": 0.05, "write captions": 0.75, "make masks": 1.0}
+    ends = dict(zip(begins, [*list(begins.values())[1:], 1.0], strict=True))
+
+    def report(stage: str, done: int, total: int) -> None:
+        share = begins[stage] + (ends[stage] - begins[stage]) * done / max(total, 1)
+        show(share, f"{stage} {done}/{total}")
+
+    return report
+
+
+@contextlib.contextmanager
+def _loaded(bundle: str, run_on: RunOn, arguments: dict[str, Any]) -> Iterator[TapPredictor]:
+    """Load a bundle for a run.
+
+    Raises:
+        TapError: the bundle cannot be used, or does not have the names of ``--only``.
+    """
+    with TapPredictor.from_bundle(bundle, **dataclasses.asdict(run_on)) as predictor:
+        _note_what_is_missing(predictor, arguments)
+        if "only" in arguments:  # fail before the first picture is encoded
+            vocabulary = arguments["vocabulary"] or predictor.vocabulary
+            if vocabulary is None:
+                raise InputError("--only needs names; pass --concepts FILE")
+            vocabulary.check_names(arguments["only"])
+        yield predictor
 
 
 def _about(source: Source, error: TapError) -> str:
