@@ -173,7 +173,7 @@ class TapPredictor(LoadedModel):
         Args:
             image: see ``predict``.
             points_per_side: the grid has the square of this number of points.
-            pred_iou_thresh: masks are kept if their predicted IoU is above this, 0 to 1.
+            pred_iou_thresh: masks are kept if their predicted IoU is above this.
             stability_score_thresh: masks are kept if their stability is at least this, 0 to 1:
                 the IoU of the masks cut at ``stability_score_offset`` above and below 0. It is
                 computed on the low-resolution logits, without the padding of the model frame.

@@ -70,7 +70,7 @@ everything_options = option_group(
     ),
     click.option(
         "--pred-iou-thresh",
-        type=_SHARE,
+        type=float,
         help=f"Drop masks up to this predicted IoU; {_default('pred_iou_thresh')}.",
     ),
     click.option(

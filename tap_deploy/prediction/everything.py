@@ -33,6 +33,8 @@ from tap_deploy.regions import Regions
 from tap_deploy.sessions.pipeline import DecodedPrompts, Lane
 from tap_deploy.tokenizer import Tokenizer
 
+_GROUP = 16  # masks that are filtered together; the temporary arrays fit into the CPU cache
+
 Filter = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 Arrays = TypeVar("Arrays", "Found", DecodedPrompts, Prompts)
 
@@ -145,17 +147,19 @@ class Search:
 
     def _search(self, lane: Lane, view: View, picture: View, report: OnProgress) -> Found:
         """Decode the grid of a view and return what filters and suppression keep, best first."""
-        parts = [
-            self._filtered(view, picture, chunk.start, decoded)
-            for chunk, decoded in self._calls.decode_chunks(lane, view.request, report)
-        ]
+        parts = []
+        for chunk, decoded in self._calls.decode_chunks(lane, view.request, report):
+            for start in range(0, len(decoded.mask_index), _GROUP):
+                group = _rows(decoded, slice(start, start + _GROUP))
+                parts.append(self._filtered(view, picture, chunk.start + start, group))
+            del decoded, group  # before the next chunk needs as much memory
         found = _joined(parts)
         order = np.argsort(-found.scores, kind="stable")
         thresholds = self._grid.box_nms_thresh, self._grid.mask_nms_thresh
         return _rows(found, suppressed(found.boxes, found.bits, order, *thresholds))
 
     def _filtered(self, view: View, picture: View, first: int, decoded: DecodedPrompts) -> Found:
-        """Return the points of a chunk whose masks are good, stable, and not cut off by a crop."""
+        """Return the points of a group whose masks are good, stable, and not cut off by a crop."""
         grid, frame = self._grid, view.request.frame
         rows, columns = low_res_size(frame, self._size)
         good = np.flatnonzero(decoded.iou_predictions > grid.pred_iou_thresh)
@@ -248,7 +252,7 @@ def _onward(report: OnProgress, before: int, total: int) -> OnProgress:
     return lambda stage, done, _: report("search points", before + done, total)
 
 
-def _rows(values: Arrays, rows: npt.NDArray[np.integer[Any]]) -> Arrays:
+def _rows(values: Arrays, rows: npt.NDArray[np.integer[Any]] | slice) -> Arrays:
     """Return the given rows of every array."""
     names = [field.name for field in dataclasses.fields(values)]
     return dataclasses.replace(values, **{name: getattr(values, name)[rows] for name in names})

@@ -78,13 +78,17 @@ class GridOptions:
         require_int("points_per_side", self.points_per_side, 1)
         require_int("crop_n_layers", self.crop_n_layers, 0)
         require_int("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
-        for field in dataclasses.fields(self):
-            if field.name.endswith("_thresh"):
-                require_share(field.name, getattr(self, field.name))
-        require_share("crop_overlap_ratio", self.crop_overlap_ratio)
-        offset: Any = self.stability_score_offset
-        if not (isinstance(offset, numbers.Real) and 0 <= float(offset) < float("inf")):
-            raise InputError(f"stability_score_offset is {offset!r}; expected a number >= 0")
+        # The predicted IoU is an output of the model without bounds.
+        _require_number("pred_iou_thresh", self.pred_iou_thresh, -np.inf)
+        _require_number("stability_score_offset", self.stability_score_offset, 0)
+        for name in (
+            "stability_score_thresh",
+            "box_nms_thresh",
+            "mask_nms_thresh",
+            "crop_nms_thresh",
+            "crop_overlap_ratio",
+        ):
+            require_share(name, getattr(self, name))
 
     def points_of_layer(self, layer: int) -> int:
         """Return the points per side on a crop of a layer; layer 0 is the whole picture."""
@@ -105,6 +109,12 @@ def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
             f"concept weights have {found} rows; expected {expected}, "
             "the semantic embedding of this model"
         )
+
+
+def _require_number(name: str, value: Any, minimum: float) -> None:
+    if not (isinstance(value, numbers.Real) and minimum <= float(value) < np.inf):
+        least = "" if minimum == -np.inf else f" of at least {minimum}"
+        raise InputError(f"{name} is {value!r}; expected a number{least}")
 
 
 def _require_temperature(value: Any) -> None:

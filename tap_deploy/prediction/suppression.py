@@ -47,7 +47,8 @@ def boxes_from_masks(masks: npt.NDArray[np.bool_]) -> Boxes:
 
 def packed(masks: npt.NDArray[np.bool_]) -> Bits:
     """Return masks bool [P, h, w] as bits, uint16 [P, words]; padded with zeros."""
-    packs = np.packbits(masks.reshape(len(masks), -1), axis=1)
+    count, height, width = masks.shape
+    packs = np.packbits(masks.reshape(count, height * width), axis=1)
     return np.ascontiguousarray(np.pad(packs, ((0, 0), (0, packs.shape[1] % 2)))).view(np.uint16)
 
 
