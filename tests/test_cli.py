@@ -192,7 +192,7 @@ def test_export_refuses_an_output_that_cannot_be_written(assets, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no prompt: pass --point, --box, --sketch or --boxes"),
+        ([], "no prompt: pass --point, --box, --sketch, --boxes or --everything"),
         (["--point", "nan,3"], "NaN"),
         (["--point", "601,3"], "lies outside the picture"),
         (["--point", "3,3,7"], "label 7"),

@@ -246,3 +246,84 @@ def test_missing_and_other_files_are_refused(vocabulary: Vocabulary, tmp_path: P
         vocabulary.save(tmp_path / "concepts.json")
     with pytest.raises(InputError, match=r"concepts\.npz"):
         vocabulary.save(tmp_path / "missing" / "concepts.npz")
+
+
+def unit(*columns: tuple[float, ...]) -> np.ndarray:
+    return np.float32(columns).T
+
+
+def test_new_names_by_averaging() -> None:
+    vocabulary = Vocabulary(
+        weights=unit((20, 0, 0), (0, 20, 0), (0, 0, 10)), names=("car", "bus", "dog")
+    )
+    merged = vocabulary.merged({"vehicle": ["car", "bus"]})
+    assert merged.names == ("dog", "vehicle")
+    half = 20 / np.sqrt(2)  # the average direction, as long as its members
+    np.testing.assert_allclose(merged.weights, unit((0, 0, 10), (half, half, 0)), rtol=1e-6)
+    assert merged.top_k(np.float32([[1, 0, 0], [0, 0, 1]]), 1)[0][0][0] == "vehicle"
+    # A new name may be one of its members, and a member may be in two groups.
+    again = vocabulary.merged({"car": ["car", "bus"], "public": ["bus"]})
+    assert again.names == ("dog", "car", "public")
+    assert again.weights[:, 2].tolist() == [0, 20, 0]
+    assert vocabulary.merged({}).names == vocabulary.names
+
+
+def test_columns_of_one_name_are_averaged_together(vocabulary: Vocabulary) -> None:
+    merged = vocabulary.merged({"pet": ["cat", "dog"]})
+    assert merged.names == ("Bär", "pet")
+    lengths = np.linalg.norm(vocabulary.weights, axis=0)
+    expected = vocabulary.weights[:, [0, 1, 3]].mean(axis=1)
+    expected *= lengths[[0, 1, 3]].mean() / np.linalg.norm(expected)
+    np.testing.assert_allclose(merged.weights[:, 1], expected, rtol=1e-5)
+
+
+def test_opposite_columns_average_to_nothing() -> None:
+    merged = Vocabulary(weights=unit((1, 0), (-1, 0)), names=("a", "b")).merged({"c": ["a", "b"]})
+    assert merged.weights.tolist() == [[0], [0]]
+
+
+def test_new_names_from_a_table(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    table = Vocabulary(weights=np.ones((6, 2), np.float32), names=("drone", "mast"))
+    table.save(tmp_path / "more.npz")
+    extended = vocabulary.extended(Vocabulary.load(tmp_path / "more.npz"))
+    assert extended.names == ("cat", "dog", "Bär", "cat", "drone", "mast")
+    np.testing.assert_array_equal(extended.weights[:, :4], vocabulary.weights)
+    np.testing.assert_array_equal(extended.weights[:, 4:], table.weights)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"pet": "cat"}, "members of 'pet' are 'cat'; expected a list of names"),
+        ({"pet": []}, r"members of 'pet' are \[\]; expected a list of names"),
+        ({"pet": ["cow"]}, "'cow' is none of the 4 names of the vocabulary; it has nothing sim"),
+        ({"Bär": ["cat"]}, "'Bär' is a name already; expected a new name, or its members"),
+    ],
+)
+def test_wrong_groups(vocabulary: Vocabulary, groups: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        vocabulary.merged(groups)
+
+
+def test_wrong_tables(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match="both vocabularies have 'Bär'; expected new names"):
+        vocabulary.extended(Vocabulary(weights=np.ones((6, 1), np.float32), names=("Bär",)))
+    with pytest.raises(InputError, match="have 5 rows; expected 6, like those"):
+        vocabulary.extended(Vocabulary(weights=np.ones((5, 1), np.float32), names=("new",)))
+
+
+def test_matches(vocabulary: Vocabulary) -> None:
+    embeddings = np.random.default_rng(3).normal(size=(50, 6)).astype(np.float32)
+    scores = vocabulary.scores(embeddings)
+    cats = scores[:, 0] + scores[:, 3]  # the name has two columns
+    expected = (cats >= 0.4) | (scores[:, 1] >= 0.4)
+    assert 0 < expected.sum() < 50
+    found = vocabulary.matches(["cat", "dog"], embeddings, 0.4)
+    assert found.tolist() == expected.tolist()
+    assert not vocabulary.matches([], embeddings, 0.0).any()
+
+
+def test_unknown_names_come_with_similar_ones(vocabulary: Vocabulary) -> None:
+    vocabulary.check_names(["cat", "Bär"])
+    with pytest.raises(InputError, match=r"'BAR' is none of the 4 names .* it has 'Bär'; to add"):
+        vocabulary.check_names(["cat", "BAR"])

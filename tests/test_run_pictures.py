@@ -258,7 +258,7 @@ def test_grey_pictures_among_many(run, folder):
 def test_prompts_given_nowhere(run, folder):
     result = run(folder)
     assert result.exit_code == 2
-    assert "no prompt: pass --point, --box, --sketch or --boxes" in result.stderr
+    assert "no prompt: pass --point, --box, --sketch, --boxes or --everything" in result.stderr
 
 
 def test_a_font_is_looked_at_before_the_work(run, folder, tmp_path):

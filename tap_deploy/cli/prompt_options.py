@@ -54,7 +54,7 @@ class PromptOptions:
             strokes = [stroke for path in self.sketches for stroke in load_sketch(path)]
             parts.append(Prompts.from_sketches(strokes))
         if not parts and self.box_file is None:
-            raise InputError("no prompt: pass --point, --box, --sketch or --boxes at least once")
+            raise InputError("no prompt: pass --point, --box, --sketch, --boxes or --everything")
         return Prompts.concatenate(parts) if parts else None
 
 
