@@ -134,34 +134,33 @@ class Vocabulary:
         return Vocabulary(weights=weights, names=(*self.names, *other.names))
 
     def merged(self, groups: Mapping[str, Sequence[str]]) -> Vocabulary:
-        """Return a vocabulary in which a new name replaces several others.
+        """Return a vocabulary in which the members of each group share the name of the group.
 
-        The column of the new name is the average of its members, scaled to their average length.
-        The members are removed: a car matches "car" better than the average, so "vehicle" would
-        rarely win against them. New names come last.
+        Columns stay as they are, so ``matches`` adds up the probabilities of the members, and
+        ``top_k`` may list the name several times. A single column with the average of the members
+        would fit each of them badly: see ``docs/pictures.md``.
 
         Args:
             groups: new name -> its members, names of this vocabulary.
 
         Raises:
-            InputError: a group is empty, a member is unknown, or a new name is already taken.
+            InputError: a group is empty, a member is unknown or in two groups, or a new name is
+                already taken.
         """
-        columns, used = [], set()
-        for name, members in groups.items():
+        renamed: dict[str, str] = {}
+        for group, members in groups.items():
             if isinstance(members, str) or not members:
-                raise InputError(f"members of {name!r} are {members!r}; expected a list of names")
+                raise InputError(f"members of {group!r} are {members!r}; expected a list of names")
             self.check_names(members)
-            own = [column for column, other in enumerate(self.names) if other in members]
-            columns.append(_average(self.weights[:, own]))
-            used.update(own)
-        rest = [column for column in range(len(self)) if column not in used]
-        taken = sorted({self.names[column] for column in rest} & {*groups})
+            for member in members:
+                if renamed.setdefault(member, group) != group:
+                    raise InputError(
+                        f"{member!r} is in {renamed[member]!r} and in {group!r}; expected one group"
+                    )
+        taken = sorted({*groups} & ({*self.names} - {*renamed}))
         if taken:
             raise InputError(f"{taken[0]!r} is a name already; expected a new name, or its members")
-        return Vocabulary(
-            weights=np.column_stack([self.weights[:, rest], *columns]),
-            names=(*(self.names[column] for column in rest), *groups),
-        )
+        return dataclasses.replace(self, names=tuple(renamed.get(n, n) for n in self.names))
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise InputError unless every name is one of this vocabulary, exactly as spelled."""
@@ -244,14 +243,6 @@ class Vocabulary:
             [(self.names[column], float(row[column])) for column in columns]
             for row, columns in zip(scores, order, strict=True)
         ]
-
-
-def _average(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the mean of columns [E, n], scaled to their mean length, float32 [E]."""
-    mean = columns.mean(axis=1, dtype=np.float64)
-    length, wanted = np.linalg.norm(mean), np.linalg.norm(columns, axis=0).mean()
-    average: npt.NDArray[np.float64] = mean * (wanted / length if length else 0)
-    return average.astype(np.float32)
 
 
 def _arrays_from_npz(path: Path) -> tuple[Any, Any]:

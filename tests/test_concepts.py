@@ -248,38 +248,19 @@ def test_missing_and_other_files_are_refused(vocabulary: Vocabulary, tmp_path: P
         vocabulary.save(tmp_path / "missing" / "concepts.npz")
 
 
-def unit(*columns: tuple[float, ...]) -> np.ndarray:
-    return np.float32(columns).T
-
-
-def test_new_names_by_averaging() -> None:
-    vocabulary = Vocabulary(
-        weights=unit((20, 0, 0), (0, 20, 0), (0, 0, 10)), names=("car", "bus", "dog")
-    )
-    merged = vocabulary.merged({"vehicle": ["car", "bus"]})
-    assert merged.names == ("dog", "vehicle")
-    half = 20 / np.sqrt(2)  # the average direction, as long as its members
-    np.testing.assert_allclose(merged.weights, unit((0, 0, 10), (half, half, 0)), rtol=1e-6)
-    assert merged.top_k(np.float32([[1, 0, 0], [0, 0, 1]]), 1)[0][0][0] == "vehicle"
-    # A new name may be one of its members, and a member may be in two groups.
-    again = vocabulary.merged({"car": ["car", "bus"], "public": ["bus"]})
-    assert again.names == ("dog", "car", "public")
-    assert again.weights[:, 2].tolist() == [0, 20, 0]
-    assert vocabulary.merged({}).names == vocabulary.names
-
-
-def test_columns_of_one_name_are_averaged_together(vocabulary: Vocabulary) -> None:
+def test_a_group_of_names_gets_one_name(vocabulary: Vocabulary) -> None:
     merged = vocabulary.merged({"pet": ["cat", "dog"]})
-    assert merged.names == ("Bär", "pet")
-    lengths = np.linalg.norm(vocabulary.weights, axis=0)
-    expected = vocabulary.weights[:, [0, 1, 3]].mean(axis=1)
-    expected *= lengths[[0, 1, 3]].mean() / np.linalg.norm(expected)
-    np.testing.assert_allclose(merged.weights[:, 1], expected, rtol=1e-5)
-
-
-def test_opposite_columns_average_to_nothing() -> None:
-    merged = Vocabulary(weights=unit((1, 0), (-1, 0)), names=("a", "b")).merged({"c": ["a", "b"]})
-    assert merged.weights.tolist() == [[0], [0]]
+    assert merged.names == ("pet", "pet", "Bär", "pet")
+    embeddings = np.random.default_rng(4).normal(size=(20, 6)).astype(np.float32)
+    pets = vocabulary.scores(embeddings)[:, [0, 1, 3]].sum(axis=1)
+    for threshold in (0.6, 0.8):
+        found = merged.matches(["pet"], embeddings, threshold)
+        assert found.tolist() == (pets >= threshold).tolist()
+        assert 0 < found.sum() < 20
+    # A new name may be one of its members, and groups may swap names.
+    assert vocabulary.merged({"dog": ["cat", "dog"]}).names == ("dog", "dog", "Bär", "dog")
+    assert vocabulary.merged({"dog": ["cat"], "cat": ["dog"]}).names == ("dog", "cat", "Bär", "dog")
+    assert vocabulary.merged({}).names == vocabulary.names
 
 
 def test_new_names_from_a_table(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -297,6 +278,7 @@ def test_new_names_from_a_table(vocabulary: Vocabulary, tmp_path: Path) -> None:
         ({"pet": "cat"}, "members of 'pet' are 'cat'; expected a list of names"),
         ({"pet": []}, r"members of 'pet' are \[\]; expected a list of names"),
         ({"pet": ["cow"]}, "'cow' is none of the 4 names of the vocabulary; it has nothing sim"),
+        ({"pet": ["cat"], "mog": ["cat"]}, "'cat' is in 'pet' and in 'mog'; expected one group"),
         ({"Bär": ["cat"]}, "'Bär' is a name already; expected a new name, or its members"),
     ],
 )

@@ -235,7 +235,7 @@ def test_regions_of_crops_equal_those_of_the_cropped_picture(flat):
         expected[y0:y1, x0:x1] = own.mask(0)
         np.testing.assert_array_equal(regions.mask(index), expected)
         found, alone = regions.prompts.coords[index, 0], own.prompts.coords[0, 0]
-        np.testing.assert_allclose(found, [*alone, x0, y0], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found, alone + np.array([x0, y0]), rtol=0, atol=1e-4)
 
 
 def test_crops_need_the_picture(flat, picture):
