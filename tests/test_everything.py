@@ -196,7 +196,7 @@ def test_chunks_change_nothing(micro_config, picture, micro_bundle, predictor, r
 
 def test_crops_find_small_objects_and_nothing_twice(micro_config):
     """A grid of 4 x 4 misses both small objects; that of a crop does not."""
-    big, small, corner = (150, 40, 490, 230), (10, 300, 40, 330), (470, 350, 500, 380)
+    big, small, corner = (150, 40, 490, 230), (10, 300, 40, 330), (476, 352, 512, 384)
     picture = painted(HEIGHT, WIDTH, box=big, ball=small, stick=corner)
     flat = flat_predictor(micro_config)
     assert names(flat.everything(picture, points_per_side=4)) == ["box"]
