@@ -46,6 +46,7 @@ class CudaError(enum.IntEnum):
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorInvalidDevice = 101
+    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
     cudaErrorStreamCaptureUnsupported = 900
@@ -80,6 +81,8 @@ class FakeCuda:
         self.mapped: dict[int, int] = {}  # host address -> device address
         self.streams: dict[int, Stream] = {}
         self.graphs: dict[int, list[Operation]] = {}
+        self.events: dict[int, int | None] = {}  # handle -> when the stream passed it
+        self.ticks = 0
         self.allocations: list[tuple[str, int]] = []
         self.copies: list[tuple[str, int, int]] = []
         self.synchronizations = self.launches = 0
@@ -113,6 +116,7 @@ class FakeCuda:
             "pinned": len(self.pinned_blocks),
             "streams": len(self.streams),
             "graphs": len(self.graphs),
+            "events": len(self.events),
         }
         return {name: count for name, count in held.items() if count}
 
@@ -221,6 +225,30 @@ class FakeCuda:
         pending, stream.pending = stream.pending, []
         for operation in pending:
             operation()
+
+    def create_event(self) -> int:
+        handle = self._address(1)
+        self.events[handle] = None
+        return handle
+
+    def record_event(self, event: int, stream: int) -> None:
+        def passed() -> None:
+            self.ticks += 1
+            self.events[event] = self.ticks
+
+        self.require(event in self.events, "no such event")
+        self.enqueue(stream, passed)
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Each event is 1 ms after the one before."""
+        first, last = self.events[start], self.events[end]
+        if first is None or last is None:
+            raise CudaFault(CudaError.cudaErrorNotReady, "event not reached")
+        return float(last - first)
+
+    def destroy_event(self, event: int) -> None:
+        self.require(event in self.events, "no such event")
+        del self.events[event]
 
     def _finish_everything(self) -> None:
         for stream in self.streams.values():
@@ -440,6 +468,10 @@ def _runtime_module(cuda: FakeCuda, name: str) -> types.ModuleType:
         "cudaStreamCreateWithFlags": lambda flags: Handle(cuda.create_stream()),
         "cudaStreamDestroy": lambda stream: cuda.destroy_stream(int(stream)),
         "cudaStreamSynchronize": lambda stream: cuda.synchronize(int(stream)),
+        "cudaEventCreate": lambda: Handle(cuda.create_event()),
+        "cudaEventRecord": lambda event, stream: cuda.record_event(int(event), int(stream)),
+        "cudaEventElapsedTime": lambda start, end: cuda.elapsed_ms(int(start), int(end)),
+        "cudaEventDestroy": lambda event: cuda.destroy_event(int(event)),
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": lambda stream: Handle(cuda.end_capture(int(stream))),
         "cudaGraphInstantiateWithFlags": lambda g, flags: Handle(cuda.instantiate(int(g))),
@@ -628,6 +660,22 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, library: bool = True) ->
             if self.handle in cuda.streams:
                 cuda.destroy_stream(self.handle)
 
+    class Event:
+        def __init__(self) -> None:
+            with call("Event"):
+                self.handle = cuda.create_event()
+
+        def record(self, stream: Stream) -> None:
+            with call("record"):
+                cuda.record_event(self.handle, stream.handle)
+
+        def time_since(self, other: Event) -> float:
+            with call("time_since"):
+                return cuda.elapsed_ms(other.handle, self.handle)
+
+        def __del__(self) -> None:
+            cuda.events.pop(self.handle, None)
+
     def htod(target: int, source: np.ndarray, stream: Any) -> None:
         with call("memcpy_htod_async"):
             cuda.copy("h2d", target, source.ctypes.data, source.nbytes, stream.handle)
@@ -669,6 +717,7 @@ def install_pycuda(monkeypatch: Any, cuda: FakeCuda, *, library: bool = True) ->
         "init": lambda: None,
         "Device": Device,
         "Stream": Stream,
+        "Event": Event,
         "mem_alloc": DeviceAllocation,
         "host_alloc_flags": types.SimpleNamespace(DEVICEMAP=2),
         "pagelocked_empty": pagelocked_empty,

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-
 from benchmarks.engines import Settings, main, run, summary
 from benchmarks.stages import Inputs, stages, steps_of
+from click.testing import CliRunner
+
 from tap_deploy.machine.host import CommandResult, Host
 from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.run_on import RunOn

@@ -9,8 +9,8 @@ import shlex
 
 import click
 import pytest
-
 from benchmarks.engines import main as benchmark
+
 from tap_deploy.cli import COMMANDS
 from tap_deploy.config import TapConfig
 from tap_deploy.engines.estimate.devices import DEVICE_PROFILES, GIBIBYTE, device_profile

@@ -23,8 +23,8 @@ from benchmarks.gpu.markdown import markdown
 from benchmarks.gpu.report import exit_code
 from benchmarks.gpu.runner import FAILED, NO_TIME, PASSED, SKIPPED, StepResult
 from benchmarks.gpu.steps import STEPS, select
-from benchmarks.stages import Inputs
 from tap_deploy import TapPredictor
+from tap_deploy.bench.stages import Inputs
 from tap_deploy.bundle.golden import GoldenSample
 from tests import fake_onnxruntime
 
@@ -363,17 +363,17 @@ def test_latency(context, notes, cuda, monkeypatch):
 
 
 def test_pytorch_does_the_same_stages(micro_config):
-    from benchmarks.gpu.pytorch import Eager
+    from benchmarks.gpu.pytorch import torch_stages
 
     config = dataclasses.replace(micro_config, image_size=256)  # fp16 is slow on a CPU
     inputs = Inputs.random(config, 2)
-    eager = Eager(config, inputs, "fp32", device="cpu")
-    stages = eager.stages(("encode", "decode", "caption", "end to end"), (2,))
-    assert [stage.tokens for stage in stages] == [0, 0, 38, 38]
-    masks, ids = [stage.call() for stage in stages][-1]
+    eager = torch_stages(config, inputs, "fp32", device="cpu")
+    tasks = eager.tasks(("encode", "decode", "caption", "end to end"), (2,))
+    assert [task.tokens for task in tasks] == [0, 0, 38, 38]
+    masks, ids = [task.call() for task in tasks][-1]
     assert masks.shape == (2, config.image_size, config.image_size)
     assert ids.shape == (2, config.text_seq_len - 1)
-    half = Eager(config, inputs, "fp16", device="cpu")
+    half = torch_stages(config, inputs, "fp16", device="cpu")
     assert half.model.generate(half.tokens, max_new_tokens=1).shape == ids.shape
 
 

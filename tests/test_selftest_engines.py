@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from benchmarks.engines import run
 from click.testing import CliRunner
 
-from benchmarks.engines import run
 from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.golden import GoldenSample

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.conditions import MemoryMark, conditions
-from benchmarks.engines import as_json
 from benchmarks.gpu.context import VIT_B, Context, Notes, StepFailed
 from benchmarks.gpu.provider import require_provider
-from benchmarks.stages import CAPTION, ENCODE, END_TO_END, Inputs, Stage, stages
 from tap_deploy import TapPredictor
+from tap_deploy.bench.conditions import MemoryMark, conditions
+from tap_deploy.bench.stages import Inputs, stages
+from tap_deploy.bench.tasks import CAPTION, ENCODE, END_TO_END, Task, figures
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.state import gpu_conditions
@@ -22,7 +22,7 @@ from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import ONNXRUNTIME, RunOn
-from tap_deploy.timing import MIN_ITERATIONS, measure
+from tap_deploy.timing import MIN_ITERATIONS, Latency, durations
 
 PROMPTS = (1, 16, 47)
 ENCODER_GFLOP = {VIT_B: 808}  # one 1024x1024 picture
@@ -73,14 +73,15 @@ def _time_one_way(
     host = Host()
     before, start = MemoryMark.now(host), time.perf_counter()
     cuda_graphs = options.cuda_graphs
+    print(_words(cuda_graphs), flush=True)
     pipeline = pipeline_from_bundle(bundle, run_on, options)
     try:
         loaded = {"cuda_graphs": cuda_graphs, "seconds": time.perf_counter() - start}
         with notes.check(f"results are finite, {_words(cuda_graphs)}"):
             require_finite(bundle, pipeline)
-        with stages(bundle, pipeline, PROMPTS, None) as rows:
-            for stage in filter(is_wanted, rows):
-                notes.add("stages", _timed(stage, context, run_on.backend, cuda_graphs))
+        with stages(bundle.config, pipeline, PROMPTS, None) as tasks:
+            for task in filter(is_wanted, tasks):
+                notes.add("stages", timed(task, context.seconds) | {"cuda_graphs": cuda_graphs})
         after = MemoryMark.now(host)
         notes.add("loads", loaded | {"gpu_before": before.gpu, "gpu_after": after.gpu})
         notes.add("recorded", _recorded(pipeline))
@@ -88,9 +89,9 @@ def _time_one_way(
         pipeline.close()
 
 
-def is_wanted(stage: Stage) -> bool:
-    """Return whether a stage is timed; end to end only for the largest number of regions."""
-    return stage.kind != END_TO_END or stage.prompts == max(PROMPTS)
+def is_wanted(task: Task) -> bool:
+    """Return whether a task is timed; end to end only for the largest number of regions."""
+    return task.kind != END_TO_END or task.prompts == max(PROMPTS)
 
 
 def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
@@ -108,13 +109,23 @@ def require_finite(bundle: Bundle, pipeline: Pipeline) -> None:
             raise StepFailed(f"{name} are not finite; latency in this precision is meaningless")
 
 
-def _timed(stage: Stage, context: Context, backend: str, cuda_graphs: bool) -> dict[str, Any]:
-    results = measure(
-        {backend: stage.call}, min_iterations=MIN_ITERATIONS, min_seconds=context.seconds
+def timed(task: Task, seconds: float) -> dict[str, Any]:
+    """Time a task, print its median, and return its figures as JSON types."""
+    gpu_ms: list[float] = []
+
+    def after_call(name: str) -> None:
+        if task.gpu_ms is not None:
+            gpu_ms.append(task.gpu_ms())
+
+    found = durations(
+        {"": task.call},
+        min_iterations=MIN_ITERATIONS,
+        min_seconds=seconds,
+        after_call=after_call,
     )
-    row = as_json(stage, results, backend) | {"cuda_graphs": cuda_graphs}
-    print(f"{_words(cuda_graphs)}: {stage.name}: {results[backend].median_ms:.3f} ms", flush=True)
-    return row
+    latency = Latency.from_seconds(found[""])
+    print(f"{task.name}: {latency.median_ms:.3f} ms", flush=True)
+    return figures(task, latency, gpu_ms)
 
 
 def _recorded(pipeline: Pipeline) -> dict[str, Any]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "run": ("tap_deploy.cli.run", "run_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "selftest": ("tap_deploy.cli.selftest", "selftest_command"),
+    "bench": ("tap_deploy.cli.bench", "bench_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
     "verdict": ("tap_deploy.cli.verdict", "verdict_command"),
     "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),

@@ -165,7 +165,7 @@ def describe(estimate: DeviceEstimate) -> str:
             ["fp32: matmuls in TF32, as built with --tf32; without it they are far slower"]
             * (precision == FP32)
         ),
-        "To measure, in the source tree: python -m benchmarks.engines BUNDLE --backend tensorrt",
+        "To measure: tap-export bench BUNDLE --backend tensorrt",
     ]
     return "\n".join(lines)
 

@@ -65,8 +65,10 @@ class TapModel(nn.Module):
             point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
             point_labels: integer ``[P, N]``, see ``PointLabel``.
         """
-        sparse = self.prompt_encoder(point_coords, point_labels)
-        position = self.prompt_encoder.image_position_encoding()
+        # The prompt encoder stays float32 in a half-precision model, as pixels need 11 bits.
+        dtype = image_embeddings.dtype
+        sparse = self.prompt_encoder(point_coords, point_labels).to(dtype)
+        position = self.prompt_encoder.image_position_encoding().to(dtype)
         outputs: PromptOutputs = self.image_decoder(image_embeddings, sparse, position)
         return outputs
 

@@ -139,6 +139,20 @@ class CudaPythonMemory(DeviceMemory):
         """Wait for a stream."""
         self._call("cudaStreamSynchronize", stream)
 
+    def record_event(self, stream: int) -> Any:
+        """Record a new event."""
+        event = self._call("cudaEventCreate")
+        self._call("cudaEventRecord", event, stream)
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Return the time between two events, ms."""
+        try:
+            return float(self._call("cudaEventElapsedTime", start, end))
+        finally:
+            for event in (start, end):
+                self._call("cudaEventDestroy", event)
+
     def _capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)

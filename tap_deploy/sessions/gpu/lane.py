@@ -18,6 +18,7 @@ from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
 from tap_deploy.sessions.gpu.embeddings import DeviceEmbeddings, EmbeddingStore
 from tap_deploy.sessions.gpu.graph import DeviceExecutor, DeviceGraph, size_bytes
 from tap_deploy.sessions.gpu.memory import DeviceMemory
+from tap_deploy.sessions.gpu.stopwatch import Stopwatch
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import FOREIGN, Candidates, DecodedPrompts, Embeddings, Lane
 
@@ -205,6 +206,10 @@ class DeviceLane(Lane):
     def synchronize(self) -> None:
         """Wait until the stream is idle."""
         self._memory.synchronize(self._stream)
+
+    def stopwatch(self) -> Stopwatch:
+        """Return a stopwatch for calls in the stream of this lane."""
+        return Stopwatch(self._memory, self._stream)
 
     @property
     def steps_replayed(self) -> int:

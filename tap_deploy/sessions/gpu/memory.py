@@ -146,6 +146,14 @@ class DeviceMemory(abc.ABC):
     def synchronize(self, stream: int) -> None:
         """Wait until all work in the stream is done."""
 
+    @abc.abstractmethod
+    def record_event(self, stream: int) -> Any:
+        """Record a new event with a time stamp in the stream, and return it."""
+
+    @abc.abstractmethod
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Return the time on the GPU between two events of an idle stream, ms, and free both."""
+
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
         """Capture the work that ``enqueue`` puts into the stream, and return an executable graph.
 

@@ -147,6 +147,18 @@ class PycudaMemory(DeviceMemory):
         with self._translated("Stream.synchronize"):
             self._streams[stream].synchronize()
 
+    def record_event(self, stream: int) -> Any:
+        """Record a new event."""
+        with self._translated("Event"):
+            event = self._driver.Event()
+            event.record(self._streams[stream])
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Return the time between two events, ms; dropping their last reference frees them."""
+        with self._translated("Event.time_since"):
+            return float(end.time_since(start))
+
     @functools.cached_property
     def _recorder(self) -> DriverGraphs:
         return DriverGraphs()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import os
 import platform
-import resource
-import sys
 from typing import Any
 
 from tap_deploy import __version__
+from tap_deploy.bench.first_region import peak_rss_bytes
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import all_records
 from tap_deploy.machine.host import Host
@@ -20,8 +20,9 @@ from tap_deploy.sessions.run_on import RunOn
 
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
-    *("cuda-python", "cuda-bindings", "pycuda", "torch"),
+    *("cuda-python", "cuda-bindings", "pycuda", "torch", "openvino"),
 )
+GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,21 +66,19 @@ def conditions(
         "backend": run_on.backend,
         "precision": run_on.precision,
         "variant": run_on.variant,
+        "provider": run_on.provider,
         "settings": settings,
         "engines": _engines(bundle, run_on, state.compute_capability),
-        "scope": "pictures in the model frame and results in host memory, transfers included; "
-        "end to end includes full-size masks, but not decoding of picture files",
         "versions": {"tap-deploy": __version__, "python": platform.python_version(), **_versions()},
+        "cpu": {"governor": host.text(GOVERNOR), "load": os.getloadavg()[0]},
         "gpu_before": gpu_conditions(host),
     }
 
 
 def peak_memory(before: MemoryMark, after: MemoryMark) -> dict[str, Any]:
     """Return the memory use of loading and running; on a Jetson it includes GPU memory."""
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "peak_rss_bytes": kibibytes * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
         "available_before_bytes": before.available_bytes,
         "available_after_bytes": after.available_bytes,
         "gpu_used_before": before.gpu,
@@ -101,8 +100,8 @@ def _engines(bundle: Bundle, run_on: RunOn, compute_capability: str | None) -> l
     """Return builder, size and layers of the engines that may have run, from their sidecars."""
     if not run_on.is_engine:
         return []
-    fields = ("graph", "backend_version", "compute_capabilities", "driver", "size_bytes")
-    fields += ("build_seconds", "flags", "profiles", "layer_precisions")
+    fields: tuple[str, ...] = ("graph", "backend_version", "compute_capabilities", "driver")
+    fields += ("size_bytes", "build_seconds", "flags", "profiles", "layer_precisions")
     return [
         {"plan": str(path.relative_to(bundle.path))}
         | {name: getattr(record, name) for name in fields}

@@ -1,0 +1,1 @@
+"""Latency benchmarks of bundles: workloads, candidates in turns, reports."""
