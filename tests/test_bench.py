@@ -14,7 +14,8 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.bench import run as bench_run
-from tap_deploy.bench.candidates import BundleCandidate, Setup, candidate_from_name
+from tap_deploy.bench.candidate import Setup
+from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name
 from tap_deploy.bench.ceilings import Ceilings
 from tap_deploy.bench.first_region import StartUp
 from tap_deploy.bench.report import load_report
@@ -299,15 +300,14 @@ class TestPytorch:
         return setup_of(micro_bundle, run_on=RunOn(threads=3), checkpoint=assets["checkpoint"])
 
     def test_it_takes_turns_with_the_bundle(self, setup):
-        found = run(setup, settings(prompts=(1,), against=("torch", "torch-bf16")))
-        assert self.threads == [3, 3]  # all sides have as many
+        found = run(setup, settings(prompts=(1,), iterations=1, against=("torch",)))
+        assert self.threads == [3]  # both sides have as many
         for row in found["rows"]:
-            assert list(row["candidates"]) == ["onnxruntime fp32", "torch", "torch-bf16"]
+            assert list(row["candidates"]) == ["onnxruntime fp32", "torch"]
             for ratio in row["ratios"].values():
-                assert ratio["pairs"] == 2
+                assert ratio["pairs"] == 1
                 assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-        assert found["candidates"]["torch-bf16"]["precision"] == "bf16"
-        assert "autocast to bfloat16" in found["candidates"]["torch-bf16"]["details"]["arithmetic"]
+        assert found["candidates"]["torch"]["precision"] == "fp32"
 
     def test_it_gives_the_same_answers(self, setup, micro_bundle):
         chosen = workload(CLICK, micro_bundle.config)
@@ -331,7 +331,6 @@ class TestPytorch:
         half, full = (TorchCandidate(name, setup) for name in ("torch-bf16", "torch"))
         with half.stage_tasks((1,)) as tasks, full.stage_tasks((1,)) as others:
             assert not torch.is_autocast_enabled("cpu")
-            images = torch.from_numpy(Inputs.random(half.config, 1).images)
             dtypes = []
             half.model.image_encoder.register_forward_hook(
                 lambda module, inputs, out: dtypes.append(out.dtype)
@@ -341,8 +340,9 @@ class TestPytorch:
             )
             tasks[0].call()
             others[0].call()
-            assert images.dtype == torch.uint8
         assert dtypes == [torch.bfloat16, torch.float32]
+        assert half.precision == "bf16"
+        assert "autocast to bfloat16" in half.details["arithmetic"]
 
     def test_only_the_encoder_is_compiled(self, setup, monkeypatch):
         import torch

@@ -9,7 +9,6 @@ import shlex
 
 import click
 import pytest
-from benchmarks.engines import main as benchmark
 
 from tap_deploy.cli import COMMANDS
 from tap_deploy.config import TapConfig
@@ -39,7 +38,7 @@ LINES = sorted(set(command_lines("tap-export ")))
 
 def test_the_page_shows_every_step():
     used = {shlex.split(line, comments=True)[1] for line in LINES}
-    assert used >= {"export", "convert", "plan", "doctor", "build", "selftest", "run", "inspect"}
+    assert used >= {"export", "convert", "plan", "doctor", "build", "selftest", "run", "bench"}
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -50,11 +49,6 @@ def test_commands_exist(line):
         pytest.skip("the command is not part of this version")
     module, attribute = COMMANDS[name]
     check_options(getattr(importlib.import_module(module), attribute), words[2:])
-
-
-@pytest.mark.parametrize("line", sorted(set(command_lines("python -m benchmarks.engines"))))
-def test_benchmark_options_exist(line):
-    check_options(benchmark, shlex.split(line, comments=True)[3:])
 
 
 def test_options_named_in_the_text_exist():

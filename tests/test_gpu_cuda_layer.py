@@ -26,6 +26,7 @@ from tap_deploy.sessions.gpu.cuda_python import CudaPythonMemory
 from tap_deploy.sessions.gpu.graph import DeviceExecutor, DeviceGraph
 from tap_deploy.sessions.gpu.memory import ALIGNMENT_BYTES, DeviceMemory
 from tap_deploy.sessions.gpu.pycuda import PycudaMemory
+from tap_deploy.sessions.gpu.stopwatch import Stopwatch
 from tap_deploy.sessions.options import DeviceOptions
 from tests.fake_cuda import FakeCuda, install_cuda_python, install_pycuda
 
@@ -214,6 +215,30 @@ def test_mapped_memory_is_one_memory(gpu):
         gpu.memory.synchronize(stream)
         host = tensor.download((1000,), "float32", stream)
         np.testing.assert_array_equal(host, np.where(np.arange(1000) < 500, 0, np.arange(1000)))
+
+
+def test_a_stopwatch_times_what_a_stream_does(gpu):
+    with gpu.buffers() as buffers:
+        stream, target = buffers.stream(), buffers.device(1 << 20)
+        watch = Stopwatch(gpu.memory, stream)
+
+        def clear(times):
+            for _ in range(times):
+                gpu.memory.clear(target, 1 << 20, stream)
+            return times
+
+        for _ in range(2):  # the first time is not asked for
+            assert watch.time(lambda: clear(10)) == 10
+        assert 0 < watch.elapsed_ms() < 1000
+
+        def fail():
+            raise ValueError("in the middle")
+
+        with pytest.raises(ValueError, match="in the middle"):
+            watch.time(fail)
+        assert watch.elapsed_ms() >= 0  # the events are freed, and the stream is usable
+        assert watch.time(lambda: clear(1)) == 1
+        watch.elapsed_ms()
 
 
 def test_what_was_recorded_is_done_again(gpu):

@@ -9,10 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from benchmarks.engines import run
 from click.testing import CliRunner
 
 from tap_deploy import TapPredictor
+from tap_deploy.bench.run import run
+from tap_deploy.bench.table import latency_table
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.manifest import MANIFEST_NAME
@@ -28,7 +29,7 @@ from tap_deploy.sessions.trt.engine import TensorRtEngine, TensorRtExecutor
 from tap_deploy.sessions.trt.log import error_log
 from tests.fake_cuda import FakeCuda
 from tests.strict_tensorrt_runtime import runtime_module
-from tests.test_benchmark_engines import settings
+from tests.test_bench import settings, setup_of
 
 VERSION = "10.3"
 GPU = Gpu(name="Fake RTX", compute_capability="8.9", driver="580", integrated=False)
@@ -142,13 +143,22 @@ def test_engines_that_are_not_there(bundle):
 
 
 def test_the_benchmark_runs_engines(bundle):
-    report = run(bundle, settings(run_on=RunOn(backend="tensorrt"), prompts=(2, 9), tokens=2))
-    assert [stage["stage"] for stage in report["stages"]] == [
+    setup = setup_of(bundle, run_on=RunOn(backend="tensorrt"), tokens=2)
+    report = run(setup, settings(prompts=(2, 9)))
+    assert [row["row"] for row in report["rows"]] == [
         "encode 1 image",
         "decode P=2",
-        "caption P=2, 2 tokens",
-        "end to end P=2, 2 tokens",
-    ]  # nine prompts are more than the engines take
+        "decode P=9",  # in chunks of four
+        "caption P=2",
+        "caption P=9",
+        "end to end P=2",
+        "end to end P=9",
+    ]
+    for row in report["rows"]:
+        (values,) = row["candidates"].values()
+        assert values["gpu"]["iterations"] == values["latency"]["iterations"] == 2
+        assert values["gpu"]["min_ms"] == 1  # the fake's events are 1 ms apart
+    assert "| GPU ms | host ms |" in latency_table(report)
     found = report["conditions"]
     assert found["settings"]["cuda_graphs"] is True
     assert {engine["graph"] for engine in found["engines"]} == set(bundle.variant("fp32").specs)

@@ -66,7 +66,8 @@ def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
 
 def main() -> None:
     """Load a candidate, answer one click, and print the times as JSON."""
-    from tap_deploy.bench.candidates import BundleCandidate, Setup, candidate_from_name
+    from tap_deploy.bench.candidate import Setup
+    from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name
     from tap_deploy.bench.workloads import CLICK, workload
 
     request = json.load(sys.stdin)

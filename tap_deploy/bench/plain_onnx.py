@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tap_deploy import graphs
-from tap_deploy.bench.candidates import PLAIN, Candidate, Setup
+from tap_deploy.bench.candidate import PLAIN, Candidate, Setup
 from tap_deploy.bench.stages import Inputs, chunk_sizes, chunks
 from tap_deploy.bench.tasks import DECODE, ENCODE, Task
 from tap_deploy.bench.workloads import LVIS, Workload

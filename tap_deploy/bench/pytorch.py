@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tap_deploy.bench.candidates import TORCH, TORCH_BF16, TORCH_COMPILE, Candidate, Setup
+from tap_deploy.bench.candidate import TORCH, TORCH_BF16, TORCH_COMPILE, Candidate, Setup
 from tap_deploy.bench.stages import Inputs, chunk_sizes, chunks, steps_of
 from tap_deploy.bench.tasks import CAPTION, DECODE, ENCODE, END_TO_END, Task
 from tap_deploy.bench.workloads import EVERYTHING, Workload

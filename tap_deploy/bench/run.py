@@ -7,14 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tap_deploy.bench.candidates import (
-    PLAIN,
-    TORCH_BF16,
-    BundleCandidate,
-    Candidate,
-    Setup,
-    candidate_from_name,
-)
+from tap_deploy.bench.candidate import PLAIN, TORCH_BF16, Candidate, Setup
+from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name
 from tap_deploy.bench.ceilings import Ceilings, cpu_ceilings, gpu_ceilings
 from tap_deploy.bench.conditions import MemoryMark, conditions, peak_memory
 from tap_deploy.bench.first_region import measure_start_up

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tap_deploy.bench.candidates import BASELINES, PLAIN, TORCH_NAMES, Setup
+from tap_deploy.bench.candidate import BASELINES, PLAIN, TORCH_NAMES, Setup
 from tap_deploy.bench.workloads import STAGE, WORKLOADS
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, bundle_argument, runtime_options
