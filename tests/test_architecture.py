@@ -59,7 +59,7 @@ LAW: dict[str, set[str]] = {
     "engines.verdict": CALIBRATED,
     "engines.build": CALIBRATED | {"engines.estimate"},
     "engines.int8": CALIBRATED | {"engines.qdq", "engines.smoothing", "engines.verdict"},
-    "bench": JUDGES | {"demo", "engines.estimate", "export", "reference"},
+    "bench": JUDGES | {"demo", "engines.estimate", "engines.verdict", "export", "reference"},
     "training": JUDGES | {"console", "visualize", "demo", "export", "reference"},
 }
 # These may use everything; nobody else uses them.

@@ -17,7 +17,7 @@ from tap_deploy.bench import run as bench_run
 from tap_deploy.bench.candidate import Setup
 from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name
 from tap_deploy.bench.ceilings import Ceilings
-from tap_deploy.bench.first_region import StartUp
+from tap_deploy.bench.first_region import StartUp, measure_start_up
 from tap_deploy.bench.report import load_report
 from tap_deploy.bench.run import Settings, run
 from tap_deploy.bench.stages import Inputs, chunk_sizes, chunks, stages, steps_of
@@ -242,6 +242,7 @@ def test_a_run_against_a_saved_one(micro_bundle, tmp_path, one_process):
         (("--max-regression", "0.05"), "'0.05' is not a percentage such as 5%"),
         (("--prompts", "1,0"), "'1,0' is not a list of numbers such as 1,16,64"),
         (("--against", "tensorflow"), "unknown candidate 'tensorflow'; expected one of torch, "),
+        (("--against", "onnxruntime"), "candidate 'onnxruntime' is the bundle under test; omit it"),
         (("--against", "torch"), "torch needs the weights of the bundle; pass --checkpoint FILE"),
         (("--against", "none.json"), "none.json cannot be read as a report"),
     ],
@@ -261,9 +262,12 @@ def test_a_baseline_without_captions_says_so(micro_bundle, assets, one_process, 
     refused(result, "onnxruntime-plain has no captions; use --workload stage or lvis")
 
 
-def test_another_backend_is_a_candidate(micro_bundle):
-    found = run(setup_of(micro_bundle), settings(prompts=(1,), against=("onnxruntime",)))
-    assert list(found["candidates"]) == ["onnxruntime fp32"]
+def test_another_precision_is_a_candidate(fp16_bundle):
+    found = run(setup_of(fp16_bundle), settings(prompts=(1,), iterations=3, against=("fp16",)))
+    assert list(found["candidates"]) == ["onnxruntime fp32", "onnxruntime fp16"]
+    for row in found["rows"]:
+        assert list(row["candidates"]) == ["onnxruntime fp32", "onnxruntime fp16"]
+        assert row["ratios"]["onnxruntime fp16"]["pairs"] == 3
 
 
 def test_start_up_and_ceilings_are_measured_in_processes_of_their_own(micro_bundle):
@@ -284,6 +288,12 @@ def test_start_up_and_ceilings_are_measured_in_processes_of_their_own(micro_bund
     loaded, answered, megabytes = (float(text) for text in row.groups())
     assert 0 < loaded <= answered and megabytes > 10
     assert re.search(r"ceilings by numpy \S+, 1 threads: fp32 \d+ GFLOP/s, copies ", result.stdout)
+
+
+def test_a_bundle_that_does_not_load_is_one_line(bundle):
+    (bundle.path / "onnx/fp32/text_decoder.onnx").unlink()
+    with pytest.raises(SessionError, match=r"^bundle .*text_decoder"):
+        measure_start_up(None, setup_of(bundle).to_dict())
 
 
 def test_a_setup_survives_the_way_to_another_process(micro_bundle):

@@ -13,10 +13,11 @@ from tap_deploy.bench.tasks import Task
 from tap_deploy.bench.workloads import EVERYTHING, STREAM, Workload
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import InputError
+from tap_deploy.precisions import INT8, PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.opening import pipeline_from_bundle
-from tap_deploy.sessions.run_on import BACKENDS
+from tap_deploy.sessions.run_on import BACKENDS, ONNXRUNTIME, RunOn
 
 
 class BundleCandidate(Candidate):
@@ -35,7 +36,7 @@ class BundleCandidate(Candidate):
         opened = Bundle.open(setup.bundle) if bundle is None else bundle
         self.name = f"{setup.run_on.backend} {setup.run_on.precision}"
         self.precision = setup.run_on.precision
-        self.details = {"variant": setup.run_on.variant}
+        self.details = {"variant": setup.run_on.variant} | int8_products(opened, setup.run_on)
         self.config, self._tokens = opened.config, setup.tokens
         vocabulary, tokenizer = opened.vocabulary(), opened.tokenizer()
         self.pipeline = pipeline_from_bundle(opened, setup.run_on, setup.options)
@@ -67,6 +68,21 @@ class BundleCandidate(Candidate):
         self.predictor.close()
 
 
+def int8_products(bundle: Bundle, run_on: RunOn) -> dict[str, str]:
+    """Return how many products really run in int8 on onnxruntime's CPU; empty elsewhere.
+
+    Engines have their layers in the conditions.
+    """
+    if (run_on.backend, run_on.precision, run_on.on_cpu) != (ONNXRUNTIME, INT8, True):
+        return {}
+    try:
+        from tap_deploy.engines.verdict.kernels import kernels_in_onnxruntime
+    except ImportError:
+        return {"kernels": "unknown, as onnx is not installed"}
+    variant = bundle.variant(run_on.variant)
+    return {graph: kernels_in_onnxruntime(variant.path(graph)).summary for graph in variant.specs}
+
+
 def everything(predictor: Any, picture: Any) -> Regions:
     """Return the regions of a grid of points over a picture, without duplicates."""
     if not hasattr(predictor, "everything"):
@@ -76,23 +92,26 @@ def everything(predictor: Any, picture: Any) -> Regions:
 
 
 def candidate_from_name(name: str, setup: Setup) -> Candidate:
-    """Load a baseline, or the bundle on another backend.
+    """Load a baseline, or the bundle on another backend or in another precision.
 
     Args:
-        name: one of ``BASELINES``, or a backend.
+        name: one of ``BASELINES``, a backend, or a precision.
         setup: what it is compared with.
 
     Raises:
         InputError: unknown name, or there is no checkpoint.
         TapError: it cannot be loaded.
     """
-    if name in (*BACKENDS, OPENVINO):
-        run_on = dataclasses.replace(setup.run_on, backend=name, provider=None)
+    if name in (*BACKENDS, OPENVINO, *PRECISIONS):
+        other = {"precision": name} if name in PRECISIONS else {"backend": name, "provider": None}
+        run_on = dataclasses.replace(setup.run_on, **other)
+        if run_on == setup.run_on:
+            raise InputError(f"candidate {name!r} is the bundle under test; omit it from --against")
         return BundleCandidate(dataclasses.replace(setup, run_on=run_on))
     if name not in BASELINES:
+        known = ", ".join((*BASELINES, *BACKENDS, *PRECISIONS))
         raise InputError(
-            f"unknown candidate {name!r}; expected one of {', '.join((*BASELINES, *BACKENDS))}, "
-            "or a JSON file of an earlier run"
+            f"unknown candidate {name!r}; expected one of {known}, or a JSON file of an earlier run"
         )
     if setup.checkpoint is None:
         raise InputError(f"{name} needs the weights of the bundle; pass --checkpoint FILE")

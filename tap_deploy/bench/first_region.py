@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from tap_deploy.errors import SessionError
+from tap_deploy.errors import SessionError, TapError
 
 PROGRAM = "tap_deploy.bench.first_region"
 
@@ -42,7 +42,7 @@ def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
         setup: the ``Setup`` as JSON types.
 
     Raises:
-        SessionError: the process failed.
+        SessionError: the candidate cannot be loaded, or the process failed.
     """
     start = time.time()
     result = subprocess.run(
@@ -53,9 +53,8 @@ def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
     )
     if result.returncode:
         lines = result.stderr.strip().splitlines()
-        raise SessionError(
-            f"{name or 'the bundle'} failed in a new process: {lines[-1] if lines else 'no output'}"
-        )
+        died = f"{name or 'the bundle'} died in a new process, exit code {result.returncode}"
+        raise SessionError(lines[-1] if lines else died)
     found = json.loads(result.stdout.splitlines()[-1])
     return StartUp(
         start_up_s=found["loaded"] - start,
@@ -87,4 +86,7 @@ def peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TapError as exc:
+        sys.exit(str(exc))

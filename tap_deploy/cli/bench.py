@@ -85,8 +85,8 @@ def share(context: click.Context, option: click.Parameter, text: str | None) -> 
     "--against",
     default="",
     metavar="A,B,…",
-    help=f"Candidates to time in turns with the bundle: {', '.join(BASELINES)}, a backend; or the "
-    "--json file of an earlier run.",
+    help=f"Candidates to time in turns with the bundle: {', '.join(BASELINES)}, a backend, a "
+    "precision; or the --json file of an earlier run.",
 )
 @click.option("--checkpoint", type=FILE, help="Weights of the bundle, for torch and its exports.")
 @click.option(
