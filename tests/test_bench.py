@@ -200,7 +200,9 @@ def test_stages_with_a_plot(micro_bundle, tmp_path, one_process):
     result = invoke("bench", micro_bundle.path, *QUICK, *arguments)
     assert result.exit_code == 0, result.output
     heads = result.stdout.splitlines()[0]
-    assert heads.startswith("| task | candidate | min ms | mean | median | p90 | p95 | p99 | max |")
+    assert heads.startswith(
+        "| task | candidate | calls | min ms | mean | median | p90 | p95 | p99 | max |"
+    )
     assert "GPU" not in heads  # an empty column is left out
     assert "| caption P=2, 2 tokens |" in result.stdout
     texts = [element.text for element in ET.parse(plot).iter() if element.text]

@@ -63,10 +63,10 @@ def row_of(task, *seconds_of):
 @pytest.fixture
 def report():
     rows = [
-        row_of(task_of(ENCODE), [0.1, 0.1], [0.2, 0.2]),
-        row_of(task_of(DECODE, 4), [0.04, 0.04], [0.06, 0.06]),
-        row_of(task_of(CAPTION, 4, 9), [0.04, 0.04], [0.06, 0.06]),
-        row_of(task_of(END_TO_END, 4, 9), [0.2, 0.2], [0.5, 0.5]),
+        row_of(task_of(ENCODE), [0.1] * 10, [0.2] * 10),
+        row_of(task_of(DECODE, 4), [0.04] * 10, [0.06] * 10),
+        row_of(task_of(CAPTION, 4, 9), [0.04] * 10, [0.06] * 10),
+        row_of(task_of(END_TO_END, 4, 9), [0.2] * 10, [0.5] * 10),
     ]
     candidate = {"precision": "fp32", "details": {}, "start_up": None}
     return {
@@ -242,7 +242,9 @@ def test_other_versions_are_remarked(report):
 def test_the_table(report):
     lines = latency_table(report).splitlines()
     assert lines[0].endswith("| time / onnxruntime fp32 (IQR) |")
-    assert lines[2].startswith("| encode 1 image | onnxruntime fp32 | 100.00 | 100.00 | 100.00 |")
+    assert lines[2].startswith(
+        "| encode 1 image | onnxruntime fp32 | 10 | 100.00 | 100.00 | 100.00 |"
+    )
     assert lines[3].endswith("| 2.00 (2.00 to 2.00) |")
     assert len(lines) == 2 + 8
     assert len({line.count("|") for line in lines}) == 1
@@ -250,7 +252,7 @@ def test_the_table(report):
 
 def test_a_noisy_machine_is_said_to_be(report):
     assert list(warnings(report)) == []
-    noisy = row_of(task_of(DECODE, 7), [1.0, 1.0, 1.0], [0.5, 1.0, 2.0])
+    noisy = row_of(task_of(DECODE, 7), [1.0] * 12, [0.5, 1.0, 2.0] * 4)
     report["rows"].append(noisy)
     assert list(warnings(report)) == [
         "the machine was too noisy to say whether torch is faster or slower: decode P=7",
@@ -259,6 +261,11 @@ def test_a_noisy_machine_is_said_to_be(report):
     ]
     report["ceilings_problem"] = "no torch"
     assert list(warnings(report))[-1] == "no share of the roofline: no torch"
+
+
+def test_a_few_calls_say_little(report):
+    report["rows"].append(row_of(task_of(DECODE, 7), [1.0] * 3, [1.0] * 3))
+    assert list(warnings(report)) == ["only 3 calls per candidate; percentiles and spreads need 10"]
 
 
 def test_the_plot_is_xml_with_the_numbers(report, tmp_path):

@@ -52,10 +52,11 @@ def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
         text=True,
     )
     if result.returncode:
-        lines = result.stderr.strip().splitlines()
         died = f"{name or 'the bundle'} died in a new process, exit code {result.returncode}"
-        raise SessionError(lines[-1] if lines else died)
-    found = json.loads(result.stdout.splitlines()[-1])
+        *_, last = ["", *result.stderr.strip().splitlines()]
+        raise SessionError(last or died)
+    *_, answer = result.stdout.splitlines()  # packages may have printed something before
+    found = json.loads(answer)
     return StartUp(
         start_up_s=found["loaded"] - start,
         first_region_s=found["answered"] - start,

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bench.regression import Change, changes, mismatches, remarks
-from tap_deploy.timing import NOISY_CV
+from tap_deploy.timing import MIN_ITERATIONS, NOISY_CV
 
 PERCENTILES = ("min_ms", "mean_ms", "median_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
 HEADS = (
-    *("task", "candidate", "min ms", "mean", "median", "p90", "p95", "p99", "max", "cv"),
+    *("task", "candidate", "calls", "min ms", "mean", "median", "p90", "p95", "p99", "max", "cv"),
     *("GPU ms", "host ms", "images/s", "regions/s", "µs/step", "tokens/s", "roofline"),
     "time / {subject} (IQR)",
 )
@@ -64,6 +64,13 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
                 f"the machine was too noisy to say whether {other} is faster or slower: "
                 f"{', '.join(undecided)}"
             )
+    fewest = min(
+        values["latency"]["iterations"]
+        for row in report["rows"]
+        for values in row["candidates"].values()
+    )
+    if fewest < MIN_ITERATIONS:
+        yield f"only {fewest} calls per candidate; percentiles and spreads need {MIN_ITERATIONS}"
     figures = [values for row in report["rows"] for values in row["candidates"].values()]
     noisy = sum(values["is_noisy"] for values in figures)
     if noisy:
@@ -90,6 +97,7 @@ def _figures(values: Mapping[str, Any]) -> tuple[str, ...]:
     on_gpu = values["gpu"]["median_ms"] if "gpu" in values else None
     share = f"{100 * bound['share']:.0f} % ({bound['limited_by']})" if bound else ""
     return (
+        str(latency["iterations"]),
         *(f"{latency[name]:.2f}" for name in PERCENTILES),
         f"{100 * latency['cv']:.1f} %",
         _number(on_gpu, 2),
