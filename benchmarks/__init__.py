@@ -1,1 +1,1 @@
-"""Latency benchmarks, with a baseline measured in the same run."""
+"""Results, the GPU script, and scripts that make tables; ``tap-export bench`` measures."""

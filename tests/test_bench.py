@@ -246,6 +246,9 @@ def test_a_run_against_a_saved_one(micro_bundle, tmp_path, one_process):
         (("--against", "tensorflow"), "unknown candidate 'tensorflow'; expected one of torch, "),
         (("--against", "onnxruntime"), "candidate 'onnxruntime' is the bundle under test; omit it"),
         (("--against", "torch"), "torch needs the weights of the bundle; pass --checkpoint FILE"),
+        (("--json", "/no/such/folder/a.json"), "cannot write /no/such/folder/a.json"),
+        (("--plot", "/no/such/folder/a.svg"), "cannot write /no/such/folder/a.svg"),
+        (("--duration", "inf"), "inf is not in the range 0<=x<=86400"),
         (("--against", "none.json"), "none.json cannot be read as a report"),
     ],
 )

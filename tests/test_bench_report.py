@@ -96,7 +96,11 @@ def report():
         "candidates": {SUBJECT: candidate, OTHER: candidate},
         "ceilings": None,
         "ceilings_problem": None,
-        "memory": {"peak_rss_bytes": 10**8},
+        "memory": {
+            "peak_rss_bytes": 10**8,
+            "gpu_used_before": "300 MiB",
+            "gpu_used_after": "900 MiB",
+        },
         "rows": rows,
     }
 
@@ -236,7 +240,9 @@ def test_other_versions_are_remarked(report):
         "numpy: 2.0, now 2.1",
         "torch: None, now 3",
     ]
-    assert "note: other conditions than FILE: " in describe(other, {"FILE": report})
+    text = describe(other, {"FILE": report})
+    assert "note: other conditions than FILE: " in text
+    assert "GPU memory 300 MiB before, 900 MiB after" in text
 
 
 def test_the_table(report):

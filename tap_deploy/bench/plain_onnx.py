@@ -49,7 +49,7 @@ class PlainCandidate(Candidate):
             raise InputError(f"{PLAIN} runs on the CPU only; omit it from --against")
         bundle = Bundle.open(setup.bundle, check_hashes=False)
         self.name, self.config, self.precision = PLAIN, bundle.config, FP32
-        self.details = {"stages": [ENCODE, DECODE], "text_decoder": "not exported"}
+        self.details = {"graphs": "torch.onnx, encoder and prompt decoder only"}
         self._vocabulary = bundle.vocabulary()
         self._decode_size, _ = chunk_sizes(self.config, None)
         assert setup.checkpoint is not None

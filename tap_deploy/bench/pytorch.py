@@ -51,6 +51,8 @@ class TorchCandidate(Candidate):
         self.precision = BF16 if name == TORCH_BF16 else FP32
         if self.device == "cpu":
             torch.set_num_threads(setup.run_on.threads or usable_cores())
+        # cuDNN's convolutions use TF32 by default.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         assert setup.checkpoint is not None
         model, _ = load_checkpoint(setup.checkpoint, self.config)
         self._autocast = name == TORCH_BF16 and self.device == "cpu"

@@ -159,7 +159,10 @@ def _conditions(report: Mapping[str, Any]) -> Iterator[str]:
             f"ceilings by {ceilings['by']}: {flops}, copies "
             f"{ceilings['bytes_per_second'] / 1e9:.1f} GB/s"
         )
-    yield f"peak memory of this process {report['memory']['peak_rss_bytes'] / 1e6:.0f} MB"
+    memory = report["memory"]
+    if memory["gpu_used_after"]:
+        yield f"GPU memory {memory['gpu_used_before']} before, {memory['gpu_used_after']} after"
+    yield f"peak memory of this process {memory['peak_rss_bytes'] / 1e6:.0f} MB"
 
 
 def _compared(report: Mapping[str, Any], name: str, saved: Mapping[str, Any]) -> Iterator[str]:

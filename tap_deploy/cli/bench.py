@@ -16,9 +16,10 @@ from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.storage.files import check_file_output
 from tap_deploy.timing import MIN_ITERATIONS, MIN_SECONDS, WARM_UP_SECONDS
 
-SECONDS = click.FloatRange(min=0)
+SECONDS = click.FloatRange(0, 86_400)
 
 
 def counts(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -123,6 +124,8 @@ def bench_command(
     from tap_deploy.bench.run import Settings, run
     from tap_deploy.bench.table import describe
 
+    for path in filter(None, (json_path, plot)):
+        check_file_output(path, force=True)
     names = [name.strip() for name in against.split(",") if name.strip()]
     files = [name for name in names if name.endswith(".json")]
     others = tuple(dict.fromkeys(name for name in names if name not in files))
