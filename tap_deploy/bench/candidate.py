@@ -21,7 +21,8 @@ TORCH, TORCH_BF16, TORCH_COMPILE = "torch", "torch-bf16", "torch-compile"
 TORCH_NAMES = (TORCH, TORCH_BF16, TORCH_COMPILE)
 PLAIN = "onnxruntime-plain"
 OPENVINO = "openvino"
-BASELINES = (*TORCH_NAMES, PLAIN, OPENVINO)
+NEED_WEIGHTS = (*TORCH_NAMES, PLAIN)
+BASELINES = (*NEED_WEIGHTS, OPENVINO)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

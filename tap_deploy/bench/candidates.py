@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tap_deploy.bench.candidate import BASELINES, OPENVINO, PLAIN, Candidate, Setup
+from tap_deploy.bench.candidate import BASELINES, NEED_WEIGHTS, PLAIN, Candidate, Setup
 from tap_deploy.bench.stages import stages
 from tap_deploy.bench.tasks import Task
 from tap_deploy.bench.workloads import EVERYTHING, STREAM, Workload
@@ -91,30 +91,39 @@ def everything(predictor: Any, picture: Any) -> Regions:
     return regions
 
 
+def require_candidate(name: str, setup: Setup) -> None:
+    """Check the name of a candidate, before a long run.
+
+    Raises:
+        InputError: unknown name, the bundle under test itself, or there is no checkpoint.
+        SessionError: the backend is not part of this version.
+    """
+    known = (*BASELINES, *BACKENDS, *PRECISIONS)
+    if name not in known:
+        raise InputError(
+            f"unknown candidate {name!r}; expected one of {', '.join(known)}, or a JSON file of an "
+            "earlier run"
+        )
+    if name in NEED_WEIGHTS:
+        if setup.checkpoint is None:
+            raise InputError(f"{name} needs the weights of the bundle; pass --checkpoint FILE")
+    elif _run_on(name, setup) == setup.run_on:
+        raise InputError(f"candidate {name!r} is the bundle under test; omit it from --against")
+
+
 def candidate_from_name(name: str, setup: Setup) -> Candidate:
     """Load a baseline, or the bundle on another backend or in another precision.
 
     Args:
-        name: one of ``BASELINES``, a backend, or a precision.
+        name: one of ``BASELINES``, a backend, or a precision; see ``require_candidate``.
         setup: what it is compared with.
 
     Raises:
-        InputError: unknown name, or there is no checkpoint.
         TapError: it cannot be loaded.
     """
-    if name in (*BACKENDS, OPENVINO, *PRECISIONS):
-        other = {"precision": name} if name in PRECISIONS else {"backend": name, "provider": None}
-        run_on = dataclasses.replace(setup.run_on, **other)
-        if run_on == setup.run_on:
-            raise InputError(f"candidate {name!r} is the bundle under test; omit it from --against")
-        return BundleCandidate(dataclasses.replace(setup, run_on=run_on))
-    if name not in BASELINES:
-        known = ", ".join((*BASELINES, *BACKENDS, *PRECISIONS))
-        raise InputError(
-            f"unknown candidate {name!r}; expected one of {known}, or a JSON file of an earlier run"
-        )
-    if setup.checkpoint is None:
-        raise InputError(f"{name} needs the weights of the bundle; pass --checkpoint FILE")
+    require_candidate(name, setup)
+    if name not in NEED_WEIGHTS:
+        return BundleCandidate(dataclasses.replace(setup, run_on=_run_on(name, setup)))
     if name == PLAIN:
         from tap_deploy.bench.plain_onnx import PlainCandidate
 
@@ -122,3 +131,10 @@ def candidate_from_name(name: str, setup: Setup) -> Candidate:
     from tap_deploy.bench.pytorch import TorchCandidate
 
     return TorchCandidate(name, setup)
+
+
+def _run_on(name: str, setup: Setup) -> RunOn:
+    """Return where the bundle runs as a candidate: on another backend, or in another precision."""
+    if name in PRECISIONS:
+        return dataclasses.replace(setup.run_on, precision=name)
+    return dataclasses.replace(setup.run_on, backend=name, provider=None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tap_deploy.bench.candidate import PLAIN, TORCH_BF16, Candidate, Setup
-from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name
+from tap_deploy.bench.candidates import BundleCandidate, candidate_from_name, require_candidate
 from tap_deploy.bench.ceilings import Ceilings, cpu_ceilings, gpu_ceilings
 from tap_deploy.bench.conditions import MemoryMark, conditions, peak_memory
 from tap_deploy.bench.first_region import measure_start_up
@@ -79,6 +79,8 @@ def run(
         TapError: a candidate cannot be loaded, or failed.
     """
     host = Host() if host is None else host
+    for name in settings.against:
+        require_candidate(name, setup)
     on_step("check the bundle")
     bundle = Bundle.open(setup.bundle)
     noted = conditions(bundle, setup.run_on, _noted(setup, settings, bundle), host)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tap_deploy.bench.candidate import BASELINES, PLAIN, TORCH_NAMES, Setup
+from tap_deploy.bench.candidate import BASELINES, NEED_WEIGHTS, Setup
 from tap_deploy.bench.workloads import STAGE, WORKLOADS
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, bundle_argument, runtime_options
@@ -134,7 +134,7 @@ def bench_command(
             f"--max-regression got {len(files)} saved runs; expected one: --against FILE.json"
         )
     saved = {name: load_report(pathlib.Path(name)) for name in files}
-    if {*others} & {*TORCH_NAMES, PLAIN}:
+    if {*others} & {*NEED_WEIGHTS}:
         require_export_extra()
     setup = Setup(
         bundle=pathlib.Path(bundle),
