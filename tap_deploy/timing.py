@@ -15,9 +15,9 @@ MIN_SECONDS = 3.0
 NOISY_CV = 0.025
 # Wider interquartile ranges around 1 do not show that two candidates are equally fast.
 WIDE_SPREAD = 0.05
-# After a call, threads of onnxruntime spin for up to 50 ms (a million pauses) in the hope of more
-# work, and would take the cores of the next candidate.
-PAUSE_SECONDS = 0.05
+# After a call, threads of onnxruntime spin in case there is more work (for 40 to 70 ms, measured on
+# two cores), and would take the cores of the next candidate.
+PAUSE_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
