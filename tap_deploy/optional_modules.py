@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from types import ModuleType
 
 from tap_deploy.errors import MissingDependencyError, first_line
@@ -20,6 +21,7 @@ _API = {
     "onnxruntime": ("InferenceSession", "SessionOptions", "RunOptions", "get_available_providers"),
     "onnxruntime_ep_nv_tensorrt_rtx": ("get_library_path",),
     "onnxscript": ("script",),
+    "openvino": ("Core", "Tensor"),
     "pycocotools.mask": ("frPyObjects",),
     "pycuda.driver": ("Device",),
     "rasterio": ("open",),
@@ -40,7 +42,7 @@ def load_module(name: str) -> ModuleType:
         ModuleNotFoundError: the module, or one that it imports, is not installed.
         ImportError: the module is broken: a shared library or a part of it is missing.
     """
-    if name == "onnxruntime":
+    if name in ("onnxruntime", "openvino"):
         turn_telemetry_off()
     try:
         module = importlib.import_module(name)
@@ -84,13 +86,16 @@ def require_module(name: str, use: str, extra: str) -> ModuleType:
 
 
 def turn_telemetry_off() -> None:
-    """Turn onnxruntime's telemetry off; call this before the first import of onnxruntime.
+    """Turn telemetry off; call this before the first import of onnxruntime or OpenVINO.
 
     From 1.29 on, onnxruntime resolves a Microsoft host in every process, stores a device id in
-    the home folder, and starts a thread that makes forked processes hang. A value set by the user
-    is kept.
+    the home folder, and starts a thread that makes forked processes hang. OpenVINO reports its
+    import to Google and stores an id in the home folder, unless its package for that is missing.
+    What the user has set, or imported before, is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # An entry of None makes imports fail, as for a package that is not installed.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def distributions_of(module: str) -> list[str]:

@@ -20,12 +20,13 @@ FILES = {
     "predictor": "predictor prediction",
     "demo": "demo_model",
     "cli": "__main__",
-    "sessions.loading": "sessions.opening sessions.loader",
+    "sessions.loading": "sessions.opening sessions.loader sessions.cpu_choice",
 }
 
 GROUND = {"ground", "storage", "machine"}
 NOUNS = GROUND | {"pictures", "formats", "nouns"}
-SESSIONS = {"sessions", "sessions.gpu", "sessions.ort", "sessions.trt", "sessions.loading"}
+BACKENDS = {"sessions.gpu", "sessions.openvino", "sessions.ort", "sessions.trt"}
+SESSIONS = {"sessions", *BACKENDS, "sessions.loading"}
 RUNTIME = NOUNS | SESSIONS | {"bundle"}
 JUDGES = RUNTIME | {"predictor", "verify"}
 CALIBRATED = JUDGES | {"engines.calibration"}
@@ -43,6 +44,7 @@ LAW: dict[str, set[str]] = {
     "bundle": NOUNS,
     "sessions": NOUNS | {"bundle"},
     "sessions.gpu": NOUNS | {"bundle", "sessions"},
+    "sessions.openvino": NOUNS | {"sessions"},
     "sessions.ort": NOUNS | {"bundle", "sessions", "sessions.gpu"},
     "sessions.trt": NOUNS | {"bundle", "sessions", "sessions.gpu"},
     "sessions.loading": RUNTIME,

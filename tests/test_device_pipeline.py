@@ -32,12 +32,12 @@ from tap_deploy.engines.fp16.typed import half_from_single
 from tap_deploy.errors import BundleError, InputError, MissingDependencyError, SessionError
 from tap_deploy.machine.gpu import Gpu
 from tap_deploy.masks import request_answers
+from tap_deploy.sessions import cache_folder
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.sessions.trt import engine as tensorrt_sessions
-from tap_deploy.sessions.trt import runtime_cache
 from tap_deploy.sessions.trt.engine import TensorRtEngine
 from tests.fake_cuda import CudaError, FakeCuda, block_cuda, install_cuda_python, install_pycuda
 from tests.strict_tensorrt import VERSIONS
@@ -717,7 +717,7 @@ def test_a_user_without_a_home_has_no_cache(
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    runtime_cache._warn_once.cache_clear()
+    cache_folder._warn_once.cache_clear()
     for _ in range(2):
         with load(cuda, "tensorrt_rtx", "1.7", cache_folder=None) as predictor:
             assert_same(predict(predictor, picture, points), expected)

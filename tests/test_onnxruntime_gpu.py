@@ -22,11 +22,11 @@ from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.masks import request_answers
+from tap_deploy.sessions import cache_folder
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.ort.providers import PROVIDERS, TENSORRT, Provider
 from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.sessions.trt import runtime_cache
 from tests import fake_onnxruntime
 
 TOKENS = 5
@@ -129,7 +129,7 @@ def test_a_user_without_a_home_keeps_nothing(micro_bundle, cuda, monkeypatch, ca
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    runtime_cache._warn_once.cache_clear()
+    cache_folder._warn_once.cache_clear()
     module = loaded(micro_bundle, cuda, monkeypatch, provider)
     found = settings_of(module, module.sessions[0].providers[0])
     assert not any("cache" in name for settings in found.values() for name in settings)

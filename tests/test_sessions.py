@@ -1,4 +1,4 @@
-"""The session contract, on the fake and on onnxruntime."""
+"""The session contract, on the fake, on onnxruntime and on OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle, sessions_from_variant
 from tap_deploy.sessions.options import Device
 from tap_deploy.sessions.run_on import RunOn
+
+both = pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 
 SPEC = GraphSpec(
     "adder",
@@ -96,6 +98,19 @@ def test_unknown_backend():
         ({"threads": True}, InputError, "threads is True; expected 1 to "),
         ({"threads": 1 << 20}, InputError, "threads is 1048576; expected 1 to "),
         ({"precision": "fp8"}, InputError, "unknown precision 'fp8'; expected one of fp32, fp16"),
+        ({"precision": "bf16"}, InputError, "'bf16' needs backend 'openvino' or 'cpu'; got 'onn"),
+        (
+            {"backend": "tensorrt", "precision": "int8+bf16"},
+            InputError,
+            "needs backend 'openvino' or 'cpu'; got 'tensorrt'",
+        ),
+        (
+            {"backend": "openvino", "device": "cuda"},
+            InputError,
+            "'openvino' runs on the CPU only; got device 'cuda'",
+        ),
+        ({"backend": "cpu", "device": "cuda"}, InputError, "'cpu' runs on the CPU only; got dev"),
+        ({"backend": "openvino", "precision": "fp16"}, InputError, "has no fp16; use fp32, or b"),
     ],
 )
 def test_run_on_refuses(arguments, error, message):
@@ -108,6 +123,9 @@ def test_run_on_refuses(arguments, error, message):
     [
         ({}, Device("cpu"), "fp32", "onnxruntime"),
         ({"device": "cpu", "precision": "int8"}, Device("cpu"), "int8_fp32", "onnxruntime"),
+        ({"backend": "openvino", "precision": "int8"}, Device("cpu"), "int8_fp32", "openvino"),
+        ({"backend": "openvino", "precision": "bf16"}, Device("cpu"), "fp32", "openvino-bf16"),
+        ({"backend": "cpu", "precision": "int8+bf16"}, Device("cpu"), "int8_fp32", "cpu-bf16"),
         ({"device": "cuda:1", "precision": "int8"}, Device("cuda", 1), "int8", "onnxruntime-cuda"),
         (
             {"device": "cuda", "provider": "tensorrt"},
@@ -131,25 +149,38 @@ def test_run_on_decides_device_graphs_and_mark(arguments, device, variant, mark_
     assert run_on.is_engine is run_on.backend.startswith("tensorrt")
 
 
-def test_missing_backend_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "tap-deploy\[onnxruntime\]"'):
-        create_session("onnxruntime", "graph.onnx", SPEC)
+@both
+def test_missing_backend_names_the_extra(monkeypatch, backend):
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(MissingDependencyError, match=rf'pip install "tap-deploy\[{backend}\]"'):
+        create_session(backend, "graph.onnx", SPEC)
 
 
-def test_truncated_file(micro_bundle, tmp_path):
+@both
+@pytest.mark.parametrize("content", ["truncated", "no graph", "nothing"])
+def test_a_file_that_is_no_graph(micro_bundle, tmp_path, backend, content, capfd):
     path = tmp_path / "graph.onnx"
-    path.write_bytes(micro_bundle.variant("fp32").path(PROMPT_DECODER).read_bytes()[:-1000])
-    with pytest.raises(SessionError, match=r"onnxruntime cannot load .*graph\.onnx") as caught:
-        create_session("onnxruntime", path, micro_bundle.variant("fp32").specs[PROMPT_DECODER])
+    whole = micro_bundle.variant("fp32").path(PROMPT_DECODER).read_bytes()
+    path.write_bytes({"truncated": whole[:-1000], "no graph": b"no graph", "nothing": b""}[content])
+    with pytest.raises(SessionError, match=r"decoder: \w+ cannot load .*graph\.onnx") as caught:
+        create_session(backend, path, micro_bundle.variant("fp32").specs[PROMPT_DECODER])
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_of_another_graph_is_refused(micro_bundle):
+@both
+def test_a_missing_file(tmp_path, backend):
+    with pytest.raises(SessionError, match=r"graph adder: \w+ cannot load .*none\.onnx"):
+        create_session(backend, tmp_path / "none.onnx", SPEC)
+
+
+@both
+def test_a_file_of_another_graph_is_refused(micro_bundle, backend):
     with pytest.raises(SessionError, match="graph adder: inputs of the file are"):
-        create_session("onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), SPEC)
+        create_session(backend, micro_bundle.variant("fp32").path(PROMPT_DECODER), SPEC)
 
 
+@both
 @pytest.mark.parametrize(
     "change",
     [
@@ -161,35 +192,44 @@ def test_a_file_of_another_graph_is_refused(micro_bundle):
     ],
     ids=["missing", "additional", "renamed", "dtype", "rank"],
 )
-def test_a_file_with_other_outputs_is_refused(micro_bundle, change):
+def test_a_file_with_other_outputs_is_refused(micro_bundle, backend, change):
     """Its inputs match the spec, so only the outputs differ."""
     spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
     wrong = dataclasses.replace(spec, outputs=change(spec.outputs))
     with pytest.raises(SessionError, match=r"graph prompt_decoder: outputs of the file are"):
-        create_session("onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), wrong)
+        create_session(backend, micro_bundle.variant("fp32").path(PROMPT_DECODER), wrong)
 
 
+def threads_of(session):
+    if hasattr(session, "_session"):
+        return session._session.get_session_options().intra_op_num_threads
+    return session._loaded[0].get_property("INFERENCE_NUM_THREADS")
+
+
+@both
 @pytest.mark.parametrize(("threads", "expected"), [(1, 1), (2, 2), (None, usable_cores())])
-def test_threads_reach_onnxruntime(micro_bundle, threads, expected):
+def test_threads_reach_the_backend(micro_bundle, backend, threads, expected):
     path = micro_bundle.variant("fp32").path(PROMPT_DECODER)
     spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
-    with create_session("onnxruntime", path, spec, threads=threads) as session:
-        options = session._session.get_session_options()
-        assert options.intra_op_num_threads == expected
+    with create_session(backend, path, spec, threads=threads) as session:
+        assert threads_of(session) == expected
 
 
-def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle):
-    sessions = sessions_from_bundle(micro_bundle, RunOn(threads=1))
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "cpu"])
+def test_threads_of_a_bundle_reach_all_its_sessions(micro_bundle, monkeypatch, tmp_path, backend):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sessions = sessions_from_bundle(micro_bundle, RunOn(backend=backend, threads=1))
     for session in sessions.values():
-        assert session._session.get_session_options().intra_op_num_threads == 1
+        assert threads_of(session) == 1
         session.close()
 
 
-def test_onnxruntime_writes_into_a_slot(micro_bundle, golden):
-    """IO binding: the output is computed at the address of the slot, and nowhere else."""
+@both
+def test_outputs_are_computed_in_a_slot(micro_bundle, golden, backend):
+    """The output is computed at the address of the slot, and nowhere else."""
     spec = micro_bundle.variant("fp32").specs[PROMPT_DECODER]
     with create_session(
-        "onnxruntime", micro_bundle.variant("fp32").path(PROMPT_DECODER), spec, threads=1
+        backend, micro_bundle.variant("fp32").path(PROMPT_DECODER), spec, threads=1
     ) as session:
         feed = {
             "image_embeddings": golden["image_embeddings"][:1],
@@ -223,10 +263,11 @@ def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
         session.run(feed)
 
 
+@both
 @pytest.mark.parametrize("op_type", ["MatMul", "Gemm", "Conv"])
-def test_int8_products_are_exact(op_type, tmp_path):
+def test_int8_products_are_exact(backend, op_type, tmp_path):
     """CPUs without VNNI clip sums of large products unless onnxruntime is told not to."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip(backend)
     onnx = pytest.importorskip("onnx")
     k, n = 256, 16
     weight = np.random.default_rng(0).integers(100, 128, (k, n)).astype(np.int8)
@@ -272,7 +313,7 @@ def test_int8_products_are_exact(op_type, tmp_path):
         outputs=(TensorSpec("y", "float32", shapes["y"]),),
     )
     x = np.full(shapes["x"], 127, np.float32)
-    with create_session("onnxruntime", tmp_path / "p.onnx", spec) as session:
+    with create_session(backend, tmp_path / "p.onnx", spec) as session:
         found = session.run({"x": x})["y"]
     sums = 127.0 * weight.astype(np.int64).sum(axis=0)
     if op_type == "Conv":

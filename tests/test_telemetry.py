@@ -1,4 +1,4 @@
-"""onnxruntime's telemetry stays off, whoever imports it."""
+"""The telemetry of onnxruntime and OpenVINO stays off, whoever imports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.test_errors import PRODUCT, PROJECT
 
-THE_PLACE = PROJECT / "tap_deploy" / "sessions" / "ort" / "session.py"
+SESSIONS = PROJECT / "tap_deploy" / "sessions"
 PREDICT = (
     "import sys; from tap_deploy import TapPredictor\n"
     "with TapPredictor.from_bundle(sys.argv[1]) as predictor:\n"
@@ -39,15 +39,16 @@ def imported_names(node):
     return []
 
 
-def test_one_place_imports_onnxruntime():
-    found = [
-        f"{path}:{node.lineno}"
+@pytest.mark.parametrize(("package", "folder"), [("onnxruntime", "ort"), ("openvino", "openvino")])
+def test_one_place_imports_the_backend(package, folder):
+    found = {
+        path
         for folder in PRODUCT
         for path in (PROJECT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_bytes()))
-        if any(name.partition(".")[0] == "onnxruntime" for name in imported_names(node))
-    ]
-    assert [place.rpartition(":")[0] for place in found] == [str(THE_PLACE)], found
+        if any(name.partition(".")[0] == package for name in imported_names(node))
+    }
+    assert found == {SESSIONS / folder / "session.py"}
 
 
 def run(home, code, *arguments, **variables):

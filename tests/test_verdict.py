@@ -273,7 +273,7 @@ def test_layers_of_an_engine_are_what_the_inspector_has_told(monkeypatch):
     bundle: Any = None
     found = layers_in_engine(bundle, "tensorrt", "int8", IMAGE_ENCODER)
     assert found is not None
-    assert found.summary == "50 of 80 layers compute in int8 (engine inspector)"
+    assert found.summary == "50 of 80 layers compute in int8"
     assert decide(facts(kernels=found)).to_dict()["int8_kernels_summary"] == found.summary
     assert layers_in_engine(bundle, "tensorrt", "int8", "prompt_decoder") is None
     assert layers_in_engine(bundle, "tensorrt_rtx", "int8", IMAGE_ENCODER) is None

@@ -13,6 +13,7 @@ from tap_deploy.engines.verdict.kernels import (
     LayerCount,
     kernels_in_onnxruntime,
     layers_in_engine,
+    layers_in_openvino,
 )
 from tap_deploy.engines.verdict.speed import (
     OtherRuntime,
@@ -35,11 +36,11 @@ from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.precisions import FP16, FP32, INT8, INT8_FP32, variant_for
 from tap_deploy.sessions.contract import Session
-from tap_deploy.sessions.opening import sessions_from_bundle, sessions_from_variant
-from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.sessions.cpu_choice import cpu_backends
+from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import CPU_BACKENDS, OPENVINO, RunOn
 from tap_deploy.timing import Latency
 
-CPU_BACKENDS = ("onnxruntime",)
 REFERENCE_BACKEND = "onnxruntime"
 
 OnStage = Callable[[str], None]
@@ -167,16 +168,15 @@ class _Judge:
     def _load(
         self, stack: contextlib.ExitStack, backend: str, precision: str
     ) -> dict[str, Session]:
-        # Graphs that are marked as failed can be judged again: load them without the refusal.
-        if backend in CPU_BACKENDS:
-            variant = self._bundle.variant(variant_for(precision, on_cpu=True))
-            sessions = sessions_from_variant(variant, threads=self._options.threads)
-        else:
-            run_on = RunOn(backend=backend, precision=precision, allow_failed=True)
-            sessions = sessions_from_bundle(self._bundle, run_on)
+        sessions = sessions_from_bundle(self._bundle, self._run_on(backend, precision))
         for session in sessions.values():
             stack.enter_context(session)
         return sessions
+
+    def _run_on(self, backend: str, precision: str) -> RunOn:
+        """Return what runs the graphs; those that are marked as failed can be judged again."""
+        threads = self._options.threads if backend in CPU_BACKENDS else None
+        return RunOn(backend=backend, precision=precision, threads=threads, allow_failed=True)
 
     def time_graphs(
         self, case: Case, others: Mapping[str, OtherRuntime] | None, say: OnStage
@@ -247,7 +247,10 @@ class _Judge:
         backend = self._options.backend
         if backend not in CPU_BACKENDS:
             return layers_in_engine(self._bundle, backend, self._quantized.name, graph)
-        return kernels_in_onnxruntime(self._quantized.path(graph))
+        run_on, path = self._run_on(backend, INT8), self._quantized.path(graph)
+        if cpu_backends(self._bundle.config, run_on)[graph] == OPENVINO:
+            return layers_in_openvino(path)
+        return kernels_in_onnxruntime(path)
 
 
 def _say_nothing(stage: str) -> None:

@@ -1,4 +1,4 @@
-"""Kernels that really run, from onnxruntime's optimised graph or the engine inspector."""
+"""Kernels that really run, as the backends tell: from optimised graphs or an inspector."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import onnx
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import all_records
 from tap_deploy.errors import SessionError, first_line
+from tap_deploy.sessions.openvino.session import executed_layers
 from tap_deploy.sessions.ort.session import (
     EXACT_INT8,
     import_onnxruntime,
@@ -45,6 +46,11 @@ _FLOAT_PRODUCTS = {
 }
 
 
+# Layers of OpenVINO that multiply matrices, and the precisions that it names.
+_OPENVINO_PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+_OPENVINO_PRECISIONS = {"i8": "int8", "u8": "int8", "f32": "fp32"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KernelCount:
     """Matrix products and convolutions of a graph as executed.
@@ -75,10 +81,10 @@ class KernelCount:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCount:
-    """Layers of an engine according to its inspector.
+    """Layers of an engine according to its inspector, or matrix products in OpenVINO.
 
     Attributes:
-        precisions: precision -> number of layers, see ``precisions_from_json``.
+        precisions: precision -> number of layers; of engines, see ``precisions_from_json``.
     """
 
     precisions: dict[str, int]
@@ -87,9 +93,7 @@ class LayerCount:
     def summary(self) -> str:
         """One line for the report."""
         total = sum(self.precisions.values())
-        return (
-            f"{self.precisions.get('int8', 0)} of {total} layers compute in int8 (engine inspector)"
-        )
+        return f"{self.precisions.get('int8', 0)} of {total} layers compute in int8"
 
 
 def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> LayerCount | None:
@@ -101,6 +105,21 @@ def layers_in_engine(bundle: Bundle, backend: str, variant: str, graph: str) -> 
         if record.layer_precisions is not None:
             return LayerCount(precisions=dict(record.layer_precisions))
     return None
+
+
+def layers_in_openvino(path: str | os.PathLike[str]) -> LayerCount:
+    """Compile a graph with OpenVINO for this CPU, and count its products by their precision.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+        SessionError: OpenVINO cannot load the graph.
+    """
+    found = (
+        _OPENVINO_PRECISIONS.get(precision, precision)
+        for kind, precision in executed_layers(path)
+        if kind in _OPENVINO_PRODUCTS
+    )
+    return LayerCount(precisions=dict(sorted(collections.Counter(found).items())))
 
 
 def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:

@@ -28,7 +28,7 @@ from tap_deploy.console.options import (
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.precisions import FP32, PRECISIONS
+from tap_deploy.precisions import FP32, RUN_PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
@@ -58,7 +58,7 @@ def _run_on_each(backend: str, precisions: tuple[str, ...], threads: int | None)
         default=(FP32,),
         show_default=FP32,
         multiple=True,
-        type=click.Choice(PRECISIONS),
+        type=click.Choice(RUN_PRECISIONS),
         help="Which graphs of the bundle to use; repeat it to compare several.",
     ),
     threads_option,

@@ -13,10 +13,11 @@ from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
 from tap_deploy.console.options import bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.machine.state import machine_state
+from tap_deploy.sessions.cpu_choice import installed, version
 from tap_deploy.sessions.gpu.open_memory import open_device_memory
 from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.sessions.ort.session import import_onnxruntime
-from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.sessions.run_on import FASTEST_ON_CPU, RunOn
 from tap_deploy.sessions.trt.versions import import_tensorrt
 from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS
@@ -61,10 +62,19 @@ def selftest_bundle(
     )
 
 
+def _backend_version(run_on: RunOn) -> str:
+    if run_on.is_engine:
+        return str(import_tensorrt(run_on.backend).__version__)
+    if not run_on.on_cpu:
+        return str(import_onnxruntime().__version__)
+    if run_on.backend == FASTEST_ON_CPU:
+        return ", ".join(f"{name} {number}" for name, number in installed().items())
+    return version(run_on.backend)
+
+
 def _subject(bundle: Bundle, run_on: RunOn) -> SelftestSubject:
     """Find out which versions run the graphs here, and where the verdict belongs."""
-    runtime = import_tensorrt(run_on.backend) if run_on.is_engine else import_onnxruntime()
-    version, plans = str(runtime.__version__), None
+    version, plans = _backend_version(run_on), None
     if not run_on.on_cpu:  # a predictor needs a CUDA binding; report a missing one before the run
         memory = open_device_memory(run_on.resolved_device.index)
     if run_on.is_engine:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tap_deploy.precisions import PRECISIONS
+from tap_deploy.precisions import RUN_PRECISIONS
 from tap_deploy.sessions.ort.providers import PROVIDERS
 from tap_deploy.sessions.run_on import BACKENDS, RunOn
 
@@ -85,13 +85,13 @@ _RUNTIME = (
         "--precision",
         default="fp32",
         show_default=True,
-        type=click.Choice(PRECISIONS),
-        help="Which graphs of the bundle to use.",
+        type=click.Choice(RUN_PRECISIONS),
+        help="Which graphs of the bundle to use; bf16 needs --backend openvino or cpu.",
     ),
     click.option(
         "--device",
         metavar="cpu|cuda|cuda:N",
-        help="Where the graphs run; default: cpu with onnxruntime, the first GPU with engines.",
+        help="Where the graphs run; default: the first GPU with engines, cpu with the others.",
     ),
     click.option(
         "--provider",

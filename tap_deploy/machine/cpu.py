@@ -1,4 +1,4 @@
-"""CPU: its name, the number of usable CPUs, and its int8 instructions."""
+"""CPU: its name, the number of usable CPUs, and its instructions for int8 and bf16."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tap_deploy.machine.host import Host
 # first.
 _EXACT_INT8 = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
 NO_VNNI = "no VNNI"
+# CPU flags of instructions that multiply bf16: of x86 and, the last one, of Arm.
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def cpu_name(host: Host) -> str:
@@ -81,11 +83,22 @@ def cpu_int8(host: Host) -> str | None:
     Without one, pairs of products are accumulated in int16, which may saturate; see
     ``docs/int8.md``. None for other CPUs, and if the CPU flags are unknown.
     """
-    match = re.search(r"^flags\s*:\s*(.+)$", _cpuinfo(host), re.MULTILINE)
+    match = re.search(r"^flags\s*:", _cpuinfo(host), re.MULTILINE)
     if match is None:
         return None
-    flags = set(match[1].split())
+    flags = cpu_flags(host)
     return next((name for flag, name in _EXACT_INT8.items() if flag in flags), NO_VNNI)
+
+
+def cpu_has_bf16(host: Host) -> bool:
+    """Return whether the CPU multiplies bf16; False if its flags are unknown."""
+    return bool(cpu_flags(host) & _BF16)
+
+
+def cpu_flags(host: Host) -> Set[str]:
+    """Return the names of the instruction sets of the CPU; empty if they are unknown."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(host), re.MULTILINE)
+    return set(match[1].split()) if match else set()
 
 
 def _cpuinfo(host: Host) -> str:

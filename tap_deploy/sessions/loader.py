@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.variant import Variant, variant_specs
+from tap_deploy.errors import SessionError
 from tap_deploy.graphs import GraphSpec
+from tap_deploy.machine.cpu import cpu_has_bf16, cpu_name
+from tap_deploy.machine.host import Host
+from tap_deploy.sessions.cache_folder import default_cache_folder
 from tap_deploy.sessions.contract import Session
+from tap_deploy.sessions.cpu_choice import cpu_backends
 from tap_deploy.sessions.gpu.graph import DeviceGraph
 from tap_deploy.sessions.gpu.memory import DeviceMemory
 from tap_deploy.sessions.gpu.open_memory import open_device_memory
@@ -22,8 +28,10 @@ from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.ort.providers import CUDA as CUDA_PROVIDER
 from tap_deploy.sessions.ort.providers import Provider
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile, default_cache_folder
+from tap_deploy.sessions.run_on import FASTEST_ON_CPU, ONNXRUNTIME, RunOn
+from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,7 @@ class Loader:
         if they were touched since, they are checked again before they are loaded.
         """
         options, specs, variant = DeviceOptions(), self._specs, self._onnx
+        _ = self._cpu_backends  # chosen once, before the threads start
         files = variant.files(graphs.TEXT_DECODER)
         known = _stamps(files)
 
@@ -97,19 +106,55 @@ class Loader:
         )
 
     def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
-        from tap_deploy.sessions.ort.session import OnnxRuntimeSession
-
+        if self.run_on.on_cpu:
+            return self._cpu_session(spec, self._cache_folder(options))
         if not self.run_on.is_engine:
-            path = self._onnx.path(spec.name)
-            provider = None if self.run_on.on_cpu else self._provider(options)
-            if provider is not None:
-                provider.forbid_tf32()
-            return OnnxRuntimeSession(path, spec, threads=self.run_on.threads, provider=provider)
+            from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+
+            provider = self._provider(options)
+            provider.forbid_tf32()
+            return OnnxRuntimeSession(self._onnx.path(spec.name), spec, provider=provider)
         from tap_deploy.sessions.gpu.session import DeviceSession
 
         memory = open_device_memory(self.run_on.resolved_device.index)
         load = functools.partial(self._graph, memory, options, spec)
         return DeviceSession(memory, load)
+
+    def _cpu_session(self, spec: GraphSpec, cache_folder: pathlib.Path | None) -> Session:
+        path, threads = self._onnx.path(spec.name), self.run_on.threads
+        if self._cpu_backends[spec.name] == ONNXRUNTIME:
+            from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+
+            return OnnxRuntimeSession(path, spec, threads=threads)
+        from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
+        from tap_deploy.sessions.openvino.session import OpenVinoSession
+
+        digests = self._onnx.digests(spec.name)
+        return OpenVinoSession(
+            path,
+            spec,
+            threads=threads,
+            bf16=self._runs_in_bf16(spec.name),
+            cache=None if cache_folder is None else CompiledCache(cache_folder, digests),
+        )
+
+    @functools.cached_property
+    def _cpu_backends(self) -> Mapping[str, str]:
+        """Graph name -> backend that runs it on the CPU."""
+        chosen = cpu_backends(self.bundle.config, self.run_on)
+        if self.run_on.backend == FASTEST_ON_CPU:
+            logger.info("on this CPU: %s", ", ".join(f"{g} in {b}" for g, b in chosen.items()))
+        return chosen
+
+    def _runs_in_bf16(self, graph: str) -> bool:
+        """Whether a graph multiplies in bf16; captions would change too often."""
+        if not self.run_on.in_bf16:
+            return False
+        if not cpu_has_bf16(Host()):
+            raise SessionError(
+                f"this CPU ({cpu_name(Host())}) cannot multiply bf16; use precision fp32 or int8"
+            )
+        return graph != graphs.TEXT_DECODER
 
     def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
         if not self.run_on.is_engine:

@@ -14,7 +14,7 @@ from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
-from tap_deploy.sessions.run_on import ENGINE_BACKENDS, RunOn
+from tap_deploy.sessions.run_on import ENGINE_BACKENDS, FASTEST_ON_CPU, OPENVINO, RunOn
 
 
 def create_session(
@@ -23,8 +23,8 @@ def create_session(
     """Load the graph in an ONNX file on the CPU.
 
     Args:
-        backend: ``onnxruntime``. Engines must be loaded from a bundle, which has the SHA-256 of
-            their plans.
+        backend: ``onnxruntime`` or ``openvino``. Engines must be loaded from a bundle, which has
+            the SHA-256 of their plans.
         path: the ONNX file.
         spec: expected inputs and outputs.
         threads: CPU threads per call; None for one per usable core.
@@ -34,9 +34,13 @@ def create_session(
         SessionError: the backend is unknown or missing, the graph cannot be loaded, or it does not
             match ``spec``.
     """
-    if backend in ENGINE_BACKENDS:
-        raise SessionError(f"backend {backend!r} does not run ONNX files; use sessions_from_bundle")
+    if backend in (FASTEST_ON_CPU, *ENGINE_BACKENDS):
+        raise SessionError(f"backend {backend!r} needs a bundle; use sessions_from_bundle")
     run_on = RunOn(backend=backend, threads=threads)
+    if backend == OPENVINO:
+        from tap_deploy.sessions.openvino.session import OpenVinoSession
+
+        return OpenVinoSession(path, spec, threads=run_on.threads)
     from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, spec, threads=run_on.threads)

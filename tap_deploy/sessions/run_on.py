@@ -6,12 +6,17 @@ import dataclasses
 
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.machine.cpu import usable_cpus
-from tap_deploy.precisions import FP32, variant_for
+from tap_deploy.precisions import FP16, FP32, GRAPHS_IN_BF16, variant_for
 from tap_deploy.sessions.options import CPU, CUDA, Device
 
 ONNXRUNTIME = "onnxruntime"
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
-BACKENDS = (ONNXRUNTIME, *ENGINE_BACKENDS)
+OPENVINO = "openvino"
+# Each graph on what is faster on this CPU, see ``sessions.cpu_choice``.
+FASTEST_ON_CPU = "cpu"
+BACKENDS = (ONNXRUNTIME, OPENVINO, FASTEST_ON_CPU, *ENGINE_BACKENDS)
+# Those that run ONNX files on a CPU; the last two do nothing else.
+CPU_BACKENDS = (ONNXRUNTIME, OPENVINO, FASTEST_ON_CPU)
 # Idle threads of onnxruntime spin, so many threads per CPU make a machine unresponsive.
 THREADS_PER_CPU = 4
 
@@ -22,9 +27,9 @@ class RunOn:
 
     Attributes:
         backend: one of ``BACKENDS``.
-        precision: one of ``precisions.PRECISIONS``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for the
-            first GPU with engines.
+        precision: one of ``precisions.RUN_PRECISIONS``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; None for the first GPU with engines, and for the
+            CPU with the other backends.
         provider: onnxruntime's execution provider on a GPU: ``cuda``, ``tensorrt`` or
             ``nv_tensorrt_rtx``; None for ``cuda``.
         threads: CPU threads per call, only on the CPU; None for one per usable core.
@@ -55,6 +60,18 @@ class RunOn:
         if self.threads is not None and not self.on_cpu:
             raise InputError("threads need device 'cpu'; omit them on a GPU")
         _ = self.variant  # raises InputError for an unknown precision
+        if self.backend in (OPENVINO, FASTEST_ON_CPU):
+            self._check_only_cpu()
+        elif self.in_bf16:
+            raise InputError(
+                f"precision {self.precision!r} needs backend '{OPENVINO}' or '{FASTEST_ON_CPU}'; "
+                f"got {self.backend!r}"
+            )
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether image encoder and prompt decoder multiply in bf16."""
+        return self.precision in GRAPHS_IN_BF16
 
     @property
     def is_engine(self) -> bool:
@@ -78,10 +95,25 @@ class RunOn:
 
     @property
     def mark_name(self) -> str:
-        """The key of a self-test result: the backend, and onnxruntime's provider on a GPU."""
+        """The key of a self-test result: the backend, with what runs otherwise in it.
+
+        That is onnxruntime's provider on a GPU, and bf16 on a CPU.
+        """
+        if self.in_bf16:
+            return f"{self.backend}-bf16"
         if self.is_engine or self.on_cpu:
             return self.backend
         return f"{self.backend}-{self.provider or CUDA}"
+
+    def _check_only_cpu(self) -> None:
+        if not self.on_cpu:
+            raise InputError(
+                f"backend {self.backend!r} runs on the CPU only; got device {self.device!r}"
+            )
+        if self.precision == FP16:
+            raise InputError(
+                f"backend {self.backend!r} has no fp16; use fp32, or bf16 where the CPU has it"
+            )
 
     def _check_threads(self) -> None:
         most = THREADS_PER_CPU * usable_cpus()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tap_deploy import graphs
 from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.errors import BundleError
-from tap_deploy.precisions import FP16, FP32, INT8
+from tap_deploy.precisions import BF16, FP16, FP32, INT8, INT8_BF16
 
 CAPTION_IDS, MASK_INDEX = "caption_ids", "mask_index"
 PROMPT_OUTPUTS = (
@@ -49,27 +49,43 @@ FP32_TOLERANCES: Tolerances = {
     MASK_INDEX: Tolerance(max=0),
 }
 
-# Largest relative rounding error of fp16, whose significand has 11 bits.
-HALF_UNIT = 2.0**-11
-# Rounding errors add up like a random walk: some tens of them along the residual stream give a few
-# units on average, and the worst of millions of elements is a few times the average.
-_MEAN, _MAX = 8 * HALF_UNIT, 20 * HALF_UNIT
-_FP16 = Tolerance(max=_MAX, mean=_MEAN, relative=True)
-# IoU predictions are few and small, the result of cancellation in a sum of hundreds of larger
-# products, so the same rounding error is relatively larger.
-_FP16_IOU = Tolerance(max=_MAX, mean=12 * HALF_UNIT, relative=True)
-# The scores of two candidates may err by their tolerance in opposite directions.
-_FP16_CHOICE = Tolerance(max=2 * _MAX, relative=True)
-FP16_TOLERANCES: Tolerances = {
-    graphs.IMAGE_EMBEDDINGS: _FP16,
-    **{name: _FP16 for name in PROMPT_OUTPUTS},
-    graphs.IOU_PREDICTIONS: _FP16_IOU,
-    graphs.LOGITS: _FP16,
-    CAPTION_IDS: _FP16_CHOICE,
-    MASK_INDEX: _FP16_CHOICE,
+# Largest relative rounding errors of fp16 and bf16, whose significands have 11 and 8 bits.
+HALF_UNIT, BF16_UNIT = 2.0**-11, 2.0**-8
+
+
+def _of_rounding(unit: float) -> dict[str, Tolerance]:
+    """Return the tolerances of graphs whose values are rounded by up to ``unit``.
+
+    Rounding errors add up like a random walk: some tens of them along the residual stream give a
+    few units on average, and the worst of millions of elements is a few times the average.
+    """
+    mean, largest = 8 * unit, 20 * unit
+    each = Tolerance(max=largest, mean=mean, relative=True)
+    # The scores of two candidates may err by their tolerance in opposite directions.
+    choice = Tolerance(max=2 * largest, relative=True)
+    return {
+        graphs.IMAGE_EMBEDDINGS: each,
+        **{name: each for name in PROMPT_OUTPUTS},
+        # IoU predictions are few and small, the result of cancellation in a sum of hundreds of
+        # larger products, so the same rounding error is relatively larger.
+        graphs.IOU_PREDICTIONS: Tolerance(max=largest, mean=12 * unit, relative=True),
+        graphs.LOGITS: each,
+        CAPTION_IDS: choice,
+        MASK_INDEX: choice,
+    }
+
+
+FP16_TOLERANCES: Tolerances = _of_rounding(HALF_UNIT)
+# The text decoder computes in fp32, on tokens that were computed in bf16.
+BF16_TOLERANCES: Tolerances = _of_rounding(BF16_UNIT) | {
+    graphs.LOGITS: FP32_TOLERANCES[graphs.LOGITS]
 }
 
-TOLERANCES: Mapping[str, Tolerances] = {FP32: FP32_TOLERANCES, FP16: FP16_TOLERANCES}
+TOLERANCES: Mapping[str, Tolerances] = {
+    FP32: FP32_TOLERANCES,
+    FP16: FP16_TOLERANCES,
+    BF16: BF16_TOLERANCES,
+}
 
 # Floats that differ in their last bits can round to different int8 values. Two runtimes therefore
 # have errors of the same size but not the same errors, and the largest of many may be some tenths
@@ -86,13 +102,13 @@ def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
     about that of the quantized graph when it was created, on another runtime.
 
     Args:
-        precision: one of ``precisions.PRECISIONS``.
+        precision: one of ``precisions.RUN_PRECISIONS``.
         record: record of the variant, see ``Manifest.precision_record``.
 
     Raises:
         BundleError: int8, and the bundle has no recorded deviations.
     """
-    if precision != INT8:
+    if precision not in (INT8, INT8_BF16):
         return TOLERANCES[precision]
     deviation = _finite_deviation(record)
     if deviation is None:
@@ -101,15 +117,18 @@ def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
             "their tolerances are derived; quantize it again with: "
             "tap-export quantize BUNDLE --calibration-data FOLDER --force"
         )
+    rounding: Tolerances = FP16_TOLERANCES
+    if precision == INT8_BF16:  # without bf16 in the text decoder
+        rounding = {**BF16_TOLERANCES, graphs.LOGITS: FP16_TOLERANCES[graphs.LOGITS]}
     scores = {MASK_INDEX: graphs.IOU_PREDICTIONS, CAPTION_IDS: graphs.LOGITS}
     tolerances = {}
-    for name, half in FP16_TOLERANCES.items():
+    for name, rounded in rounding.items():
         largest, mean = deviation[name]
         if name in scores:  # the scores of two candidates may err in opposite directions
             largest = max(largest, 2 * deviation[scores[name]][0])
         tolerances[name] = Tolerance(
-            max=INT8_SLACK * largest + half.max,
-            mean=None if half.mean is None else INT8_SLACK * mean + half.mean,
+            max=INT8_SLACK * largest + rounded.max,
+            mean=None if rounded.mean is None else INT8_SLACK * mean + rounded.mean,
             relative=True,
         )
     return tolerances

@@ -88,6 +88,7 @@ ONNXRUNTIME = Package(
     extra="onnxruntime",
     required_for="run, export, quantize",
 )
+OPENVINO = Package(name="openvino", minimum="2026.0", extra="openvino", required_for="cpu speed")
 TENSORRT = Package(
     name="tensorrt",
     other_names=("tensorrt-cu12", "tensorrt-cu13"),
@@ -101,6 +102,7 @@ PACKAGES = (
     Package(name="click", minimum="8.1", required_for=EVERY_USE),
     Package(name="sentencepiece", minimum="0.2", required_for=EVERY_USE),
     ONNXRUNTIME,
+    OPENVINO,
     Package(name="torch", minimum="2.9", extra="export", required_for="export"),
     # The quantize extra has them without PyTorch; the export extra has them as well.
     Package(name="onnx", minimum="1.17", extra="quantize", required_for="export, quantize"),

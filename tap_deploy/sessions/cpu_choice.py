@@ -1,0 +1,155 @@
+"""Which backend runs which graph on this CPU, for the backend ``cpu``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tap_deploy import graphs
+from tap_deploy.config import TapConfig
+from tap_deploy.errors import MissingDependencyError
+from tap_deploy.machine.cpu import cpu_flags, cpu_name
+from tap_deploy.machine.host import Host
+from tap_deploy.precisions import BF16, FP32, INT8, INT8_BF16
+from tap_deploy.sessions.cache_folder import default_cache_folder
+from tap_deploy.sessions.openvino.session import import_openvino
+from tap_deploy.sessions.ort.session import import_onnxruntime
+from tap_deploy.sessions.run_on import FASTEST_ON_CPU, ONNXRUNTIME, OPENVINO, RunOn
+from tap_deploy.storage.files import atomic_file, translated_writes
+
+logger = logging.getLogger(__name__)
+
+# Precision -> graph -> backend -> time, in any unit.
+Times = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+_IMPORTS: Mapping[str, Callable[[], Any]] = {
+    ONNXRUNTIME: import_onnxruntime,
+    OPENVINO: import_openvino,
+}
+
+# Measured with tap_vit_b on two cores with AVX512-VNNI and BF16, one picture, 16 prompts and
+# 16 captions, as shares of the time of onnxruntime in fp32; see docs/runtime.md.
+_ENCODER, _PROMPTS, _TEXT = graphs.GRAPH_NAMES
+_FP32_CAPTIONS = {ONNXRUNTIME: 1.0, OPENVINO: 1.62}
+_INT8_CAPTIONS = {ONNXRUNTIME: 0.71, OPENVINO: 1.84}
+DEFAULT_TIMES: Times = {
+    FP32: {
+        _ENCODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.84},
+        _PROMPTS: {ONNXRUNTIME: 1.0, OPENVINO: 0.70},
+        _TEXT: _FP32_CAPTIONS,
+    },
+    INT8: {
+        _ENCODER: {ONNXRUNTIME: 0.67, OPENVINO: 0.28},
+        _PROMPTS: {ONNXRUNTIME: 0.71, OPENVINO: 0.56},
+        _TEXT: _INT8_CAPTIONS,
+    },
+    BF16: {_ENCODER: {OPENVINO: 0.41}, _PROMPTS: {OPENVINO: 0.45}, _TEXT: _FP32_CAPTIONS},
+    INT8_BF16: {_ENCODER: {OPENVINO: 0.24}, _PROMPTS: {OPENVINO: 0.42}, _TEXT: _INT8_CAPTIONS},
+}
+
+
+def version(backend: str) -> str:
+    """Return the version of ``onnxruntime`` or ``openvino``.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    return str(_IMPORTS[backend]().__version__).partition("-")[0]
+
+
+def installed() -> dict[str, str]:
+    """Return the backends that this CPU can use -> their versions.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
+    versions, problems = {}, []
+    for backend in _IMPORTS:
+        try:
+            versions[backend] = version(backend)
+        except MissingDependencyError as exc:
+            problems.append(exc)
+    if not versions:
+        raise problems[0]
+    return versions
+
+
+def cpu_backends(config: TapConfig, run_on: RunOn) -> dict[str, str]:
+    """Return graph name -> the backend that runs it on the CPU.
+
+    For the backend ``cpu``, the installed one that was fastest when ``store_times`` kept times for
+    this CPU, these versions and this model, or else by ``DEFAULT_TIMES``.
+
+    Args:
+        config: sizes of the model.
+        run_on: backend and precision.
+
+    Raises:
+        MissingDependencyError: no backend is installed, or none for bf16.
+    """
+    if run_on.backend != FASTEST_ON_CPU:
+        return dict.fromkeys(graphs.GRAPH_NAMES, run_on.backend)
+    versions = installed()
+    times = _stored_times(config, versions).get(run_on.precision, DEFAULT_TIMES[run_on.precision])
+    chosen = {}
+    for graph, by_backend in times.items():
+        usable = [backend for backend in by_backend if backend in versions]
+        if not usable:
+            import_openvino()  # only OpenVINO computes in bf16: raises the error that names it
+        chosen[graph] = min(usable, key=by_backend.__getitem__)
+    return chosen
+
+
+def store_times(config: TapConfig, times: Times) -> pathlib.Path | None:
+    """Keep measured times for ``cpu_backends``; other precisions keep theirs.
+
+    Returns:
+        The file; None if this user has no home folder.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    versions = installed()
+    path = _path(config, versions)
+    if path is None:
+        return None
+    with translated_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as partial:
+            merged = {**_stored_times(config, versions), **times}
+            partial.write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
+    return path
+
+
+def _stored_times(config: TapConfig, versions: Mapping[str, str]) -> Times:
+    path = _path(config, versions)
+    try:
+        return {} if path is None else _checked(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as exc:
+        logger.warning("%s cannot be read; the built-in times are used: %s", path, exc)
+        return {}
+
+
+def _checked(values: Any) -> Times:
+    """Return the content of the file; raises ValueError or the like for another one."""
+    for graphs_of in values.values():
+        for graph in graphs.GRAPH_NAMES:
+            if not all(float(time) > 0 for time in graphs_of.get(graph, {}).values()):
+                raise ValueError(f"a time of {graph} is not positive")
+            if not graphs_of.get(graph):
+                raise ValueError(f"times of {graph} are missing")
+    return dict(values)
+
+
+def _path(config: TapConfig, versions: Mapping[str, str]) -> pathlib.Path | None:
+    """Return the file of times for this CPU, these versions and a model of these sizes."""
+    folder, host = default_cache_folder(), Host()
+    parts = (cpu_name(host), sorted(cpu_flags(host)), sorted(versions.items()), config.to_dict())
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return folder and folder / f"cpu-times-{digest}.json"

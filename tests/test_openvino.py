@@ -1,0 +1,444 @@
+"""OpenVINO and the mix of both backends for CPUs: memory, threads, cache, bf16, choice."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+
+from tap_deploy import graphs
+from tap_deploy.bundle.bundle import Bundle, file_records
+from tap_deploy.bundle.manifest import MANIFEST_NAME
+from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.machine import cpu
+from tap_deploy.machine.host import Host
+from tap_deploy.masks import request_answers
+from tap_deploy.sessions import loader
+from tap_deploy.sessions.cpu_choice import cpu_backends, store_times
+from tap_deploy.sessions.opening import create_session, sessions_from_bundle
+from tap_deploy.sessions.openvino.session import OpenVinoSession
+from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+from tap_deploy.sessions.run_on import RunOn
+from tests.commands import invoke
+from tests.test_telemetry import run
+
+ENCODER, PROMPTS, TEXT = graphs.GRAPH_NAMES
+needs_bf16 = pytest.mark.skipif(not cpu.cpu_has_bf16(Host()), reason="this CPU has no bf16")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "tap_deploy"
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tap_deploy"
+
+
+@pytest.fixture(scope="module")
+def encoder(micro_bundle):
+    fp32 = micro_bundle.variant("fp32")
+    with create_session("openvino", fp32.path(ENCODER), fp32.specs[ENCODER], threads=1) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def decoder(micro_bundle):
+    fp32 = micro_bundle.variant("fp32")
+    with create_session("openvino", fp32.path(PROMPTS), fp32.specs[PROMPTS], threads=1) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def images(micro_config):
+    size = micro_config.image_size
+    return np.random.default_rng(0).integers(0, 256, (2, 1, size, size, 3), np.uint8)
+
+
+def feed(golden, rows=4, points=4):
+    return {
+        graphs.IMAGE_EMBEDDINGS: golden["image_embeddings"][:1],
+        graphs.POINT_COORDS: np.ascontiguousarray(golden["points_model"][:rows, :points, :2]),
+        graphs.POINT_LABELS: np.ascontiguousarray(
+            golden["points_model"][:rows, :points, 2].astype(np.int32)
+        ),
+        graphs.MASK_REQUEST: request_answers(rows),
+    }
+
+
+def embeddings(session, picture):
+    return session.run({graphs.IMAGES: picture})[graphs.IMAGE_EMBEDDINGS]
+
+
+def lend(session, request):
+    """Let the next call of a session use this request."""
+    while session._requests.qsize():
+        session._requests.get_nowait()
+    session._requests.put(request)
+
+
+def test_the_answers_follow_the_inputs_and_stay(encoder, images):
+    """A, B, A; an answer is no view of memory that the next call overwrites."""
+    first = embeddings(encoder, images[0])
+    kept = first.copy()
+    other = embeddings(encoder, images[1])
+    assert np.abs(other - first).max() > 0.1
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(embeddings(encoder, images[0]), kept)
+    assert not np.shares_memory(first, other)
+
+
+def test_pictures_and_embeddings_are_not_copied(encoder, images):
+    seen = {}
+    request = encoder._loaded[0].create_infer_request()
+
+    class Watched:
+        def set_tensor(self, name, tensor):
+            seen[name] = tensor.data.ctypes.data
+            request.set_tensor(name, tensor)
+
+        def infer(self):
+            for name, address in seen.items():
+                assert request.get_tensor(name).data.ctypes.data == address
+            request.infer()
+
+    lend(encoder, Watched())
+    found = embeddings(encoder, images[0])
+    encoder._requests.get_nowait()
+    assert seen == {
+        graphs.IMAGES: images[0].ctypes.data,
+        graphs.IMAGE_EMBEDDINGS: found.ctypes.data,
+    }
+
+
+def test_inputs_may_be_read_only(encoder, images):
+    expected = embeddings(encoder, images[0])
+    picture = images[0].copy()
+    picture.flags.writeable = False
+    np.testing.assert_array_equal(embeddings(encoder, picture), expected)
+
+
+def test_prompts_and_points_vary_without_compiling_again(decoder, golden):
+    compiled = decoder._loaded[0]
+    whole = decoder.run(feed(golden, 8))
+    for rows in (1, 5, 8, 2):
+        found = decoder.run(feed(golden, rows))
+        for name, array in found.items():
+            np.testing.assert_allclose(array, whole[name][:rows], atol=1e-4)
+    fewer = decoder.run(feed(golden, 3, 1))
+    assert np.isfinite(fewer[graphs.LOW_RES_MASKS]).all()
+    assert decoder._loaded[0] is compiled
+
+
+def test_threads_share_a_session(encoder, images):
+    expected = [embeddings(encoder, picture) for picture in images]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: embeddings(encoder, images[i % 2]), range(12)))
+    for i, array in enumerate(found):
+        np.testing.assert_array_equal(array, expected[i % 2])
+    assert encoder._requests.qsize() <= 4
+
+
+def test_a_failing_run_is_one_line_and_the_next_one_works(decoder, golden):
+    class Fails:
+        def set_tensor(self, name, tensor):
+            pass
+
+        def infer(self):
+            raise RuntimeError("Exception from src/inference.cpp:1:\nout of luck\n\n")
+
+    lend(decoder, Fails())
+    with pytest.raises(SessionError, match=r"graph prompt_decoder: OpenVINO failed: out of luck$"):
+        decoder.run(feed(golden))
+    assert np.isfinite(decoder.run(feed(golden))[graphs.LOW_RES_MASKS]).all()
+
+
+def test_a_session_that_is_closed_during_a_run_ends_it_well(micro_bundle, images, own_cache):
+    """The mapped file of the cache stays until then."""
+    for _ in range(2):  # the second one comes from the cache
+        session = sessions_from_bundle(micro_bundle, RunOn(backend="openvino", threads=1))[ENCODER]
+    assert session._loaded[1] is not None
+    expected = embeddings(session, images[0])
+    request = session._requests.get_nowait()
+
+    class ClosesMeanwhile:
+        set_tensor = staticmethod(request.set_tensor)
+
+        def infer(self):
+            session.close()
+            request.infer()
+
+    lend(session, ClosesMeanwhile())
+    np.testing.assert_array_equal(embeddings(session, images[0]), expected)
+    with pytest.raises(SessionError, match="the session is closed"):
+        session.run({graphs.IMAGES: images[0]})
+
+
+def blobs(folder):
+    return sorted(folder.glob("openvino-*.blob"))
+
+
+def encoded(bundle, images, **how):
+    sessions = sessions_from_bundle(bundle, RunOn(backend="openvino", threads=1, **how))
+    found = embeddings(sessions[ENCODER], images[0])
+    for session in sessions.values():
+        session.close()
+    return found
+
+
+def test_the_second_start_compiles_nothing(micro_bundle, images, own_cache, monkeypatch):
+    import openvino
+
+    expected = encoded(micro_bundle, images)
+    stored = {path: path.stat().st_mtime_ns for path in blobs(own_cache)}
+    assert len(stored) == 3
+
+    def refuse(*args):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    np.testing.assert_array_equal(encoded(micro_bundle, images), expected)
+    assert {path: path.stat().st_mtime_ns for path in blobs(own_cache)} == stored
+
+
+def test_other_weights_at_the_same_path_are_compiled_anew(bundle, images, own_cache):
+    """Bundles are replaced in place; OpenVINO's own cache would look at path and time."""
+    onnx = pytest.importorskip("onnx")
+    expected = encoded(bundle, images)
+    name = "onnx/fp32/image_encoder.onnx"
+    model = onnx.load(bundle.path / name)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("bias"):
+            changed = onnx.numpy_helper.to_array(tensor) + np.float32(1)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    (bundle.path / name).write_bytes(model.SerializeToString())
+    files = bundle.manifest.files | {name: file_records(bundle.path)[name]}
+    manifest = dataclasses.replace(bundle.manifest, files=files)
+    (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+    other = Bundle.open(bundle.path)
+    assert np.abs(encoded(other, images) - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-999], lambda data: b"", lambda data: b"xx"])
+def test_a_cache_that_cannot_be_read_is_made_again(micro_bundle, images, own_cache, caplog, spoil):
+    expected = encoded(micro_bundle, images)
+    whole = {path: path.read_bytes() for path in blobs(own_cache)}
+    for path, data in whole.items():
+        path.write_bytes(spoil(data))
+    np.testing.assert_array_equal(encoded(micro_bundle, images), expected)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert "cannot be read and is made again" in caplog.text
+    assert {path: len(path.read_bytes()) for path in blobs(own_cache)} == {
+        path: len(data) for path, data in whole.items()
+    }
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    micro_bundle, images, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert np.isfinite(encoded(micro_bundle, images)).all()
+    assert "compiled graph not stored" in caplog.text
+
+
+def test_settings_and_instructions_have_files_of_their_own(
+    micro_bundle, images, own_cache, monkeypatch
+):
+    from tap_deploy.sessions.openvino import compiled_cache
+
+    encoded(micro_bundle, images)
+    monkeypatch.setattr(compiled_cache, "cpu_flags", lambda host: {"sse2"})
+    encoded(micro_bundle, images)
+    assert len(blobs(own_cache)) == 6
+
+
+PROGRAM = """
+import os, pathlib, re, sys
+allowed = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(0, allowed)
+from tap_deploy import TapPredictor
+predictor = TapPredictor.from_bundle(sys.argv[1], sys.argv[2])
+predictor.predict(sys.argv[3], points=[[[9, 9, 1]]])
+tasks = pathlib.Path("/proc/self/task").iterdir()
+lists = {re.search(r"Cpus_allowed_list:\\\\s+(\\\\S+)", (task / "status").read_text())[1]
+         for task in tasks}
+print(lists == {str(cpu) for cpu in allowed})
+"""
+
+
+@pytest.mark.parametrize("backend", ["openvino", "cpu"])
+def test_threads_stay_on_the_cpus_of_the_process(micro_bundle, photo, backend):
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("\\\\", "\\"), micro_bundle.path, backend, photo],
+        capture_output=True,
+        text=True,
+    )
+    assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_only_the_cache_appears_in_the_home_folder(tmp_path, micro_bundle, photo):
+    """Left alone, OpenVINO reports its import, and stores an id."""
+    code = (
+        "import sys; from tap_deploy import TapPredictor\n"
+        "with TapPredictor.from_bundle(sys.argv[1], 'openvino') as predictor:\n"
+        "    predictor.predict(sys.argv[2], points=[[[9, 9, 1]]])\n"
+    )
+    run(tmp_path, code, micro_bundle.path, photo)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".blob"}
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+
+
+# --- precisions, and the commands ---
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(micro_bundle, tmp_path_factory, photo):
+    pytest.importorskip("onnx_ir")
+    path = tmp_path_factory.mktemp("int8") / "bundle"
+    shutil.copytree(micro_bundle.path, path)
+    how = ("--method", "max", "--smoothquant", "off", "--no-verdict", "--threads", 1)
+    result = invoke("quantize", path, "--calibration-data", photo, *how)
+    assert result.exit_code == 0, result.output
+    return Bundle.open(path)
+
+
+PRECISIONS = [
+    "fp32",
+    "int8",
+    pytest.param("bf16", marks=needs_bf16),
+    pytest.param("int8+bf16", marks=needs_bf16),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backend", ["openvino", "cpu"])
+def test_selftest_and_verify_pass(int8_bundle, tmp_path, backend, precision):
+    path = shutil.copytree(int8_bundle.path, tmp_path / "bundle")
+    how = ("--backend", backend, "--precision", precision, "--threads", 1)
+    verified = invoke("verify", path, *how, "--json")
+    assert verified.exit_code == 0, verified.output
+    assert len(json.loads(verified.stdout)["checks"]) == 9
+    result = invoke("selftest", path, *how, "--json")
+    assert result.exit_code == 0, result.output
+    mark = json.loads(result.stdout)
+    assert (mark["comparisons"], mark["precision"]) == (27, precision)
+    assert "2026" in mark["backend_version"]
+    name = RunOn(backend=backend, precision=precision).mark_name
+    variant = "int8_fp32" if "int8" in precision else "fp32"
+    marks = Bundle.open(path).manifest.precision_record(variant).selftest
+    assert list(marks) == [name] == [mark["backend"]]
+
+
+@pytest.mark.parametrize("backend", ["openvino", "cpu"])
+def test_a_cpu_without_bf16_refuses_it(micro_bundle, monkeypatch, backend):
+    monkeypatch.setattr(loader, "cpu_has_bf16", lambda host: False)
+    how = ("--backend", backend, "--precision", "bf16")
+    result = invoke("verify", micro_bundle.path, *how)
+    assert result.exit_code == 2
+    assert "cannot multiply bf16; use precision fp32 or int8" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx512f avx512_vnni", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_read_from_the_flags_of_the_cpu(tmp_path, flags, has):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    assert cpu.cpu_has_bf16(Host(root=tmp_path)) is has
+
+
+@needs_bf16
+def test_bf16_leaves_the_text_decoder_alone(micro_bundle):
+    sessions = sessions_from_bundle(micro_bundle, RunOn(backend="openvino", precision="bf16"))
+    hints = {
+        name: session._loaded[0].get_property("INFERENCE_PRECISION_HINT").to_string()
+        for name, session in sessions.items()
+    }
+    assert hints == {ENCODER: "bf16", PROMPTS: "bf16", TEXT: "f32"}
+
+
+# --- the choice of the backend ``cpu`` ---
+
+
+def kinds(bundle, **how):
+    sessions = sessions_from_bundle(bundle, RunOn(backend="cpu", threads=1, **how))
+    found = {name: type(session) for name, session in sessions.items()}
+    for session in sessions.values():
+        session.close()
+    return found
+
+
+def test_the_default_mix_is_said_and_loaded(micro_bundle, own_cache, caplog):
+    caplog.set_level("INFO")
+    assert kinds(micro_bundle) == {
+        ENCODER: OpenVinoSession,
+        PROMPTS: OpenVinoSession,
+        TEXT: OnnxRuntimeSession,
+    }
+    assert (
+        "on this CPU: image_encoder in openvino, prompt_decoder in openvino, text_decoder in "
+        "onnxruntime" in caplog.text
+    )
+
+
+def test_measured_times_decide_for_their_precision_and_model(micro_bundle, own_cache):
+    times = {name: {"onnxruntime": 1.0, "openvino": 2.0} for name in (ENCODER, PROMPTS)}
+    times[TEXT] = {"onnxruntime": 2.0, "openvino": 1.0}
+    config, run_on = micro_bundle.config, RunOn(backend="cpu")
+    path = store_times(config, {"fp32": times})
+    assert path.parent == own_cache
+    assert kinds(micro_bundle) == {
+        ENCODER: OnnxRuntimeSession,
+        PROMPTS: OnnxRuntimeSession,
+        TEXT: OpenVinoSession,
+    }
+    assert cpu_backends(config, RunOn(backend="cpu", precision="int8"))[ENCODER] == "openvino"
+    other = dataclasses.replace(config, text_depth=config.text_depth + 1)
+    assert cpu_backends(other, run_on)[ENCODER] == "openvino"
+    store_times(config, {"int8": times})
+    assert cpu_backends(config, run_on)[ENCODER] == "onnxruntime"  # kept
+    assert cpu_backends(config, RunOn(backend="cpu", precision="int8"))[TEXT] == "openvino"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"fp32": 3}', '{"fp32": {"image_encoder": {}}}'])
+def test_times_that_cannot_be_read_are_ignored(micro_bundle, own_cache, caplog, content):
+    config, run_on = micro_bundle.config, RunOn(backend="cpu")
+    expected = cpu_backends(config, run_on)
+    store_times(config, {}).write_text(content)
+    assert cpu_backends(config, run_on) == expected
+    assert "cannot be read; the built-in times are used" in caplog.text
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "openvino"])
+def test_what_is_not_installed_is_not_taken(micro_bundle, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    (other,) = {"onnxruntime", "openvino"} - {missing}
+    run_on = RunOn(backend="cpu")
+    assert set(cpu_backends(micro_bundle.config, run_on).values()) == {other}
+    if missing == "openvino":
+        with pytest.raises(MissingDependencyError, match=r'install "tap-deploy\[openvino\]"'):
+            cpu_backends(micro_bundle.config, RunOn(backend="cpu", precision="bf16"))
+    monkeypatch.setitem(sys.modules, other, None)
+    with pytest.raises(MissingDependencyError, match=r"'onnxruntime' is not installed"):
+        cpu_backends(micro_bundle.config, run_on)
