@@ -243,9 +243,9 @@ def test_the_generation_of_the_gpu(tmp_path, sm, status):
 @pytest.mark.parametrize(
     ("cpuinfo", "status", "detail"),
     [
-        ("flags\t\t: fpu avx2 avx512_vnni amx_int8 xsave", "ok", "A CPU; int8: AMX"),
-        ("flags\t\t: fpu avx2 avx_vnni", "ok", "A CPU; int8: AVX-VNNI"),
-        ("flags\t\t: fpu avx2 fma", "warning", "A CPU; int8: no VNNI, so 7-bit weights"),
+        ("flags\t\t: fpu avx2 avx512_vnni amx_int8 xsave", "ok", "A CPU; bf16: no; int8: AMX"),
+        ("flags\t\t: fpu avx512_bf16 avx_vnni", "ok", "A CPU; bf16: yes; int8: AVX-VNNI"),
+        ("flags\t\t: fpu avx2 fma", "warning", "A CPU; bf16: no; int8: no VNNI, so 7-bit weights"),
         ("Features\t: fp asimd asimddp", None, None),
     ],
 )

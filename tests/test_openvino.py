@@ -18,6 +18,8 @@ pytest.importorskip("onnxruntime")
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME
+from tap_deploy.engines.verdict.choose import measure_cpu_choice
+from tap_deploy.engines.verdict.speed import SpeedOptions
 from tap_deploy.errors import MissingDependencyError, SessionError
 from tap_deploy.machine import cpu
 from tap_deploy.machine.host import Host
@@ -442,3 +444,31 @@ def test_what_is_not_installed_is_not_taken(micro_bundle, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, other, None)
     with pytest.raises(MissingDependencyError, match=r"'onnxruntime' is not installed"):
         cpu_backends(micro_bundle.config, run_on)
+
+
+def test_the_choice_can_be_measured(micro_bundle, own_cache):
+    speed = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
+    stages = []
+    times = measure_cpu_choice(micro_bundle, threads=1, speed=speed, on_stage=stages.append)
+    assert stages == [f"fp32 {name}" for name in graphs.GRAPH_NAMES]
+    assert list(times["fp32"]) == list(graphs.GRAPH_NAMES)
+    assert all(set(found) == {"onnxruntime", "openvino"} for found in times["fp32"].values())
+    assert cpu_backends(micro_bundle.config, RunOn(backend="cpu")) == {
+        name: min(found, key=found.get) for name, found in times["fp32"].items()
+    }
+
+
+@pytest.mark.parametrize("backend", ["cpu", "onnxruntime"])
+def test_onnxruntime_does_not_spin_beside_openvino(micro_bundle, own_cache, monkeypatch, backend):
+    import onnxruntime
+
+    entries, add = [], onnxruntime.SessionOptions.add_session_config_entry
+
+    def note(options, name, value):
+        entries.append((name, value))
+        add(options, name, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", note)
+    for session in sessions_from_bundle(micro_bundle, RunOn(backend=backend, threads=1)).values():
+        session.close()
+    assert (("session.force_spinning_stop", "1") in entries) is (backend == "cpu")

@@ -101,6 +101,7 @@ def test_the_metadata(wheel):
     extras = set(metadata.get_all("Provides-Extra"))
     assert extras >= {
         "onnxruntime",
+        "openvino",
         "export",
         "quantize",
         "tensorrt",
@@ -165,6 +166,7 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
     tested = [parser["options"]["install_requires"]]
     names = (
         "onnxruntime",
+        "openvino",
         "export",
         "quantize",
         "coco",

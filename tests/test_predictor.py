@@ -35,9 +35,20 @@ def fake_predictor(micro_config):
     return TapPredictor(sessions, micro_config, memory_limit_bytes=1 << 30), sessions
 
 
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "cpu"])
+def on_each_backend(request, micro_bundle, tmp_path_factory):
+    """A predictor on each backend for CPUs."""
+    pytest.importorskip("openvino")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        with TapPredictor.from_bundle(micro_bundle.path, request.param) as predictor:
+            yield predictor
+
+
 @pytest.mark.parametrize("index", [0, 1])
-def test_golden_pictures_end_to_end(predictor, golden, index):
-    """From the picture at its original size to masks, names and tokens, all on onnxruntime."""
+def test_golden_pictures_end_to_end(on_each_backend, golden, index):
+    """From the picture at its original size to masks, names and tokens."""
+    predictor = on_each_backend
     rows = ROWS_OF_IMAGE[index]
     regions = predictor.predict(rgb(golden, index), points=golden["points_px"][rows], top_k=3)
     chosen = golden["mask_index"][rows]
@@ -199,7 +210,9 @@ def test_vocabularies_are_swappable(micro_bundle, golden):
             predictor.vocabulary = narrow
 
 
-def test_draws_are_repeatable(predictor, golden):
+def test_draws_are_repeatable(on_each_backend, golden):
+    predictor = on_each_backend
+
     def draw(seed):
         regions = predictor.predict(
             rgb(golden, 0), points=golden["points_px"][:4], temperature=1.0, seed=seed
@@ -303,8 +316,8 @@ def test_bad_arguments(fake_predictor, arguments, message):
 
 
 def test_unknown_backend_precision_and_threads(micro_bundle):
-    with pytest.raises(SessionError, match="unknown backend 'cpu'"):
-        TapPredictor.from_bundle(micro_bundle.path, backend="cpu")
+    with pytest.raises(SessionError, match="unknown backend 'abacus'"):
+        TapPredictor.from_bundle(micro_bundle.path, backend="abacus")
     with pytest.raises(BundleError, match="has no precision 'fp16'"):
         TapPredictor.from_bundle(micro_bundle.path, precision="fp16")
     for threads in (0, 100_000, 1.5):
@@ -327,7 +340,8 @@ def test_a_failed_call_leaves_the_predictor_usable(predictor, golden):
     np.testing.assert_array_equal(again.masks, expected.masks)
 
 
-def test_several_threads(predictor, golden):
+def test_several_threads(on_each_backend, golden):
+    predictor = on_each_backend
     encoded = [predictor.encode(rgb(golden, i)) for i in range(2)]
     points = [golden["points_px"][rows] for rows in ROWS_OF_IMAGE]
     expected = [predictor.predict(encoded[i], points[i]).caption_ids for i in range(2)]
@@ -348,7 +362,8 @@ def test_masks_as_run_lengths(predictor, golden):
         predictor.predict(*arguments, masks="png")
 
 
-def test_all_candidates(predictor, golden):
+def test_all_candidates(on_each_backend, golden):
+    predictor = on_each_backend
     """The masks of all tokens equal those of the reference; one of them is the answer."""
     rows = ROWS_OF_IMAGE[0]
     picture = rgb(golden, 0)

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from tap_deploy.machine.cpu import cpu_int8, cpu_name
+from tap_deploy.machine.cpu import cpu_has_bf16, cpu_int8, cpu_name
 from tap_deploy.machine.host import Host
 from tap_deploy.machine.jetson import Jetson, jetson_of
 from tap_deploy.machine.memory import Memory, memory_of
@@ -48,6 +48,7 @@ class MachineState:
     Attributes:
         cpu: name of the CPU.
         cpu_int8: int8 instruction set, see ``tap_deploy.machine.cpu.cpu_int8``.
+        cpu_bf16: whether the CPU multiplies bf16; False if its flags are unknown.
         jetson: the Jetson board; None for other machines.
         gpus: GPUs that the driver reports.
         gpu_problem: why the driver reports none; None if it reports some.
@@ -61,6 +62,7 @@ class MachineState:
 
     cpu: str
     cpu_int8: str | None
+    cpu_bf16: bool
     jetson: Jetson | None
     gpus: tuple[Gpu, ...]
     gpu_problem: str | None
@@ -103,6 +105,7 @@ def machine_state(host: Host | None = None) -> MachineState:
     return MachineState(
         cpu=cpu_name(host),
         cpu_int8=cpu_int8(host),
+        cpu_bf16=cpu_has_bf16(host),
         jetson=jetson_of(host, packages),
         gpus=gpus,
         gpu_problem=problem,

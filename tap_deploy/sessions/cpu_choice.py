@@ -14,7 +14,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import MissingDependencyError
 from tap_deploy.machine.cpu import cpu_flags, cpu_name
 from tap_deploy.machine.host import Host
-from tap_deploy.precisions import BF16, FP32, INT8, INT8_BF16
+from tap_deploy.precisions import FP32, GRAPHS_IN_BF16, INT8
 from tap_deploy.sessions.cache_folder import default_cache_folder
 from tap_deploy.sessions.openvino.session import import_openvino
 from tap_deploy.sessions.ort.session import import_onnxruntime
@@ -23,7 +23,7 @@ from tap_deploy.storage.files import atomic_file, translated_writes
 
 logger = logging.getLogger(__name__)
 
-# Precision -> graph -> backend -> time, in any unit.
+# Precision, fp32 or int8 -> graph -> backend -> time, in any unit.
 Times = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 _IMPORTS: Mapping[str, Callable[[], Any]] = {
@@ -31,24 +31,19 @@ _IMPORTS: Mapping[str, Callable[[], Any]] = {
     OPENVINO: import_openvino,
 }
 
-# Measured with tap_vit_b on two cores with AVX512-VNNI and BF16, one picture, 16 prompts and
-# 16 captions, as shares of the time of onnxruntime in fp32; see docs/runtime.md.
-_ENCODER, _PROMPTS, _TEXT = graphs.GRAPH_NAMES
-_FP32_CAPTIONS = {ONNXRUNTIME: 1.0, OPENVINO: 1.62}
-_INT8_CAPTIONS = {ONNXRUNTIME: 0.71, OPENVINO: 1.84}
+# Measured with tap_vit_b on two cores with AVX512-VNNI, one picture, 16 prompts and 16 captions, as
+# shares of the time of onnxruntime in fp32; see docs/runtime.md.
 DEFAULT_TIMES: Times = {
     FP32: {
-        _ENCODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.84},
-        _PROMPTS: {ONNXRUNTIME: 1.0, OPENVINO: 0.70},
-        _TEXT: _FP32_CAPTIONS,
+        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.84},
+        graphs.PROMPT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.70},
+        graphs.TEXT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 1.62},
     },
     INT8: {
-        _ENCODER: {ONNXRUNTIME: 0.67, OPENVINO: 0.28},
-        _PROMPTS: {ONNXRUNTIME: 0.71, OPENVINO: 0.56},
-        _TEXT: _INT8_CAPTIONS,
+        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 0.67, OPENVINO: 0.28},
+        graphs.PROMPT_DECODER: {ONNXRUNTIME: 0.71, OPENVINO: 0.56},
+        graphs.TEXT_DECODER: {ONNXRUNTIME: 0.71, OPENVINO: 1.84},
     },
-    BF16: {_ENCODER: {OPENVINO: 0.41}, _PROMPTS: {OPENVINO: 0.45}, _TEXT: _FP32_CAPTIONS},
-    INT8_BF16: {_ENCODER: {OPENVINO: 0.24}, _PROMPTS: {OPENVINO: 0.42}, _TEXT: _INT8_CAPTIONS},
 }
 
 
@@ -93,19 +88,21 @@ def cpu_backends(config: TapConfig, run_on: RunOn) -> dict[str, str]:
     """
     if run_on.backend != FASTEST_ON_CPU:
         return dict.fromkeys(graphs.GRAPH_NAMES, run_on.backend)
+    if run_on.in_bf16:
+        import_openvino()  # onnxruntime has no bf16
     versions = installed()
-    times = _stored_times(config, versions).get(run_on.precision, DEFAULT_TIMES[run_on.precision])
-    chosen = {}
-    for graph, by_backend in times.items():
-        usable = [backend for backend in by_backend if backend in versions]
-        if not usable:
-            import_openvino()  # only OpenVINO computes in bf16: raises the error that names it
-        chosen[graph] = min(usable, key=by_backend.__getitem__)
-    return chosen
+    precision = GRAPHS_IN_BF16.get(run_on.precision, run_on.precision)
+    times = _stored_times(config, versions).get(precision, DEFAULT_TIMES[precision])
+    return {
+        graph: OPENVINO
+        if run_on.computes_in_bf16(graph)
+        else min((time, backend) for backend, time in by_backend.items() if backend in versions)[1]
+        for graph, by_backend in times.items()
+    }
 
 
 def store_times(config: TapConfig, times: Times) -> pathlib.Path | None:
-    """Keep measured times for ``cpu_backends``; other precisions keep theirs.
+    """Keep times of both backends for ``cpu_backends``; other precisions keep theirs.
 
     Returns:
         The file; None if this user has no home folder.
@@ -131,19 +128,17 @@ def _stored_times(config: TapConfig, versions: Mapping[str, str]) -> Times:
         return {} if path is None else _checked(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as exc:
         logger.warning("%s cannot be read; the built-in times are used: %s", path, exc)
         return {}
 
 
 def _checked(values: Any) -> Times:
-    """Return the content of the file; raises ValueError or the like for another one."""
-    for graphs_of in values.values():
+    """Return the content of the file; raises ValueError, or the like, if it is another."""
+    for by_graph in values.values():
         for graph in graphs.GRAPH_NAMES:
-            if not all(float(time) > 0 for time in graphs_of.get(graph, {}).values()):
+            if not all(by_graph[graph][backend] > 0 for backend in _IMPORTS):
                 raise ValueError(f"a time of {graph} is not positive")
-            if not graphs_of.get(graph):
-                raise ValueError(f"times of {graph} are missing")
     return dict(values)
 
 

@@ -121,11 +121,16 @@ class Loader:
         return DeviceSession(memory, load)
 
     def _cpu_session(self, spec: GraphSpec, cache_folder: pathlib.Path | None) -> Session:
+        if self.run_on.in_bf16 and not cpu_has_bf16(Host()):
+            raise SessionError(
+                f"this CPU ({cpu_name(Host())}) cannot multiply bf16; use precision fp32 or int8"
+            )
         path, threads = self._onnx.path(spec.name), self.run_on.threads
         if self._cpu_backends[spec.name] == ONNXRUNTIME:
             from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
-            return OnnxRuntimeSession(path, spec, threads=threads)
+            mixed = len(set(self._cpu_backends.values())) > 1
+            return OnnxRuntimeSession(path, spec, threads=threads, yields=mixed)
         from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
         from tap_deploy.sessions.openvino.session import OpenVinoSession
 
@@ -134,7 +139,7 @@ class Loader:
             path,
             spec,
             threads=threads,
-            bf16=self._runs_in_bf16(spec.name),
+            bf16=self.run_on.computes_in_bf16(spec.name),
             cache=None if cache_folder is None else CompiledCache(cache_folder, digests),
         )
 
@@ -145,16 +150,6 @@ class Loader:
         if self.run_on.backend == FASTEST_ON_CPU:
             logger.info("on this CPU: %s", ", ".join(f"{g} in {b}" for g, b in chosen.items()))
         return chosen
-
-    def _runs_in_bf16(self, graph: str) -> bool:
-        """Whether a graph multiplies in bf16; captions would change too often."""
-        if not self.run_on.in_bf16:
-            return False
-        if not cpu_has_bf16(Host()):
-            raise SessionError(
-                f"this CPU ({cpu_name(Host())}) cannot multiply bf16; use precision fp32 or int8"
-            )
-        return graph != graphs.TEXT_DECODER
 
     def _graph(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
         if not self.run_on.is_engine:

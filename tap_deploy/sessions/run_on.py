@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tap_deploy.errors import InputError, SessionError
+from tap_deploy.graphs import TEXT_DECODER
 from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.precisions import FP16, FP32, GRAPHS_IN_BF16, variant_for
 from tap_deploy.sessions.options import CPU, CUDA, Device
@@ -72,6 +73,10 @@ class RunOn:
     def in_bf16(self) -> bool:
         """Whether image encoder and prompt decoder multiply in bf16."""
         return self.precision in GRAPHS_IN_BF16
+
+    def computes_in_bf16(self, graph: str) -> bool:
+        """Whether a graph multiplies in bf16; captions would change too often with bf16."""
+        return self.in_bf16 and graph != TEXT_DECODER
 
     @property
     def is_engine(self) -> bool:

@@ -17,6 +17,7 @@ from tap_deploy.cli.doctor.packages import (
     CUDA_PYTHON,
     EVERY_USE,
     ONNXRUNTIME,
+    OPENVINO,
     PACKAGES,
     PYCUDA,
     TENSORRT,
@@ -40,7 +41,7 @@ def machine_checks(state: MachineState) -> list[Finding]:
         _cuda_binding_check(state),
         _driver_check(state),
         *_sm_checks(state),
-        *_int8_checks(state),
+        *_cpu_checks(state),
         _disk_check(),
         *([] if state.jetson else [_memory_check(state.memory)]),
     ]
@@ -62,6 +63,9 @@ def _package_check(package: Package, state: MachineState) -> Finding:
         version = package.installed_version()
         problem = package.problem_with(version)
         detail = problem or version or "installed, version unknown"
+        if package is OPENVINO:
+            detail += "; on x86 CPUs it runs encoder and prompt decoder faster: "
+            detail += "--backend cpu, also --precision bf16" if state.cpu_bf16 else "--backend cpu"
     else:
         detail = problem = f"{leftover} is a folder without the package, maybe left by an uninstall"
         remedy = f"pip install --force-reinstall {package.name}"
@@ -110,12 +114,12 @@ def _sm_checks(state: MachineState) -> list[Finding]:
     return [found_or_missing("gpu", _ENGINES, detail, remedy, found=new_enough)]
 
 
-def _int8_checks(state: MachineState) -> list[Finding]:
-    """Return the finding on the int8 instructions of an x86 CPU."""
+def _cpu_checks(state: MachineState) -> list[Finding]:
+    """Return the finding on the instructions of an x86 CPU for int8 and bf16."""
     if state.cpu_int8 is None:
         return []
     remedy = "tap-export quantize BUNDLE --calibration-data DIR --reduce-range"
-    detail = f"{state.cpu}; int8: {state.cpu_int8}"
+    detail = f"{state.cpu}; bf16: {'yes' if state.cpu_bf16 else 'no'}; int8: {state.cpu_int8}"
     fine = state.cpu_int8 != NO_VNNI
     if not fine:
         detail += ", so 7-bit weights are faster on this CPU"

@@ -88,7 +88,7 @@ ONNXRUNTIME = Package(
     extra="onnxruntime",
     required_for="run, export, quantize",
 )
-OPENVINO = Package(name="openvino", minimum="2026.0", extra="openvino", required_for="cpu speed")
+OPENVINO = Package(name="openvino", minimum="2026.0", extra="openvino", required_for="openvino")
 TENSORRT = Package(
     name="tensorrt",
     other_names=("tensorrt-cu12", "tensorrt-cu13"),
