@@ -26,6 +26,21 @@ class VerdictMark:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Bf16Verdict:
+    """The verdict on running graphs in bf16, see ``tap_deploy.engines.verdict.bf16``.
+
+    Attributes:
+        passed: whether the answers stay close enough to those of the fp32 graphs.
+        backend: the backend that ran the graphs.
+        sentence: what was measured, and what is below its floor.
+    """
+
+    passed: bool
+    backend: str
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelftestMark:
     """The result of a self-test; a self-test that has not ended has ``run`` and no measurements.
 
@@ -219,6 +234,7 @@ class PrecisionRecord:
         excluded: int8: graph name -> blocks or nodes that stay float.
         golden_deviation: int8: output -> difference from the golden samples.
         verdict: int8: the verdict.
+        bf16_verdict: fp32 and int8 on a CPU: the verdict on these graphs in bf16.
         mix: int8: graph name -> its variant, if float graphs replace INT8 graphs.
         selftest: key from ``RunOn.mark_name`` -> self-test result of the ONNX files.
     """
@@ -235,6 +251,7 @@ class PrecisionRecord:
     excluded: dict[str, tuple[str, ...]] | None = None
     golden_deviation: dict[str, Deviation] | None = None
     verdict: VerdictMark | None = None
+    bf16_verdict: Bf16Verdict | None = None
     mix: dict[str, str] | None = None
     selftest: dict[str, SelftestMark] | None = None
 

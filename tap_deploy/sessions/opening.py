@@ -112,8 +112,9 @@ def check_verdict(bundle: Bundle, run_on: RunOn) -> None:
     Raises:
         BundleError: it failed.
     """
-    verdict = bundle.manifest.precision_record(run_on.variant).verdict
-    if verdict is not None and not verdict.passed:
+    record = bundle.manifest.precision_record(run_on.variant)
+    verdicts = [record.verdict, record.bf16_verdict if run_on.in_bf16 else None]
+    if not all(verdict is None or verdict.passed for verdict in verdicts):
         raise BundleError(
             f"bundle {bundle.path}: precision {run_on.precision} failed its accuracy check; use "
             "another precision, or pass allow_failed=True (--allow-failed)"
