@@ -20,7 +20,7 @@ from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME
 from tap_deploy.engines.verdict.choose import measure_cpu_choice
 from tap_deploy.engines.verdict.speed import SpeedOptions
-from tap_deploy.errors import MissingDependencyError, SessionError
+from tap_deploy.errors import BundleError, MissingDependencyError, SessionError
 from tap_deploy.machine import cpu
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import request_answers
@@ -472,3 +472,46 @@ def test_onnxruntime_does_not_spin_beside_openvino(micro_bundle, own_cache, monk
     for session in sessions_from_bundle(micro_bundle, RunOn(backend=backend, threads=1)).values():
         session.close()
     assert (("session.force_spinning_stop", "1") in entries) is (backend == "cpu")
+
+
+# --- verdicts ---
+
+LENIENT = ("--min-miou", 0, "--min-top1", 0, "--min-captions", 0)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "cpu"])
+def test_int8_is_judged_on_the_backend_that_runs_it(int8_bundle, pictures, tmp_path, backend):
+    path = shutil.copytree(int8_bundle.path, tmp_path / "bundle")
+    how = ("--backend", backend, "--evaluation-data", pictures, "--threads", 1)
+    how += (*LENIENT, "--no-speed", "--min-calibration-pictures", 1)
+    result = invoke("verdict", path, *how, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    counts = {name: graph["int8_kernels"] for name, graph in report["graphs"].items()}
+    by_openvino = {name for name, count in counts.items() if "precisions" in count}
+    assert by_openvino == (set(counts) if backend == "openvino" else {ENCODER, PROMPTS})
+    assert all(counts[name]["precisions"]["int8"] > 0 for name in by_openvino)
+    mark = Bundle.open(path).manifest.precision_record("int8_fp32").verdict
+    assert (mark.passed, mark.backend) == (True, backend)
+
+
+@needs_bf16
+@pytest.mark.parametrize("precision", ["bf16", "int8+bf16"])
+def test_bf16_is_judged_by_the_answers(int8_bundle, pictures, tmp_path, precision):
+    path = shutil.copytree(int8_bundle.path, tmp_path / "bundle")
+    how = ("--backend", "openvino", "--precision", precision, "--evaluation-data", pictures)
+    judge = ("verdict", path, *how, "--threads", 1)
+    result = invoke(*judge, *LENIENT)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("mean mask IoU 0.9")
+    variant = RunOn(backend="openvino", precision=precision).variant
+    assert Bundle.open(path).manifest.precision_record(variant).bf16_verdict.passed
+    result = invoke(*judge, *LENIENT, "--min-miou", 1)
+    assert result.exit_code == 1
+    assert f"{precision} failed its accuracy check" in result.stderr
+    bundle = Bundle.open(path)
+    with pytest.raises(BundleError, match="failed its accuracy check"):
+        sessions_from_bundle(bundle, RunOn(backend="cpu", precision=precision))
+    made = {"bf16": "fp32", "int8+bf16": "int8"}[precision]
+    for session in sessions_from_bundle(bundle, RunOn(precision=made, threads=1)).values():
+        session.close()

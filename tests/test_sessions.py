@@ -161,8 +161,10 @@ def test_missing_backend_names_the_extra(monkeypatch, backend):
 def test_a_file_that_is_no_graph(micro_bundle, tmp_path, backend, content, capfd):
     path = tmp_path / "graph.onnx"
     whole = micro_bundle.variant("fp32").path(PROMPT_DECODER).read_bytes()
+    # OpenVINO reads an empty file as an empty graph.
+    message = r"decoder: (\w+ cannot load .*graph\.onnx|inputs of the file are {})"
     path.write_bytes({"truncated": whole[:-1000], "no graph": b"no graph", "nothing": b""}[content])
-    with pytest.raises(SessionError, match=r"decoder: \w+ cannot load .*graph\.onnx") as caught:
+    with pytest.raises(SessionError, match=message) as caught:
         create_session(backend, path, micro_bundle.variant("fp32").specs[PROMPT_DECODER])
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -6,6 +6,7 @@ These tests fail without the weights, as the package is incomplete without them.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -23,6 +24,8 @@ from tap_deploy.cli import main
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.demo_model import MAX_WEIGHTS_BYTES, PROMPT_KINDS, DemoModel, load_samples
+from tap_deploy.machine.cpu import cpu_has_bf16
+from tap_deploy.machine.host import Host
 from tap_deploy.reference.checkpoint import load_checkpoint, read_checkpoint
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.scores.evaluation import PromptScores, Scores
@@ -151,6 +154,17 @@ def test_the_exported_model_sees_what_is_in_the_sample_pictures(tmp_path, monkey
     for sample in load_samples():
         with Image.open(tmp_path / "overlays" / sample.picture.name) as overlay:
             assert overlay.size == (1024, 1024)
+
+    # On another backend, with bf16 if the CPU has it: the same names and captions.
+    has_bf16 = importlib.util.find_spec("openvino") and cpu_has_bf16(Host())
+    precision = "bf16" if has_bf16 else "fp32"
+    how = ["--backend", "cpu", "--precision", precision, "--json"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = runner.invoke(main, ["samples", bundle, *how], standalone_mode=False)
+    assert result.exception is None, result.output
+    for answer, expected in zip(json.loads(result.stdout), answers, strict=True):
+        assert answer["mask_iou"] == pytest.approx(expected["mask_iou"], abs=0.01)
+        assert (answer["name"], answer["caption"]) == (expected["name"], expected["caption"])
 
     root = Path(__file__).resolve().parent.parent
     program = re.search(r"```python\n(.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)

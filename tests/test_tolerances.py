@@ -27,3 +27,13 @@ def test_a_choice_of_int8_may_err_by_twice_its_scores(choice, score):
     assert bounds[choice].max == pytest.approx(2 * bounds[score].max)
     deviation[choice] = Deviation(max=0.5, mean=0.5)  # the measured deviation is always allowed
     assert tolerances_for("int8", record)[choice].max > 2 * 0.5
+
+
+def test_bf16_gives_the_text_decoder_no_room():
+    """It computes in fp32 or int8, as without bf16."""
+    deviation = {name: Deviation(max=0.001, mean=0.001) for name in FP16_TOLERANCES}
+    record = PrecisionRecord(golden_deviation=deviation)
+    for precision, made in (("bf16", "fp32"), ("int8+bf16", "int8")):
+        bounds, without = tolerances_for(precision, record), tolerances_for(made, record)
+        assert bounds[graphs.LOGITS] == without[graphs.LOGITS]
+        assert bounds[graphs.LOW_RES_MASKS].max > without[graphs.LOW_RES_MASKS].max

@@ -80,10 +80,10 @@ class LoadedModel:
         Args:
             path: folder of the bundle.
             backend: backend that runs the graphs; see ``tap_deploy.sessions.run_on.BACKENDS``.
-            precision: ``fp32``, or another precision of the bundle.
+            precision: ``fp32``, or another one of ``tap_deploy.precisions.RUN_PRECISIONS``.
             threads: CPU threads per call; None for one per core available to this process.
-            device: ``cpu``, ``cuda`` or ``cuda:N``; None for the CPU with onnxruntime, and for
-                the first GPU with ``tensorrt`` and ``tensorrt_rtx``.
+            device: ``cpu``, ``cuda`` or ``cuda:N``; None for the first GPU with ``tensorrt`` and
+                ``tensorrt_rtx``, and for the CPU with the others.
             provider: GPU execution provider of onnxruntime: ``cuda`` (default), ``tensorrt`` or
                 ``nv_tensorrt_rtx``.
             device_options: GPU options: concurrent calls, CUDA graphs, and more.

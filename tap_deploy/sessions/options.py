@@ -28,8 +28,9 @@ class DeviceOptions:
             the profile.
         max_points: points per prompt that onnxruntime's buffers hold; engines take theirs from
             the profile.
-        cache_folder: folder for kernels compiled by TensorRT-RTX and engines built by TensorRT in
-            onnxruntime; None for ``$XDG_CACHE_HOME/tap_deploy`` or ``~/.cache/tap_deploy``.
+        cache_folder: folder for kernels compiled by TensorRT-RTX, engines built by TensorRT in
+            onnxruntime, and graphs compiled by OpenVINO on a CPU; None for
+            ``$XDG_CACHE_HOME/tap_deploy`` or ``~/.cache/tap_deploy``.
         tf32: allow onnxruntime to use TF32 (10-bit mantissa) in fp32 matrix products on Ampere and
             later; faster, but fp32 then misses its tolerances. For engines, a build option.
 

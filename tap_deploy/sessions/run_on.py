@@ -10,14 +10,13 @@ from tap_deploy.machine.cpu import usable_cpus
 from tap_deploy.precisions import FP16, FP32, GRAPHS_IN_BF16, variant_for
 from tap_deploy.sessions.options import CPU, CUDA, Device
 
-ONNXRUNTIME = "onnxruntime"
-ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
-OPENVINO = "openvino"
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 # Each graph on what is faster on this CPU, see ``sessions.cpu_choice``.
 FASTEST_ON_CPU = "cpu"
-BACKENDS = (ONNXRUNTIME, OPENVINO, FASTEST_ON_CPU, *ENGINE_BACKENDS)
-# Those that run ONNX files on a CPU; the last two do nothing else.
+# Those that run ONNX files on a CPU.
 CPU_BACKENDS = (ONNXRUNTIME, OPENVINO, FASTEST_ON_CPU)
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+BACKENDS = (*CPU_BACKENDS, *ENGINE_BACKENDS)
 # Idle threads of onnxruntime spin, so many threads per CPU make a machine unresponsive.
 THREADS_PER_CPU = 4
 

@@ -22,8 +22,8 @@ from tap_deploy.training.scenes.emoji_names import OBJECT_NAMES
 DEFAULT_VOCAB_SIZE = VARIANTS[DEMO].vocab_size  # nearly every word is one piece
 _NO_COLOR = ("",)
 _SIZES = ("", "small", "large")
-# It occurs in no caption, so it becomes the last piece, whose id is the padding id. It is a training
-# text of its own: with required_chars, sentencepiece 0.2.2 ends the process.
+# It occurs in no caption, so it becomes the last piece, whose id is the padding id. It is a text of
+# its own for the training: with required_chars, sentencepiece 0.2.2 ends the process.
 _PADDING_CHARACTER = "☐"
 
 
