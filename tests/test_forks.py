@@ -155,13 +155,18 @@ def test_children_of_multiprocessing(micro_bundle):
     assert run(micro_bundle, program) == "1\n0\n"
 
 
-def test_a_session_of_its_own_in_a_forked_child(micro_bundle):
-    program = """
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_session_of_its_own_in_a_forked_child(micro_bundle, tmp_path, monkeypatch, backend):
+    pytest.importorskip(backend)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = (
+        f"\n        backend = {backend!r}"
+        + """
         from tap_deploy import Bundle
         from tap_deploy.sessions.opening import sessions_from_bundle
         from tap_deploy.sessions.run_on import RunOn
         bundle = Bundle.open(sys.argv[1])
-        session = sessions_from_bundle(bundle, RunOn())["image_encoder"]
+        session = sessions_from_bundle(bundle, RunOn(backend=backend))["image_encoder"]
         size = predictor.config.image_size
         images = {"images": np.zeros((1, size, size, 3), np.uint8)}
         def body():
@@ -170,6 +175,7 @@ def test_a_session_of_its_own_in_a_forked_child(micro_bundle):
         in_a_child(body)
         print(len(session.run(images)))
         """
+    )
     assert run(micro_bundle, program) == "fine\n1\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import pwd
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tap_deploy.errors import BundleError, MissingDependencyError, SessionError
 from tap_deploy.machine import cpu
 from tap_deploy.machine.host import Host
 from tap_deploy.masks import request_answers
-from tap_deploy.sessions import loader
+from tap_deploy.sessions import cache_folder, loader
 from tap_deploy.sessions.cpu_choice import cpu_backends, store_times
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle
 from tap_deploy.sessions.openvino.session import OpenVinoSession
@@ -257,6 +258,18 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert "compiled graph not stored" in caplog.text
 
 
+def test_without_a_home_folder_nothing_is_kept(micro_bundle, images, monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    cache_folder._warn_once.cache_clear()
+    for session in sessions_from_bundle(micro_bundle, RunOn(threads=1)).values():
+        session.close()
+    assert caplog.text == ""  # onnxruntime compiles nothing
+    assert np.isfinite(encoded(micro_bundle, images)).all()
+    assert "this user has no home folder" in caplog.text
+
+
 def test_settings_and_instructions_have_files_of_their_own(
     micro_bundle, images, own_cache, monkeypatch
 ):
@@ -480,7 +493,9 @@ LENIENT = ("--min-miou", 0, "--min-top1", 0, "--min-captions", 0)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "cpu"])
-def test_int8_is_judged_on_the_backend_that_runs_it(int8_bundle, pictures, tmp_path, backend):
+def test_int8_is_judged_on_the_backend_that_runs_it(
+    int8_bundle, pictures, tmp_path, caplog, backend
+):
     path = shutil.copytree(int8_bundle.path, tmp_path / "bundle")
     how = ("--backend", backend, "--evaluation-data", pictures, "--threads", 1)
     how += (*LENIENT, "--no-speed", "--min-calibration-pictures", 1)
@@ -493,6 +508,15 @@ def test_int8_is_judged_on_the_backend_that_runs_it(int8_bundle, pictures, tmp_p
     assert all(counts[name]["precisions"]["int8"] > 0 for name in by_openvino)
     mark = Bundle.open(path).manifest.precision_record("int8_fp32").verdict
     assert (mark.passed, mark.backend) == (True, backend)
+    caplog.set_level("INFO")
+    for other in (backend, "onnxruntime"):
+        caplog.clear()
+        run_on = RunOn(backend=other, precision="int8", threads=1)
+        for session in sessions_from_bundle(Bundle.open(path), run_on).values():
+            session.close()
+        said = f"int8 was judged on {backend}, not on onnxruntime; judge it with: tap-export"
+        assert (said in caplog.text) is (other != backend)
+        assert caplog.text.count("was judged on") == (other != backend)
 
 
 @needs_bf16

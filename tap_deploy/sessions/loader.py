@@ -107,7 +107,7 @@ class Loader:
 
     def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
         if self.run_on.on_cpu:
-            return self._cpu_session(spec, self._cache_folder(options))
+            return self._cpu_session(spec, options)
         if not self.run_on.is_engine:
             from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
@@ -120,7 +120,7 @@ class Loader:
         load = functools.partial(self._graph, memory, options, spec)
         return DeviceSession(memory, load)
 
-    def _cpu_session(self, spec: GraphSpec, cache_folder: pathlib.Path | None) -> Session:
+    def _cpu_session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
         if self.run_on.in_bf16 and not cpu_has_bf16(Host()):
             raise SessionError(
                 f"this CPU ({cpu_name(Host())}) cannot multiply bf16; use precision fp32 or int8"
@@ -134,13 +134,13 @@ class Loader:
         from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
         from tap_deploy.sessions.openvino.session import OpenVinoSession
 
-        digests = self._onnx.digests(spec.name)
+        folder, digests = self._cache_folder(options), self._onnx.digests(spec.name)
         return OpenVinoSession(
             path,
             spec,
             threads=threads,
             bf16=self.run_on.computes_in_bf16(spec.name),
-            cache=None if cache_folder is None else CompiledCache(cache_folder, digests),
+            cache=None if folder is None else CompiledCache(folder, digests),
         )
 
     @functools.cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 
 from tap_deploy.bundle.bundle import Bundle
@@ -15,6 +16,8 @@ from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import ENGINE_BACKENDS, FASTEST_ON_CPU, OPENVINO, RunOn
+
+logger = logging.getLogger(__name__)
 
 
 def create_session(
@@ -121,9 +124,24 @@ def check_verdict(bundle: Bundle, run_on: RunOn) -> None:
         )
 
 
+def _note_other_judge(bundle: Bundle, run_on: RunOn) -> None:
+    """Log that int8 was judged on another backend, where its answers and speed differ a little."""
+    verdict = bundle.manifest.precision_record(run_on.variant).verdict
+    if run_on.on_cpu and verdict is not None and verdict.backend != run_on.backend:
+        logger.info(
+            "int8 was judged on %s, not on %s; judge it with: tap-export verdict %s --backend %s "
+            "--evaluation-data DIR",
+            verdict.backend,
+            run_on.backend,
+            bundle.path,
+            run_on.backend,
+        )
+
+
 def _checked_loader(bundle: Bundle, run_on: RunOn) -> Loader:
     if not run_on.allow_failed:
         check_verdict(bundle, run_on)
+        _note_other_judge(bundle, run_on)
         if not run_on.is_engine:  # self-test results of engines are stored with their plans
             check_mark(bundle, run_on.variant, run_on.mark_name)
     return Loader(bundle=bundle, run_on=run_on)
