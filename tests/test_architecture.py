@@ -44,7 +44,7 @@ LAW: dict[str, set[str]] = {
     "bundle": NOUNS,
     "sessions": NOUNS | {"bundle"},
     "sessions.gpu": NOUNS | {"bundle", "sessions"},
-    "sessions.openvino": NOUNS | {"sessions"},
+    "sessions.openvino": NOUNS | {"bundle", "sessions"},
     "sessions.ort": NOUNS | {"bundle", "sessions", "sessions.gpu"},
     "sessions.trt": NOUNS | {"bundle", "sessions", "sessions.gpu"},
     "sessions.loading": RUNTIME,

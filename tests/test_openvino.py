@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import os
 import pwd
 import shutil
 import subprocess
@@ -188,6 +189,35 @@ def test_a_session_that_is_closed_during_a_run_ends_it_well(micro_bundle, images
     np.testing.assert_array_equal(embeddings(session, images[0]), expected)
     with pytest.raises(SessionError, match="the session is closed"):
         session.run({graphs.IMAGES: images[0]})
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_may_be_links_to_another_folder(
+    micro_bundle, golden, decoder, tmp_path, monkeypatch, copied
+):
+    """As in git-annex and other caches; OpenVINO itself refuses them."""
+    onnx = pytest.importorskip("onnx")
+    fp32, names = micro_bundle.variant("fp32"), ("graph.onnx", "graph.onnx.data")
+    model = onnx.load(fp32.path(PROMPTS))
+    external = {"save_as_external_data": True, "location": names[1], "size_threshold": 0}
+    (tmp_path / "made").mkdir()
+    onnx.save(model, tmp_path / "made" / names[0], **external)
+    for name in names:
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "made" / name, tmp_path / name / "object")
+        (tmp_path / "made" / name).unlink()
+        (tmp_path / "made" / name).symlink_to(tmp_path / name / "object")
+    if copied:
+
+        def refuse(source, target):
+            raise OSError("another file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path, spec = tmp_path / "made" / names[0], fp32.specs[PROMPTS]
+    with create_session("openvino", path, spec, threads=1) as session:
+        found, expected = session.run(feed(golden)), decoder.run(feed(golden))
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def blobs(folder):

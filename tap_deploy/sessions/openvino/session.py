@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pathlib
 import queue
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from tap_deploy.bundle.manifest import weights_file
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
@@ -169,13 +173,34 @@ def _load(
         if found is not None:
             return found
     try:
-        compiled = openvino.Core().compile_model(_read(openvino, path), DEVICE, config)
+        with _weights_in_its_folder(path) as graph:
+            compiled = openvino.Core().compile_model(_read(openvino, graph), DEVICE, config)
     # Its readers raise several classes without a common base.
     except Exception as exc:
         raise SessionError(f"OpenVINO cannot load {path}: {_reason(exc)}") from exc
     if cache is not None:
         cache.store(openvino, config, compiled)
     return compiled, None
+
+
+@contextlib.contextmanager
+def _weights_in_its_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yield a path of the graph whose weights OpenVINO accepts: no link to another folder.
+
+    Bundles in caches and copies consist of links. Hard links have the same effect as the file, but
+    need the same file system; without it, the files are copied for the block.
+    """
+    graph, weights = pathlib.Path(path), pathlib.Path(weights_file(path))
+    if not weights.is_file() or weights.resolve().parent == graph.parent.resolve():
+        yield graph
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (graph, weights):
+            try:
+                os.link(file.resolve(), pathlib.Path(folder) / file.name)
+            except OSError:
+                shutil.copyfile(file, pathlib.Path(folder) / file.name)
+        yield pathlib.Path(folder) / graph.name
 
 
 def _read(openvino: Any, path: str | os.PathLike[str]) -> Any:
