@@ -23,14 +23,18 @@ from tap_deploy.bench.run import Settings, run
 from tap_deploy.bench.stages import Inputs, chunk_sizes, chunks, stages, steps_of
 from tap_deploy.bench.table import describe
 from tap_deploy.bench.workloads import CLICK, LVIS, STREAM, VG, sample_pictures, workload
+from tap_deploy.engines.verdict import choose
+from tap_deploy.engines.verdict.speed import SpeedOptions
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.machine.host import CommandResult, Host
+from tap_deploy.sessions.cpu_choice import cpu_backends
 from tap_deploy.sessions.opening import pipeline_from_bundle
 from tap_deploy.sessions.run_on import RunOn
 from tests.commands import invoke, refused
 
 PROJECT = pathlib.Path(__file__).parent.parent
 QUICK = ("--threads", 1, "--iterations", 1, "--duration", 0, "--warmup", 0, "--tokens", 2)
+QUICK_SPEED = SpeedOptions(min_iterations=1, min_seconds=0, warm_up_seconds=0)
 CEILINGS = Ceilings(by="a test", flops={"fp32": 1e12}, bytes_per_second=1e11)
 
 
@@ -181,17 +185,25 @@ def test_workload(micro_bundle, tmp_path, one_process, name, row, tokens):
 
 
 def test_everything(micro_bundle, one_process, monkeypatch):
-    command = ("bench", micro_bundle.path, *QUICK, "--workload", "everything")
-    monkeypatch.delattr(TapPredictor, "everything", raising=False)
-    refused(invoke(*command), "workload 'everything' needs TapPredictor.everything")
-
-    def everything(self, image):
-        return self.predict(image, points=[[[9, 9, 1]]], captions=False)
-
-    monkeypatch.setattr(TapPredictor, "everything", everything, raising=False)
-    result = invoke(*command)
+    found = TapPredictor.everything
+    monkeypatch.setattr(
+        TapPredictor, "everything", lambda self, image: found(self, image, points_per_side=2)
+    )
+    result = invoke("bench", micro_bundle.path, *QUICK, "--workload", "everything")
     assert result.exit_code == 0, result.output
     assert "| everything P=1024 |" in result.stdout
+
+
+def test_choose_keeps_the_times_for_the_backend_cpu(micro_bundle, monkeypatch, tmp_path):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choose, "SpeedOptions", lambda: QUICK_SPEED)
+    result = invoke("bench", micro_bundle.path, "--choose")
+    assert result.exit_code == 0, result.output
+    assert "fp32 image_encoder: " in result.stdout and "openvino " in result.stdout
+    found = cpu_backends(micro_bundle.config, RunOn(backend="cpu"))
+    for graph, backend in found.items():
+        assert f"fp32 {graph}: {backend} (" in result.stdout
 
 
 def test_stages_with_a_plot(micro_bundle, tmp_path, one_process):

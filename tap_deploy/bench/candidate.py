@@ -20,9 +20,7 @@ from tap_deploy.sessions.run_on import RunOn
 TORCH, TORCH_BF16, TORCH_COMPILE = "torch", "torch-bf16", "torch-compile"
 TORCH_NAMES = (TORCH, TORCH_BF16, TORCH_COMPILE)
 PLAIN = "onnxruntime-plain"
-OPENVINO = "openvino"
 NEED_WEIGHTS = (*TORCH_NAMES, PLAIN)
-BASELINES = (*NEED_WEIGHTS, OPENVINO)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

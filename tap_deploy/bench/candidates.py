@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tap_deploy.bench.candidate import BASELINES, NEED_WEIGHTS, PLAIN, Candidate, Setup
+from tap_deploy.bench.candidate import NEED_WEIGHTS, PLAIN, Candidate, Setup
 from tap_deploy.bench.stages import stages
 from tap_deploy.bench.tasks import Task
 from tap_deploy.bench.workloads import EVERYTHING, STREAM, Workload
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import InputError
-from tap_deploy.precisions import INT8, PRECISIONS
+from tap_deploy.precisions import INT8, RUN_PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.opening import pipeline_from_bundle
@@ -53,7 +53,7 @@ class BundleCandidate(Candidate):
     def answers(self, workload: Workload) -> list[Regions]:
         """Run a workload once."""
         if workload.name == EVERYTHING:
-            return [everything(self.predictor, picture) for picture in workload.pictures]
+            return [self.predictor.everything(picture) for picture in workload.pictures]
         options: dict[str, Any] = {
             "prompts": workload.prompts,
             "captions": workload.captions,
@@ -83,14 +83,6 @@ def int8_products(bundle: Bundle, run_on: RunOn) -> dict[str, str]:
     return {graph: kernels_in_onnxruntime(variant.path(graph)).summary for graph in variant.specs}
 
 
-def everything(predictor: Any, picture: Any) -> Regions:
-    """Return the regions of a grid of points over a picture, without duplicates."""
-    if not hasattr(predictor, "everything"):
-        raise InputError("workload 'everything' needs TapPredictor.everything; update tap-deploy")
-    regions: Regions = predictor.everything(picture)
-    return regions
-
-
 def require_candidate(name: str, setup: Setup) -> None:
     """Check the name of a candidate, before a long run.
 
@@ -98,7 +90,7 @@ def require_candidate(name: str, setup: Setup) -> None:
         InputError: unknown name, the bundle under test itself, or there is no checkpoint.
         SessionError: the backend is not part of this version.
     """
-    known = (*BASELINES, *BACKENDS, *PRECISIONS)
+    known = (*NEED_WEIGHTS, *BACKENDS, *RUN_PRECISIONS)
     if name not in known:
         raise InputError(
             f"unknown candidate {name!r}; expected one of {', '.join(known)}, or a JSON file of an "
@@ -115,7 +107,7 @@ def candidate_from_name(name: str, setup: Setup) -> Candidate:
     """Load a baseline, or the bundle on another backend or in another precision.
 
     Args:
-        name: one of ``BASELINES``, a backend, or a precision; see ``require_candidate``.
+        name: one of ``NEED_WEIGHTS``, a backend, or a precision; see ``require_candidate``.
         setup: what it is compared with.
 
     Raises:
@@ -135,6 +127,6 @@ def candidate_from_name(name: str, setup: Setup) -> Candidate:
 
 def _run_on(name: str, setup: Setup) -> RunOn:
     """Return where the bundle runs as a candidate: on another backend, or in another precision."""
-    if name in PRECISIONS:
+    if name in RUN_PRECISIONS:
         return dataclasses.replace(setup.run_on, precision=name)
     return dataclasses.replace(setup.run_on, backend=name, provider=None)

@@ -13,7 +13,7 @@ from tap_deploy.chunks import captions_per_call, prompts_per_call
 from tap_deploy.config import TapConfig
 from tap_deploy.image import Frame
 from tap_deploy.masks import masks_from_logits
-from tap_deploy.predictor import DEFAULT_MEMORY_LIMIT_BYTES
+from tap_deploy.prediction.loaded import DEFAULT_MEMORY_LIMIT_BYTES
 from tap_deploy.sessions.gpu.lane import DeviceLane
 from tap_deploy.sessions.pipeline import Embeddings, Lane, Pipeline
 

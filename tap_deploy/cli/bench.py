@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from tap_deploy.bench.candidate import BASELINES, NEED_WEIGHTS, Setup
+from tap_deploy.bench.candidate import NEED_WEIGHTS, Setup
 from tap_deploy.bench.workloads import STAGE, WORKLOADS
+from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, bundle_argument, runtime_options
 from tap_deploy.console.progress import stage_bar
@@ -86,7 +87,7 @@ def share(context: click.Context, option: click.Parameter, text: str | None) -> 
     "--against",
     default="",
     metavar="A,B,…",
-    help=f"Candidates to time in turns with the bundle: {', '.join(BASELINES)}, a backend, a "
+    help=f"Candidates to time in turns with the bundle: {', '.join(NEED_WEIGHTS)}, a backend, a "
     "precision; or the --json file of an earlier run.",
 )
 @click.option("--checkpoint", type=FILE, help="Weights of the bundle, for torch and its exports.")
@@ -96,6 +97,12 @@ def share(context: click.Context, option: click.Parameter, text: str | None) -> 
     callback=share,
     help="Exit with 1 if a median is slower by more than this, such as 5%, than in the file of "
     "--against.",
+)
+@click.option(
+    "--choose",
+    is_flag=True,
+    help="Only measure which backend runs each graph faster on this CPU, and keep the times for "
+    "--backend cpu.",
 )
 @click.option("--json", "json_path", type=FILE, help="Write the report to a file.")
 @click.option("--plot", type=FILE, help="Draw the medians as an SVG file.")
@@ -108,6 +115,7 @@ def bench_command(
     cuda_graphs: bool,
     zero_copy: bool,
     max_regression: float | None,
+    choose: bool,
     json_path: pathlib.Path | None,
     plot: pathlib.Path | None,
     **values: Any,
@@ -118,6 +126,9 @@ def bench_command(
     neighbouring calls. All workloads except stage go through TapPredictor, from pictures in memory
     to masks, names and captions.
     """
+    if choose:
+        _choose(pathlib.Path(bundle), run_on)
+        return
     from tap_deploy.bench.plot import save_plot
     from tap_deploy.bench.regression import require_no_regression
     from tap_deploy.bench.report import load_report, save_report
@@ -161,3 +172,17 @@ def bench_command(
         save_plot(report, plot)
     if max_regression is not None:
         require_no_regression(report, saved[files[0]], max_regression)
+
+
+def _choose(path: pathlib.Path, run_on: RunOn) -> None:
+    """Measure both CPU backends on every graph, and print the times."""
+    from tap_deploy.engines.verdict.choose import measure_cpu_choice
+
+    bundle = Bundle.open(path)
+    with stage_bar("bench", 6) as stage:
+        times = measure_cpu_choice(bundle, threads=run_on.threads, on_stage=stage)
+    for precision, by_graph in times.items():
+        for graph, by_backend in by_graph.items():
+            fastest = min(by_backend, key=lambda backend: by_backend[backend])
+            found = ", ".join(f"{name} {ms:.1f} ms" for name, ms in by_backend.items())
+            click.echo(f"{precision} {graph}: {fastest} ({found})")

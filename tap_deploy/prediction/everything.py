@@ -221,6 +221,7 @@ class Search:
             frame=picture.request.frame,
             decoded=answers,
             ids=self._calls.caption(lane, answers.semantic_tokens, self._options, report),
+            masks=None,
             candidates=None,
             path=picture.request.path,
         )
