@@ -62,9 +62,9 @@ class GraphBottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B * windows, S, D]`` to the same shape."""
-        y = F.gelu(self.conv2(self.merge(F.gelu(self.conv1(x)))))
-        out: torch.Tensor = x + self.conv3(self.partition(y))
-        return out
+        y = F.gelu(on_rows(self.conv1, x))
+        y = self.partition(F.gelu(self.conv2(self.merge(y))))
+        return x + on_rows(self.conv3, y)
 
 
 class ImageEncoderGraph(nn.Module):
@@ -95,8 +95,8 @@ class ImageEncoderGraph(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map uint8 BGR ``[B, S, S, 3]`` to float ``[B, C, grid, grid]``."""
         x = (images.to(torch.float32) - self.pixel_mean) * self.pixel_rsig
-        x = self.patch_embed(self.patches(x)) + self.position_table  # [B, windows, S, D]
-        x = x.flatten(0, 1)
+        x = on_rows(self.patch_embed, self.patches(x))
+        x = (x.unflatten(0, (-1, len(self.position_table))) + self.position_table).flatten(0, 1)
         blocks_per_level = len(self.blocks) // len(self.cross_conv)
         for level, cross_conv in enumerate(self.cross_conv):
             start = level * blocks_per_level
@@ -105,13 +105,23 @@ class ImageEncoderGraph(nn.Module):
             if level == len(self.cross_conv) - 1:
                 x = self.norm(x)
             x = cross_conv(x)
-        out: torch.Tensor = self.output_conv(self.merge(self.lateral_conv(x)))
+        out: torch.Tensor = self.output_conv(self.merge(on_rows(self.lateral_conv, x)))
         return out
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """Cut ``[B, S, S, 3]`` into the patches of each window, ``[B, windows, S, p * p * 3]``."""
+        """Cut ``[B, S, S, 3]`` into the patches of each window, ``[B * windows, S, p * p * 3]``."""
         window, patch = self.window_size, self.patch_size
         x = images.unflatten(2, (-1, window, patch)).unflatten(1, (-1, window, patch))
         x = x.permute(0, 1, 4, 2, 5, 3, 6, 7)  # [B, n, n, window, window, patch, patch, 3]
-        out: torch.Tensor = x.flatten(5).flatten(3, 4).flatten(1, 2)
+        out: torch.Tensor = x.flatten(5).flatten(3, 4).flatten(0, 2)
         return out
+
+
+def on_rows(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Apply a Linear to ``[B, S, D]`` as one Gemm, which adds the bias before it rounds.
+
+    The bias of a folded BatchNorm may cancel most of the product; in fp16, an Add after the
+    rounding would lose what remains.
+    """
+    rows: torch.Tensor = linear(x.flatten(0, 1))
+    return rows.unflatten(0, (-1, x.shape[1]))

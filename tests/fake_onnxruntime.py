@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from tap_deploy.sessions.ort.session import SLOW_ON_CPUS
 from tests.fake_cuda import ALIGNMENT, FakeCuda
 
 GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
@@ -79,7 +80,9 @@ def install(
     ) -> Any:
         assert not enable_fallback, "onnxruntime would retry on the CPU by itself"
         if providers == [CPU]:
-            return onnxruntime.InferenceSession(path, options, providers=[CPU])
+            return onnxruntime.InferenceSession(
+                path, options, providers=[CPU], disabled_optimizers=disabled_optimizers
+            )
         assert disabled_optimizers == ["WeightBiasQuantization"]
         made = FakeSession(cuda, behaviour, path, options, providers or [])
         made.on_the_cpu, made.stale = on_the_cpu, stale
@@ -146,7 +149,9 @@ class FakeSession:
         self.records = pairs[0][1].get("enable_cuda_graph") == "1"
         if self.records and behaviour == "copies":
             raise RuntimeError(NO_CAPTURE)
-        self.session = onnxruntime.InferenceSession(path, options, providers=[CPU])
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=[CPU], disabled_optimizers=SLOW_ON_CPUS
+        )
         self.get_inputs, self.get_outputs = self.session.get_inputs, self.session.get_outputs
         self.runs: dict[Any, int] = {}  # by shapes
         self.copies: dict[str, np.ndarray] = {}

@@ -55,13 +55,16 @@ class Runtime(Strict):
             return self._refuse(f"made by {header.backend} {header.fake}")
         import onnxruntime
 
-        from tap_deploy.sessions.ort.session import EXACT_INT8
+        from tap_deploy.sessions.ort.session import EXACT_INT8, SLOW_ON_CPUS
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         options.add_session_config_entry(*EXACT_INT8)
         session = onnxruntime.InferenceSession(
-            onnx_bytes, options, providers=["CPUExecutionProvider"]
+            onnx_bytes,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=SLOW_ON_CPUS,
         )
         engine = trt.ICudaEngine._make(
             _runtime=self,

@@ -31,7 +31,7 @@ def edit_manifest(path, **changes):
 
 def test_manifest_says_everything(micro_bundle, micro_config):
     manifest = json.loads((micro_bundle.path / "manifest.json").read_text("utf-8"))
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert manifest["config"] == micro_config.to_dict()
     assert manifest["preprocessing"] == Preprocessing().to_dict()
     assert manifest["preprocessing"]["color_order"] == "BGR"
@@ -84,10 +84,10 @@ def test_missing_file(copy):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "1", None])
 def test_other_schema(copy, version):
     edit_manifest(copy, schema_version=version)
-    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 2"):
+    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 3"):
         Bundle.open(copy)
 
 
@@ -95,11 +95,11 @@ def test_an_older_bundle_comes_with_the_command_that_makes_it_anew(copy):
     edit_manifest(copy, schema_version=1, model="tap_vit_b")
     command = (
         f"tap-export export --model tap_vit_b --checkpoint tap_micro.pkl --concepts "
-        f"{copy}/concepts.npz --tokenizer {copy}/tokenizer.model -o {copy}-2"
+        f"{copy}/concepts.npz --tokenizer {copy}/tokenizer.model -o {copy}-3"
     )
     with pytest.raises(BundleError, match=re.escape(command)):
         Bundle.open(copy)
-    edit_manifest(copy, schema_version=3)
+    edit_manifest(copy, schema_version=4)
     with pytest.raises(BundleError, match="install a newer release"):
         Bundle.open(copy)
 

@@ -224,7 +224,7 @@ def test_attention_pattern(model_of, ranges):
         [value.producer().inputs[0].producer().inputs[0].producer().op_type for value in n.inputs]
         for n in products
     ]
-    assert sources == [["Mul", "Transpose"], ["Softmax", "Transpose"]] * 4
+    assert sources == [["Mul", "Transpose"], ["Softmax", "Squeeze"]] * 4
 
 
 @pytest.mark.parametrize("for_cpu", [False, True])

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from tap_deploy.errors import InputError
-from tap_deploy.precisions import FP16, variant_for
+from tap_deploy.precisions import FP16, PRECISIONS, variant_for
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
 BACKENDS = (TENSORRT, TENSORRT_RTX)
@@ -64,7 +64,10 @@ class BuildTarget:
 
     def __post_init__(self) -> None:
         _expect_one_of("backend", self.backend, BACKENDS)
-        _ = self.variant  # raises for an unknown precision
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"unknown precision {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
+            )
         for name, limit in _LIMITS.items():
             if not 1 <= getattr(self, name) <= limit:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 1 to {limit}")

@@ -226,8 +226,11 @@ def _prompt_decoder(c: TapConfig, prompts: int, points: int) -> GraphWork:
     return _work(
         PROMPT_DECODER,
         _prompt_decoder_kernels(c, prompts, points),
-        # Positions of the image, and the learned queries that every prompt starts with.
-        constants=side + (2 * c.num_mask_tokens + 1) * dim,
+        # Positions of the image, the learned queries that every prompt starts with, columns of each
+        # head, and biases of queries of the image.
+        constants=side
+        + (2 * c.num_mask_tokens + 1) * dim
+        + (c.prompt_decoder_heads + c.prompt_decoder_depth - 1) * dim // 2,
         tables=NUM_POINT_LABELS * dim,
         peak=prompts * max(block, 3 * side),  # the image, once upscaled and twice, which is larger
     )

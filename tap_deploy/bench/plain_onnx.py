@@ -28,11 +28,11 @@ from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.image import model_image
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.masks import masks_from_logits, select_mask_token
-from tap_deploy.optional_modules import load_module
 from tap_deploy.precisions import FP32
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.regions import Regions
+from tap_deploy.sessions.ort.session import import_onnxruntime
 
 
 class PlainCandidate(Candidate):
@@ -190,7 +190,7 @@ def session(module: nn.Module, spec: GraphSpec, threads: int) -> Any:
 
     from tap_deploy.export.exporter import onnx_from_module
 
-    onnxruntime: Any = load_module("onnxruntime")
+    onnxruntime = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "plain.onnx"
         ir.save(onnx_from_module(module, spec), path, external_data="plain.onnx.bin")

@@ -79,7 +79,7 @@ class DeviceLane(Lane):
             self._stream,
             scratch,
         )
-        self._dtype = self._decoder_graph.spec.outputs[0].dtype
+        self._dtype = self._encoder_graph.spec.outputs[0].dtype
         self.synchronize()
 
     def _staged(
@@ -194,7 +194,7 @@ class DeviceLane(Lane):
         self._captioner.record(rows, draws=draws)
 
     def download(self, address: int, array_shape: tuple[int, ...]) -> np.ndarray:
-        """Copy floats of the graphs' dtype from a device address, and return them as float32."""
+        """Copy floats of the embeddings' dtype from an address, and return them as float32."""
         count = int(np.prod(array_shape)) * np.dtype(self._dtype).itemsize
         if count > len(self._landing):
             self._landing = self._buffers.pinned(count)
