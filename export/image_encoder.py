@@ -124,4 +124,5 @@ def on_rows(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     rounding would lose what remains.
     """
     rows: torch.Tensor = linear(x.flatten(0, 1))
-    return rows.unflatten(0, (-1, x.shape[1]))
+    out: torch.Tensor = rows.unflatten(0, (-1, x.shape[1]))
+    return out

@@ -122,14 +122,14 @@ def ranges(micro_bundle: Bundle, pictures: pathlib.Path) -> Any:
     from tap_deploy.engines.qdq.chosen_nodes import (
         attention_nodes,
         default_selection,
+        residual_nodes,
         tensors_to_calibrate,
     )
 
     tensors, fp32 = {}, micro_bundle.variant("fp32")
     for name, chosen in default_selection(fp32).items():
         model = fp32.load(name)
-        sums = tuple(n.name for n in model.graph if n.op_type == "Add" and is_residual(n))
-        nodes = (*chosen.nodes, *attention_nodes(model), *sums)
+        nodes = (*chosen.nodes, *attention_nodes(model), *residual_nodes(model))
         tensors[name] = tensors_to_calibrate(model, nodes)
     images = CalibrationImages.from_path(pictures)
     return calibrate(fp32, images, method="max", tensors=tensors, threads=1)

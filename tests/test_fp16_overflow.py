@@ -48,7 +48,7 @@ def overflowing(model):
             bottleneck.norm3.bias *= STREAM_SCALE
         for block in encoder.blocks[1:3]:
             block.attn.qkv.bias[: 2 * dim] += 180  # q and k
-        cross = model.image_decoder.transformer.blocks[1].cross_attn_token_to_image
+        cross = model.image_decoder.transformer.blocks[1].cross_attn_image_to_token
         cross.q_proj.bias += 180
         cross.k_proj.bias += 180
     return model
@@ -123,7 +123,7 @@ def test_the_whole_way_to_the_softmax_is_fp32(bundle, converted):
     """From LayerNormalization through q and k, and no further: values and projection are fp16."""
     graph = ir.load(bundle.variant("fp16").path(graphs.IMAGE_ENCODER)).graph
     dtypes = {node.name: node.outputs[0].dtype for node in graph}
-    for node in ("qkv/MatMul", "qkv/Add", "qkv/Split", "Mul", "MatMul", "Add", "Softmax"):
+    for node in ("qkv/MatMul", "qkv/Add", "Split", "Mul", "MatMul", "Add", "Softmax"):
         for block in (1, 2):
             separator = "." if node.startswith("qkv") else "/"
             name = f"blocks.{block}.attn{separator}{node}"
