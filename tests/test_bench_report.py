@@ -288,7 +288,7 @@ def test_the_plot_is_xml_with_the_numbers(report, tmp_path):
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = [element.text for element in root.iter() if element.text and element.text.strip()]
     assert "tap_micro on a & b, 2026-11-27" in texts
-    assert {"50 %", "20 %", "10 %", "P=4", "onnxruntime fp32", "torch: 500.00 ms"} <= set(texts)
+    assert {"50 %", "20 %", "10 %", "P=4", "onnxruntime fp32", "torch", "500.0"} <= set(texts)
     widths = [
         float(element.get("width"))
         for element in root.iter("{http://www.w3.org/2000/svg}rect")
@@ -305,8 +305,19 @@ def test_stages_that_take_longer_alone_are_shares_of_their_sum(report):
     assert parts[-1].ms == 0
 
 
+def test_several_numbers_of_regions_make_lines(report):
+    report["rows"] = [
+        row_of(task_of("vg", 47, 9), [0.2] * 10, [0.5] * 10),
+        row_of(task_of("lvis", 166, 9), [0.3] * 10, [0.9] * 10),
+    ]
+    root = ET.fromstring(svg(report))
+    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert {"onnxruntime fp32: 200.00 ms", "torch: 900.00 ms"} <= set(titles)
+
+
 def test_a_single_workload_has_one_diagram(report):
     report["rows"] = [row_of(task_of("vg", 47, 9), [0.2, 0.2], [0.5, 0.5])]
     assert stage_parts(report) == {}
     root = ET.fromstring(svg(report))
-    assert sum(1 for _ in root.iter("{http://www.w3.org/2000/svg}circle")) == 2
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[2:] == ["onnxruntime fp32", "200.0", "torch", "500.0"]

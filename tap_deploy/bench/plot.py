@@ -50,8 +50,8 @@ def svg(report: Mapping[str, Any]) -> str:
     """Return the plot of a report as SVG text.
 
     Left: median latency of whole calls by number of regions, both axes logarithmic, a line per
-    candidate. Right: the share of each stage of the bundle's end-to-end time, if the report has
-    the stages.
+    candidate; a bar per candidate if there is one number. Right: the share of each stage of the
+    bundle's end-to-end time, if the report has the stages.
     """
     root = ET.Element(
         "svg",
@@ -63,7 +63,10 @@ def svg(report: Mapping[str, Any]) -> str:
     title = f"{conditions['model']} on {conditions['machine']['title']}, {conditions['date'][:10]}"
     _text(root, 16, 24, title, size=15)
     lines, parts = whole_calls(report), stage_parts(report)
-    _lines(root, lines, left=60, right=430 if parts else WIDTH - 40)
+    if len({x for points in lines.values() for x, _ in points}) > 1:
+        _lines(root, lines, left=60, right=430 if parts else WIDTH - 40)
+    else:
+        _candidates(root, lines, left=200, right=430 if parts else WIDTH - 120)
     if parts:
         _bars(root, parts, report["subject"], left=520, right=WIDTH - 40)
     ET.indent(root)
@@ -120,6 +123,21 @@ def _lines(root: ET.Element, lines: Mapping[str, list[Point]], *, left: int, rig
         x, y = left + 190 * (index % 2), BOTTOM + 42 + 16 * (index // 2)
         _rectangle(root, x, y - 9, 10, 10, color)
         _text(root, x + 16, y, name)
+
+
+def _candidates(
+    root: ET.Element, lines: Mapping[str, list[Point]], *, left: int, right: int
+) -> None:
+    """Draw one bar per candidate, for a single number of regions."""
+    [(regions, _)] = next(iter(lines.values()))
+    _text(root, 16, 50, f"median latency of a whole call with {regions:g} regions, ms")
+    most = max(ms for [(_, ms)] in lines.values())
+    row = min(48.0, (BOTTOM - TOP) / len(lines))
+    for index, (name, [(_, ms)]) in enumerate(lines.items()):
+        y, width = TOP + row * (index + 0.5), ms / most * (right - left)
+        _text(root, left - 8, y + 4, name, anchor="end")
+        _rectangle(root, left, y - 0.35 * row, width, 0.7 * row, COLORS[index % len(COLORS)])
+        _text(root, left + width + 6, y + 4, f"{ms:.1f}")
 
 
 def _bars(
