@@ -191,6 +191,32 @@ def test_a_session_that_is_closed_during_a_run_ends_it_well(micro_bundle, images
         session.run({graphs.IMAGES: images[0]})
 
 
+def test_signals_are_handled_after_another_thread_drops_the_session(micro_bundle, own_cache):
+    """The CPU plugin replaces the signal stack of a thread; Python's handlers run on it."""
+    program = """
+import signal, sys, threading
+from tap_deploy import Bundle
+from tap_deploy.sessions.opening import sessions_from_bundle
+from tap_deploy.sessions.run_on import RunOn
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+sessions = sessions_from_bundle(Bundle.open(sys.argv[1]), RunOn(backend="openvino"))
+
+def drop():
+    while sessions:
+        sessions.popitem()[1].close()
+
+other = threading.Thread(target=drop)
+other.start()
+other.join()
+signal.raise_signal(signal.SIGUSR1)
+"""
+    for _ in ("compiled", "from the cache"):
+        command = [sys.executable, "-c", program, micro_bundle.path]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_weights_may_be_links_to_another_folder(
     micro_bundle, golden, decoder, tmp_path, monkeypatch, copied

@@ -13,10 +13,10 @@ import numpy as np
 from tap_deploy.errors import TapError
 from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
+from tap_deploy.sessions.openvino.core import DEVICE, shared_core
 from tap_deploy.storage.files import atomic_file
 
 logger = logging.getLogger(__name__)
-DEVICE = "CPU"
 
 
 class CompiledCache:
@@ -44,7 +44,8 @@ class CompiledCache:
         try:
             memory = np.memmap(path, np.uint8, "c")  # OpenVINO refuses memory that is read-only
             stored = openvino.Tensor(memory, shared_memory=True)
-            return openvino.Core().import_model(stored, DEVICE, dict(settings)), memory
+            core = shared_core(openvino)
+            return core.import_model(stored, DEVICE, dict(settings)), memory
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError) as exc:

@@ -20,7 +20,8 @@ from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
-from tap_deploy.sessions.openvino.compiled_cache import DEVICE, CompiledCache
+from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
+from tap_deploy.sessions.openvino.core import DEVICE, shared_core
 
 
 def import_openvino() -> Any:
@@ -174,7 +175,8 @@ def _load(
             return found
     try:
         with _weights_in_its_folder(path) as graph:
-            compiled = openvino.Core().compile_model(_read(openvino, graph), DEVICE, config)
+            model = _read(openvino, graph)
+            compiled = shared_core(openvino).compile_model(model, DEVICE, config)
     # Its readers raise several classes without a common base.
     except Exception as exc:
         raise SessionError(f"OpenVINO cannot load {path}: {_reason(exc)}") from exc
