@@ -129,8 +129,7 @@ class Loader:
         if self._cpu_backends[spec.name] == ONNXRUNTIME:
             from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
-            mixed = len(set(self._cpu_backends.values())) > 1
-            return OnnxRuntimeSession(path, spec, threads=threads, yields=mixed)
+            return OnnxRuntimeSession(path, spec, threads=threads)
         from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
         from tap_deploy.sessions.openvino.session import OpenVinoSession
 

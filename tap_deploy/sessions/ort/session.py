@@ -25,7 +25,8 @@ ERRORS_ONLY = 3  # onnxruntime's log severity
 # The GPU does the work; spinning CPU threads would only take cores from other threads.
 NO_SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 
-# Otherwise the threads spin for some milliseconds after each run, beside those of another backend.
+# Otherwise the threads of a session spin for 40 to 70 ms after each run and take the cores from the
+# next session: a region of a small model took twice as long.
 STOP_SPINNING = ("session.force_spinning_stop", "1")
 
 # Quantizes biases of convolutions in a way that no GPU provider has kernels for; the tensors would
@@ -76,7 +77,6 @@ def load_session(
     *,
     threads: int | None = None,
     provider: Provider | None = None,
-    yields: bool = False,
 ) -> Any:
     """Load an ONNX file, check it against a spec, and check that the provider runs it.
 
@@ -85,7 +85,6 @@ def load_session(
         spec: expected inputs and outputs.
         threads: CPU threads per call; None for one per usable core.
         provider: provider that runs the graph; None for the CPU.
-        yields: leave the cores to others right after each run.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -95,8 +94,7 @@ def load_session(
     runtime = import_onnxruntime()
     options = session_options(runtime, threads)
     options.add_session_config_entry(*EXACT_INT8)
-    if yields:
-        options.add_session_config_entry(*STOP_SPINNING)
+    options.add_session_config_entry(*STOP_SPINNING)
     if provider is not None:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         for entry in NO_SPINNING:
@@ -166,11 +164,10 @@ class OnnxRuntimeSession(Session):
         *,
         threads: int | None = None,
         provider: Provider | None = None,
-        yields: bool = False,
     ) -> None:
         """Load a graph; arguments and errors as in ``load_session``."""
         super().__init__(spec)
-        self._session = load_session(path, spec, threads=threads, provider=provider, yields=yields)
+        self._session = load_session(path, spec, threads=threads, provider=provider)
         if provider is not None and provider.has_profile(spec):
             self.limits = provider.limits
 
