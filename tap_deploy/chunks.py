@@ -17,8 +17,8 @@ def prompts_per_call(config: TapConfig, num_points: int, limit_bytes: int) -> in
     query = 2 * config.num_mask_tokens + 1 + num_points
     # Live floats per prompt and image token: copies of the image features (C each) and of the
     # upscaled map (2 C), two copies of the attention scores of one layer (heads x query), two of
-    # the mask. The factor 14 was measured with onnxruntime; tests/test_full_size.py checks it.
-    floats_per_token = 14 * config.image_embed_dim + 2 * config.prompt_decoder_heads * query + 32
+    # the mask. The factor 8 was measured with onnxruntime; tests/test_full_size.py checks it.
+    floats_per_token = 8 * config.image_embed_dim + 2 * config.prompt_decoder_heads * query + 32
     return _at_least_one(limit_bytes, floats_per_token * config.grid_size**2)
 
 

@@ -64,7 +64,7 @@ def one_process(monkeypatch):
     """Commands of a test start no process for start-up and ceilings."""
     monkeypatch.setattr(bench_run, "cpu_ceilings", lambda threads, **options: CEILINGS)
     found = StartUp(start_up_s=1.0, first_region_s=2.0, peak_rss_bytes=10**8)
-    monkeypatch.setattr(bench_run, "measure_start_up", lambda name, setup: found)
+    monkeypatch.setattr(bench_run, "measure_start_up", lambda name, setup, workload: found)
 
 
 def subject_of(report):
@@ -305,6 +305,13 @@ def test_start_up_and_ceilings_are_measured_in_processes_of_their_own(micro_bund
     loaded, answered, megabytes = (float(text) for text in row.groups())
     assert 0 < loaded <= answered and megabytes > 10
     assert re.search(r"ceilings by numpy \S+, 1 threads: fp32 \d+ GFLOP/s, copies ", result.stdout)
+
+
+def test_the_peak_memory_is_that_of_the_workload(micro_bundle):
+    setup = setup_of(micro_bundle).to_dict()
+    click, lvis = (measure_start_up(None, setup, name) for name in (None, "lvis"))
+    masks = 166 * round(1920 / 1024 * micro_bundle.config.image_size) ** 2 // 2  # bytes, or so
+    assert lvis.peak_rss_bytes > click.peak_rss_bytes + masks
 
 
 def test_a_bundle_that_does_not_load_is_one_line(bundle):

@@ -10,11 +10,10 @@ import platform
 from typing import Any
 
 from tap_deploy import __version__
-from tap_deploy.bench.first_region import peak_rss_bytes
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import all_records
 from tap_deploy.machine.host import Host
-from tap_deploy.machine.memory import memory_of
+from tap_deploy.machine.memory import memory_of, peak_rss_bytes
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
 from tap_deploy.sessions.run_on import RunOn
 
@@ -75,10 +74,10 @@ def conditions(
     }
 
 
-def peak_memory(before: MemoryMark, after: MemoryMark) -> dict[str, Any]:
+def peak_memory(before: MemoryMark, after: MemoryMark, host: Host) -> dict[str, Any]:
     """Return the memory use of loading and running; on a Jetson it includes GPU memory."""
     return {
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(host),
         "available_before_bytes": before.available_bytes,
         "available_after_bytes": after.available_bytes,
         "gpu_used_before": before.gpu,

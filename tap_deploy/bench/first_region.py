@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import time
 from typing import Any
 
 from tap_deploy.errors import SessionError, TapError
+from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import peak_rss_bytes
 
 PROGRAM = "tap_deploy.bench.first_region"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartUp:
-    """Start-up of a process that answers one click: mask, name and caption.
+    """Start-up of a process that answers one click (mask, name and caption), then a workload.
 
     Attributes:
         start_up_s: from the start of the process until the model is loaded, seconds.
         first_region_s: from the start of the process until the first region, seconds.
-        peak_rss_bytes: peak of the resident memory of the process, bytes; on a Jetson it includes
-            GPU memory.
+        peak_rss_bytes: peak of the resident memory of the process with the workload, bytes; on a
+            Jetson it includes GPU memory.
     """
 
     start_up_s: float
@@ -34,12 +35,15 @@ class StartUp:
     peak_rss_bytes: int
 
 
-def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
-    """Start a candidate in a new process, and have it answer one click.
+def measure_start_up(
+    name: str | None, setup: dict[str, Any], workload: str | None = None
+) -> StartUp:
+    """Start a candidate in a new process, and have it answer one click, then a workload.
 
     Args:
         name: a baseline; None for the bundle under test.
         setup: the ``Setup`` as JSON types.
+        workload: name of the workload; None for no more than the click.
 
     Raises:
         SessionError: the candidate cannot be loaded, or the process failed.
@@ -47,7 +51,7 @@ def measure_start_up(name: str | None, setup: dict[str, Any]) -> StartUp:
     start = time.time()
     result = subprocess.run(
         [sys.executable, "-m", PROGRAM],
-        input=json.dumps({"name": name, "setup": setup}),
+        input=json.dumps({"name": name, "setup": setup, "workload": workload}),
         capture_output=True,
         text=True,
     )
@@ -75,15 +79,12 @@ def main() -> None:
     candidate = BundleCandidate(setup) if name is None else candidate_from_name(name, setup)
     loaded = time.time()
     candidate.answers(workload(CLICK, candidate.config))
-    times = {"loaded": loaded, "answered": time.time(), "peak_rss_bytes": peak_rss_bytes()}
+    answered = time.time()
+    if request["workload"] is not None:
+        candidate.answers(workload(request["workload"], candidate.config))
+    times = {"loaded": loaded, "answered": answered, "peak_rss_bytes": peak_rss_bytes(Host())}
     print(json.dumps(times))
     candidate.close()
-
-
-def peak_rss_bytes() -> int:
-    """Return the peak of the resident memory of this process, bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def run(
         },
         "ceilings": None if ceilings is None else dataclasses.asdict(ceilings),
         "ceilings_problem": problem,
-        "memory": peak_memory(before, after),
+        "memory": peak_memory(before, after, host),
         "rows": [row.as_json(candidates, ceilings) for row in rows],
     }
 
@@ -221,7 +221,8 @@ def _start_up(
             found.append(None)
             continue
         on_step(f"start {name or 'the bundle'}")
-        found.append(dataclasses.asdict(measure_start_up(name, setup.to_dict())))
+        more = None if settings.workload == STAGE else settings.workload
+        found.append(dataclasses.asdict(measure_start_up(name, setup.to_dict(), more)))
     return found
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 from tap_deploy.machine.cgroups import group_folders
@@ -37,6 +40,27 @@ class Memory:
     swap_bytes: int
     zram_bytes: int
     free_swap_bytes: int = 0
+
+
+def peak_rss_bytes(host: Host) -> int:
+    """Return the peak of the resident memory of this process, bytes.
+
+    ``getrusage``, the answer without ``/proc``, counts from before ``exec``: a process that was
+    started by a large one begins with the peak of that one.
+    """
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", host.text("/proc/self/status") or "", re.MULTILINE)
+    if found:
+        return 1024 * int(found[1])
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def return_freed_memory() -> None:
+    """Give freed heap memory back to the system, which glibc keeps for each thread."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_of(host: Host) -> Memory:

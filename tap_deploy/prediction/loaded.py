@@ -22,7 +22,7 @@ from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.tokenizer import Tokenizer
 
-DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
+DEFAULT_MEMORY_LIMIT_BYTES = 1 << 28  # larger calls are no faster per prompt
 
 Loaded = TypeVar("Loaded", bound="LoadedModel")
 

@@ -16,6 +16,7 @@ from tap_deploy.errors import SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.machine.cpu import cpu_has_bf16, cpu_name
 from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import return_freed_memory
 from tap_deploy.sessions.cache_folder import default_cache_folder
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.cpu_choice import cpu_backends
@@ -81,12 +82,15 @@ class Loader:
         def load_text_decoder() -> Session:
             if _stamps(files) != known:
                 self.bundle.check_files(variant.records[graphs.TEXT_DECODER].files)
-            return self._session(specs[graphs.TEXT_DECODER], options)
+            session = self._session(specs[graphs.TEXT_DECODER], options)
+            return_freed_memory()
+            return session
 
         first = (graphs.IMAGE_ENCODER, graphs.PROMPT_DECODER)
         with ThreadPoolExecutor(len(first)) as threads:
             loading = {name: threads.submit(self._session, specs[name], options) for name in first}
         sessions = {name: future.result() for name, future in loading.items()}
+        return_freed_memory()  # what held the files while they were parsed
         text_decoder = LazySession(specs[graphs.TEXT_DECODER], load_text_decoder)
         return HostPipeline({**sessions, graphs.TEXT_DECODER: text_decoder}, self.bundle.config)
 

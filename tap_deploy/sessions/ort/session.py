@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tap_deploy import graphs
 from tap_deploy.bundle.manifest import weights_file
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
@@ -95,7 +96,12 @@ def load_session(
     options = session_options(runtime, threads)
     options.add_session_config_entry(*EXACT_INT8)
     options.add_session_config_entry(*STOP_SPINNING)
-    if provider is not None:
+    if provider is None:
+        # A plan made in advance keeps the buffers of all sizes for the whole run; with buffers
+        # freed after their last use, the encoder needs a sixth of the memory. The text decoder's
+        # are small, and its steps are too short for the difference.
+        options.enable_mem_pattern = options.enable_mem_reuse = spec.name == graphs.TEXT_DECODER
+    else:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         for entry in NO_SPINNING:
             options.add_session_config_entry(entry, "0")
