@@ -23,7 +23,7 @@ OPSET = 20  # the newest that TensorRT 10.3 supports, and the first with a Gelu 
 IR_VERSION = 10
 
 # Example sizes of dynamic axes: all different, and not 0 or 1, which the tracer specialises.
-EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "M": 4, "T": 7, "K": 6}
+EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "M": 4, "Q": 8, "T": 7, "K": 6}
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:

@@ -91,7 +91,7 @@ class GraphOutputs(typing.NamedTuple):
     """The outputs of the graph, in the order of its spec; see ``graphs.graph_specs``.
 
     Attributes:
-        low_res_masks: logits of the requested masks, float ``[P, M, 4 * grid, 4 * grid]``.
+        low_res_masks: logits of the requested masks, float ``[Q, M, 4 * grid, 4 * grid]``.
         iou_predictions: predicted IoU of every mask token, float ``[P, tokens]``.
         mask_index: mask token of each requested mask, int32 ``[P, M]``.
         semantic_tokens: input of the text decoder, float ``[P, M, C]``.
@@ -129,6 +129,7 @@ class PromptDecoderGraph(nn.Module):
         point_coords: torch.Tensor,
         point_labels: torch.Tensor,
         mask_request: torch.Tensor,
+        mask_rows: torch.Tensor,
     ) -> GraphOutputs:
         """Decode P prompts.
 
@@ -137,6 +138,7 @@ class PromptDecoderGraph(nn.Module):
             point_coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
             point_labels: int32 ``[P, N]``, see ``PointLabel``.
             mask_request: int32 ``[P, M]``, token indices or ``ANSWERING_TOKEN``.
+            mask_rows: int32 ``[Q]``, the prompts whose masks are computed.
         """
         sparse = self.prompt_encoder(point_coords, point_labels)
         tokens = self.decoder.query_tokens(sparse)
@@ -147,8 +149,9 @@ class PromptDecoderGraph(nn.Module):
         answering = self.answering_token(iou_predictions, point_labels)
         index = torch.where(mask_request == ANSWERING_TOKEN, answering, mask_request)  # [P, M]
         semantic = _rows(semantic, index)
+        kernels = _rows(self.decoder.mask_kernels(mask), index)
         return GraphOutputs(
-            self.upscaler(image, _rows(self.decoder.mask_kernels(mask), index)),
+            self.upscaler(image.index_select(0, mask_rows), kernels.index_select(0, mask_rows)),
             iou_predictions,
             index,
             semantic,

@@ -21,6 +21,7 @@ IMAGE_EMBEDDINGS = "image_embeddings"
 POINT_COORDS = "point_coords"
 POINT_LABELS = "point_labels"
 MASK_REQUEST = "mask_request"
+MASK_ROWS = "mask_rows"
 LOW_RES_MASKS = "low_res_masks"
 IOU_PREDICTIONS = "iou_predictions"
 MASK_INDEX = "mask_index"
@@ -113,9 +114,9 @@ def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, Gr
     ``prompt_decoder``: takes the embeddings of **one** image and P prompts of N points each:
     ``point_coords`` XY in pixels of the model frame, ``point_labels`` as in ``PointLabel``.
     ``mask_request`` selects the mask tokens to output: 0 … num_mask_tokens - 1, or
-    ``ANSWERING_TOKEN`` for the token that answers the prompt. Only the masks of these tokens are
-    computed. ``mask_index`` holds the selected tokens, ``low_res_masks`` are logits, and
-    ``iou_predictions`` cover all tokens.
+    ``ANSWERING_TOKEN`` for the token that answers the prompt. ``mask_rows`` are the Q prompts, at
+    least one, whose masks of these tokens are computed. ``mask_index`` holds the selected tokens,
+    ``low_res_masks`` are logits, and ``iou_predictions`` cover all tokens.
 
     ``text_decoder``: one autoregressive step for P regions. ``position`` 0 is the visual prefix
     (``input_ids`` is ignored there), ``position`` 1 is BOS. The step attends to the cache slots
@@ -145,9 +146,10 @@ def graph_specs(config: TapConfig, float_dtype: str = "float32") -> dict[str, Gr
             TensorSpec(POINT_COORDS, "float32", ("P", "N", 2)),
             TensorSpec(POINT_LABELS, "int32", ("P", "N")),
             TensorSpec(MASK_REQUEST, "int32", ("P", "M")),
+            TensorSpec(MASK_ROWS, "int32", ("Q",)),
         ),
         outputs=(
-            TensorSpec(LOW_RES_MASKS, "float32", ("P", "M", low_res, low_res)),
+            TensorSpec(LOW_RES_MASKS, "float32", ("Q", "M", low_res, low_res)),
             TensorSpec(IOU_PREDICTIONS, float_dtype, ("P", config.num_mask_tokens)),
             TensorSpec(MASK_INDEX, "int32", ("P", "M")),
             TensorSpec(SEMANTIC_TOKENS, float_dtype, ("P", "M", c)),

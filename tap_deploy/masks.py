@@ -51,6 +51,11 @@ def request_candidates(num_prompts: int, num_mask_tokens: int) -> npt.NDArray[np
     return np.tile(np.arange(num_mask_tokens, dtype=np.int32), (num_prompts, 1))
 
 
+def mask_rows(num_prompts: int, *, masks: bool = True) -> npt.NDArray[np.int32]:
+    """Return ``mask_rows`` for all prompts, int32 [P]; without masks the smallest, int32 [1]."""
+    return np.arange(num_prompts if masks else 1, dtype=np.int32)
+
+
 def masks_from_logits(
     low_res_masks: npt.NDArray[np.floating[Any]], frame: Frame
 ) -> npt.NDArray[np.bool_]:

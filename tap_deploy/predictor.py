@@ -97,7 +97,8 @@ class TapPredictor(LoadedModel):
             prompts: points, boxes or sketches as ``Prompts``, instead of points and boxes.
             top_k: names per region, best first.
             masks: True for full-size masks, ``"rle"`` for run lengths only (``Regions.rles``),
-                without an allocation of the picture's size, False for neither.
+                without an allocation of the picture's size, False for no masks at all: names and
+                captions take less time without the masks' part of the prompt decoder.
             candidates: also return the masks of all M tokens with their scores, as run lengths
                 (``Regions.candidate_rles``); this runs the prompt decoder a second time.
             captions: write captions; if False, ``caption_ids`` contain BOS and padding.

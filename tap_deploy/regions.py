@@ -58,7 +58,8 @@ class Regions:
             float32 [P, C].
         semantic_embeddings: semantic embeddings of the selected masks, the input of the concepts,
             float32 [P, E].
-        low_res_masks: logits of the selected masks in the model frame, float32 [P, S, S].
+        low_res_masks: logits of the selected masks in the model frame, float32 [P, S, S]; None if
+            they were not computed, as with ``predict(..., masks=False)``.
         prompts: the P prompts, in pixels of the original picture.
         image_height: H, pixels.
         image_width: W, pixels.
@@ -77,7 +78,7 @@ class Regions:
     caption_ids: npt.NDArray[np.int64] | None
     semantic_tokens: npt.NDArray[np.float32]
     semantic_embeddings: npt.NDArray[np.float32]
-    low_res_masks: npt.NDArray[np.float32]
+    low_res_masks: npt.NDArray[np.float32] | None
     prompts: Prompts
     image_height: int
     image_width: int

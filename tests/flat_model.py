@@ -41,7 +41,7 @@ class FlatLane(Lane):
         distance = np.abs(colors[..., None, :] - COLORS).sum(axis=-1)
         return [FlatEmbeddings(numbers) for numbers in distance.argmin(axis=-1)]
 
-    def decode_prompts(self, embeddings, coords, labels):
+    def decode_prompts(self, embeddings, coords, labels, *, masks=True):
         self.decoded.append(len(coords))
         size = self.config.low_res_mask_size
         cell = self.config.image_size // size

@@ -258,7 +258,7 @@ class IExecutionContext(_Unconstructible):
             name = tensor["name"]
             if name not in self._addresses:
                 return {}, f"no address of {name}"
-            shape = sizes.get(name) or _output_shape(tensor["shape"], sizes)
+            shape = sizes.get(name) or _output_shape(name, tensor["shape"], sizes)
             nbytes = int(np.prod(shape)) * np.dtype(tensor["dtype"]).itemsize
             places[name] = (self._addresses[name], (shape, np.dtype(tensor["dtype"])), nbytes)
         return places, None
@@ -274,11 +274,15 @@ class IExecutionContext(_Unconstructible):
         return False
 
 
-def _output_shape(shape: list[int], inputs: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Fill the dynamic axes of an output: in our graphs P and then M, or B of the encoder."""
+def _output_shape(
+    output: str, shape: list[int], inputs: dict[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Fill the dynamic axes of an output: in our graphs P or Q and then M, or B of the encoder."""
     for name in ("mask_request", "input_ids", "images"):
         if name in inputs:
             dynamic = iter(inputs[name])
+            if output == "low_res_masks":
+                dynamic = iter((*inputs["mask_rows"], *inputs[name][1:]))
             return tuple(next(dynamic) if size == -1 else size for size in shape)
     raise AssertionError("not one of our graphs")
 

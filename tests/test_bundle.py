@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.manifest import SCHEMA_VERSION
 from tap_deploy.config import Preprocessing
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.storage.files import atomic_file, atomic_folder, sha256_of_file
@@ -31,7 +32,7 @@ def edit_manifest(path, **changes):
 
 def test_manifest_says_everything(micro_bundle, micro_config):
     manifest = json.loads((micro_bundle.path / "manifest.json").read_text("utf-8"))
-    assert manifest["schema_version"] == 3
+    assert manifest["schema_version"] == SCHEMA_VERSION
     assert manifest["config"] == micro_config.to_dict()
     assert manifest["preprocessing"] == Preprocessing().to_dict()
     assert manifest["preprocessing"]["color_order"] == "BGR"
@@ -84,10 +85,11 @@ def test_missing_file(copy):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "1", None])
+@pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, "1", None])
 def test_other_schema(copy, version):
     edit_manifest(copy, schema_version=version)
-    with pytest.raises(BundleError, match=f"has schema version {version}; this program reads 3"):
+    expected = f"has schema version {version}; this program reads {SCHEMA_VERSION}"
+    with pytest.raises(BundleError, match=expected):
         Bundle.open(copy)
 
 
@@ -95,11 +97,11 @@ def test_an_older_bundle_comes_with_the_command_that_makes_it_anew(copy):
     edit_manifest(copy, schema_version=1, model="tap_vit_b")
     command = (
         f"tap-export export --model tap_vit_b --checkpoint tap_micro.pkl --concepts "
-        f"{copy}/concepts.npz --tokenizer {copy}/tokenizer.model -o {copy}-3"
+        f"{copy}/concepts.npz --tokenizer {copy}/tokenizer.model -o {copy}-{SCHEMA_VERSION}"
     )
     with pytest.raises(BundleError, match=re.escape(command)):
         Bundle.open(copy)
-    edit_manifest(copy, schema_version=4)
+    edit_manifest(copy, schema_version=SCHEMA_VERSION + 1)
     with pytest.raises(BundleError, match="install a newer release"):
         Bundle.open(copy)
 

@@ -102,7 +102,7 @@ def test_small_pieces_find_the_same(micro_bundle, fp32, small, photo):
     cut = collecting_sessions(fp32, small, limit_bytes=limit)
     for sessions in (whole, cut):
         with TapPredictor(sessions, micro_bundle.config) as looking:
-            looking.predict(photo, points=[[[9, 9, 1]]], masks=False)
+            looking.predict(photo, points=[[[9, 9, 1]]], masks="rle")
     for graph, session in whole.items():
         for name, histogram in session.histograms.items():
             other = cut[graph].histograms[name]

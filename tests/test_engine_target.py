@@ -130,6 +130,8 @@ def test_profiles_cover_every_call_of_the_predictor():
     assert str(noise) == "min 1x1 opt 16x1 max 64x64"
     request = profiles[graphs.PROMPT_DECODER][graphs.MASK_REQUEST]
     assert str(request) == "min 1x1 opt 16x1 max 64x4"
+    rows = profiles[graphs.PROMPT_DECODER][graphs.MASK_ROWS]
+    assert str(rows) == "min 1 opt 16 max 64"
     assert profiles[graphs.IMAGE_ENCODER][graphs.IMAGES].max == (1, 1024, 1024, 3)
     coords = profiles[graphs.PROMPT_DECODER][graphs.POINT_COORDS]
     assert str(coords) == "min 1x1x2 opt 16x2x2 max 64x16x2"
@@ -297,9 +299,9 @@ def test_trtexec(micro_bundle, tmp_path):
         f"--onnx={micro_bundle.variant('fp32').path(graphs.PROMPT_DECODER)}",
         "--saveEngine=prompt_decoder.plan",
         "--stronglyTyped",
-        "--minShapes=point_coords:1x1x2,point_labels:1x1,mask_request:1x1",
-        "--optShapes=point_coords:8x2x2,point_labels:8x2,mask_request:8x1",
-        "--maxShapes=point_coords:8x4x2,point_labels:8x4,mask_request:8x4",
+        "--minShapes=point_coords:1x1x2,point_labels:1x1,mask_request:1x1,mask_rows:1",
+        "--optShapes=point_coords:8x2x2,point_labels:8x2,mask_request:8x1,mask_rows:8",
+        "--maxShapes=point_coords:8x4x2,point_labels:8x4,mask_request:8x4,mask_rows:8",
         "--memPoolSize=workspace:512M",
         "--builderOptimizationLevel=5",
         "--profilingVerbosity=detailed",

@@ -91,6 +91,7 @@ def feeds(bundle, sample):
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
             graphs.MASK_REQUEST: np.tile(np.arange(4, dtype=np.int32), (4, 1)),
+            graphs.MASK_ROWS: np.arange(4, dtype=np.int32),
         },
     }
 

@@ -136,7 +136,7 @@ encoded = predictor.encode(sys.argv[2])
 def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 points = np.ones((64, 1, 3)) * [[[285, 160, 1]]]
-regions = predictor.predict(encoded, points, masks=False, captions=False)
+regions = predictor.predict(encoded, points, masks="rle", captions=False)
 assert len(regions) == 64
 print(peak() - before)
 """

@@ -19,7 +19,7 @@ from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.engines.fp16.rounding import load_rounding
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.ort import session as backend
 
 HALF_UNIT = 2.0**-11
@@ -53,6 +53,7 @@ def feeds(bundle):
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
             graphs.MASK_REQUEST: request_answers(4),
+            graphs.MASK_ROWS: mask_rows(4),
         },
         graphs.TEXT_DECODER: {
             graphs.SEMANTIC_TOKENS: sample.chosen_tokens.astype(np.float16),

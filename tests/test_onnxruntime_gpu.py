@@ -21,7 +21,7 @@ import pytest
 from tap_deploy import TapPredictor
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions import cache_folder
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
@@ -355,6 +355,7 @@ def test_sessions_of_host_arrays_use_the_provider_too(micro_bundle, cuda, monkey
         "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
         "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
         "mask_request": request_answers(4),
+        "mask_rows": mask_rows(4),
     }
     outputs = sessions["prompt_decoder"].run(feed)
     np.testing.assert_allclose(outputs["iou_predictions"], golden["iou_predictions"][:4], atol=1e-4)

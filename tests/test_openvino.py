@@ -25,7 +25,7 @@ from tap_deploy.engines.verdict.speed import SpeedOptions
 from tap_deploy.errors import BundleError, MissingDependencyError, SessionError
 from tap_deploy.machine import cpu
 from tap_deploy.machine.host import Host
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions import cache_folder, loader
 from tap_deploy.sessions.cpu_choice import cpu_backends, store_times
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle
@@ -80,6 +80,7 @@ def feed(golden, rows=4, points=4):
             golden["points_model"][:rows, :points, 2].astype(np.int32)
         ),
         graphs.MASK_REQUEST: request_answers(rows),
+        graphs.MASK_ROWS: mask_rows(rows),
     }
 
 

@@ -13,6 +13,7 @@ from tap_deploy.errors import BundleError, InputError, SessionError
 from tap_deploy.image import Frame
 from tap_deploy.masks import area_from_rle, mask_from_rle, masks_from_logits, rle_from_mask
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.sessions.ort.session import OnnxRuntimeSession
 
 ROWS_OF_IMAGE = (slice(0, 4), slice(4, 8))
 TOLERANCE = 1e-4
@@ -130,6 +131,41 @@ def test_chunks_give_the_same_as_one_batch(micro_bundle, predictor, golden):
     np.testing.assert_array_equal(parts.mask_index, whole.mask_index)
 
 
+@pytest.mark.parametrize("limit", [10_000_000, 4_000_000_000])
+def test_without_masks_the_rest_is_the_same(on_each_backend, golden, limit):
+    predictor = on_each_backend
+    points = np.concatenate([golden["points_px"][ROWS_OF_IMAGE[0]]] * 3)
+    plain = predictor.predict(rgb(golden, 0), points=points)
+    predictor._calls._memory_limit_bytes, before = limit, predictor._calls._memory_limit_bytes
+    try:
+        bare = predictor.predict(rgb(golden, 0), points=points, masks=False)
+    finally:
+        predictor._calls._memory_limit_bytes = before
+    assert (bare.masks, bare.rles, bare.low_res_masks) == (None, None, None)
+    assert bare.captions == plain.captions
+    assert [name for [(name, _)] in bare.concepts] == [name for [(name, _)] in plain.concepts]
+    np.testing.assert_array_equal(bare.mask_index, plain.mask_index)
+    for name in ("iou_predictions", "semantic_tokens", "semantic_embeddings"):
+        np.testing.assert_allclose(getattr(bare, name), getattr(plain, name), atol=TOLERANCE)
+
+
+def test_without_masks_only_one_is_computed(micro_bundle, golden, monkeypatch):
+    rows = []
+    run = OnnxRuntimeSession.run
+
+    def noted(session, inputs, *rest):
+        if graphs.MASK_ROWS in inputs:
+            rows.append(inputs[graphs.MASK_ROWS].tolist())
+        return run(session, inputs, *rest)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", noted)
+    points = golden["points_px"][:3]
+    with TapPredictor.from_bundle(micro_bundle.path) as predictor:
+        for masks in (True, "rle", False):
+            predictor.predict(rgb(golden, 0), points=points, masks=masks, captions=False)
+    assert rows == [[0, 1, 2], [0, 1, 2], [0]]
+
+
 def test_captions_of_chunks_stay_in_order(micro_bundle, golden, monkeypatch):
     """Three captions a call: each region gets its own, and the chunks are really made."""
     monkeypatch.setattr("tap_deploy.prediction.answers.captions_per_call", lambda *sizes: 3)
@@ -182,6 +218,7 @@ def test_no_regions(predictor, golden, micro_config):
 def test_parts_that_are_not_asked_for(predictor, golden):
     regions = predictor.predict(rgb(golden, 0), points=[[[9, 9, 1]]], masks=False, captions=False)
     assert regions.masks is None
+    assert regions.low_res_masks is None
     assert regions.captions is None
     assert regions.caption_ids.tolist() == [[1] + [499] * 38]
     assert regions.concepts is not None

@@ -11,7 +11,7 @@ import pytest
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle, sessions_from_variant
 from tap_deploy.sessions.options import Device
@@ -259,6 +259,7 @@ def test_outputs_are_computed_in_a_slot(micro_bundle, golden, backend):
             "point_coords": np.ascontiguousarray(golden["points_model"][:4, :, :2]),
             "point_labels": golden["points_model"][:4, :, 2].astype(np.int32),
             "mask_request": request_answers(4),
+            "mask_rows": mask_rows(4),
         }
         slots = session.allocate((3, 4, 4), "float32")
         outputs = session.run(feed, into={"iou_predictions": slots[1]})
@@ -281,6 +282,7 @@ def test_failing_backend_is_one_line(micro_bundle, golden, monkeypatch):
         "point_coords": np.zeros((1, 1, 2), np.float32),
         "point_labels": np.zeros((1, 1), np.int32),
         "mask_request": request_answers(1),
+        "mask_rows": mask_rows(1),
     }
     with pytest.raises(SessionError, match=r"onnxruntime failed: out of luck$"):
         session.run(feed)

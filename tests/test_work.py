@@ -12,7 +12,7 @@ from tap_deploy.config import VARIANTS, TapConfig
 from tap_deploy.engines.estimate.work import graph_works
 
 P, N, T = 3, 5, 7
-SIZES = {"B": 1, "P": P, "N": N, "M": 1, "T": T, "K": 1}
+SIZES = {"B": 1, "P": P, "N": N, "M": 1, "Q": P, "T": T, "K": 1}
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
@@ -122,6 +122,7 @@ def test_operations_of_the_reference(model):
         empty(P, N, 2),
         empty(P, N, dtype=torch.int32),
         empty(P, 1, dtype=torch.int32),
+        torch.arange(P, dtype=torch.int32, device="meta"),
     )
     text = tap.text_decoder
     found = operations(text.encoder, empty(P, c.image_embed_dim))

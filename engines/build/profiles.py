@@ -66,6 +66,7 @@ def optimization_profile(spec: GraphSpec, target: BuildTarget, config: TapConfig
         "P": (1, min(USUAL_PROMPTS, target.max_prompts), target.max_prompts),
         "N": (1, min(USUAL_POINTS, target.max_points), target.max_points),
         "M": (1, 1, config.num_mask_tokens),
+        "Q": (1, min(USUAL_PROMPTS, target.max_prompts), target.max_prompts),
         "T": (1, config.text_seq_len, config.text_seq_len),
         "K": (1, 1, draw_candidates(config)),
     }

@@ -154,7 +154,7 @@ def _look_at(
     parts = prompts.for_image(path, digest, width=rgb.shape[1], height=rgb.shape[0])
     encoded = predictor.encode(rgb)
     for part in parts:
-        predictor.predict(encoded, prompts=part, masks=False)
+        predictor.predict(encoded, prompts=part, masks="rle")  # runs the whole prompt decoder
 
 
 def _amax(graph: str, name: str, histogram: MagnitudeHistogram, method: str) -> float:

@@ -17,7 +17,7 @@ ChooseTensors = Callable[[ir.Model], Collection[str]]
 
 TAP_LIMIT_BYTES = 512 << 20
 # Expected sizes of a call. With larger ones, the taps of a piece exceed the memory limit.
-EXPECTED_SIZES = {"B": 1, "P": 8, "N": 10, "M": 1, "T": 40, "K": 1}
+EXPECTED_SIZES = {"B": 1, "P": 8, "N": 10, "M": 1, "Q": 8, "T": 40, "K": 1}
 
 
 class CollectingSession(Session):

@@ -122,7 +122,8 @@ def _fixed_items(device: DeviceProfile) -> dict[str, int]:
 
 
 def _binding_bytes(config: TapConfig, precision: str, max_prompts: int, max_points: int) -> int:
-    sizes, total = {"B": 1, "P": max_prompts, "N": max_points, "M": 1, "K": 1}, 0
+    sizes = {"B": 1, "P": max_prompts, "N": max_points, "M": 1, "Q": max_prompts, "K": 1}
+    total = 0
     for spec in graph_specs(config, VARIANT_DTYPES[precision]).values():
         for tensor in (*spec.inputs, *spec.outputs):
             if "T" not in tensor.shape:  # the cache is a separate item

@@ -14,7 +14,7 @@ from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.pictures.folders import find_pictures, read_each
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.host_captioner import Captioner
@@ -114,6 +114,7 @@ def run_sample(sessions: Mapping[str, Session], config: TapConfig, sample: Sampl
             graphs.POINT_COORDS: sample.point_coords,
             graphs.POINT_LABELS: sample.point_labels,
             graphs.MASK_REQUEST: request_answers(len(sample.point_labels)),
+            graphs.MASK_ROWS: mask_rows(len(sample.point_labels)),
         }
     )
     tokens = outputs[graphs.SEMANTIC_TOKENS][:, 0]

@@ -132,4 +132,4 @@ def _look_at(
     height, width = rgb.shape[:2]
     encoded = predictor.encode(rgb)
     for part in prompts.for_image(path, digest, width=width, height=height):
-        predictor.predict(encoded, prompts=part, masks=False)
+        predictor.predict(encoded, prompts=part, masks="rle")  # runs the whole prompt decoder

@@ -11,7 +11,7 @@ from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, TapConfig
 from tap_deploy.engines.verdict.agreement import Case, Sessions
 from tap_deploy.image import load_image, model_image
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.contract import Session
@@ -85,6 +85,11 @@ class SpeedInputs:
     def mask_request(self) -> np.ndarray:
         """Request for the answering token of each prompt, int32 ``[16, 1]``."""
         return request_answers(len(self.point_labels))
+
+    @property
+    def mask_rows(self) -> np.ndarray:
+        """All prompts, int32 ``[16]``."""
+        return mask_rows(len(self.point_labels))
 
 
 def measure_graphs(

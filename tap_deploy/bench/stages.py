@@ -123,12 +123,11 @@ class _Bench:
             self.lane.decode_prompts(embeddings, coords[chunk], labels[chunk])
             for chunk in chunks(prompts, self.decode_size)
         ]
+        masks = [part.low_res_masks for part in parts if part.low_res_masks is not None]
+        tokens = [part.semantic_tokens for part in parts]
         if len(parts) == 1:
-            return parts[0].low_res_masks, parts[0].semantic_tokens
-        return (
-            np.concatenate([part.low_res_masks for part in parts]),
-            np.concatenate([part.semantic_tokens for part in parts]),
-        )
+            return masks[0], tokens[0]
+        return np.concatenate(masks), np.concatenate(tokens)
 
     def caption(self, prompts: int) -> np.ndarray:
         return self._caption(self.tokens[:prompts])

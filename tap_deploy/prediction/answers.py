@@ -119,10 +119,11 @@ class GraphCalls:
         self, lane: Lane, request: Request, options: PredictOptions, report: OnProgress
     ) -> Answer:
         """Decode the prompts of an encoded request and write captions."""
-        decoded = self.decode(lane, request, report)
+        decoded = self.decode(lane, request, report, masks=options.masks is not False)
         candidates = self._candidates(lane, request) if options.candidates else None
         masks = None
-        if lane.on_gpu and options.captions:  # the CPU makes masks while the GPU writes captions
+        if lane.on_gpu and options.captions and options.masks:
+            # The CPU makes masks while the GPU writes captions.
             pool = ThreadPoolExecutor(1)
             masks = pool.submit(_masks, decoded, request.frame, options)
             pool.shutdown(wait=False)
@@ -158,19 +159,22 @@ class GraphCalls:
         with self._pipeline.lane() as lane:
             return self.answer(lane, request, options, no_progress)
 
-    def decode(self, lane: Lane, request: Request, report: OnProgress) -> DecodedPrompts:
+    def decode(
+        self, lane: Lane, request: Request, report: OnProgress, *, masks: bool = True
+    ) -> DecodedPrompts:
         """Decode the prompts of an encoded request."""
         decoded = None
-        for chunk, part in self.decode_chunks(lane, request, report):
+        for chunk, part in self.decode_chunks(lane, request, report, masks=masks):
             if chunk == slice(0, len(request.prompts)):
                 return part
-            decoded = decoded or self._empty_decoded(len(request.prompts))
+            decoded = decoded or self._empty_decoded(len(request.prompts), masks=masks)
             for name in _DECODED_FIELDS:
-                getattr(decoded, name)[chunk] = getattr(part, name)
-        return decoded or self._empty_decoded(0)
+                if getattr(part, name) is not None:
+                    getattr(decoded, name)[chunk] = getattr(part, name)
+        return decoded or self._empty_decoded(0, masks=masks)
 
     def decode_chunks(
-        self, lane: Lane, request: Request, report: OnProgress
+        self, lane: Lane, request: Request, report: OnProgress, *, masks: bool = True
     ) -> Iterator[tuple[slice, DecodedPrompts]]:
         """Run the prompt decoder in chunks; yield each with the prompts that it answers."""
         assert request.embeddings is not None
@@ -183,6 +187,7 @@ class GraphCalls:
                     request.embeddings,
                     prompts[chunk].model_coords(request.frame.scale),
                     np.ascontiguousarray(prompts[chunk].labels),
+                    masks=masks,
                 ),
             )
 
@@ -210,10 +215,10 @@ class GraphCalls:
             self.config, prompts.coords.shape[1], self._memory_limit_bytes
         )
 
-    def _empty_decoded(self, count: int) -> DecodedPrompts:
+    def _empty_decoded(self, count: int, *, masks: bool) -> DecodedPrompts:
         size = self.config.low_res_mask_size
         return DecodedPrompts(
-            low_res_masks=np.empty((count, size, size), np.float32),
+            low_res_masks=np.empty((count, size, size), np.float32) if masks else None,
             iou_predictions=np.empty(count, np.float32),
             mask_index=np.empty(count, np.int64),
             semantic_tokens=np.empty((count, self.config.image_embed_dim), np.float32),
@@ -271,10 +276,11 @@ def regions_from(answer: Answer, options: PredictOptions, tokenizer: Tokenizer |
 
 def _masks(decoded: DecodedPrompts, frame: Frame, options: PredictOptions) -> Masks:
     logits = decoded.low_res_masks
-    return Masks(
-        full=masks_from_logits(logits, frame) if options.masks is True else None,
-        rles=rles_from_logits(logits, frame) if options.masks == "rle" else None,
-    )
+    if logits is None or not options.masks:
+        return Masks(full=None, rles=None)
+    if options.masks == "rle":
+        return Masks(full=None, rles=rles_from_logits(logits, frame))
+    return Masks(full=masks_from_logits(logits, frame), rles=None)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

@@ -162,6 +162,7 @@ class Search:
         """Return the points of a group whose masks are good, stable, and not cut off by a crop."""
         grid, frame = self._grid, view.request.frame
         rows, columns = low_res_size(frame, self._size)
+        assert decoded.low_res_masks is not None
         good = np.flatnonzero(decoded.iou_predictions > grid.pred_iou_thresh)
         logits = decoded.low_res_masks[good, :rows, :columns]
         masks = logits > 0
@@ -207,6 +208,7 @@ class Search:
         for view, points in zip(seen, kept, strict=True):
             request = dataclasses.replace(view.request, prompts=_rows(view.request.prompts, points))
             part = self._calls.decode(lane, request, no_progress)
+            assert part.low_res_masks is not None
             places += [(view, logits) for logits in part.low_res_masks]
             prompts.append(view.prompts_in_picture(request.prompts))
             decoded.append(

@@ -11,7 +11,7 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.masks import request_answers, request_candidates
+from tap_deploy.masks import mask_rows, request_answers, request_candidates
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.sessions.lane_pool import LanePool
@@ -73,22 +73,31 @@ class HostLane(Lane):
         return [HostEmbeddings(embeddings[index : index + 1]) for index in range(len(images))]
 
     def decode_prompts(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, *, masks: bool = True
     ) -> DecodedPrompts:
         """Run the prompt decoder for the token that answers each prompt."""
-        request = request_answers(len(labels))
-        return DecodedPrompts.from_outputs(self._decode(embeddings, coords, labels, request))
+        request, rows = request_answers(len(labels)), mask_rows(len(labels), masks=masks)
+        outputs = self._decode(embeddings, coords, labels, request, rows)
+        if not masks:
+            del outputs[graphs.LOW_RES_MASKS]
+        return DecodedPrompts.from_outputs(outputs)
 
     def decode_candidates(
         self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
     ) -> Candidates:
         """Run the prompt decoder once for all tokens."""
         request = request_candidates(len(labels), self.config.num_mask_tokens)
-        return Candidates.from_outputs(self._decode(embeddings, coords, labels, request))
+        outputs = self._decode(embeddings, coords, labels, request, mask_rows(len(labels)))
+        return Candidates.from_outputs(outputs)
 
     def _decode(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, request: np.ndarray
-    ) -> Mapping[str, np.ndarray]:
+        self,
+        embeddings: Embeddings,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        request: np.ndarray,
+        rows: np.ndarray,
+    ) -> dict[str, np.ndarray]:
         if not isinstance(embeddings, HostEmbeddings):
             raise InputError(FOREIGN)
         return self._sessions[graphs.PROMPT_DECODER].run(
@@ -97,6 +106,7 @@ class HostLane(Lane):
                 graphs.POINT_COORDS: coords,
                 graphs.POINT_LABELS: labels,
                 graphs.MASK_REQUEST: request,
+                graphs.MASK_ROWS: rows,
             }
         )
 

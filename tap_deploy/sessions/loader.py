@@ -180,6 +180,7 @@ class Loader:
                 "P": options.max_prompts,
                 "N": options.max_points,
                 "M": config.num_mask_tokens,
+                "Q": options.max_prompts,
                 "T": config.text_seq_len,
                 "K": graphs.draw_candidates(config),
             },

@@ -11,6 +11,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,14 @@ class DecodedPrompts:
     """Outputs of the prompt decoder for the mask token that answers each prompt.
 
     Attributes:
-        low_res_masks: mask logits in the model frame, float32 ``[P, S, S]``.
+        low_res_masks: mask logits in the model frame, float32 ``[P, S, S]``; None if not wanted.
         iou_predictions: predicted IoU, float32 ``[P]``.
         mask_index: selected mask token, int64 ``[P]``.
         semantic_tokens: input of the text decoder, float32 ``[P, C]``.
         semantic_embeddings: input of the concept classifier, float32 ``[P, E]``.
     """
 
-    low_res_masks: np.ndarray
+    low_res_masks: np.ndarray | None
     iou_predictions: np.ndarray
     mask_index: np.ndarray
     semantic_tokens: np.ndarray
@@ -56,10 +57,11 @@ class DecodedPrompts:
         index = outputs[graphs.MASK_INDEX][:, 0].astype(np.int64)
         scores = outputs[graphs.IOU_PREDICTIONS][np.arange(len(index)), index]
         names = (graphs.LOW_RES_MASKS, graphs.SEMANTIC_TOKENS, graphs.SEMANTIC_EMBEDDINGS)
+        floats: dict[str, Any] = dict.fromkeys(names)
+        for name in outputs.keys() & set(names):
+            floats[name] = outputs[name][:, 0].astype(np.float32, copy=False)
         return cls(
-            mask_index=index,
-            iou_predictions=scores.astype(np.float32, copy=False),
-            **{name: outputs[name][:, 0].astype(np.float32, copy=False) for name in names},
+            mask_index=index, iou_predictions=scores.astype(np.float32, copy=False), **floats
         )
 
 
@@ -108,7 +110,7 @@ class Lane(abc.ABC):
 
     @abc.abstractmethod
     def decode_prompts(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, *, masks: bool = True
     ) -> DecodedPrompts:
         """Run the prompt decoder for the token that answers each prompt.
 
@@ -116,6 +118,7 @@ class Lane(abc.ABC):
             embeddings: embeddings from ``encode`` of the same pipeline.
             coords: float32 ``[P, N, 2]`` XY, pixels of the model frame.
             labels: int32 ``[P, N]``.
+            masks: whether masks are wanted; without them, the graph upscales for one prompt only.
 
         Raises:
             InputError: more prompts or points than the graph takes, or embeddings of another

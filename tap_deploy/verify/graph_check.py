@@ -10,7 +10,7 @@ from tap_deploy import graphs
 from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.masks import request_answers
+from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
@@ -204,6 +204,7 @@ def decode_all_tokens(
         graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
         graphs.POINT_COORDS: sample.point_coords,
         graphs.POINT_LABELS: sample.point_labels,
+        graphs.MASK_ROWS: mask_rows(len(sample.point_labels)),
     }
     prompts = len(sample.point_labels)
     every = np.tile(np.arange(config.num_mask_tokens, dtype=np.int32), (prompts, 1))

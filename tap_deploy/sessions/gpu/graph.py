@@ -14,6 +14,7 @@ WHAT_AXES_COUNT = {
     "P": "prompts",
     "N": "points in a prompt",
     "M": "masks per prompt",
+    "Q": "prompts with masks",
     "T": "cache slots",
     "K": "candidates per token",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.masks import request_answers, request_candidates
+from tap_deploy.masks import mask_rows, request_answers, request_candidates
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.gpu.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
@@ -71,6 +71,8 @@ class DeviceLane(Lane):
         batch = self._encoder_graph.limits["B"]
         self._encoded = buffers.device(batch * self._store.size_bytes) if batch > 1 else 0
         self._request_answers()
+        rows = mask_rows(self._decoder_graph.limits["Q"])
+        self._inputs[graphs.MASK_ROWS].upload(rows, self._stream)
         self._captioner = DeviceCaptioner(
             device_graphs[graphs.TEXT_DECODER],
             self._config,
@@ -86,8 +88,8 @@ class DeviceLane(Lane):
         self, graph: DeviceGraph, specs: tuple[graphs.TensorSpec, ...], options: DeviceOptions
     ) -> dict[str, StagedTensor]:
         limits = dict(graph.limits) | {"M": 1}
-        if "P" in limits:  # all masks of one prompt must fit, see decode_candidates
-            limits["P"] = max(limits["P"], self._config.num_mask_tokens)
+        for axis in limits.keys() & {"P", "Q"}:  # all masks of one prompt: decode_candidates
+            limits[axis] = max(limits[axis], self._config.num_mask_tokens)
         return {
             spec.name: self._buffers.staged(
                 size_bytes(spec, limits, np.dtype(spec.dtype).itemsize),
@@ -118,11 +120,14 @@ class DeviceLane(Lane):
         return list(embeddings)
 
     def decode_prompts(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray
+        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, *, masks: bool = True
     ) -> DecodedPrompts:
         """Run the prompt decoder; synchronises with the GPU once, to fetch the outputs."""
-        sizes = self._enqueue_decoder(embeddings, coords, labels, masks=1)
-        names = [spec.name for spec in self._decoder_graph.spec.outputs]
+        rows = len(labels) if masks else 1
+        sizes = self._enqueue_decoder(embeddings, coords, labels, rows=rows, masks=1)
+        names = {spec.name for spec in self._decoder_graph.spec.outputs}
+        if not masks:
+            names.remove(graphs.LOW_RES_MASKS)
         return DecodedPrompts.from_outputs(self._fetch(names, sizes))
 
     def decode_candidates(
@@ -135,7 +140,8 @@ class DeviceLane(Lane):
         request = request_candidates(len(labels), masks)
         self._inputs[graphs.MASK_REQUEST].upload(request, self._stream)
         try:
-            sizes = self._enqueue_decoder(embeddings, coords, labels, masks=masks)
+            rows = len(labels)
+            sizes = self._enqueue_decoder(embeddings, coords, labels, rows=rows, masks=masks)
             fetched = self._fetch([graphs.LOW_RES_MASKS, graphs.IOU_PREDICTIONS], sizes)
         finally:
             self._request_answers()
@@ -146,14 +152,20 @@ class DeviceLane(Lane):
         self._inputs[graphs.MASK_REQUEST].upload(answers, self._stream)
 
     def _enqueue_decoder(
-        self, embeddings: Embeddings, coords: np.ndarray, labels: np.ndarray, *, masks: int
+        self,
+        embeddings: Embeddings,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        *,
+        rows: int,
+        masks: int,
     ) -> Mapping[str, int]:
         if not isinstance(embeddings, DeviceEmbeddings) or embeddings.store is not self._store:
             raise InputError(FOREIGN)
         _check(self._decoder_graph.spec, 1, coords)
         _check(self._decoder_graph.spec, 2, labels)
         count, points = labels.shape
-        sizes = {"P": count, "N": points, "M": masks}
+        sizes = {"P": count, "N": points, "M": masks, "Q": rows}
         self._decoder_graph.check_sizes(sizes)
         self._inputs[graphs.POINT_COORDS].upload(coords, self._stream)
         self._inputs[graphs.POINT_LABELS].upload(labels, self._stream)
@@ -162,7 +174,7 @@ class DeviceLane(Lane):
         self._decoder.enqueue()
         return sizes
 
-    def _fetch(self, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    def _fetch(self, names: Collection[str], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
         """Synchronise and copy outputs of the prompt decoder, which the next call overwrites."""
         specs = [spec for spec in self._decoder_graph.spec.outputs if spec.name in names]
         fetched = {
