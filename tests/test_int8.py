@@ -145,7 +145,7 @@ def test_the_report_is_in_the_bundle_and_vouched_for(quantized):
 
 def test_the_record_has_the_fields_of_a_recorded_one(quantized):
     """A manifest that was written before records had types, see ``test_precision_record.py``."""
-    text = pathlib.Path(__file__).parent.joinpath("data/manifest.schema_3.json").read_text("utf-8")
+    text = pathlib.Path(__file__).parent.joinpath("data/manifest.recorded.json").read_text("utf-8")
     recorded = json.loads(text)["precisions"][INT8_CPU]
     found = json.loads(Bundle.open(quantized[0].path).manifest.to_json())["precisions"][INT8_CPU]
     assert found.keys() == recorded.keys() - {"mix", "selftest"}

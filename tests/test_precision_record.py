@@ -22,7 +22,7 @@ from tap_deploy.bundle.precision_record import (
 )
 from tap_deploy.errors import BundleError
 
-RECORDED = pathlib.Path(__file__).parent / "data" / "manifest.schema_3.json"
+RECORDED = pathlib.Path(__file__).parent / "data" / "manifest.recorded.json"
 
 
 @pytest.fixture
