@@ -27,7 +27,7 @@ from tap_deploy.engines.qdq.chosen_nodes import (
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.engines.qdq.writer import quantized_weight, scales_from_amax
 from tap_deploy.errors import InputError
-from tap_deploy.sessions.ort.session import EXACT_INT8
+from tap_deploy.sessions.ort.session import session_options
 
 INT8_KERNELS = {"MatMulIntegerToFloat", "QGemm", "QLinearConv"}
 
@@ -81,9 +81,7 @@ def linear_model(op_type="Gemm", rank=2, bias=True, trans_b=True):
 
 
 def session_of(model):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_INT8)
+    options = session_options(onnxruntime)
     return onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -95,10 +93,7 @@ def run(model, x):
 
 def optimised(path, tmp_path):
     """The graph that onnxruntime really runs."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_INT8)
+    options = session_options(onnxruntime, 1)
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return onnx.load(tmp_path / "optimised.onnx").graph

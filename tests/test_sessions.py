@@ -10,11 +10,12 @@ import pytest
 
 from tap_deploy.errors import InputError, MissingDependencyError, SessionError
 from tap_deploy.graphs import PROMPT_DECODER, GraphSpec, TensorSpec
-from tap_deploy.machine.cpu import usable_cores
+from tap_deploy.machine.cpu import NO_VNNI, usable_cores
 from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle, sessions_from_variant
 from tap_deploy.sessions.options import Device
+from tap_deploy.sessions.ort import session as ort_session
 from tap_deploy.sessions.run_on import RunOn
 
 both = pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -40,6 +41,19 @@ def test_outputs_are_allocated_by_the_spec(session):
     np.testing.assert_array_equal(outputs["sum"], np.full((5, 3), 5, np.float32))
     assert outputs["rows"].shape == (1,)
     assert session.calls == [{"a": (5, 3), "b": (5,)}]
+
+
+@pytest.mark.parametrize(("int8", "exact"), [("AVX512-VNNI", False), (NO_VNNI, True), (None, True)])
+def test_the_slow_exact_mode_is_for_cpus_that_need_it(monkeypatch, int8, exact):
+    import onnxruntime
+
+    monkeypatch.setattr(ort_session, "cpu_int8", lambda host: int8)
+    options = ort_session.session_options(onnxruntime)
+    if not exact:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):  # no such entry
+            options.get_session_config_entry("session.x64quantprecision")
+    else:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_onnxruntime_frees_large_buffers_after_their_last_use(micro_bundle, monkeypatch):

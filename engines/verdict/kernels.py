@@ -15,7 +15,6 @@ from tap_deploy.bundle.plans import all_records
 from tap_deploy.errors import SessionError, first_line
 from tap_deploy.sessions.openvino.session import executed_layers
 from tap_deploy.sessions.ort.session import (
-    EXACT_INT8,
     import_onnxruntime,
     linked_weights,
     session_options,
@@ -132,7 +131,6 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
         optimised = pathlib.Path(folder) / "optimised.onnx"
         onnxruntime = import_onnxruntime()
         options = session_options(onnxruntime)
-        options.add_session_config_entry(*EXACT_INT8)
         options.optimized_model_filepath = os.fspath(optimised)
         # Keep weights in a separate file: they may exceed a protobuf's limit and are not read.
         options.add_session_config_entry(

@@ -13,14 +13,15 @@ from tap_deploy import graphs
 from tap_deploy.bundle.manifest import weights_file
 from tap_deploy.errors import MissingDependencyError, SessionError, first_line
 from tap_deploy.graphs import GraphSpec
-from tap_deploy.machine.cpu import usable_cores
+from tap_deploy.machine.cpu import NO_VNNI, cpu_int8, usable_cores
+from tap_deploy.machine.host import Host
 from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.ort.providers import Provider, require_real_inference
 
 # x86 CPUs without VNNI (AMD before Zen 4, for example) add pairs of int8 products in saturating
-# 16-bit arithmetic, so large products give wrong results. This selects a slower, exact kernel on
-# these CPUs and has no effect on others.
+# 16-bit arithmetic, so large products give wrong results. This selects a slower, exact kernel, also
+# on CPUs with VNNI, whose usual kernel is exact.
 EXACT_INT8 = ("session.x64quantprecision", "1")
 ERRORS_ONLY = 3  # onnxruntime's log severity
 # The GPU does the work; spinning CPU threads would only take cores from other threads.
@@ -58,7 +59,7 @@ def import_onnxruntime() -> Any:
 
 
 def session_options(runtime: Any, threads: int | None = None) -> Any:
-    """Return session options that log errors only and use the given number of threads.
+    """Return session options: log errors only, exact int8, and the given number of threads.
 
     Args:
         runtime: the module onnxruntime.
@@ -68,6 +69,8 @@ def session_options(runtime: Any, threads: int | None = None) -> Any:
     """
     options = runtime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
+    if cpu_int8(Host()) in (NO_VNNI, None):
+        options.add_session_config_entry(*EXACT_INT8)
     options.intra_op_num_threads = usable_cores() if threads is None else threads
     return options
 
@@ -94,7 +97,6 @@ def load_session(
     """
     runtime = import_onnxruntime()
     options = session_options(runtime, threads)
-    options.add_session_config_entry(*EXACT_INT8)
     options.add_session_config_entry(*STOP_SPINNING)
     if provider is None:
         # A plan made in advance keeps the buffers of all sizes for the whole run; with buffers
