@@ -10,16 +10,21 @@ from tap_deploy.machine.memory import memory_of
 
 BYTES_PER_FLOAT = 4
 SMALL_BYTES = 1 << 28  # below this size, masks are allocated without querying free memory
+EVEN_PROMPTS = 8  # products per prompt are shared out to threads: 7 prompts take as long as 8
 
 
 def prompts_per_call(config: TapConfig, num_points: int, limit_bytes: int) -> int:
-    """Return how many prompts of ``num_points`` points the prompt decoder may take, at least 1."""
+    """Return how many prompts of ``num_points`` points the prompt decoder may take, at least 1.
+
+    A multiple of ``EVEN_PROMPTS`` if it is larger.
+    """
     query = 2 * config.num_mask_tokens + 1 + num_points
     # Live floats per prompt and image token: copies of the image features (C each) and of the
     # upscaled map (2 C), two copies of the attention scores of one layer (heads x query), two of
-    # the mask. The factor 8 was measured with onnxruntime; tests/test_full_size.py checks it.
-    floats_per_token = 8 * config.image_embed_dim + 2 * config.prompt_decoder_heads * query + 32
-    return _at_least_one(limit_bytes, floats_per_token * config.grid_size**2)
+    # the mask. The factor 7 was measured with onnxruntime; tests/test_full_size.py checks it.
+    floats_per_token = 7 * config.image_embed_dim + 2 * config.prompt_decoder_heads * query + 32
+    prompts = _at_least_one(limit_bytes, floats_per_token * config.grid_size**2)
+    return prompts - prompts % EVEN_PROMPTS if prompts > EVEN_PROMPTS else prompts
 
 
 def captions_per_call(config: TapConfig, limit_bytes: int) -> int:

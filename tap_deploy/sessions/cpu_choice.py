@@ -35,14 +35,14 @@ _IMPORTS: Mapping[str, Callable[[], Any]] = {
 # shares of the time of onnxruntime in fp32; see docs/runtime.md.
 DEFAULT_TIMES: Times = {
     FP32: {
-        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.84},
-        graphs.PROMPT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.70},
-        graphs.TEXT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 1.62},
+        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.91},
+        graphs.PROMPT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 0.92},
+        graphs.TEXT_DECODER: {ONNXRUNTIME: 1.0, OPENVINO: 1.04},
     },
     INT8: {
-        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 0.67, OPENVINO: 0.28},
-        graphs.PROMPT_DECODER: {ONNXRUNTIME: 0.71, OPENVINO: 0.56},
-        graphs.TEXT_DECODER: {ONNXRUNTIME: 0.71, OPENVINO: 1.84},
+        graphs.IMAGE_ENCODER: {ONNXRUNTIME: 0.41, OPENVINO: 0.32},
+        graphs.PROMPT_DECODER: {ONNXRUNTIME: 0.96, OPENVINO: 0.99},
+        graphs.TEXT_DECODER: {ONNXRUNTIME: 0.62, OPENVINO: 0.64},
     },
 }
 
