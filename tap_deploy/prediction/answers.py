@@ -144,7 +144,7 @@ class GraphCalls:
             lane.record_captions(chunk.stop - chunk.start, draws=draws)
         one_token = PredictOptions(
             top_k=1,
-            masks=False,
+            masks="rle",  # the shapes of calls with masks
             captions=True,
             vocabulary=None,
             max_new_tokens=1,
