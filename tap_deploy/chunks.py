@@ -10,7 +10,7 @@ from tap_deploy.machine.memory import memory_of
 
 BYTES_PER_FLOAT = 4
 SMALL_BYTES = 1 << 28  # below this size, masks are allocated without querying free memory
-EVEN_PROMPTS = 8  # products per prompt are shared out to threads: 7 prompts take as long as 8
+EVEN_PROMPTS = 8  # threads share the products of single prompts: 7 prompts take almost as long as 8
 
 
 def prompts_per_call(config: TapConfig, num_points: int, limit_bytes: int) -> int:

@@ -52,7 +52,7 @@ def request_candidates(num_prompts: int, num_mask_tokens: int) -> npt.NDArray[np
 
 
 def mask_rows(num_prompts: int, *, masks: bool = True) -> npt.NDArray[np.int32]:
-    """Return ``mask_rows`` for all prompts, int32 [P]; without masks the smallest, int32 [1]."""
+    """Return ``mask_rows``, int32: all P prompts, or the first if no masks are wanted."""
     return np.arange(num_prompts if masks else 1, dtype=np.int32)
 
 
