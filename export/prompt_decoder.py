@@ -40,10 +40,10 @@ class MaskUpscaler(nn.Module):
     def forward(self, image: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         """Map image [P, S, C] and kernels [P, M, C / 8] to logits [P, M, 4 grid, 4 grid]."""
         grid, m = self.grid_size, kernels.shape[1]
-        x = self.up1(image).unflatten(2, (4, -1))  # [P, S, 4, C / 4]
+        x = self.up1(image).unflatten(2, (4, -1)).flatten(1, 2)  # [P, S * 4, C / 4]
         x = F.gelu(self.norm(x))
-        x = F.gelu(self.up2(x)).unflatten(3, (4, -1))  # [P, S, 4, 4, C / 8]
-        masks = kernels @ x.flatten(1, 3).transpose(1, 2)  # [P, M, S * 16]
+        x = F.gelu(self.up2(x)).unflatten(2, (4, -1)).flatten(1, 2)  # [P, S * 16, C / 8]
+        masks = kernels @ x.transpose(1, 2)  # [P, M, S * 16]
         blocks = masks.reshape(-1, grid, grid, 2, 2, 2, 2)  # y, x, dy, dx, ddy, ddx
         out: torch.Tensor = blocks.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, m, 4 * grid, 4 * grid)
         return out
@@ -78,13 +78,21 @@ class AnsweringToken(nn.Module):
 class GraphDecoder(ImageDecoder):
     """The image decoder with another transformer, and without the upscaling."""
 
+    transformer: GraphTwoWayTransformer  # type: ignore[assignment]
+
     def __init__(self, decoder: ImageDecoder) -> None:
         nn.Module.__init__(self)
         self.num_mask_tokens = decoder.num_mask_tokens
-        self.transformer = GraphTwoWayTransformer(decoder.transformer)  # type: ignore[assignment]
+        self.transformer = GraphTwoWayTransformer(decoder.transformer)
         self.iou_token, self.iou_pred = decoder.iou_token, decoder.iou_pred
         self.sem_tokens, self.sem_pred = decoder.sem_tokens, decoder.sem_pred
         self.mask_tokens, self.mask_pred = decoder.mask_tokens, decoder.mask_pred
+
+    def requested_kernels(self, tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Map mask tokens [P, M, C] of numbers ``index`` [P, M] to mask kernels [P, M, C / 8]."""
+        kernels = torch.stack([head(tokens) for head in self.mask_pred], dim=2)
+        rows = index.long().unflatten(1, (-1, 1, 1)).expand(-1, -1, 1, kernels.shape[3])
+        return kernels.gather(2, rows).squeeze(2)
 
 
 class GraphOutputs(typing.NamedTuple):
@@ -109,8 +117,8 @@ class PromptDecoderGraph(nn.Module):
     """The module exported as ``prompt_decoder.onnx``: P prompts on one image.
 
     The image side keeps batch size 1 until it attends to the prompts, so that its projections in
-    block 0 are computed once for all prompts. After the transformer, only the requested masks and
-    tokens are computed.
+    block 0 are computed once for all prompts. After the blocks, the IoU token is finished first, as
+    it selects the mask token that answers; then only the requested tokens and masks are computed.
     """
 
     image_position: torch.Tensor
@@ -143,13 +151,20 @@ class PromptDecoderGraph(nn.Module):
         sparse = self.prompt_encoder(point_coords, point_labels)
         tokens = self.decoder.query_tokens(sparse)
         image = image_embeddings.flatten(2).transpose(1, 2)  # [1, S, C]
-        tokens, image = self.decoder.transformer(tokens, image, self.image_position)
-        semantic, iou, mask = self.decoder.split_tokens(tokens)
-        iou_predictions = self.decoder.iou_pred(iou)
+        transformer, iou_row = self.decoder.transformer, self.decoder.num_mask_tokens
+        q, image = transformer(tokens, image, self.image_position)
+        key = image + self.image_position
+
+        row = slice(iou_row, iou_row + 1)
+        iou = transformer.final_iou(q[:, row], tokens[:, row], key, image)
+        iou_predictions = self.decoder.iou_pred(iou.squeeze(1))
         answering = self.answering_token(iou_predictions, point_labels)
         index = torch.where(mask_request == ANSWERING_TOKEN, answering, mask_request)  # [P, M]
-        semantic = _rows(semantic, index)
-        kernels = _rows(self.decoder.mask_kernels(mask), index)
+
+        rows = torch.cat([index, index + (iou_row + 1)], dim=1)  # semantic and mask tokens
+        wanted = transformer.final(_rows(q, rows), _rows(tokens, rows), key, image)
+        semantic, mask = wanted.unflatten(1, (2, -1)).unbind(1)  # [P, M, C] each
+        kernels = self.decoder.requested_kernels(mask, index)
         return GraphOutputs(
             self.upscaler(image.index_select(0, mask_rows), kernels.index_select(0, mask_rows)),
             iou_predictions,

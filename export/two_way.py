@@ -15,6 +15,7 @@ operations for boxes (``T = 11``) and costs as many with 7 points.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -56,7 +57,9 @@ class TokenToImage(HeadAttention):
     def forward(self, tokens: torch.Tensor, key: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Map tokens [P, T, D], keys and image [P, S, D] to [P, T, D]."""
         queries = self.k_proj(self.per_head(self.q_proj(tokens) * self.scale))  # [P, heads * T, D]
-        weights = (queries @ key.transpose(1, 2)).softmax(dim=-1)  # [P, heads * T, S]
+        # The smaller operand is on the right: runtimes repack that side for every product.
+        scores = (key @ queries.transpose(1, 2)).transpose(1, 2)  # [P, heads * T, S]
+        weights = scores.softmax(dim=-1)
         values = self.v_proj(weights @ image)  # [P, heads * T, inner]
         own = values.unflatten(1, (self.mask.shape[0], -1)) * self.mask
         out: torch.Tensor = self.proj(own.sum(dim=1))
@@ -79,15 +82,17 @@ class ImageToToken(HeadAttention):
     def forward(self, image: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Map the image [P or 1, S, D], keys and values [P, T, D] to [P, S, D]."""
         keys = self.per_head(self.k_proj(key) * self.scale)  # [P, heads * T, inner]
+        # Scores are [P, heads * T, S]: softmax over T is vectorized over S, while rows of length T
+        # would be shorter than a vector.
         if self.shares_image:
-            scores = self.q_proj(image) @ keys.transpose(1, 2)  # [P, S, heads * T]
+            scores = keys @ self.q_proj(image).transpose(1, 2)
         else:
-            bias = (keys * self.q_bias).sum(dim=-1).unsqueeze(1)  # [P, 1, heads * T]
-            scores = image @ self.q_proj(keys).transpose(1, 2) + bias
+            bias = (keys * self.q_bias).sum(dim=-1, keepdim=True)
+            scores = self.q_proj(keys) @ image.transpose(1, 2) + bias
         heads = self.mask.shape[0]
-        weights = scores.unflatten(2, (heads, -1)).softmax(dim=-1).flatten(2)
+        weights = scores.unflatten(1, (heads, -1)).softmax(dim=2).flatten(1, 2)
         values = self.proj(self.per_head(self.v_proj(value))) + self.proj_bias / heads
-        out: torch.Tensor = weights @ values  # contains the bias once: weights of a head sum to 1
+        out: torch.Tensor = weights.transpose(1, 2) @ values  # the bias once: weights sum to 1
         return out
 
 
@@ -109,17 +114,54 @@ class GraphTwoWayBlock(nn.Module):
     forward = TwoWayBlock.forward
 
 
+class FinalAttention(nn.Module):
+    """The last attention from tokens to image, and its norm, for some of the tokens.
+
+    Here tokens do not attend to each other, so each is computed only where it is used.
+    """
+
+    def __init__(self, transformer: TwoWayTransformer) -> None:
+        super().__init__()
+        # A copy, because the exporter does not transpose weights that several nodes use.
+        self.attn = TokenToImage(copy.deepcopy(transformer.final_attn_token_to_image))
+        self.norm = transformer.norm
+
+    def forward(
+        self, q: torch.Tensor, tokens: torch.Tensor, key: torch.Tensor, image: torch.Tensor
+    ) -> torch.Tensor:
+        """Finish tokens.
+
+        Args:
+            q: tokens after the blocks, [P, T, D].
+            tokens: the same ones before the blocks, [P, T, D].
+            key: sum of image and position, [P, S, D].
+            image: [P, S, D].
+        """
+        out: torch.Tensor = self.norm(q + self.attn(q + tokens, key, image))
+        return out
+
+
 class GraphTwoWayTransformer(nn.Module):
-    """The blocks, and a final attention from tokens to image."""
+    """The blocks, and apart from them the final attention: for the IoU token, then the others."""
 
     def __init__(self, transformer: TwoWayTransformer) -> None:
         super().__init__()
         blocks = cast("list[TwoWayBlock]", transformer.blocks)
         self.blocks = nn.ModuleList(GraphTwoWayBlock(block) for block in blocks)
-        self.final_attn_token_to_image = TokenToImage(transformer.final_attn_token_to_image)
-        self.norm = transformer.norm
+        self.final_iou, self.final = FinalAttention(transformer), FinalAttention(transformer)
 
-    forward = TwoWayTransformer.forward
+    def forward(
+        self, tokens: torch.Tensor, image: torch.Tensor, image_pos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the blocks on tokens [P, T, D], image [1, S, D] and its position [S, D].
+
+        Returns:
+            Tokens [P, T, D] and image [P, S, D], before the final attention.
+        """
+        q, k = tokens, image
+        for block in self.blocks:
+            q, k = block(q, k, tokens, image_pos)
+        return q, k
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:

@@ -40,6 +40,8 @@ def holder(folder, *words):
             yield process
         finally:
             process.kill()
+            with contextlib.suppress(OSError):  # a line that the process no longer reads
+                process.stdin.close()
 
 
 def end(process, line="pass"):

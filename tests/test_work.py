@@ -75,7 +75,7 @@ def test_every_product_of_the_exported_graphs(works, counted, name):
 
 
 @pytest.mark.parametrize("name", graphs.GRAPH_NAMES)
-def test_weights_of_the_exported_graphs(works, micro_bundle, name):
+def test_weights_of_the_exported_graphs(works, micro_bundle, micro_config, name):
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(micro_bundle.variant("fp32").path(name)).graph
     sizes = {
@@ -85,8 +85,10 @@ def test_weights_of_the_exported_graphs(works, micro_bundle, name):
     }
     multiplied = {n.input[1] for n in graph.node if n.op_type in PRODUCTS} & set(sizes)
     assert works[name].int8_weight_elements == sum(sizes[name] for name in multiplied)
+    # Both final attentions have the same biases and norm, which are stored once.
+    shared = 4 * micro_config.image_embed_dim if name == graphs.PROMPT_DECODER else 0
     # A few scalars, and the scores that boxes add: not worth a formula.
-    assert 0 <= sum(sizes.values()) - works[name].weight_elements < 20
+    assert 0 <= sum(sizes.values()) + shared - works[name].weight_elements < 20
     record = micro_bundle.manifest.graphs["fp32"][name]
     assert 4 * works[name].weight_elements == pytest.approx(record.weights_bytes, rel=1e-3)
 
@@ -138,7 +140,7 @@ def test_the_published_models():
         work = graph_works(TapConfig.from_name(name), prompts=1, points=2, slots=20)
         assert work[graphs.IMAGE_ENCODER].flops / 1e9 == pytest.approx(gflop, rel=0.001)
     config = TapConfig.from_name("tap_vit_b")
-    known = {1: (3.1, 0.11), 16: (38, 1.7), 64: (150, 7.0), 256: (597, 28)}
+    known = {1: (2.9, 0.11), 16: (34, 1.7), 64: (132, 7.0), 256: (526, 28)}
     for prompts, (decoder, text) in known.items():
         work = graph_works(config, prompts=prompts, points=2, slots=20)
         assert work[graphs.PROMPT_DECODER].flops / 1e9 == pytest.approx(decoder, rel=0.05)

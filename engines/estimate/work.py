@@ -242,8 +242,9 @@ def _prompt_decoder_kernels(c: TapConfig, prompts: int, points: int) -> Iterator
     queries = 2 * masks + 1 + points
     for block in range(c.prompt_decoder_depth):
         yield from _two_way_block(c, block, prompts, queries)
-    yield from _token_to_image(c, "decoder.transformer.final_attn_token_to_image", prompts, queries)
-    yield _norm("decoder.transformer.norm", prompts * queries, dim)
+    for at, tokens in (("final_iou", prompts), ("final", 2 * prompts)):  # IoU; mask and semantic
+        yield from _token_to_image(c, f"decoder.transformer.{at}.attn", tokens, images=prompts)
+        yield _norm(f"decoder.transformer.{at}.norm", tokens, dim)
     yield from _head("decoder.iou_pred", prompts, dim, dim, masks)
     for mask in range(masks):
         yield from _head(f"decoder.mask_pred.{mask}", prompts, dim, dim, dim // 8)
@@ -268,7 +269,7 @@ def _two_way_block(c: TapConfig, block: int, prompts: int, queries: int) -> Iter
     yield _linear(f"{at}.self_attn.proj", rows, dim, dim)
     yield _norm(f"{at}.norm1", rows, dim)
     if block:
-        yield from _token_to_image(c, f"{at}.cross_attn_token_to_image", prompts, queries)
+        yield from _token_to_image(c, f"{at}.cross_attn_token_to_image", rows, images=prompts)
     else:
         yield from _token_to_shared_image(f"{at}.cross_attn_token_to_image", dim, rows, image)
     yield _norm(f"{at}.norm2", rows, dim)
@@ -290,13 +291,13 @@ def _token_to_shared_image(at: str, dim: int, rows: int, image: int) -> Iterator
     yield _linear(f"{at}.proj", rows, half, dim)
 
 
-def _token_to_image(c: TapConfig, at: str, prompts: int, queries: int) -> Iterator[Kernel]:
+def _token_to_image(c: TapConfig, at: str, rows: int, *, images: int) -> Iterator[Kernel]:
     """Yield the kernels of an attention from tokens, one per head, to an image per prompt."""
-    dim, image = c.image_embed_dim, c.grid_size**2
-    rows, per_head = prompts * queries, prompts * queries * c.prompt_decoder_heads
+    dim, per_head = c.image_embed_dim, rows * c.prompt_decoder_heads
+    seen = c.grid_size**2
     yield _linear(f"{at}.q_proj", rows, dim, dim // 2)
     yield _linear(f"{at}.k_proj", per_head, dim // 2, dim, has_bias=False)
-    yield _attention(at, queries=per_head, seen=image, keys=prompts * image, width=dim)
+    yield _attention(at, queries=per_head, seen=seen, keys=images * seen, width=dim)
     yield _linear(f"{at}.v_proj", per_head, dim, dim // 2)
     yield _linear(f"{at}.proj", rows, dim // 2, dim)
 

@@ -90,7 +90,8 @@ class Head(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[..., dim]`` to ``[..., out_dim]``."""
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers
+        for layer in hidden:
             x = F.relu(layer(x))
-        out: torch.Tensor = self.layers[-1](x)
+        out: torch.Tensor = last(x)
         return out
