@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from tap_deploy.errors import TapError
 from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
-from tap_deploy.sessions.openvino.core import DEVICE, shared_core
+from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
 from tap_deploy.storage.files import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -34,18 +35,20 @@ class CompiledCache:
         """
         self._folder, self._digests = folder, tuple(digests)
 
-    def load(self, openvino: Any, settings: Mapping[str, Any]) -> tuple[Any, Any] | None:
-        """Return the compiled graph, and the memory that it reads but does not keep alive.
+    def load(self, openvino: Any, settings: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
+        """Return the compiled graph, and the mapped file, which it reads but does not keep alive.
 
         The file is mapped, not read: a start takes a third of the time of compiling, and no memory
         for a copy. None if the graph is not stored, or cannot be read.
         """
         path = self._path(openvino, settings)
         try:
-            memory = np.memmap(path, np.uint8, "c")  # OpenVINO refuses memory that is read-only
-            stored = openvino.Tensor(memory, shared_memory=True)
-            core = shared_core(openvino)
-            return core.import_model(stored, DEVICE, dict(settings)), memory
+            with path.open("rb") as file:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            stored = tensor_from_array(openvino, np.frombuffer(mapping, np.uint8))
+            compiled = shared_core(openvino).import_model(stored, DEVICE, dict(settings))
+            drop_pages(mapping)
+            return compiled, mapping
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError) as exc:
@@ -68,3 +71,12 @@ class CompiledCache:
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
         version = openvino.__version__.partition("-")[0]
         return self._folder / f"openvino-{version}-{digest}.blob"
+
+
+def drop_pages(mapping: mmap.mmap | None) -> None:
+    """Take the pages of a mapped file out of the memory of this process until they are read again.
+
+    OpenVINO copies most weights into a layout of its own.
+    """
+    if mapping is not None and hasattr(mapping, "madvise"):  # not on Windows
+        mapping.madvise(mmap.MADV_DONTNEED)

@@ -1,10 +1,13 @@
-"""The ``openvino.Core`` of this process."""
+"""The ``openvino.Core`` of this process, and tensors on arrays."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 from typing import Any
+
+import numpy as np
 
 DEVICE = "CPU"
 
@@ -25,3 +28,14 @@ def shared_core(openvino: Any) -> Any:
 @functools.cache
 def _core(openvino: Any) -> Any:
     return openvino.Core()
+
+
+def tensor_from_array(openvino: Any, array: np.ndarray) -> Any:
+    """Wrap an array without a copy; it may be read-only, which ``openvino.Tensor`` refuses.
+
+    The tensor does not keep a read-only array alive.
+    """
+    if not array.flags.writeable:
+        memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+        array = np.ndarray(array.shape, array.dtype, memoryview(memory))
+    return openvino.Tensor(array, shared_memory=True)

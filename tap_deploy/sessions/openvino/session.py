@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import mmap
 import os
 import pathlib
 import queue
@@ -20,8 +20,8 @@ from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
-from tap_deploy.sessions.openvino.compiled_cache import CompiledCache
-from tap_deploy.sessions.openvino.core import DEVICE, shared_core
+from tap_deploy.sessions.openvino.compiled_cache import CompiledCache, drop_pages
+from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
 
 
 def import_openvino() -> Any:
@@ -98,7 +98,8 @@ class OpenVinoSession(Session):
             loaded = _load(self._openvino, path, settings(threads, bf16=bf16), cache)
         except SessionError as exc:
             raise self._error(str(exc)) from exc
-        self._loaded: tuple[Any, Any] | None = loaded
+        self._loaded: tuple[Any, mmap.mmap | None] | None = loaded
+        self._has_run = False
         compiled, _ = loaded
         inputs = _described(compiled.inputs, spec.inputs)
         check_graph(spec, inputs, _described(compiled.outputs, spec.outputs))
@@ -107,7 +108,7 @@ class OpenVinoSession(Session):
         with self._request() as request:
             try:
                 for name, array in (*inputs.items(), *outputs.items()):
-                    request.set_tensor(name, self._tensor(array))
+                    request.set_tensor(name, tensor_from_array(self._openvino, array))
                 request.infer()
             except Exception as exc:
                 raise self._error(f"OpenVINO failed: {_reason(exc)}") from exc
@@ -124,13 +125,9 @@ class OpenVinoSession(Session):
             request = loaded[0].create_infer_request()
         yield request
         self._requests.put(request)  # not after an error, which may leave it in any state
-
-    def _tensor(self, array: np.ndarray) -> Any:
-        """Wrap an array without a copy; inputs may be read-only, which OpenVINO refuses."""
-        if not array.flags.writeable:
-            memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-            array = np.ndarray(array.shape, array.dtype, memoryview(memory))
-        return self._openvino.Tensor(array, shared_memory=True)
+        if not self._has_run:
+            self._has_run = True
+            drop_pages(loaded[1])  # the first run has copied what it needs of the weights
 
     def close(self) -> None:
         """Drop the compiled graph and its requests."""
@@ -160,11 +157,11 @@ def _load(
     path: str | os.PathLike[str],
     config: dict[str, Any],
     cache: CompiledCache | None,
-) -> tuple[Any, Any]:
+) -> tuple[Any, mmap.mmap | None]:
     """Compile a graph, or take it from the cache.
 
     Returns:
-        The compiled graph, and memory to keep as long.
+        The compiled graph, and the mapped file to keep as long.
 
     Raises:
         SessionError: OpenVINO cannot load it.
