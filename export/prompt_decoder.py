@@ -75,18 +75,14 @@ class AnsweringToken(nn.Module):
         return first.amin(dim=1, keepdim=True)
 
 
-class GraphDecoder(ImageDecoder):
-    """The image decoder with another transformer, and without the upscaling."""
-
-    transformer: GraphTwoWayTransformer  # type: ignore[assignment]
+class GraphDecoder(nn.Module):
+    """The transformer, and the heads of the image decoder."""
 
     def __init__(self, decoder: ImageDecoder) -> None:
-        nn.Module.__init__(self)
-        self.num_mask_tokens = decoder.num_mask_tokens
+        super().__init__()
         self.transformer = GraphTwoWayTransformer(decoder.transformer)
-        self.iou_token, self.iou_pred = decoder.iou_token, decoder.iou_pred
-        self.sem_tokens, self.sem_pred = decoder.sem_tokens, decoder.sem_pred
-        self.mask_tokens, self.mask_pred = decoder.mask_tokens, decoder.mask_pred
+        self.iou_pred, self.sem_pred = decoder.iou_pred, decoder.sem_pred
+        self.mask_pred = decoder.mask_pred
 
     def requested_kernels(self, tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Map mask tokens [P, M, C] of numbers ``index`` [P, M] to mask kernels [P, M, C / 8]."""
@@ -122,10 +118,15 @@ class PromptDecoderGraph(nn.Module):
     """
 
     image_position: torch.Tensor
+    own_tokens: torch.Tensor
 
     def __init__(self, model: TapModel) -> None:
         super().__init__()
         self.prompt_encoder, self.decoder = model.prompt_encoder, GraphDecoder(model.image_decoder)
+        self.num_mask_tokens = model.config.num_mask_tokens
+        iou = model.image_decoder.iou_token.weight
+        own = model.image_decoder.query_tokens(iou.new_empty(1, 0, iou.shape[1]))
+        self.register_buffer("own_tokens", own.detach())  # of every prompt, [1, 2 M + 1, C]
         self.upscaler = MaskUpscaler(model)
         self.answering_token = AnsweringToken(model.config.num_mask_tokens)
         position = model.prompt_encoder.image_position_encoding()
@@ -149,9 +150,10 @@ class PromptDecoderGraph(nn.Module):
             mask_rows: int32 ``[Q]``, the prompts whose masks are computed.
         """
         sparse = self.prompt_encoder(point_coords, point_labels)
-        tokens = self.decoder.query_tokens(sparse)
+        own = self.own_tokens.expand(sparse.shape[0], -1, -1)
+        tokens = torch.cat([own, sparse], dim=1)
         image = image_embeddings.flatten(2).transpose(1, 2)  # [1, S, C]
-        transformer, iou_row = self.decoder.transformer, self.decoder.num_mask_tokens
+        transformer, iou_row = self.decoder.transformer, self.num_mask_tokens
         q, image = transformer(tokens, image, self.image_position)
         key = image + self.image_position
 

@@ -57,7 +57,7 @@ class TokenToImage(HeadAttention):
     def forward(self, tokens: torch.Tensor, key: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Map tokens [P, T, D], keys and image [P, S, D] to [P, T, D]."""
         queries = self.k_proj(self.per_head(self.q_proj(tokens) * self.scale))  # [P, heads * T, D]
-        # The smaller operand is on the right: runtimes repack that side for every product.
+        # The image is on the left, as runtimes repack the right operand for every product.
         scores = (key @ queries.transpose(1, 2)).transpose(1, 2)  # [P, heads * T, S]
         weights = scores.softmax(dim=-1)
         values = self.v_proj(weights @ image)  # [P, heads * T, inner]
@@ -92,7 +92,8 @@ class ImageToToken(HeadAttention):
         heads = self.mask.shape[0]
         weights = scores.unflatten(1, (heads, -1)).softmax(dim=2).flatten(1, 2)
         values = self.proj(self.per_head(self.v_proj(value))) + self.proj_bias / heads
-        out: torch.Tensor = weights.transpose(1, 2) @ values  # the bias once: weights sum to 1
+        # Contains the bias once: the weights of a head sum to 1.
+        out: torch.Tensor = weights.transpose(1, 2) @ values
         return out
 
 
@@ -117,7 +118,7 @@ class GraphTwoWayBlock(nn.Module):
 class FinalAttention(nn.Module):
     """The last attention from tokens to image, and its norm, for some of the tokens.
 
-    Here tokens do not attend to each other, so each is computed only where it is used.
+    Here tokens do not attend to each other, so only those that are used are computed.
     """
 
     def __init__(self, transformer: TwoWayTransformer) -> None:
@@ -129,7 +130,7 @@ class FinalAttention(nn.Module):
     def forward(
         self, q: torch.Tensor, tokens: torch.Tensor, key: torch.Tensor, image: torch.Tensor
     ) -> torch.Tensor:
-        """Finish tokens.
+        """Apply attention and norm.
 
         Args:
             q: tokens after the blocks, [P, T, D].

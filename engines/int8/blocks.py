@@ -15,7 +15,7 @@ from tap_deploy.graphs import GRAPH_NAMES
 # Node names are module paths. Each pattern matches the prefix that forms a block.
 _BLOCK_PATTERNS = (
     re.compile(r"(?:\w+\.)*blocks\.\d+\.\w+"),  # attention, MLP, or one layer of a text block
-    re.compile(r"decoder\.transformer\.final_\w+"),
+    re.compile(r"decoder\.transformer\.final\w*"),
     re.compile(r"cross_conv\.\d+"),
     re.compile(r"decoder\.\w+_pred(?:\.\d+(?=\.))?"),  # a head, or one of the mask heads
     re.compile(r"upscaler"),

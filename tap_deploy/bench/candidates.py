@@ -16,8 +16,9 @@ from tap_deploy.errors import InputError
 from tap_deploy.precisions import INT8, RUN_PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
+from tap_deploy.sessions.cpu_choice import cpu_backends
 from tap_deploy.sessions.opening import pipeline_from_bundle
-from tap_deploy.sessions.run_on import BACKENDS, ONNXRUNTIME, RunOn
+from tap_deploy.sessions.run_on import BACKENDS, FASTEST_ON_CPU, ONNXRUNTIME, RunOn
 
 
 class BundleCandidate(Candidate):
@@ -36,7 +37,11 @@ class BundleCandidate(Candidate):
         opened = Bundle.open(setup.bundle) if bundle is None else bundle
         self.name = f"{setup.run_on.backend} {setup.run_on.precision}"
         self.precision = setup.run_on.precision
-        self.details = {"variant": setup.run_on.variant} | int8_products(opened, setup.run_on)
+        self.details = (
+            {"variant": setup.run_on.variant}
+            | backends(opened, setup.run_on)
+            | int8_products(opened, setup.run_on)
+        )
         self.config, self._tokens = opened.config, setup.tokens
         vocabulary, tokenizer = opened.vocabulary(), opened.tokenizer()
         self.pipeline = pipeline_from_bundle(opened, setup.run_on, setup.options)
@@ -66,6 +71,11 @@ class BundleCandidate(Candidate):
     def close(self) -> None:
         """Close the pipeline."""
         self.predictor.close()
+
+
+def backends(bundle: Bundle, run_on: RunOn) -> dict[str, str]:
+    """Return which backend runs each graph, for ``cpu``; empty for others, which run all."""
+    return cpu_backends(bundle.config, run_on) if run_on.backend == FASTEST_ON_CPU else {}
 
 
 def int8_products(bundle: Bundle, run_on: RunOn) -> dict[str, str]:

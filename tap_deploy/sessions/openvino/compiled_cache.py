@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
@@ -36,7 +37,7 @@ class CompiledCache:
         self._folder, self._digests = folder, tuple(digests)
 
     def load(self, openvino: Any, settings: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
-        """Return the compiled graph, and the mapped file, which it reads but does not keep alive.
+        """Return the compiled graph, and its mapped file, which it does not keep alive.
 
         The file is mapped, not read: a start takes a third of the time of compiling, and no memory
         for a copy. None if the graph is not stored, or cannot be read.
@@ -79,4 +80,5 @@ def drop_pages(mapping: mmap.mmap | None) -> None:
     OpenVINO copies most weights into a layout of its own.
     """
     if mapping is not None and hasattr(mapping, "madvise"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)
+        with contextlib.suppress(OSError):  # pages are locked in memory
+            mapping.madvise(mmap.MADV_DONTNEED)

@@ -161,7 +161,7 @@ def _load(
     """Compile a graph, or take it from the cache.
 
     Returns:
-        The compiled graph, and the mapped file to keep as long.
+        The compiled graph, and the mapped file to keep for as long as the graph.
 
     Raises:
         SessionError: OpenVINO cannot load it.
