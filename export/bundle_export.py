@@ -35,7 +35,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.export.exporter import export_graph
 from tap_deploy.export.image_encoder import ImageEncoderGraph
 from tap_deploy.export.prompt_decoder import PromptDecoderGraph
-from tap_deploy.export.samples import SAMPLE_SIZES, golden_samples
+from tap_deploy.export.samples import GOLDEN_SIZES, golden_samples
 from tap_deploy.export.text_decoder import TextDecoderGraph
 from tap_deploy.precisions import FP32
 from tap_deploy.reference.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ WRAPPERS = {
     graphs.TEXT_DECODER: TextDecoderGraph,
 }
 # Calls of `on_stage`: three graphs, the samples, the comparison, the move.
-NUM_STAGES = len(WRAPPERS) + 2 + len(SAMPLE_SIZES)
+NUM_STAGES = len(WRAPPERS) + 2 + len(GOLDEN_SIZES)
 
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
@@ -144,7 +144,9 @@ def _verify(
     say: Callable[[str], None],
 ) -> Report:
     say("reference outputs")
-    samples = golden_samples(model, lambda sample: say(f"reference outputs {sample.name}"))
+    samples = golden_samples(
+        model, lambda golden: say(f"reference outputs {golden.samples[0].name}")
+    )
     say("compare graphs with the reference")
     specs = graphs.graph_specs(model.config)
     with contextlib.ExitStack() as stack:
@@ -162,7 +164,7 @@ def _verify(
             precision=FP32,
         )
     (folder / GOLDEN_FILE).parent.mkdir()
-    samples[0].compact().save(folder / GOLDEN_FILE)
+    samples[0].save(folder / GOLDEN_FILE)
     return report
 
 

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText, logit_digest
 from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.model import TapModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleSize:
-    """Size of one sample.
+class GoldenSize:
+    """Sizes of golden samples with the same pictures.
 
     Attributes:
         images: number of pictures B.
-        prompts: number of prompts P.
-        points: number of points per prompt N.
+        prompts: number of prompts P and of points N of each sample.
     """
 
     images: int
-    prompts: int
-    points: int
+    prompts: tuple[tuple[int, int], ...]
 
 
-# They cover a batch of pictures, a single prompt, a single point without padding, and many points
-# per prompt. The first one is stored in the bundle.
-SAMPLE_SIZES = (
-    SampleSize(images=1, prompts=4, points=4),
-    SampleSize(images=2, prompts=1, points=2),
-    SampleSize(images=1, prompts=3, points=1),
-    SampleSize(images=1, prompts=7, points=11),
+# They cover several prompts with padding, a single point without, many points, and a batch of
+# pictures. A bundle holds the first, of one picture, because an engine may take no more.
+GOLDEN_SIZES = (
+    GoldenSize(images=1, prompts=((4, 4), (3, 1), (7, 11))),
+    GoldenSize(images=2, prompts=((1, 2),)),
 )
+# Rows of the text decoder with any tokens: all of a small vocabulary, some of a large one.
+MOST_TEXT_ROWS = 48
+TEXT_ROWS_PER_CALL = 8
 
 
 def made_images(config: TapConfig, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -56,62 +55,113 @@ def made_images(config: TapConfig, count: int, rng: np.random.Generator) -> np.n
 
 
 def made_prompts(
-    config: TapConfig, size: SampleSize, rng: np.random.Generator
+    config: TapConfig, num_prompts: int, num_points: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates float32 ``[P, N, 2]`` and labels int32 ``[P, N]``.
 
-    Points and boxes alternate. Rows have different amounts of padding, and some have background
-    points.
+    Points and boxes alternate, and so do foreground and background. Rows have different amounts of
+    padding.
     """
-    shape = (size.prompts, size.points)
+    shape = (num_prompts, num_points)
     coords = rng.uniform(0, config.image_size, (*shape, 2)).astype(np.float32)
-    labels = rng.choice([PointLabel.FOREGROUND, PointLabel.BACKGROUND], shape, p=[0.7, 0.3])
-    for row in range(size.prompts):
-        if row % 2 and size.points >= 2:
+    labels = rng.choice([PointLabel.FOREGROUND, PointLabel.BACKGROUND], shape)
+    for row in range(num_prompts):
+        if row % 2 and num_points >= 2:
             corners = np.sort(coords[row, :2], axis=0)
             coords[row, :2] = corners
             labels[row, :2] = PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM
-            used = 2 + row % max(1, size.points - 1)
+            used = 2 + row % max(1, num_points - 1)
         else:
-            labels[row, 0] = PointLabel.FOREGROUND
-            used = 1 + row % size.points
+            labels[row, 0] = PointLabel.BACKGROUND if row % 4 else PointLabel.FOREGROUND
+            used = 1 + row % num_points
         coords[row, used:], labels[row, used:] = 0, PointLabel.PADDING
     return coords, labels.astype(np.int32)
 
 
 @torch.inference_mode()
-def golden_sample(model: TapModel, size: SampleSize, seed: int) -> GoldenSample:
+def golden_from_model(model: TapModel, size: GoldenSize, seed: int) -> Golden:
     """Return inputs drawn from a seed, with the outputs of the reference."""
     rng = np.random.default_rng(seed)
     images = made_images(model.config, size.images, rng)
-    coords, labels = made_prompts(model.config, size, rng)
     embeddings = model.encode_image(torch.from_numpy(images))
+    samples = tuple(
+        _sample(model, images, embeddings, *made_prompts(model.config, prompts, points, rng))
+        for prompts, points in size.prompts
+    )
+    captions = text_from_model(
+        model,
+        np.concatenate([sample.chosen_tokens for sample in samples]),
+        np.concatenate([sample.caption_ids[:, :-1] for sample in samples]),
+    )
+    return Golden(samples=samples, captions=captions, vocabulary=_any_text(model, samples, rng))
+
+
+def _sample(
+    model: TapModel,
+    images: np.ndarray,
+    embeddings: torch.Tensor,
+    coords: np.ndarray,
+    labels: np.ndarray,
+) -> GoldenSample:
     outputs = model.decode_prompts(
         embeddings[:1], torch.from_numpy(coords), torch.from_numpy(labels)
     )
     mask_index = select_mask_token(outputs.iou_predictions.numpy(), labels)
-    tokens = outputs.semantic_tokens[torch.arange(size.prompts), torch.from_numpy(mask_index)]
-    ids = model.generate(tokens, stop_at_eos=False)
-    logits = model.text_decoder(tokens, ids[:, :-1])
+    tokens = outputs.semantic_tokens[torch.arange(len(coords)), torch.from_numpy(mask_index)]
     return GoldenSample(
         images=images,
         image_embeddings=embeddings.numpy(),
         point_coords=coords,
         point_labels=labels,
         mask_index=mask_index,
-        caption_ids=ids.numpy(),
-        logits=logits.numpy(),
+        caption_ids=model.generate(tokens, stop_at_eos=False).numpy(),
         **{name: value.numpy() for name, value in outputs._asdict().items()},
     )
 
 
+def _any_text(
+    model: TapModel, samples: Sequence[GoldenSample], rng: np.random.Generator
+) -> GoldenText:
+    """Return rows with each token of the vocabulary at most once.
+
+    They cover a small vocabulary, and as much of a large one as fits into ``MOST_TEXT_ROWS``.
+    """
+    steps, vocab = model.config.max_new_tokens, model.config.vocab_size
+    rows, channels = min(MOST_TEXT_ROWS, -(-vocab // steps)), model.config.image_embed_dim
+    tokens = np.concatenate([sample.semantic_tokens.reshape(-1, channels) for sample in samples])
+    ids = np.resize(rng.permutation(vocab), (rows, steps))
+    return text_from_model(model, np.resize(tokens, (rows, channels)), ids)
+
+
+def text_from_model(model: TapModel, tokens: np.ndarray, ids: np.ndarray) -> GoldenText:
+    """Return what the reference makes of given tokens.
+
+    Args:
+        model: the reference.
+        tokens: semantic tokens, float32 ``[R, C]``.
+        ids: input tokens, int64 ``[R, steps]``.
+    """
+    next_ids, digests = [], []
+    for start in range(0, len(ids), TEXT_ROWS_PER_CALL):
+        rows = slice(start, start + TEXT_ROWS_PER_CALL)
+        logits = model.text_decoder(torch.from_numpy(tokens[rows]), torch.from_numpy(ids[rows]))
+        next_ids.append(logits.argmax(dim=-1).numpy())
+        digests.append(logit_digest(logits.numpy()))
+    return GoldenText(
+        semantic_tokens=tokens,
+        input_ids=ids,
+        next_ids=np.concatenate(next_ids),
+        logit_digests=np.concatenate(digests),
+    )
+
+
 def golden_samples(
-    model: TapModel, on_sample: Callable[[GoldenSample], None] | None = None
-) -> list[GoldenSample]:
-    """Return one sample per entry of ``SAMPLE_SIZES``."""
-    samples = []
-    for seed, size in enumerate(SAMPLE_SIZES):
-        samples.append(golden_sample(model, size, seed))
+    model: TapModel, on_sample: Callable[[Golden], None] | None = None
+) -> list[Golden]:
+    """Return the samples of each entry of ``GOLDEN_SIZES``."""
+    found = []
+    for seed, size in enumerate(GOLDEN_SIZES):
+        found.append(golden_from_model(model, size, seed))
         if on_sample is not None:
-            on_sample(samples[-1])
-    return samples
+            on_sample(found[-1])
+    return found

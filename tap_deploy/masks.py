@@ -255,3 +255,34 @@ def mask_iou(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float
     """Return the IoU of two masks bool [H, W]; 1.0 if both are empty."""
     union = np.count_nonzero(found | true)
     return np.count_nonzero(found & true) / union if union else 1.0
+
+
+def boundary_f(found: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_], distance: int) -> float:
+    """Return the F-measure of the boundaries of two masks bool [H, W]; 1.0 if both are empty.
+
+    The harmonic mean of two shares: of each boundary, the pixels that lie within ``distance`` of
+    the other one, along both axes.
+    """
+    edges = [mask & ~_shrunk(mask) for mask in (found, true)]
+    counts = [np.count_nonzero(edge) for edge in edges]
+    if 0 in counts:
+        return float(counts[0] == counts[1])
+    near = [~_shrunk(~edge, distance) for edge in edges]
+    precision = np.count_nonzero(edges[0] & near[1]) / counts[0]
+    recall = np.count_nonzero(edges[1] & near[0]) / counts[1]
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _shrunk(mask: npt.NDArray[np.bool_], distance: int = 1) -> npt.NDArray[np.bool_]:
+    """Return the pixels whose neighbours within ``distance`` along both axes are in the mask.
+
+    Beyond the border, every pixel counts as in the mask.
+    """
+    padded = np.pad(mask, distance, constant_values=True)
+    height, width = mask.shape
+    steps = range(2 * distance + 1)
+    rows = np.logical_and.reduce([padded[step : step + height] for step in steps])
+    shrunk: npt.NDArray[np.bool_] = np.logical_and.reduce(
+        [rows[:, step : step + width] for step in steps]
+    )
+    return shrunk

@@ -98,7 +98,7 @@ def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
     save_checkpoint(synthetic_state_dict(micro_config, 1), tmp_path / "other.pkl")
     result = invoke("verify", bundle, "--checkpoint", tmp_path / "other.pkl")
     assert result.exit_code == 1
-    assert "FAIL image_encoder" in result.stdout
+    assert "[✗] image_encoder" in result.stdout
     assert result.stderr.startswith("error: bundle ")
     assert "do not use it" in result.stderr
 

@@ -19,6 +19,8 @@ from tap_deploy.export import samples
 from tap_deploy.storage.files import sha256_of_file
 from tests.commands import failed, invoke, refused
 
+GOLDEN_NAMES = ["golden B=1 P=4 N=4", "golden B=1 P=3 N=1", "golden B=1 P=7 N=11"]
+
 
 @pytest.fixture(scope="module")
 def converted(micro_bundle, tmp_path_factory, photo):
@@ -38,7 +40,7 @@ def test_convert_prints_what_it_recorded(converted):
     assert printed["precisions"] == {"fp16": record_to_json(manifest.precisions["fp16"])}
     assert set(printed["graphs"]) == set(manifest.graphs["fp16"])
     names = [sample["name"] for sample in printed["precisions"]["fp16"]["samples"]]
-    assert names == ["golden", "coffee.jpg"]
+    assert names == [*GOLDEN_NAMES, "coffee.jpg"]
     assert manifest.graphs["fp32"]
 
 
@@ -50,9 +52,9 @@ def test_convert_replaces_only_when_told_to(converted, tmp_path):
     result = invoke("convert", path, "--precision", "fp16", "--force")
     assert result.exit_code == 0, result.output
     assert "image_encoder: 16 nodes stay fp32" in result.stdout
-    assert "PASSED: 9 comparisons, 0 failed (onnxruntime, fp16)" in result.stdout
+    assert "PASSED: 38 comparisons, 0 failed (onnxruntime, fp16)" in result.stdout
     record = Bundle.open(path).manifest.precisions["fp16"]
-    assert [sample.name for sample in record.samples] == ["golden"]
+    assert [sample.name for sample in record.samples] == GOLDEN_NAMES
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_what_cannot_be_done_is_said_first(micro_bundle, args, message):
 
 
 def test_export_makes_both_precisions(assets, tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "SAMPLE_SIZES", samples.SAMPLE_SIZES[:1])
+    monkeypatch.setattr(samples, "GOLDEN_SIZES", samples.GOLDEN_SIZES[:1])
     inputs = ("--config", assets["config"], "--checkpoint", assets["checkpoint"])
     precisions = ("--precision", "fp32", "--precision", "fp16", "--precision", "fp16")
     result = invoke("export", *inputs, *precisions, "-o", tmp_path / "bundle", "--json")

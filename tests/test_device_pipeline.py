@@ -19,7 +19,6 @@ import pytest
 
 from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark, VerdictMark
 from tap_deploy.bundle.update import bundle_addition
@@ -842,8 +841,7 @@ def test_fp16_between_the_graphs_and_float32_outside(
 def test_verification_of_engines(load, cuda, engine_bundle, tmp_path):
     """Graph by graph, behind the contract of host arrays."""
     load(cuda).close()
-    sample = GoldenSample.load(engine_bundle.golden_path())
-    report = verify_bundle(engine_bundle, RunOn(backend="tensorrt"), [sample])
+    report = verify_bundle(engine_bundle, RunOn(backend="tensorrt"), [engine_bundle.golden()])
     assert report.passed, str(report)
     assert report.backend == "tensorrt"
     assert cuda.leaks() == {}

@@ -33,6 +33,8 @@ from tap_deploy.sessions.opening import sessions_from_variant
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
+GOLDEN_NAMES = ["golden B=1 P=4 N=4", "golden B=1 P=3 N=1", "golden B=1 P=7 N=11"]
+
 
 def islands_of(bundle, graph):
     return bundle.manifest.precisions["fp16"].fp16_graphs[graph].islands
@@ -96,7 +98,7 @@ def test_islands_are_recorded(fp16_bundle):
     record = Bundle.open(fp16_bundle.path).manifest.precisions["fp16"]
     assert record.verification["passed"] is True
     assert record.verification["backend"] == "onnxruntime"
-    assert [sample.name for sample in record.samples] == ["golden", "coffee.jpg"]
+    assert [sample.name for sample in record.samples] == [*GOLDEN_NAMES, "coffee.jpg"]
     reasons = {
         name: {island.reason for island in islands_of(fp16_bundle, name)}
         for name in graphs.GRAPH_NAMES
@@ -151,7 +153,7 @@ def test_predictor_runs_it_on_onnxruntime(fp16_bundle, photo):
 
 def test_ranges_are_those_of_the_tensors(micro_bundle):
     """Measured maxima equal those of a plain run of the graph."""
-    name, sample = graphs.IMAGE_ENCODER, golden_inputs(micro_bundle)
+    name, sample = graphs.IMAGE_ENCODER, golden_inputs(micro_bundle)[0]
     session = RangeSession(micro_bundle.variant("fp32"), name)
     outputs = session.run({graphs.IMAGES: sample.images})
     largest = float(np.abs(outputs[graphs.IMAGE_EMBEDDINGS]).max())
@@ -186,7 +188,7 @@ def test_fp32_that_is_not_finite_is_no_range(micro_bundle, tmp_path):
     sessions = sessions_from_variant(fp32)
     sessions[name] = RangeSession(fp32.with_graphs(tmp_path, {name: record}), name)
     with pytest.raises(VerificationError, match="output logits of the fp32 graph is not finite"):
-        run_sample(sessions, micro_bundle.config, golden_inputs(micro_bundle))
+        run_sample(sessions, micro_bundle.config, golden_inputs(micro_bundle)[0])
 
 
 def test_pictures_are_found_and_prompted(photo, tmp_path, micro_config):
@@ -331,7 +333,7 @@ def test_a_weight_read_by_both_kinds_is_stored_twice(tmp_path):
 
 def test_measuring_needs_whole_captions(micro_bundle):
     """Position 0, at which the mask hides a dummy slot, is measured too."""
-    max_abs = measure(micro_bundle, [golden_inputs(micro_bundle)])
+    max_abs = measure(micro_bundle, golden_inputs(micro_bundle))
     assert max_abs[graphs.TEXT_DECODER][graphs.PRESENT_KEY_VALUES] > 0
     assert max(max_abs[graphs.TEXT_DECODER].values()) > 1e38
 
@@ -350,7 +352,7 @@ def test_sessions_are_closed_when_a_sample_or_a_check_fails(micro_bundle, tmp_pa
     monkeypatch.setattr(RangeSession, "close", noted)
     with monkeypatch.context() as patch, pytest.raises(VerificationError):
         patch.setattr("tap_deploy.engines.fp16.convert.run_sample", fail)
-        measure(micro_bundle, [golden_inputs(micro_bundle)], threads=1)
+        measure(micro_bundle, golden_inputs(micro_bundle), threads=1)
     assert sorted(closed) == sorted(graphs.GRAPH_NAMES)
     closed.clear()
     monkeypatch.setattr("tap_deploy.engines.fp16.convert.verify_sessions", fail)

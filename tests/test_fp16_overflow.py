@@ -18,7 +18,6 @@ torch = pytest.importorskip("torch")
 import onnx_ir as ir
 
 from tap_deploy import graphs
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.engines.fp16.convert import add_fp16
 from tap_deploy.engines.fp16.islands import FP16_MAX, Reason
@@ -63,7 +62,7 @@ def bundle(micro_config, tmp_path_factory):
 
     record = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "SAMPLE_SIZES", samples.SAMPLE_SIZES[:1])
+        patch.setattr(samples, "GOLDEN_SIZES", samples.GOLDEN_SIZES[:1])
         return export_bundle(
             overflowing(synthetic_model(micro_config, 0)),
             tmp_path_factory.mktemp("overflow") / "bundle",
@@ -79,7 +78,7 @@ def converted(bundle):
 
 @pytest.fixture(scope="module")
 def sample(bundle):
-    return GoldenSample.load(bundle.golden_path())
+    return bundle.golden().samples[0]
 
 
 def feeds(bundle, sample):

@@ -21,7 +21,6 @@ from click.testing import CliRunner
 
 from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.cli import main
 from tap_deploy.cli.verify import verify_bundle
 from tap_deploy.engines.build.bundle_build import build_engines
@@ -199,7 +198,7 @@ def test_graph_by_graph(engine, precision):
         device=arguments["device"],
         provider=arguments["provider"],
     )
-    report = verify_bundle(bundle, run_on, [GoldenSample.load(bundle.golden_path())])
+    report = verify_bundle(bundle, run_on, [bundle.golden()])
     assert report.passed, str(report)
 
 

@@ -25,7 +25,6 @@ from benchmarks.gpu.runner import FAILED, NO_TIME, PASSED, SKIPPED, StepResult
 from benchmarks.gpu.steps import STEPS, select
 from tap_deploy import TapPredictor
 from tap_deploy.bench.stages import Inputs
-from tap_deploy.bundle.golden import GoldenSample
 from tests import fake_onnxruntime
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -468,7 +467,7 @@ def test_the_prepared_micro_bundle_is_that_of_the_tests(micro_bundle, tmp_path):
     one, other = (each.vocabulary() for each in (bundle, micro_bundle))
     np.testing.assert_array_equal(one.weights, other.weights)
     assert one.names == other.names
-    one, other = (GoldenSample.load(each.golden_path()) for each in (bundle, micro_bundle))
+    one, other = (each.golden().samples[0] for each in (bundle, micro_bundle))
     np.testing.assert_array_equal(one.caption_ids, other.caption_ids)
 
 

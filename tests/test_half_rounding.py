@@ -15,7 +15,6 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from tap_deploy import graphs
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.engines.fp16.rounding import load_rounding
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.graphs import GraphSpec, TensorSpec
@@ -44,7 +43,7 @@ def optimisation(request, monkeypatch):
 
 def feeds(bundle):
     """Golden inputs of both decoders, in fp16; the text decoder stands in mid-caption."""
-    sample = GoldenSample.load(bundle.golden_path())
+    sample = bundle.golden().samples[0]
     rng = np.random.default_rng(0)
     cache = rng.standard_normal((4, 4, 2, 6, 64)).astype(np.float16)  # K and V of two layers
     return {

@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.graphs import graph_specs
 from tap_deploy.predictor import TapPredictor
@@ -96,7 +95,7 @@ def test_the_manifest_has_both_sizes(half, micro_config):
     assert manifest.graphs["fp32"]["image_encoder"].inputs == (
         f"images uint8 [B, {HALF}, {HALF}, 3]",
     )
-    assert GoldenSample.load(half.golden_path()).images.shape[1:3] == (HALF, HALF)
+    assert half.golden().samples[0].images.shape[1:3] == (HALF, HALF)
 
 
 def test_a_bundle_at_the_size_of_its_weights_says_nothing(micro_bundle):

@@ -298,7 +298,7 @@ def test_a_reduced_range_is_what_is_written_and_what_is_tried(folder, micro_bund
     assert largest_weight_steps(bundle) == 64
     bundle = Bundle.open(bundle.path)
     tables, nodes = load_tables(bundle.path / RANGES_FILE), bundle_nodes(bundle)
-    images = {"images": np.load(micro_bundle.golden_path())["images"]}
+    images = {"images": micro_bundle.golden().samples[0].images}
     written = sessions_from_bundle(bundle, RunOn(precision="int8", threads=1))[IMAGE_ENCODER]
     tried = CandidateSessions(bundle.variant("fp32"), tables, reduce_range=True, threads=1)
     again = tried(IMAGE_ENCODER, sorted(nodes[IMAGE_ENCODER]))

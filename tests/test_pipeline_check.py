@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.run_on import RunOn
@@ -24,13 +23,13 @@ def bundle(micro_bundle):
 
 @pytest.fixture(scope="module")
 def sample(bundle):
-    return GoldenSample.load(bundle.golden_path())
+    return bundle.golden().samples[0]
 
 
 @pytest.fixture(scope="module")
 def expected(bundle, sample):
     sessions = sessions_from_bundle(bundle, RunOn(threads=1))
-    return expected_of_pipeline(sessions, bundle.config, sample, FP16_TOLERANCES)
+    return expected_of_pipeline(sessions, bundle.config, sample)
 
 
 def failed(bundle, sample, expected, ids_of=None):

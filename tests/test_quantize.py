@@ -15,7 +15,6 @@ pytest.importorskip("onnxruntime")
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.cli import main
 from tap_deploy.engines.calibration.table import load_tables
@@ -30,7 +29,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.opening import sessions_from_variant
 from tap_deploy.verify.comparison import compare
 from tap_deploy.verify.graph_check import verify_sessions
-from tap_deploy.verify.tolerances import FP32_TOLERANCE, tolerances_for
+from tap_deploy.verify.tolerances import FP32_LARGEST, tolerances_for
 
 
 def run(*arguments):
@@ -95,7 +94,7 @@ def test_what_engines_get_computes_what_was_measured(quantized):
     report = verify_sessions(
         sessions,
         bundle.config,
-        [GoldenSample.load(bundle.golden_path())],
+        [bundle.golden()],
         backend="onnxruntime",
         precision="int8",
         tolerances=tolerances_for("int8", known),
@@ -218,7 +217,7 @@ def test_int8_is_verified_against_what_its_graphs_were_measured_to_be(quantized,
     assert measured == bundle.manifest.precisions["int8"].golden_deviation
     embeddings = measured["image_embeddings"]
     assert 0 < embeddings.mean < embeddings.max
-    assert embeddings.max > FP32_TOLERANCE  # fp32's bounds would have refused it
+    assert embeddings.max > FP32_LARGEST  # fp32's bounds would have refused it
     options = ("--precision", "int8", "--threads", 1)
     code, out, err = run("verify", bundle.path, *options)
     assert code == 0, out + err
@@ -229,7 +228,7 @@ def test_int8_is_verified_against_what_its_graphs_were_measured_to_be(quantized,
 def test_a_machine_that_computes_int8_wrongly_is_found(quantized):
     """Noise of three times the int8 deviation, as from a wrong scale, is not int8 accuracy."""
     bundle = quantized[0]
-    sample = GoldenSample.load(bundle.golden_path())
+    sample = bundle.golden().samples[0]
     known = bundle.manifest.precisions["int8"]
     bounds = tolerances_for("int8", known)
     deviation = known.golden_deviation["image_embeddings"]

@@ -17,7 +17,6 @@ from benchmarks.gpu.context import MICRO, Context, Notes, Skipped, StepFailed
 from benchmarks.gpu.provider import require_provider
 from tap_deploy import Regions, TapPredictor
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.precisions import FP16, FP32
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
@@ -77,7 +76,7 @@ def _verify(bundle: Bundle, run_on: RunOn, tf32: bool) -> list[str]:
         report = verify_sessions(
             sessions,
             bundle.config,
-            [GoldenSample.load(bundle.golden_path())],
+            [bundle.golden()],
             backend=run_on.backend,
             precision=run_on.precision,
             tolerances=tolerances,

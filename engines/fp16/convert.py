@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir as ir
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.bundle.precision_record import (
@@ -99,7 +98,7 @@ def add_fp16(
     say = on_stage if on_stage is not None else lambda text: None
     if FP16 in bundle.manifest.graphs and not force:
         raise InputError(f"bundle {bundle.path} has fp16 graphs; pass --force to replace them")
-    samples = [golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
+    samples = [*golden_inputs(bundle), *read_samples(pictures, bundle.config, strict=strict)]
     max_abs = measure(bundle, samples, threads=threads, on_stage=say)
     _check_outputs(bundle, max_abs)
     fp32 = bundle.variant(FP32)
@@ -221,7 +220,7 @@ def _verify(
         return verify_sessions(
             sessions,
             bundle.config,
-            [GoldenSample.load(bundle.golden_path())],
+            [bundle.golden()],
             backend="onnxruntime",
             precision=FP16,
         )

@@ -10,7 +10,6 @@ import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
@@ -39,19 +38,21 @@ class SampleInputs:
     point_labels: np.ndarray
 
 
-def golden_inputs(bundle: Bundle) -> SampleInputs:
-    """Return picture and prompts of the golden samples of a bundle.
+def golden_inputs(bundle: Bundle) -> list[SampleInputs]:
+    """Return picture and prompts of each golden sample of a bundle.
 
     Raises:
         BundleError: they are missing or invalid.
     """
-    sample = GoldenSample.load(bundle.golden_path())
-    return SampleInputs(
-        name="golden",
-        images=np.ascontiguousarray(sample.images[:1]),
-        point_coords=sample.point_coords,
-        point_labels=sample.point_labels,
-    )
+    return [
+        SampleInputs(
+            name=f"golden {sample.name}",
+            images=np.ascontiguousarray(sample.images[:1]),
+            point_coords=sample.point_coords,
+            point_labels=sample.point_labels,
+        )
+        for sample in bundle.golden().samples
+    ]
 
 
 def find_samples(paths: Sequence[pathlib.Path]) -> list[list[pathlib.Path]]:

@@ -12,9 +12,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.golden import Golden
 from tap_deploy.bundle.precision_record import Deviation, PrecisionRecord
 from tap_deploy.bundle.update import revise_precision
 from tap_deploy.config import TapConfig
@@ -40,7 +42,7 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
         InputError: the bundle cannot be written, or another process has locked it.
         BundleError: another process changed the graphs meanwhile.
     """
-    sample = GoldenSample.load(bundle.golden_path())
+    golden = bundle.golden()
     with contextlib.ExitStack() as stack:
         sessions = sessions_from_variant(bundle.variant(INT8_FP32), threads=threads)
         for session in sessions.values():
@@ -48,7 +50,7 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
         report = verify_sessions(
             sessions,
             bundle.config,
-            [sample, _chained(sessions, bundle.config, sample)],
+            [golden, _chained(sessions, bundle.config, golden)],
             backend="onnxruntime",
             precision=INT8,
             tolerances=_MEASURE,
@@ -69,22 +71,28 @@ def record_deviation(bundle: Bundle, *, threads: int | None = None) -> None:
             revise_precision(bundle, variant, change)
 
 
-def _chained(
-    sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample
-) -> GoldenSample:
-    """Return the sample with the int8 graphs' own intermediate outputs.
+def _chained(sessions: Mapping[str, Session], config: TapConfig, golden: Golden) -> Golden:
+    """Return the samples with the int8 graphs' own intermediate outputs.
 
     Errors add up from graph to graph, and captions are compared end to end.
     """
-    encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: sample.images})
+    first = golden.samples[0]
+    encoded = sessions[graphs.IMAGE_ENCODER].run({graphs.IMAGES: first.images})
     embeddings = encoded[graphs.IMAGE_EMBEDDINGS]
-    decoder = sessions[graphs.PROMPT_DECODER]
-    decoded = decode_all_tokens(decoder, config, sample, embeddings)
-    return dataclasses.replace(
-        sample,
-        image_embeddings=embeddings,
-        semantic_tokens=decoded[graphs.SEMANTIC_TOKENS],
-    )
+    samples = []
+    for sample in golden.samples:
+        decoder = sessions[graphs.PROMPT_DECODER]
+        decoded = decode_all_tokens(decoder, config, sample, embeddings)
+        samples.append(
+            dataclasses.replace(
+                sample,
+                image_embeddings=embeddings,
+                semantic_tokens=decoded[graphs.SEMANTIC_TOKENS],
+            )
+        )
+    tokens = np.concatenate([sample.chosen_tokens for sample in samples])
+    captions = dataclasses.replace(golden.captions, semantic_tokens=tokens)
+    return dataclasses.replace(golden, samples=tuple(samples), captions=captions)
 
 
 def _finite(value: float) -> float | None:

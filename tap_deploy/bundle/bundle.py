@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from tap_deploy.bundle.golden import Golden
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tap_deploy.bundle.variant import Variant
 from tap_deploy.concepts import Vocabulary
@@ -116,15 +117,16 @@ class Bundle:
         """Load the exported tokenizer; None if the bundle has none."""
         return Tokenizer(self.path / TOKENIZER_FILE) if self._has(TOKENIZER_FILE) else None
 
-    def golden_path(self) -> pathlib.Path:
-        """Return the path of the golden samples.
+    def golden(self) -> Golden:
+        """Load the golden samples.
 
         Raises:
-            BundleError: the bundle has none.
+            BundleError: the bundle has none, they cannot be read, or they are those of a model of
+                other sizes.
         """
         if not self._has(GOLDEN_FILE):
             raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
-        return self.path / GOLDEN_FILE
+        return Golden.load(self.path / GOLDEN_FILE, self.config)
 
     def check_files(self, names: Iterable[str]) -> None:
         """Compare the size and SHA-256 of files with the manifest.

@@ -1,24 +1,39 @@
 """Golden samples: inputs of every graph with the outputs of the PyTorch reference.
 
-Every bundle contains one, so that results can be verified on a device without torch.
+Every bundle contains them, so that results can be verified on a device without torch. They hold
+prompts of several numbers and lengths with every ``PointLabel``, and tokens from the whole
+vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from tap_deploy.config import MASK_UPSCALE
+from tap_deploy.config import MASK_UPSCALE, NUM_POINT_LABELS, TapConfig
 from tap_deploy.errors import BundleError
 from tap_deploy.storage.archives import arrays_from_npz
 from tap_deploy.storage.files import atomic_file
 
-# dtype and axes of every field; axes with the same name have the same size.
-_LAYOUT: dict[str, tuple[str, tuple[str | int, ...]]] = {
+Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
+
+# Columns of ``logit_digest``.
+DIGEST_SIZE = 16
+# Most samples in a file; it bounds what a reader takes from an untrusted one.
+MOST_SAMPLES = 16
+
+# dtype and axes of every array; axes with the same name have the same size. The axes of a sample
+# that start with P or N are its own.
+_PICTURES: Layout = {
     "images": ("uint8", ("B", "S", "S", 3)),
     "image_embeddings": ("float32", ("B", "C", "grid", "grid")),
+}
+_PROMPTS: Layout = {
     "point_coords": ("float32", ("P", "N", 2)),
     "point_labels": ("int32", ("P", "N")),
     "low_res_masks": ("float32", ("P", "M", "L", "L")),
@@ -27,8 +42,38 @@ _LAYOUT: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "semantic_embeddings": ("float32", ("P", "M", "E")),
     "mask_index": ("int64", ("P",)),
     "caption_ids": ("int64", ("P", "T")),
-    "logits": ("float32", ("P", "steps", "V")),
 }
+_TEXT: Layout = {
+    "semantic_tokens": ("float32", ("R", "C")),
+    "input_ids": ("int64", ("R", "steps")),
+    "next_ids": ("int64", ("R", "steps")),
+    "logit_digests": ("float32", ("R", "steps", DIGEST_SIZE)),
+}
+# Fields of ``Golden`` with these arrays.
+_TEXTS = ("captions", "vocabulary")
+
+
+def logit_digest(logits: np.ndarray) -> np.ndarray:
+    """Return 16 projections of logits on fixed signs, float32 ``[..., 16]``.
+
+    Every logit contributes to each, so a wrong or swapped row of the output layer changes them, in
+    a fraction of the space. Their magnitude is that of the logits, if these have no common offset.
+
+    Args:
+        logits: float ``[..., V]``.
+    """
+    digest: np.ndarray = (logits.astype(np.float64) @ _signs(logits.shape[-1])).astype(np.float32)
+    return digest
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(size: int) -> np.ndarray:
+    """Return random signs with rows of unit variance, float64 ``[size, DIGEST_SIZE]``."""
+    # The raw output of a bit generator is the same in every release of NumPy.
+    words = np.random.PCG64(size).random_raw(-(-size * DIGEST_SIZE // 64))
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8))[: size * DIGEST_SIZE]
+    signs: np.ndarray = (bits.reshape(size, DIGEST_SIZE) * 2.0 - 1) / np.sqrt(size)
+    return signs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,8 +91,6 @@ class GoldenSample:
         semantic_embeddings: float32 ``[P, M, E]``.
         mask_index: selected mask token, int64 ``[P]``.
         caption_ids: greedy caption, not stopped at EOS, int64 ``[P, text_seq_len - 1]``.
-        logits: logits of the text decoder, float32 ``[P, steps, V]``; or only the largest of each
-            step, ``[P, steps, 1]``, to save space.
     """
 
     images: np.ndarray
@@ -60,7 +103,6 @@ class GoldenSample:
     semantic_embeddings: np.ndarray
     mask_index: np.ndarray
     caption_ids: np.ndarray
-    logits: np.ndarray
 
     @property
     def name(self) -> str:
@@ -73,53 +115,130 @@ class GoldenSample:
         chosen: np.ndarray = self.semantic_tokens[np.arange(len(self.mask_index)), self.mask_index]
         return chosen
 
-    def compact(self) -> GoldenSample:
-        """Return the sample with the largest logit of each step only."""
-        return dataclasses.replace(self, logits=self.logits.max(axis=-1, keepdims=True))
-
     def first_prompts(self, count: int) -> GoldenSample:
         """Return the sample with its first prompts only; prompts do not affect each other."""
-        return dataclasses.replace(
-            self,
-            **{
-                name: getattr(self, name)[:count]
-                for name, (_, axes) in _LAYOUT.items()
-                if axes[0] == "P"
-            },
-        )
+        return dataclasses.replace(self, **{name: getattr(self, name)[:count] for name in _PROMPTS})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GoldenText:
+    """Steps of the text decoder on given tokens, and what the reference makes of them.
+
+    Attributes:
+        semantic_tokens: float32 ``[R, C]``.
+        input_ids: tokens at the positions 1, 2, …, int64 ``[R, text_seq_len - 2]``.
+        next_ids: likeliest token after each of them, int64 ``[R, text_seq_len - 2]``.
+        logit_digests: ``logit_digest`` after each of them, float32 ``[R, text_seq_len - 2, 16]``.
+    """
+
+    semantic_tokens: np.ndarray
+    input_ids: np.ndarray
+    next_ids: np.ndarray
+    logit_digests: np.ndarray
+
+    def rows(self, wanted: slice) -> GoldenText:
+        """Return some of the rows; they do not affect each other."""
+        return GoldenText(**{name: getattr(self, name)[wanted] for name in _TEXT})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Golden:
+    """Samples with the same pictures, and steps of the text decoder.
+
+    Attributes:
+        samples: prompts on the first picture, in several sizes.
+        captions: the greedy captions of all prompts in turn.
+        vocabulary: tokens from the whole vocabulary, each at most once.
+    """
+
+    samples: tuple[GoldenSample, ...]
+    captions: GoldenText
+    vocabulary: GoldenText
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the arrays to a compressed ``.npz`` file."""
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Write the arrays to a compressed ``.npz`` file; the pictures once."""
+        arrays: dict[str, Any] = {"num_samples": np.array(len(self.samples))}
+        arrays |= {name: getattr(self.samples[0], name) for name in _PICTURES}
+        for index, sample in enumerate(self.samples):
+            arrays |= {f"{index}/{name}": getattr(sample, name) for name in _PROMPTS}
+        for kind in _TEXTS:
+            arrays |= {f"{kind}/{name}": getattr(getattr(self, kind), name) for name in _TEXT}
         with atomic_file(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> GoldenSample:
+    def load(cls, path: str | os.PathLike[str], config: TapConfig) -> Golden:
         """Read a file that ``save`` wrote.
+
+        Args:
+            path: the file.
+            config: sizes of the model, which the samples must have.
 
         Raises:
             BundleError: the file cannot be read, or its arrays have the wrong dtype or shape.
         """
         try:
-            arrays = arrays_from_npz(path, tuple(_LAYOUT))
-            _check_layout(arrays)
+            return cls._read(path, config)
         except ValueError as exc:
             raise BundleError(
                 f"golden samples in {path} cannot be read: {exc}; export the bundle again"
             ) from exc
-        return cls(**arrays)
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], config: TapConfig) -> Golden:
+        number = arrays_from_npz(path, ("num_samples",))["num_samples"]
+        if number.shape != () or not 1 <= number <= MOST_SAMPLES:
+            raise ValueError(f"num_samples is {number}; expected 1 to {MOST_SAMPLES}")
+        prefixes = [f"{index}/" for index in range(int(number))]
+        names = [*_PICTURES]
+        names += [f"{kind}/{name}" for kind in _TEXTS for name in _TEXT]
+        names += [prefix + name for prefix in prefixes for name in _PROMPTS]
+        arrays = arrays_from_npz(path, names)
+        sizes = _sizes(config)
+        _check_layout(arrays, "", _PICTURES, sizes)
+        for prefix in prefixes:
+            _check_layout(arrays, prefix, _PROMPTS, dict(sizes))
+            _check_values(arrays, prefix, sizes)
+        for kind in _TEXTS:
+            _check_layout(arrays, f"{kind}/", _TEXT, dict(sizes))
+        pictures = {name: arrays[name] for name in _PICTURES}
+        return cls(
+            samples=tuple(
+                GoldenSample(**pictures, **{name: arrays[prefix + name] for name in _PROMPTS})
+                for prefix in prefixes
+            ),
+            **{
+                kind: GoldenText(**{name: arrays[f"{kind}/{name}"] for name in _TEXT})
+                for kind in _TEXTS
+            },
+        )
 
 
-def _check_layout(arrays: dict[str, np.ndarray]) -> None:
-    """Check dtypes and shapes against ``_LAYOUT``.
+def _sizes(config: TapConfig) -> dict[str | int, int]:
+    """Return the sizes of the axes that the config fixes."""
+    return {
+        "S": config.image_size,
+        "C": config.image_embed_dim,
+        "grid": config.grid_size,
+        "L": MASK_UPSCALE * config.grid_size,
+        "M": config.num_mask_tokens,
+        "E": config.sem_embed_dim,
+        "T": config.text_seq_len - 1,
+        "steps": config.max_new_tokens,
+        "V": config.vocab_size,
+    }
+
+
+def _check_layout(
+    arrays: Mapping[str, np.ndarray], prefix: str, layout: Layout, sizes: dict[str | int, int]
+) -> None:
+    """Check dtypes and shapes, and add the sizes of unknown axes to ``sizes``.
 
     Raises:
         ValueError: an array does not match.
     """
-    sizes: dict[str | int, int] = {}
-    for name, (dtype, axes) in _LAYOUT.items():
-        array = arrays[name]
+    for name, (dtype, axes) in layout.items():
+        array = arrays[prefix + name]
         fits = array.dtype == np.dtype(dtype) and array.ndim == len(axes) and array.size > 0
         if not fits or not all(
             size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
@@ -127,14 +246,27 @@ def _check_layout(arrays: dict[str, np.ndarray]) -> None:
         ):
             known = {axis: sizes[axis] for axis in axes if axis in sizes}
             raise ValueError(
-                f"{name} is {array.dtype} {list(array.shape)}; expected {dtype} "
+                f"{prefix}{name} is {array.dtype} {list(array.shape)}; expected {dtype} "
                 f"[{', '.join(map(str, axes))}], not empty, with {known or 'any sizes'}"
             )
-    side = MASK_UPSCALE * sizes["grid"]
-    if sizes["L"] != side:
-        raise ValueError(f"low_res_masks have side {sizes['L']}; expected {side}")
-    if sizes["steps"] != sizes["T"] - 1:
-        raise ValueError(f"logits have {sizes['steps']} steps; expected {sizes['T'] - 1}")
-    index = arrays["mask_index"]
-    if index.min() < 0 or index.max() >= sizes["M"]:
-        raise ValueError(f"mask_index holds {index.tolist()}; expected 0 to {sizes['M'] - 1}")
+
+
+def _check_values(
+    arrays: Mapping[str, np.ndarray], prefix: str, sizes: Mapping[str | int, int]
+) -> None:
+    """Check the range of codes and indices.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    ranges = {
+        "point_labels": NUM_POINT_LABELS,
+        "mask_index": sizes["M"],
+        "caption_ids": sizes["V"],
+    }
+    for name, count in ranges.items():
+        array = arrays[prefix + name]
+        if array.min() < 0 or array.max() >= count:
+            raise ValueError(
+                f"{prefix}{name} holds {array.min()} to {array.max()}; expected 0 to {count - 1}"
+            )

@@ -9,7 +9,6 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import plan_folder
-from tap_deploy.cli.verify import CHECKS_PER_SAMPLE
 from tap_deploy.console.options import bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.machine.state import machine_state
@@ -20,10 +19,9 @@ from tap_deploy.sessions.ort.session import import_onnxruntime
 from tap_deploy.sessions.run_on import FASTEST_ON_CPU, RunOn
 from tap_deploy.sessions.trt.versions import import_tensorrt
 from tap_deploy.verify.comparison import Comparison
+from tap_deploy.verify.graph_check import number_of_checks
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS
 from tap_deploy.verify.selftest import SelftestResult, SelftestSubject, run_selftest
-
-CHECKS = CHECKS_PER_SAMPLE + len(RUNS) * CHECKS_PER_RUN
 
 
 @click.command("selftest")
@@ -38,7 +36,8 @@ def selftest_command(bundle: str, run_on: RunOn, as_json: bool) -> None:
     failures are allowed. To compare without storing a result: tap-export verify.
     """
     opened = Bundle.open(bundle)
-    with stage_bar("selftest", CHECKS) as stage:
+    checks = number_of_checks([opened.golden()]) + len(RUNS) * CHECKS_PER_RUN
+    with stage_bar("selftest", checks) as stage:
         result = selftest_bundle(opened, run_on, on_check=lambda c: stage(c.tensor))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
     result.require()

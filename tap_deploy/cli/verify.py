@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.golden import Golden
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, bundle_argument, json_option, runtime_options
 from tap_deploy.console.progress import stage_bar
@@ -20,10 +20,8 @@ from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.comparison import Comparison, Report
-from tap_deploy.verify.graph_check import verify_sessions
+from tap_deploy.verify.graph_check import number_of_checks, verify_sessions
 from tap_deploy.verify.tolerances import tolerances_for
-
-CHECKS_PER_SAMPLE = 9
 
 
 @click.command("verify")
@@ -46,7 +44,7 @@ def verify_command(
     """
     opened = Bundle.open(bundle)
     samples = _samples(opened, checkpoint)
-    with stage_bar("verify", CHECKS_PER_SAMPLE * len(samples)) as stage:
+    with stage_bar("verify", number_of_checks(samples)) as stage:
         report = verify_bundle(opened, run_on, samples, on_check=lambda check: stage(check.tensor))
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
     report.require(f"bundle {bundle} differs from the reference; do not use it")
@@ -55,7 +53,7 @@ def verify_command(
 def verify_bundle(
     bundle: Bundle,
     run_on: RunOn,
-    samples: list[GoldenSample],
+    samples: list[Golden],
     *,
     on_check: Callable[[Comparison], None] | None = None,
 ) -> Report:
@@ -109,9 +107,9 @@ def _rounding_sessions(
     }
 
 
-def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[GoldenSample]:
+def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[Golden]:
     if checkpoint is None:
-        return [GoldenSample.load(bundle.golden_path())]
+        return [bundle.golden()]
     require_export_extra()
     from tap_deploy.export.samples import golden_samples
     from tap_deploy.reference.checkpoint import load_checkpoint

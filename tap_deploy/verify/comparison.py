@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import numpy as np
 from tap_deploy.errors import VerificationError
 from tap_deploy.verify.tolerances import Tolerance
 
-_DIFFERENCES = ("max_abs", "max_rel", "mean_abs", "mean_rel")
+_DIFFERENCES = ("max_abs", "max_rel", "mean_abs", "mean_rel", "cosine", "tolerance")
+
+# Name for comparisons of graphs that get the outputs of the graphs before them. In all others, a
+# graph gets the reference's own inputs.
+END_TO_END = "end to end"
+
+# Edges of the bins of ``Comparison.histogram``: log10 of the absolute difference.
+HISTOGRAM_EDGES = tuple(x / 2 for x in range(-20, 5))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,11 @@ class Comparison:
         mean_rel: ``mean_abs`` over the mean expected magnitude.
         mean_tolerance: bound on ``mean_rel``; None for no bound.
         relative: whether ``tolerance`` bounds ``max_rel``.
+        cosine: cosine similarity of the flattened tensors; NaN if it is not defined.
+        num_nan: number of NaN in the output.
+        num_inf: number of infinite values in the output.
+        histogram: number of differences of exactly 0, below the first of ``HISTOGRAM_EDGES``,
+            between two edges each, and above the last; empty for choices.
         note: details for the reader, such as the first position where ids differ.
     """
 
@@ -44,7 +57,21 @@ class Comparison:
     mean_rel: float = 0.0
     mean_tolerance: float | None = None
     relative: bool = False
+    cosine: float = math.nan
+    num_nan: int = 0
+    num_inf: int = 0
+    histogram: tuple[int, ...] = ()
     note: str = ""
+
+    @property
+    def is_chained(self) -> bool:
+        """Whether the graph got the outputs of the graphs before it."""
+        return self.graph == END_TO_END
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a tolerance; without one, the difference is only measured."""
+        return math.isfinite(self.tolerance)
 
     @property
     def difference(self) -> float:
@@ -53,21 +80,28 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether the differences are within the tolerances; False for NaN."""
+        """Whether the differences are finite and within the tolerances."""
         mean_fits = self.mean_tolerance is None or self.mean_rel <= self.mean_tolerance
-        return self.difference <= self.tolerance and mean_fits
+        return math.isfinite(self.difference) and self.difference <= self.tolerance and mean_fits
 
     def __str__(self) -> str:
-        verdict = "ok  " if self.passed else "FAIL"
+        verdict = "[\u2713]" if self.passed else "[\u2717]"
         shape = "x".join(map(str, self.shape))
-        kind = "rel " if self.relative else ""
-        mean = "" if self.mean_tolerance is None else f", mean {self.mean_tolerance:.0e}"
+        cosine = "" if math.isnan(self.cosine) else f"cosine {self.cosine:.7f}  "
+        odd = f"{self.num_nan} NaN, {self.num_inf} Inf  " if self.num_nan or self.num_inf else ""
         return (
-            f"{verdict} {self.graph:15} {self.tensor:20} {self.sample:14} {shape:>18} "
+            f"{verdict} {self.graph:15} {self.tensor:20} {self.sample:26} {shape:>18} "
             f"max abs {self.max_abs:.2e}  rel {self.max_rel:.2e}  "
-            f"mean rel {self.mean_rel:.2e}  tolerance {kind}{self.tolerance:.0e}{mean}"
+            f"mean rel {self.mean_rel:.2e}  {cosine}{odd}{self._bound()}"
             f"{'  (' + self.note + ')' if self.note else ''}"
         )
+
+    def _bound(self) -> str:
+        if not self.is_bounded:
+            return "measured only"
+        kind = "rel " if self.relative else ""
+        mean = "" if self.mean_tolerance is None else f", mean {self.mean_tolerance:.0e}"
+        return f"tolerance {kind}{self.tolerance:.0e}{mean}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +128,7 @@ class Report:
         rows = []
         for check in self.checks:
             row = dataclasses.asdict(check) | {"passed": check.passed}
+            del row["histogram"]  # for a page, not for a manifest
             for key in _DIFFERENCES:
                 row[key] = row[key] if np.isfinite(row[key]) else None
             rows.append(row)
@@ -144,15 +179,19 @@ def compare(
     A plain number as ``tolerance`` bounds the largest absolute difference.
     """
     bound = tolerance if isinstance(tolerance, Tolerance) else Tolerance(max=tolerance)
-    max_abs = max_rel = mean_abs = mean_rel = float("inf")
+    max_abs = max_rel = mean_abs = mean_rel = math.inf
+    cosine, histogram = math.nan, tuple[int, ...]()
+    is_float = np.issubdtype(actual.dtype, np.floating)
     finite = np.isfinite(actual).all() and np.isfinite(expected).all()
     if actual.shape == expected.shape and finite:
-        difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
-        magnitude = np.abs(expected.astype(np.float64))
+        a, b = actual.astype(np.float64), expected.astype(np.float64)
+        difference, magnitude = np.abs(a - b), np.abs(b)
         max_abs = float(difference.max(initial=0.0))
         max_rel = _share(max_abs, float(magnitude.max(initial=0.0)))
         mean_abs = float(difference.mean()) if difference.size else 0.0
         mean_rel = _share(mean_abs, float(magnitude.mean()) if magnitude.size else 0.0)
+        cosine = _cosine(a, b) if is_float else math.nan
+        histogram = _histogram(difference) if is_float else ()
     return Comparison(
         graph=graph,
         tensor=tensor,
@@ -165,6 +204,10 @@ def compare(
         tolerance=bound.max,
         mean_tolerance=bound.mean,
         relative=bound.relative,
+        cosine=cosine,
+        num_nan=int(np.isnan(actual).sum()),
+        num_inf=int(np.isinf(actual).sum()),
+        histogram=histogram,
     )
 
 
@@ -208,3 +251,15 @@ def compare_choices(
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else part
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.vdot(a, b)) / norms if norms else math.nan
+
+
+def _histogram(difference: np.ndarray) -> tuple[int, ...]:
+    zeros = int((difference == 0).sum())
+    logs = np.log10(difference[difference > 0])
+    counts, _ = np.histogram(logs, [-np.inf, *HISTOGRAM_EDGES, np.inf])
+    return (zeros, *(int(count) for count in counts))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tap_deploy import graphs
-from tap_deploy.bundle.golden import GoldenSample
+from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.masks import mask_rows, request_answers
-from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
 from tap_deploy.sessions.host_captioner import Captioner
-from tap_deploy.verify.comparison import Comparison, Report, compare
+from tap_deploy.verify.answers import AnswerTally
+from tap_deploy.verify.comparison import END_TO_END, Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
-from tap_deploy.verify.recorder import ComparisonRecorder
+from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
+from tap_deploy.verify.text_steps import logits_of, run_text
 from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
     FP32_TOLERANCES,
@@ -25,152 +27,179 @@ from tap_deploy.verify.tolerances import (
     PROMPT_OUTPUTS,
     TOLERANCES,
     Tolerances,
+    chained_tolerances,
 )
-
-END_TO_END = "end to end"
 
 
 def verify_sessions(
     sessions: Mapping[str, Session],
     config: TapConfig,
-    samples: list[GoldenSample],
+    goldens: Sequence[Golden],
     *,
     backend: str,
     precision: str,
     tolerances: Tolerances | None = None,
     on_check: Callable[[Comparison], None] | None = None,
+    tally: AnswerTally | None = None,
 ) -> Report:
-    """Run samples through the three graphs, stage by stage, and compare every output.
+    """Run samples through the graphs, stage by stage and in a chain, and compare all outputs.
 
     Each stage gets the reference's inputs, so that a difference shows in the stage that causes it.
-    Captions are also decoded end to end from the picture. If the tolerances allow other tokens or
-    mask indices at all, then only where the scores are nearly tied.
+    Then each gets the outputs of the stage before it, from the picture on, as a predictor runs
+    them. Other tokens or mask indices pass only where the scores are nearly tied.
 
     Args:
         sessions: one session per graph name.
         config: sizes of the model.
-        samples: inputs and expected outputs.
+        goldens: inputs and expected outputs.
         backend: name for the report.
         precision: name for the report, and for the default tolerances.
         tolerances: output name -> tolerance; None for those of the precision in
             ``tolerances.TOLERANCES``, or else those of fp32.
         on_check: called with every comparison.
+        tally: counts the answers of the chain: masks, names and captions.
 
     Raises:
         InputError: the prompts of a sample have more points than an engine takes.
         SessionError: a graph fails to run.
     """
-    samples = samples_within_limits(sessions, samples)
+    goldens = [within_limits(sessions, golden) for golden in goldens]
     bounds = TOLERANCES.get(precision, FP32_TOLERANCES) if tolerances is None else tolerances
-    verifier = _Verifier(sessions, config, bounds, on_check)
-    for sample in samples:
-        embeddings = verifier.check_image_encoder(sample)
-        verifier.check_prompt_decoder(sample)
-        verifier.check_text_decoder(sample)
-        verifier.check_end_to_end(sample, embeddings)
-    return Report(checks=tuple(verifier.checks), backend=backend, precision=precision)
+    chained = chained_tolerances(precision, bounds)
+    verifier = _Verifier(sessions, config, ComparisonRecorder(bounds, on_check, chained), tally)
+    for golden in goldens:
+        verifier.check(golden)
+    return Report(checks=tuple(verifier.recorder.checks), backend=backend, precision=precision)
 
 
-def samples_within_limits(
-    sessions: Mapping[str, Session], samples: list[GoldenSample]
-) -> list[GoldenSample]:
-    """Return the samples with their prompts cut to the number that all sessions take.
+def number_of_checks(goldens: Sequence[Golden]) -> int:
+    """Return the number of comparisons of ``verify_sessions``."""
+    decoded = len(PROMPT_OUTPUTS) + 1  # and the mask index
+    return sum(1 + 4 + len(golden.samples) * (2 * decoded + 1) for golden in goldens)
+
+
+def within_limits(sessions: Mapping[str, Session], golden: Golden) -> Golden:
+    """Return the samples that all sessions take, cut to the number of prompts that they take.
 
     Raises:
-        InputError: prompts have more points than a session takes. Points cannot be cut, because
-            that changes the prompt.
+        InputError: all prompts have more points than a session takes. Points cannot be cut,
+            because that changes the prompt.
     """
     limits = [session.limits for session in sessions.values()]
     most_points = min((limit["N"] for limit in limits if "N" in limit), default=None)
     most_prompts = min((limit["P"] for limit in limits if "P" in limit), default=None)
-    for sample in samples:
-        points = sample.point_labels.shape[1]
-        if most_points is not None and points > most_points:
+    samples, lengths = golden.samples, [s.point_labels.shape[1] for s in golden.samples]
+    if most_points is not None:
+        if min(lengths) > most_points:
             raise InputError(
-                f"golden samples have prompts of {points} points; expected at most {most_points}, "
-                f"the limit of these engines; build them with --max-points {points}"
+                f"golden samples have prompts of {min(lengths)} points; expected at most "
+                f"{most_points}, the limit of these engines; build them with "
+                f"--max-points {min(lengths)}"
             )
-    return samples if most_prompts is None else [s.first_prompts(most_prompts) for s in samples]
+        samples = tuple(
+            s for s, length in zip(samples, lengths, strict=True) if length <= most_points
+        )
+    if most_prompts is not None:
+        samples = tuple(sample.first_prompts(most_prompts) for sample in samples)
+    return dataclasses.replace(golden, samples=samples)
 
 
-class _Verifier(ComparisonRecorder):
+class _Verifier:
     """Runs and compares one stage per method."""
 
     def __init__(
         self,
         sessions: Mapping[str, Session],
         config: TapConfig,
-        tolerances: Tolerances,
-        on_check: Callable[[Comparison], None] | None,
+        recorder: ComparisonRecorder,
+        tally: AnswerTally | None,
     ) -> None:
-        super().__init__(tolerances, on_check)
         self.sessions, self.config = sessions, config
+        self.recorder, self.tally = recorder, tally
 
-    def check_image_encoder(self, sample: GoldenSample) -> np.ndarray:
+    def check(self, golden: Golden) -> None:
+        """Compare all samples, each stage on its own, and then the chain."""
+        embeddings = self._check_image_encoder(golden.samples[0])
+        for sample in golden.samples:
+            self._check_prompt_decoder(sample)
+        self._check_text(golden.captions, "captions", whole_cache=False)
+        self._check_text(golden.vocabulary, "any tokens", whole_cache=True)
+        for sample in golden.samples:
+            self._check_chain(sample, embeddings)
+
+    def _check_image_encoder(self, sample: GoldenSample) -> np.ndarray:
         outputs = _run(self.sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images})
         actual = outputs[graphs.IMAGE_EMBEDDINGS]
-        expected = sample.image_embeddings
-        self.add(graphs.IMAGE_ENCODER, graphs.IMAGE_EMBEDDINGS, sample.name, actual, expected)
+        shape = "x".join(map(str, sample.images.shape[1:3]))
+        name = f"B={len(sample.images)} {shape}"
+        graph, expected = graphs.IMAGE_ENCODER, sample.image_embeddings
+        self.recorder.add(graph, graphs.IMAGE_EMBEDDINGS, name, actual, expected)
         return actual
 
-    def check_prompt_decoder(self, sample: GoldenSample) -> None:
-        session, graph = self.sessions[graphs.PROMPT_DECODER], graphs.PROMPT_DECODER
+    def _check_prompt_decoder(self, sample: GoldenSample) -> None:
+        session = self.sessions[graphs.PROMPT_DECODER]
         outputs = decode_all_tokens(session, self.config, sample, sample.image_embeddings)
+        self._add_prompt_outputs(graphs.PROMPT_DECODER, sample, outputs)
+
+    def _add_prompt_outputs(
+        self, graph: str, sample: GoldenSample, outputs: Mapping[str, np.ndarray]
+    ) -> None:
         for tensor in PROMPT_OUTPUTS:
-            self.add(graph, tensor, sample.name, outputs[tensor], getattr(sample, tensor))
-        iou = outputs[graphs.IOU_PREDICTIONS]
-        chosen = outputs[graphs.MASK_INDEX]
-        self.add_choice(graph, MASK_INDEX, sample.name, chosen, sample.mask_index, iou)
-
-    def check_text_decoder(self, sample: GoldenSample) -> None:
-        ids, logits = _decode_text(
-            self.sessions[graphs.TEXT_DECODER], self.config, sample, sample.chosen_tokens
+            self.recorder.add(graph, tensor, sample.name, outputs[tensor], getattr(sample, tensor))
+        iou, chosen = outputs[graphs.IOU_PREDICTIONS], outputs[graphs.MASK_INDEX]
+        margins = choice_margins(iou, chosen, sample.mask_index)
+        scale = float(np.abs(iou).max())
+        self.recorder.add_choice(
+            graph, MASK_INDEX, sample.name, chosen, sample.mask_index, margins, scale
         )
-        graph, name = graphs.TEXT_DECODER, sample.name
-        self.add_choice(graph, CAPTION_IDS, name, ids[:, 1:], sample.caption_ids[:, 1:], logits)
-        if sample.logits.shape[-1] == 1:
-            logits = logits.max(axis=-1, keepdims=True)
-        self.add(graph, graphs.LOGITS, name, logits, sample.logits)
 
-    def check_end_to_end(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
+    def _check_text(self, text: GoldenText, kind: str, *, whole_cache: bool) -> None:
+        session, graph = self.sessions[graphs.TEXT_DECODER], graphs.TEXT_DECODER
+        run = run_text(session, self.config, text, whole_cache=whole_cache)
+        name = f"{kind} R={len(text.input_ids)}{' whole cache' if whole_cache else ''}"
+        self.recorder.add(graph, graphs.LOGITS, name, run.logit_digests, text.logit_digests)
+        self.recorder.add_choice(
+            graph, CAPTION_IDS, name, run.next_ids, text.next_ids, run.margins, run.scale
+        )
+
+    def _check_chain(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
         session = self.sessions[graphs.PROMPT_DECODER]
         outputs = decode_all_tokens(session, self.config, sample, image_embeddings)
-        iou, index = outputs[graphs.IOU_PREDICTIONS], outputs[graphs.MASK_INDEX]
-        narrow = self.is_narrow(MASK_INDEX, iou, index, sample.mask_index)
+        self._add_prompt_outputs(END_TO_END, sample, outputs)
         # A nearly tied mask may be chosen instead; compare the caption of the expected mask.
-        index = np.where(narrow, sample.mask_index, index)
-        tokens = outputs[graphs.SEMANTIC_TOKENS][np.arange(len(index)), index]
+        rows, index = np.arange(len(sample.mask_index)), sample.mask_index
+        tokens = outputs[graphs.SEMANTIC_TOKENS][rows, index]
         session, name = self.sessions[graphs.TEXT_DECODER], sample.name
         expected = blank_after_eos(sample.caption_ids, self.config.pad_id)
         actual = Captioner(session, self.config).generate(tokens)
-        if self.tolerances[CAPTION_IDS].max == 0 or np.array_equal(actual, expected):
-            self.record(compare(END_TO_END, CAPTION_IDS, name, actual, expected, 0))
+        if np.array_equal(actual, expected):
+            self.recorder.record(compare(END_TO_END, CAPTION_IDS, name, actual, expected, 0))
+            logits = None
         else:
-            ids, logits = _decode_text(session, self.config, sample, tokens)
-            self.add_captions(END_TO_END, name, actual, expected, logits, ids)
+            logits = logits_of(session, self.config, tokens, sample.caption_ids[:, :-1])
+            self.recorder.add_captions(END_TO_END, name, actual, expected, logits)
+        if self.tally is not None:
+            self.tally.add(sample, outputs, actual, expected, logits)
 
 
 def expected_of_pipeline(
-    sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample, tolerances: Tolerances
+    sessions: Mapping[str, Session], config: TapConfig, sample: GoldenSample
 ) -> Expected:
     """Return the expected outputs of a pipeline of the same graphs.
 
-    If the tolerances require the reference's choices, these are the outputs of the reference.
-    Otherwise errors propagate from one graph to the next, which the tolerances do not cover; the
-    expected outputs are then those of the sessions, run one after the other from the picture.
-    ``verify_sessions`` compares each graph with the reference.
+    Errors propagate from one graph to the next, so these are the outputs of the sessions, run one
+    after the other from the picture. ``verify_sessions`` compares them with the reference.
 
     Raises:
         SessionError: a graph fails to run.
     """
-    if tolerances[MASK_INDEX].max == 0 and tolerances[CAPTION_IDS].max == 0:
-        return Expected.from_sample(sample)
     encoded = _run(sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images[:1]})
     embeddings = encoded[graphs.IMAGE_EMBEDDINGS]
     outputs = decode_all_tokens(sessions[graphs.PROMPT_DECODER], config, sample, embeddings)
     rows = np.arange(len(sample.mask_index))
     tokens = outputs[graphs.SEMANTIC_TOKENS][rows, sample.mask_index]
-    _, logits = _decode_text(sessions[graphs.TEXT_DECODER], config, sample, tokens)
+    text_decoder = sessions[graphs.TEXT_DECODER]
+    logits = logits_of(text_decoder, config, tokens, sample.caption_ids[:, :-1])
     return Expected(prompt_outputs=outputs, logits=logits)
 
 
@@ -211,20 +240,3 @@ def decode_all_tokens(
     outputs = _run(session, inputs | {graphs.MASK_REQUEST: every})
     answers = _run(session, inputs | {graphs.MASK_REQUEST: request_answers(prompts)})
     return outputs | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX][:, 0].astype(np.int64)}
-
-
-def _decode_text(
-    session: Session, config: TapConfig, sample: GoldenSample, semantic_tokens: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode with teacher forcing, so that an early mismatch does not affect later steps.
-
-    Covers every length of the cache. Returns ids int64 ``[P, text_seq_len - 1]`` and logits
-    float32 ``[P, steps, V]``.
-    """
-    steps = CaptionSteps(session, config, semantic_tokens)
-    ids = sample.caption_ids.copy()
-    logits = []
-    for position in range(1, sample.logits.shape[1] + 1):
-        ids[:, position] = steps.step(sample.caption_ids[:, position - 1])
-        logits.append(steps.logits.astype(np.float32))
-    return ids, np.stack(logits, axis=1)

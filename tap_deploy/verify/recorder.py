@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tap_deploy.verify.comparison import Comparison, compare, compare_choices
+from tap_deploy.verify.comparison import END_TO_END, Comparison, compare, compare_choices
 from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances
 
 
@@ -15,19 +15,25 @@ class ComparisonRecorder:
 
     Attributes:
         tolerances: output name -> tolerance.
+        chained: output name -> tolerance of comparisons end to end.
         checks: all comparisons so far.
     """
 
     def __init__(
-        self, tolerances: Tolerances, on_check: Callable[[Comparison], None] | None
+        self,
+        tolerances: Tolerances,
+        on_check: Callable[[Comparison], None] | None,
+        chained: Tolerances | None = None,
     ) -> None:
         """Start without comparisons.
 
         Args:
             tolerances: output name -> tolerance.
             on_check: called with every comparison.
+            chained: tolerances of comparisons end to end; None for the same.
         """
         self.tolerances = tolerances
+        self.chained = tolerances if chained is None else chained
         self.checks: list[Comparison] = []
         self._on_check = on_check
 
@@ -35,7 +41,8 @@ class ComparisonRecorder:
         self, graph: str, tensor: str, sample: str, actual: np.ndarray, expected: np.ndarray
     ) -> None:
         """Compare two arrays of any shape."""
-        self.record(compare(graph, tensor, sample, actual, expected, self.tolerances[tensor]))
+        bound = (self.chained if graph == END_TO_END else self.tolerances)[tensor]
+        self.record(compare(graph, tensor, sample, actual, expected, bound))
 
     def add_choice(
         self,
@@ -44,15 +51,22 @@ class ComparisonRecorder:
         sample: str,
         actual: np.ndarray,
         expected: np.ndarray,
-        scores: np.ndarray,
+        margins: np.ndarray,
+        scale: float,
     ) -> None:
-        """Compare choices ``[...]`` by their measured scores ``[..., candidates]``."""
-        bound = self.tolerances[tensor]
-        if bound.max == 0:
-            self.record(compare(graph, tensor, sample, actual, expected, bound))
-            return
+        """Compare choices by the margins between their scores.
+
+        Args:
+            graph: name of the graph.
+            tensor: name of the output.
+            sample: name of the sample.
+            actual: choices, int ``[...]``.
+            expected: choices, int ``[...]``.
+            margins: distance between the scores of both, see ``choice_margins``, float ``[...]``.
+            scale: largest magnitude of the scores.
+        """
+        bound = (self.chained if graph == END_TO_END else self.tolerances)[tensor]
         differs = actual != expected
-        margins = choice_margins(scores, actual, expected)
         where = np.argwhere(differs)
         note = ""
         if len(where):
@@ -61,7 +75,6 @@ class ComparisonRecorder:
                 f"{len(where)} of {differs.size} differ, first at {list(at)}: {actual[at]}, "
                 f"expected {expected[at]}, margin {margins[at]:.1e}"
             )
-        scale = float(np.abs(scores).max(initial=0.0))
         self.record(
             compare_choices(
                 graph, tensor, sample, actual.shape, margins[differs], scale, bound, note
@@ -75,7 +88,6 @@ class ComparisonRecorder:
         actual: np.ndarray,
         expected: np.ndarray,
         logits: np.ndarray,
-        choices: np.ndarray | None = None,
     ) -> None:
         """Compare each caption at the first token that differs; later tokens are ignored.
 
@@ -88,31 +100,27 @@ class ComparisonRecorder:
             actual: caption ids, int64 ``[P, T]``: BOS first, padding after EOS.
             expected: caption ids, as ``actual``.
             logits: logits measured on the expected caption, float32 ``[P, T - 1, V]``.
-            choices: argmax of ``logits``, ``[P, T]``, compared instead of ``actual`` at the first
-                difference.
         """
-        differs = actual[:, 1:] != expected[:, 1:]
-        first = np.where(differs.any(axis=1), differs.argmax(axis=1), -1)
-        at_first = np.arange(differs.shape[1]) == first[:, None]
-        chosen = actual if choices is None else choices
+        at_first = at_first_difference(actual, expected)
         # Elsewhere compare 0 with 0, because the padding id may lie outside the logits.
-        choice, wanted = (np.where(at_first, ids[:, 1:], 0) for ids in (chosen, expected))
-        self.add_choice(graph, CAPTION_IDS, sample, choice, wanted, logits)
-
-    def is_narrow(
-        self, tensor: str, scores: np.ndarray, actual: np.ndarray, expected: np.ndarray
-    ) -> np.ndarray:
-        """Return whether actual and expected choices are tied within the tolerance, bool."""
-        bound = self.tolerances[tensor]
-        most = bound.max * (float(np.abs(scores).max()) if bound.relative else 1.0)
-        narrow: np.ndarray = choice_margins(scores, actual, expected) <= most
-        return narrow
+        choice, wanted = (np.where(at_first, ids[:, 1:], 0) for ids in (actual, expected))
+        margins = choice_margins(logits, choice, wanted)
+        scale = float(np.abs(logits).max(initial=0.0))
+        self.add_choice(graph, CAPTION_IDS, sample, choice, wanted, margins, scale)
 
     def record(self, check: Comparison) -> None:
         """Store a comparison."""
         self.checks.append(check)
         if self._on_check is not None:
             self._on_check(check)
+
+
+def at_first_difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return where captions ``[P, T]`` differ first, bool ``[P, T - 1]``: BOS is left out."""
+    differs = actual[:, 1:] != expected[:, 1:]
+    first = np.where(differs.any(axis=1), differs.argmax(axis=1), -1)
+    found: np.ndarray = np.arange(differs.shape[1]) == first[:, None]
+    return found
 
 
 def choice_margins(scores: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.marks import mark_variant
 from tap_deploy.bundle.plans import plan_digests, record_selftest
@@ -32,8 +31,8 @@ from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.graph_check import (
     expected_of_pipeline,
-    samples_within_limits,
     verify_sessions,
+    within_limits,
 )
 from tap_deploy.verify.pipeline_check import Expected, check_pipeline
 from tap_deploy.verify.recorder import ComparisonRecorder
@@ -189,7 +188,7 @@ def run_selftest(
         SessionError: a graph does not load in a session; no verdict is stored.
         MissingDependencyError: the backend is not installed.
     """
-    sample = GoldenSample.load(subject.bundle.golden_path())
+    golden = subject.bundle.golden()
     precision_record = subject.bundle.manifest.precision_record(subject.run_on.variant)
     tolerances = tolerances_for(subject.run_on.precision, precision_record)
     timed = _TimedComparisons(on_check)
@@ -198,7 +197,7 @@ def run_selftest(
     record = subject.recorder()
     with _closed_at_the_end(load_sessions()) as sessions:
         # Raises before a verdict is stored: an engine that cannot be tested has not failed.
-        (sample,) = samples_within_limits(sessions, [sample])
+        golden = within_limits(sessions, golden)
         # A bad engine may crash the process; this mark then remains. The random number
         # distinguishes it from that of another self-test.
         record(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
@@ -208,14 +207,14 @@ def run_selftest(
             verify_sessions(
                 sessions,
                 config,
-                [sample],
+                [golden],
                 backend=subject.run_on.mark_name,
                 precision=subject.run_on.precision,
                 tolerances=tolerances,
                 on_check=timed.note,
             )
             if load_pipeline is not None:
-                expected = expected_of_pipeline(sessions, config, sample, tolerances)
+                expected = expected_of_pipeline(sessions, config, golden.samples[0])
         except SessionError as exc:
             error = str(exc)
     if load_pipeline is not None and expected is not None:
@@ -223,7 +222,7 @@ def run_selftest(
         try:
             with contextlib.closing(load_pipeline()) as pipeline:
                 timed.restart()
-                check_pipeline(pipeline, sample, expected, config.pad_id, recorder)
+                check_pipeline(pipeline, golden.samples[0], expected, config.pad_id, recorder)
                 if isinstance(pipeline, DevicePipeline):
                     pipeline.require_replay()
         except SessionError as exc:

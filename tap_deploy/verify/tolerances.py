@@ -39,15 +39,27 @@ class Tolerance:
 
 Tolerances = Mapping[str, Tolerance]
 
-# Absolute. fp32 graphs differ from the reference only by the order of summation.
-FP32_TOLERANCE = 1e-3
-FP32_TOLERANCES: Tolerances = {
-    graphs.IMAGE_EMBEDDINGS: Tolerance(max=FP32_TOLERANCE),
-    **{name: Tolerance(max=FP32_TOLERANCE) for name in PROMPT_OUTPUTS},
-    graphs.LOGITS: Tolerance(max=FP32_TOLERANCE),
-    CAPTION_IDS: Tolerance(max=0),
-    MASK_INDEX: Tolerance(max=0),
-}
+# fp32 graphs differ from the reference only by the order of summation. Measured with tap_demo,
+# tap_vit_b and the test model, with onnxruntime and OpenVINO on x86 and with onnxruntime's CUDA
+# provider on an H200: at most 2.8e-6 of the largest magnitude, and 2.6e-6 of the mean one.
+FP32_LARGEST, FP32_MEAN = 2e-5, 1e-5
+
+
+def _of_summation(factor: float) -> dict[str, Tolerance]:
+    each = Tolerance(max=factor * FP32_LARGEST, mean=factor * FP32_MEAN, relative=True)
+    # Only two scores that are as close as that may change places.
+    choice = Tolerance(max=2 * factor * FP32_LARGEST, relative=True)
+    return {
+        graphs.IMAGE_EMBEDDINGS: each,
+        **{name: each for name in PROMPT_OUTPUTS},
+        graphs.LOGITS: each,
+        CAPTION_IDS: choice,
+        MASK_INDEX: choice,
+    }
+
+
+FP32_TOLERANCES: Tolerances = _of_summation(1)
+CHAINED_FP32_TOLERANCES: Tolerances = _of_summation(4)
 
 # Largest relative rounding errors of fp16 and bf16, whose significands have 11 and 8 bits.
 HALF_UNIT, BF16_UNIT = 2.0**-11, 2.0**-8
@@ -87,6 +99,24 @@ TOLERANCES: Mapping[str, Tolerances] = {
     FP16: FP16_TOLERANCES,
     BF16: BF16_TOLERANCES,
 }
+
+# The tolerances bound the error of one graph. How the errors of graphs in a chain add up depends on
+# model and picture, so it is only measured.
+_MEASURED = Tolerance(max=math.inf, relative=True)
+
+
+def chained_tolerances(precision: str, tolerances: Tolerances) -> Tolerances:
+    """Return the tolerances of graphs in a chain; captions keep theirs.
+
+    Args:
+        precision: one of ``precisions.RUN_PRECISIONS``.
+        tolerances: those of each graph with the reference's inputs.
+    """
+    if precision == FP32 and tolerances is FP32_TOLERANCES:
+        return CHAINED_FP32_TOLERANCES
+    measured = dict.fromkeys(tolerances, _MEASURED)
+    return measured | {CAPTION_IDS: tolerances[CAPTION_IDS]}
+
 
 # Floats that differ in their last bits can round to different int8 values. Two runtimes therefore
 # have errors of the same size but not the same errors, and the largest of many may be some tenths
