@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-VOID = {"br", "img", "meta", "line", "rect"}
+VOID = {"base", "br", "embed", "img", "link", "meta"}
 LOADING = {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "style"}
 
 

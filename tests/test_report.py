@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import pathlib
 import sys
 from typing import Any
 
@@ -25,6 +26,7 @@ from tap_deploy.report.verification import html_from_verification
 from tests.pages import Page, overflows
 
 HOSTILE = """<script>alert("1")</script>'"&<img src=x onerror=alert(2)>"""
+VERDICT = pathlib.Path(__file__).parents[1] / "benchmarks/results/int8-tap_demo-2026-11-26.json"
 LONG = "blocks.11.attn.qkv/" * 12 + "MatMul_with_a_very_long_name_without_any_space"
 
 
@@ -346,7 +348,10 @@ def test_two_empty_masks_show_the_picture():
 @needs_browser
 def test_pages_fit_a_phone_and_a_desktop(tmp_path):
     """In a browser; tables scroll inside the page. The last page shows what would be found."""
+    from tap_deploy.engines.verdict.report_html import html_from_report
+
     texts = [html_from_verification(report) for report in PAGES.values()]
+    texts.append(html_from_report(json.loads(VERDICT.read_text("utf-8"))))
     wide = "<p style='width: 2000px'>wide</p><script>console.log('spoke')</script>"
     found, console = overflows(BROWSER, tmp_path, [*texts, wide], widths=(360, 1280))
     assert found[:-1] == [[0, 0]] * len(texts)

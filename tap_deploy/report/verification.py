@@ -93,7 +93,7 @@ def _answer(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": found["sentence"],
         "numbers": {_TITLES.get(key, key.replace("_", " ")): rest[key] for key in rest},
         "differences": sorted(
-            found.get("first_differences", ()), key=lambda difference: difference["near_tie"]
+            found.get("first_differences", ()), key=lambda differs: bool(differs["near_tie"])
         ),
     }
 
