@@ -16,6 +16,7 @@ _API = {
     "cuda.bindings.runtime": ("cudaMalloc",),
     "cuda.cudart": ("cudaMalloc",),
     "cupy": ("ndarray",),
+    "jinja2": ("Environment",),
     "onnx": ("ModelProto",),
     "onnx_ir": ("Model",),
     "onnxruntime": ("InferenceSession", "SessionOptions", "RunOptions", "get_available_providers"),

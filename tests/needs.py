@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 
 import pytest
 
@@ -25,4 +27,9 @@ needs_photographs = pytest.mark.skipif(
 )
 needs_font = pytest.mark.skipif(
     font_is_missing(), reason="the objects need apt-get install fonts-noto-color-emoji"
+)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None and os.environ.get("TAP_REQUIRE_BROWSER") != "1",  # set by .ci/run
+    reason="the layout of pages needs a browser: apt-get install chromium",
 )

@@ -73,6 +73,7 @@ def test_a_package_that_is_there():
         ("onnx", "onnx", "quantize", "export"),
         ("onnxscript", "onnxscript", "quantize", "quantize"),
         ("onnx_ir", "onnx-ir", "quantize", "quantize"),
+        ("jinja2", "Jinja2", "quantize", "report"),
         ("tensorrt", "tensorrt", "tensorrt", "tensorrt"),
         ("tensorrt_rtx", "tensorrt-rtx", "rtx", "rtx"),
         ("pycocotools", "pycocotools", "coco", "coco"),

@@ -10,6 +10,7 @@ import pytest
 import tap_deploy
 
 HEAVY = (
+    "jinja2",
     "torch",
     "onnx",
     "onnx_ir",
@@ -62,6 +63,7 @@ def test_menu():
         "import tap_deploy.bundle.plans, tap_deploy.engines.build.bundle_build",
         "import tap_deploy.engines.build.emit",
         "import tap_deploy.engines",
+        "import tap_deploy.report.verification",
     ],
 )
 def test_light_imports(statement):

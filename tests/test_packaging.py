@@ -84,8 +84,12 @@ def test_nothing_generic_lands_in_site_packages(wheel):
 def test_types_data_and_licences_are_in_the_wheel(wheel):
     names = wheel.namelist()
     assert {"tap_deploy/py.typed", "tap_deploy/training/words/concept_space.npz"} <= set(names)
-    demo = [path for path in (PROJECT / "tap_deploy/demo").rglob("*") if path.is_file()]
-    assert {path.relative_to(PROJECT).as_posix() for path in demo} <= set(names)
+    data = [
+        *(PROJECT / "tap_deploy/demo").rglob("*"),
+        *PROJECT.glob("tap_deploy/report/templates/*"),
+    ]
+    files = {path.relative_to(PROJECT).as_posix() for path in data if path.is_file()}
+    assert "tap_deploy/report/templates/base.html" in files and files <= set(names)
     assert metadata_file(wheel, "licenses/LICENSE") == (PROJECT / "LICENSE").read_text("utf-8")
     assert "BAAI" in metadata_file(wheel, "licenses/NOTICE")
 
@@ -110,6 +114,7 @@ def test_the_metadata(wheel):
         "coco",
         "raster",
         "polygons",
+        "report",
         "supervision",
         "train",
         "test",
@@ -173,6 +178,7 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
         "polygons",
         "polygraphy",
         "raster",
+        "report",
         "rtx",
         "supervision",
         "train",

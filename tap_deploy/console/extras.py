@@ -7,12 +7,12 @@ from tap_deploy.optional_modules import require_module
 
 
 def require_quantize_extra() -> None:
-    """Check that the packages that read and change ONNX graphs are installed.
+    """Check that the packages that change ONNX graphs, and the one that writes reports, are there.
 
     Raises:
         MissingDependencyError: one of them is not; the message has the command to install it.
     """
-    _require(("onnx", "onnx_ir", "onnxruntime", "onnxscript"), "quantize")
+    _require(("onnx", "onnx_ir", "onnxruntime", "onnxscript", "jinja2"), "quantize")
 
 
 def require_export_extra() -> None:

@@ -83,13 +83,18 @@ def _draw_masks(canvas: Canvas, drawing: Drawing, line_width: float) -> None:
     areas = np.array([shape.area for shape in drawing.shapes])
     for index in np.argsort(-areas, kind="stable").tolist():  # small masks on top
         if areas[index]:
-            _draw_mask(canvas, drawing.masks[index], color_of(index), line_width)
+            draw_mask(canvas, drawing.masks[index], color_of(index), line_width)
 
 
-def _draw_mask(
-    canvas: Canvas, mask: npt.NDArray[np.bool_], color: Color, line_width: float
-) -> None:
-    """Tint a mask and draw a smooth line along its edge."""
+def draw_mask(canvas: Canvas, mask: npt.NDArray[np.bool_], color: Color, line_width: float) -> None:
+    """Tint a mask and draw a smooth line along its edge.
+
+    Args:
+        canvas: the picture, uint8 [H, W, 3] RGB, modified in place.
+        mask: bool [H, W], not empty.
+        color: RGB 0..255.
+        line_width: width of the line, pixels.
+    """
     x, y, width, height = box_from_mask(mask)
     blur = line_width / 2 + 1.5  # wide enough for the line, its shadow and their soft edges
     margin = math.ceil(4 * blur)

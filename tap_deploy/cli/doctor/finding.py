@@ -17,8 +17,8 @@ class Finding:
         status: "missing" if it is absent, too old or broken; "warning" if it may cause trouble.
         detail: version or amount, and what is wrong with it.
         remedy: command that fixes it; None if nothing is wrong.
-        required_for: uses that need it, comma-separated: some of ``USES``, "coco", "raster" or
-            "openvino".
+        required_for: uses that need it, comma-separated: some of ``USES``, "coco", "raster",
+            "report" or "openvino".
     """
 
     name: str

@@ -114,6 +114,13 @@ PACKAGES = (
         extra="quantize",
         required_for="export, quantize",
     ),
+    Package(
+        name="Jinja2",
+        module="jinja2",
+        minimum="3.1",
+        extra="quantize",
+        required_for="export, quantize, report",
+    ),
     Package(name="safetensors", minimum="0.4", extra="export", required_for="export"),
     Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
     Package(name="rasterio", minimum="1.4", extra="raster", required_for="raster"),
