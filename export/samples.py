@@ -12,6 +12,7 @@ from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText, logit_dig
 from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.model import TapModel
+from tap_deploy.verify.picture_samples import PromptedPicture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,11 @@ def golden_from_model(model: TapModel, size: GoldenSize, seed: int) -> Golden:
         _sample(model, images, embeddings, *made_prompts(model.config, prompts, points, rng))
         for prompts, points in size.prompts
     )
-    captions = text_from_model(
-        model,
-        np.concatenate([sample.chosen_tokens for sample in samples]),
-        np.concatenate([sample.caption_ids[:, :-1] for sample in samples]),
+    return Golden(
+        samples=samples,
+        captions=_captions(model, samples),
+        vocabulary=_any_text(model, samples, rng),
     )
-    return Golden(samples=samples, captions=captions, vocabulary=_any_text(model, samples, rng))
 
 
 def _sample(
@@ -116,6 +116,14 @@ def _sample(
         mask_index=mask_index,
         caption_ids=model.generate(tokens, stop_at_eos=False).numpy(),
         **{name: value.numpy() for name, value in outputs._asdict().items()},
+    )
+
+
+def _captions(model: TapModel, samples: Sequence[GoldenSample]) -> GoldenText:
+    return text_from_model(
+        model,
+        np.concatenate([sample.chosen_tokens for sample in samples]),
+        np.concatenate([sample.caption_ids[:, :-1] for sample in samples]),
     )
 
 
@@ -153,6 +161,19 @@ def text_from_model(model: TapModel, tokens: np.ndarray, ids: np.ndarray) -> Gol
         next_ids=np.concatenate(next_ids),
         logit_digests=np.concatenate(digests),
     )
+
+
+@torch.inference_mode()
+def golden_from_picture(model: TapModel, picture: PromptedPicture) -> Golden:
+    """Return a picture with the outputs of the model, without tokens of the whole vocabulary."""
+    embeddings = model.encode_image(torch.from_numpy(picture.images))
+    samples = tuple(
+        dataclasses.replace(
+            _sample(model, picture.images, embeddings, coords, labels), picture=picture.name
+        )
+        for coords, labels in picture.prompts
+    )
+    return Golden(samples=samples, captions=_captions(model, samples))
 
 
 def golden_samples(
