@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import Golden
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.cli.selftest import selftest_subject
-from tap_deploy.cli.verify_options import VerifyOptions, verify_options
+from tap_deploy.cli.verify_options import SUITES, VerifyOptions, verify_options
 from tap_deploy.console.options import FILE, bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.optional_modules import require_module
@@ -31,6 +31,7 @@ from tap_deploy.verify.answers import FP32_FLOORS, AnswerFloors, AnswerTally
 from tap_deploy.verify.comparison import Comparison, Report
 from tap_deploy.verify.graph_check import number_of_checks, verify_sessions
 from tap_deploy.verify.selftest import SelftestSubject
+from tap_deploy.verify.suite import run_suite
 from tap_deploy.verify.summary import answers_summary
 from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances, tolerances_for
 from tap_deploy.verify.verification import Verification
@@ -102,6 +103,8 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
             tally=tally,
             on_check=lambda check: stage(check.tensor),
         )
+    if options.suite is not None:
+        report = report + _run_suite(bundle, run_on, options, tolerances)
     floors = _floors(run_on.precision, options)
     found = Verification(
         report=report,
@@ -147,13 +150,7 @@ def verify_bundle(
     if tolerances is None:
         record = bundle.manifest.precision_record(run_on.variant)
         tolerances = tolerances_for(run_on.precision, record)
-    with contextlib.ExitStack() as stack:
-        if run_on.on_cpu and run_on.precision == FP16:
-            sessions = _rounding_sessions(bundle, run_on.threads, stack)
-        else:
-            sessions = sessions_from_bundle(bundle, run_on)
-            for session in sessions.values():
-                stack.enter_context(session)
+    with _open_sessions(bundle, run_on) as sessions:
         return verify_sessions(
             sessions,
             bundle.config,
@@ -166,17 +163,45 @@ def verify_bundle(
         )
 
 
-def _rounding_sessions(
-    bundle: Bundle, threads: int | None, stack: contextlib.ExitStack
-) -> dict[str, Session]:
+@contextlib.contextmanager
+def _open_sessions(bundle: Bundle, run_on: RunOn) -> Iterator[dict[str, Session]]:
+    with contextlib.ExitStack() as stack:
+        if run_on.on_cpu and run_on.precision == FP16:
+            sessions = _rounding_sessions(bundle, run_on.threads)
+        else:
+            sessions = sessions_from_bundle(bundle, run_on)
+        for session in sessions.values():
+            stack.enter_context(session)
+        yield sessions
+
+
+def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session]:
     require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
     from tap_deploy.engines.fp16.rounding import load_rounding
 
     fp16 = bundle.variant(FP16)
     return {
-        name: stack.enter_context(load_rounding(fp16.path(name), spec, threads=threads))
+        name: load_rounding(fp16.path(name), spec, threads=threads)
         for name, spec in fp16.specs.items()
     }
+
+
+def _run_suite(
+    bundle: Bundle, run_on: RunOn, options: VerifyOptions, tolerances: Tolerances
+) -> Report:
+    assert options.suite is not None
+    reference = options.reference_sessions(bundle, run_on)
+    with _open_sessions(bundle, run_on) as sessions:
+        return run_suite(
+            sessions,
+            bundle.config,
+            bundle.golden(),
+            sizes=SUITES[options.suite],
+            backend=run_on.backend,
+            precision=run_on.precision,
+            tolerances=tolerances,
+            reference=reference,
+        )
 
 
 def _floors(precision: str, options: VerifyOptions) -> AnswerFloors | None:

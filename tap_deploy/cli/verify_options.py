@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,14 +19,21 @@ from tap_deploy.console.options import FILE, option_group
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
+from tap_deploy.precisions import FP32
 from tap_deploy.predictor import TapPredictor
+from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_bundle
-from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.sessions.run_on import ONNXRUNTIME, RunOn
 from tap_deploy.storage.files import sha256_of_file
 from tap_deploy.verify.picture_samples import PromptedPicture, golden_from_sessions
+from tap_deploy.verify.suite import FULL, SHORT
 from tap_deploy.verify.tolerances import Tolerance, Tolerances
 
+if TYPE_CHECKING:
+    from tap_deploy.reference.model import TapModel
+
 MOST_PICTURES = 32
+SUITES = {"short": SHORT, "full": FULL}
 BUNDLE, REFERENCE = "bundle", "reference"
 
 
@@ -39,6 +47,7 @@ class VerifyOptions:
         checkpoint: weights for PyTorch; None for those shipped with this package.
         images: pictures to compare on as well: a folder, a picture, or a list of paths.
         prompts: JSON with prompts for the pictures; None proposes them.
+        suite: also run the parity suite, a key of ``SUITES``; None leaves it out.
         atol: ``name:value`` pairs that replace tolerances by absolute ones.
         rtol: ``name:value`` pairs that replace tolerances by relative ones.
 
@@ -50,6 +59,7 @@ class VerifyOptions:
     checkpoint: pathlib.Path | None = None
     images: pathlib.Path | None = None
     prompts: pathlib.Path | None = None
+    suite: str | None = None
     atol: tuple[str, ...] = ()
     rtol: tuple[str, ...] = ()
 
@@ -105,6 +115,27 @@ class VerifyOptions:
             return list(self._from_torch(bundle, threads))
         return [bundle.golden(), *self._from_sessions(bundle, threads)]
 
+    def reference_sessions(self, bundle: Bundle, run_on: RunOn) -> Mapping[str, Session] | None:
+        """Return sessions that are not those to verify; None without PyTorch for fp32."""
+        if self.needs_torch:
+            model = self._model(bundle)
+            from tap_deploy.export.samples import sessions_from_model
+
+            return sessions_from_model(model)
+        if run_on.on_cpu and (run_on.backend, run_on.precision) == (ONNXRUNTIME, FP32):
+            return None
+        threads = run_on.threads if run_on.on_cpu else None
+        return sessions_from_bundle(bundle, RunOn(threads=threads, allow_failed=True))
+
+    def _model(self, bundle: Bundle) -> TapModel:
+        require_export_extra()
+        from tap_deploy.reference.checkpoint import load_checkpoint
+
+        sizes = bundle.manifest.weights_config
+        weights, image_size = self._weights(bundle), bundle.config.image_size
+        model, _ = load_checkpoint(weights, sizes, image_size=image_size)
+        return model
+
     def _from_sessions(self, bundle: Bundle, threads: int | None) -> Iterator[Golden]:
         if self.images is None:
             return
@@ -117,13 +148,9 @@ class VerifyOptions:
             session.close()
 
     def _from_torch(self, bundle: Bundle, threads: int | None) -> Iterator[Golden]:
-        require_export_extra()
+        model = self._model(bundle)
         from tap_deploy.export.samples import golden_from_picture, golden_samples
-        from tap_deploy.reference.checkpoint import load_checkpoint
 
-        sizes = bundle.manifest.weights_config
-        weights, image_size = self._weights(bundle), bundle.config.image_size
-        model, _ = load_checkpoint(weights, sizes, image_size=image_size)
         yield from golden_samples(model)
         if self.images is None:
             return
@@ -181,6 +208,11 @@ verify_options = option_group(
         f"{MOST_PICTURES}, chosen at random.",
     ),
     click.option("--prompts", type=FILE, help="JSON with prompts for --images; see quantize."),
+    click.option(
+        "--suite",
+        type=click.Choice(list(SUITES)),
+        help="Also run the parity suite: every graph in every shape, and its properties.",
+    ),
     click.option(
         "--atol",
         multiple=True,

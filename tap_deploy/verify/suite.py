@@ -18,11 +18,12 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText
 from tap_deploy.config import PointLabel, TapConfig
+from tap_deploy.image import model_image
 from tap_deploy.masks import mask_rows, request_candidates, select_mask_token
 from tap_deploy.sessions.caption_steps import step_inputs
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
 from tap_deploy.sessions.host_captioner import Captioner
-from tap_deploy.verify.comparison import Comparison, Report
+from tap_deploy.verify.comparison import Comparison, Report, compare
 from tap_deploy.verify.prompt_outputs import decode_all_tokens
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
 from tap_deploy.verify.text_steps import run_text
@@ -40,12 +41,14 @@ class SuiteSizes:
         prompts: numbers of prompts P.
         points: numbers of points per prompt N.
         captions: numbers of captions P, each at every length of the cache.
+        pictures: heights and widths of pictures, pixels.
     """
 
     batches: tuple[int, ...]
     prompts: tuple[int, ...]
     points: tuple[int, ...]
     captions: tuple[int, ...]
+    pictures: tuple[tuple[int, int], ...]
 
 
 FULL = SuiteSizes(
@@ -53,8 +56,15 @@ FULL = SuiteSizes(
     prompts=(1, 2, 3, 5, 8, 16, 31, 64, 256),
     points=tuple(range(1, 17)),
     captions=(1, 2, 3, 5, 8, 16, 64, 256),
+    pictures=((1, 1), (2, 500), (500, 3), (97, 101), (480, 640), (640, 480), (1080, 1920)),
 )
-SHORT = SuiteSizes(batches=(1, 2), prompts=(1, 3, 16), points=(1, 2, 9), captions=(1, 5))
+SHORT = SuiteSizes(
+    batches=(1, 2),
+    prompts=(1, 3, 16),
+    points=(1, 2, 9),
+    captions=(1, 5),
+    pictures=((3, 200), (480, 640)),
+)
 
 
 def run_suite(
@@ -66,7 +76,7 @@ def run_suite(
     backend: str,
     precision: str,
     tolerances: Tolerances,
-    reference: Session | None = None,
+    reference: Mapping[str, Session] | None = None,
     on_check: Callable[[Comparison], None] | None = None,
 ) -> Report:
     """Run all sizes and properties, and compare every output.
@@ -79,8 +89,8 @@ def run_suite(
         backend: name for the report.
         precision: name for the report.
         tolerances: output name -> tolerance.
-        reference: prompt decoder of the reference, for prompts of any number of points; None
-            leaves them out.
+        reference: image encoder and prompt decoder of the reference, for prompts of any number of
+            points and pictures of any size; None leaves them out.
         on_check: called with every comparison.
 
     Raises:
@@ -88,7 +98,12 @@ def run_suite(
     """
     recorder = ComparisonRecorder(tolerances, on_check)
     _EncoderSuite(sessions[graphs.IMAGE_ENCODER], golden, recorder).run(sizes)
-    _PromptSuite(sessions[graphs.PROMPT_DECODER], config, golden, recorder).run(sizes, reference)
+    prompts = _PromptSuite(sessions[graphs.PROMPT_DECODER], config, golden, recorder)
+    prompts.run(sizes)
+    if reference is not None:
+        prompts.check_lengths(sizes, reference[graphs.PROMPT_DECODER])
+        for height, width in sizes.pictures:
+            _check_picture(sessions, reference, config, recorder, height, width)
     _TextSuite(sessions[graphs.TEXT_DECODER], config, golden, recorder).run(sizes)
     return Report(checks=tuple(recorder.checks), backend=backend, precision=precision)
 
@@ -129,7 +144,7 @@ class _PromptSuite:
         points = session.limits.get("N", np.inf)
         self.samples = [s for s in golden.samples if s.point_labels.shape[1] <= points]
 
-    def run(self, sizes: SuiteSizes, reference: Session | None) -> None:
+    def run(self, sizes: SuiteSizes) -> None:
         for sample in self.samples:
             for count in _within(self.session, "P", sizes.prompts):
                 self._check(f"P={count} N={sample.point_labels.shape[1]}", sample, count)
@@ -139,8 +154,16 @@ class _PromptSuite:
             self._check("first prompts again", first, len(first.mask_index))
         self._check_points_in_another_order(first)
         self._check_requests(first)
-        if reference is not None:
-            self._check_lengths(first, sizes, reference)
+
+    def check_lengths(self, sizes: SuiteSizes, reference: Session) -> None:
+        """Compare prompts of every number of points with those of another session."""
+        sample = self.samples[0]
+        for points in _within(self.session, "N", sizes.points):
+            coords, labels = _prompts_of_length(self.config, points)
+            decoded = self._decode(self.session, sample, coords, labels)
+            expected = self._decode(reference, sample, coords, labels)
+            index = select_mask_token(expected[graphs.IOU_PREDICTIONS], labels)
+            self._compare(f"P={len(labels)} N={points}, reference", decoded, expected, index)
 
     def _check(self, name: str, sample: GoldenSample, count: int) -> None:
         """Compare prompts of a sample, repeated in reverse order, with its outputs."""
@@ -180,14 +203,6 @@ class _PromptSuite:
         for tensor, expected in wanted.items():
             name = "chosen rows and tokens"
             self.recorder.add(graphs.PROMPT_DECODER, tensor, name, found[tensor], expected)
-
-    def _check_lengths(self, sample: GoldenSample, sizes: SuiteSizes, reference: Session) -> None:
-        for points in _within(self.session, "N", sizes.points):
-            coords, labels = _prompts_of_length(self.config, points)
-            decoded = self._decode(self.session, sample, coords, labels)
-            expected = self._decode(reference, sample, coords, labels)
-            index = select_mask_token(expected[graphs.IOU_PREDICTIONS], labels)
-            self._compare(f"P={len(labels)} N={points}, reference", decoded, expected, index)
 
     def _decode(
         self, session: Session, sample: GoldenSample, coords: np.ndarray, labels: np.ndarray
@@ -256,7 +271,42 @@ class _TextSuite:
             )
             for _ in range(2)
         ]
-        self.recorder.add(graphs.TEXT_DECODER, CAPTION_IDS, "drawn twice", drawn[1], drawn[0])
+        same = compare(graphs.TEXT_DECODER, CAPTION_IDS, "drawn twice", drawn[1], drawn[0], 0)
+        self.recorder.record(same)
+
+
+def _check_picture(
+    sessions: Mapping[str, Session],
+    reference: Mapping[str, Session],
+    config: TapConfig,
+    recorder: ComparisonRecorder,
+    height: int,
+    width: int,
+) -> None:
+    """Compare a picture and prompts in its pixels, each graph with the reference's own inputs."""
+    rgb = np.random.default_rng(height).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    images, frame = model_image(rgb, config.image_size)
+    name = f"{height} x {width} pixels"
+    found, expected = (
+        to_float32(s[graphs.IMAGE_ENCODER].run({graphs.IMAGES: images}))[graphs.IMAGE_EMBEDDINGS]
+        for s in (sessions, reference)
+    )
+    recorder.add(graphs.IMAGE_ENCODER, graphs.IMAGE_EMBEDDINGS, name, found, expected)
+    corner = np.array([width, height], np.float32) * np.float32(frame.scale)
+    coords = np.array([[[0.1, 0.2], [0.8, 0.9]], [[0.5, 0.5], [0, 0]]], np.float32) * corner
+    labels = np.array(
+        [
+            [PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM],
+            [PointLabel.FOREGROUND, PointLabel.PADDING],
+        ],
+        np.int32,
+    )
+    decoded, wanted = (
+        decode_all_tokens(s[graphs.PROMPT_DECODER], config, coords, labels, expected)
+        for s in (sessions, reference)
+    )
+    for tensor in PROMPT_OUTPUTS:
+        recorder.add(graphs.PROMPT_DECODER, tensor, name, decoded[tensor], wanted[tensor])
 
 
 def _within(session: Session, axis: str, sizes: Sequence[int]) -> Iterator[int]:
