@@ -114,7 +114,7 @@ def load_pair(
 
 
 def _load(path: str | os.PathLike[str]) -> ir.Model:
-    """Load a graph with the dtypes of all tensors, which pieces need; edited files may lack them."""
+    """Load a graph; infer the dtypes of its tensors, which pieces need, if the file lacks some."""
     model = load_graph(path)
     if any(value.dtype is None for _, value in _values(model)):
         ShapeInferencePass()(model)
