@@ -204,6 +204,20 @@ def test_int8_differs_at_its_first_product(fp32, feeds, ranges, tmp_path):
     assert 1e-4 < errors[0].error.mean_rel < 0.5
 
 
+def test_a_wrong_scale_of_an_int8_graph_is_named(fp32, feeds, ranges, tmp_path):
+    graph = graphs.IMAGE_ENCODER
+    chosen = ChosenNodes.default(fp32.load(graph))
+    model = qdq_from_ranges(fp32.path(graph), ranges[graph], chosen, for_cpu=True)
+    names = [name for name in chosen.nodes if name.endswith("MatMul")]
+    node = next(node for node in model.graph if node.name == names[len(names) // 2])
+    replace(node.inputs[1].producer().inputs[1], lambda scales: 2 * scales)
+    write_model(model, tmp_path / "int8.onnx")
+    # Rounding gives single values large errors, but hardly changes the mean.
+    tolerance = Tolerance(max=2, mean=0.25, relative=True)
+    found = bisect(tmp_path / "int8.onnx", fp32, graph, feeds, tolerance)
+    assert found.divergence.layer.node == node.name
+
+
 @pytest.mark.parametrize("graph", [graphs.PROMPT_DECODER, graphs.TEXT_DECODER])
 def test_fp16_values_are_rounded(fp16_bundle, fp32, feeds, graph):
     path = fp16_bundle.variant("fp16").path(graph)
