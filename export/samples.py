@@ -178,10 +178,8 @@ def sessions_from_model(model: TapModel) -> dict[str, FakeSession]:
     def decode(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         labels = inputs[graphs.POINT_LABELS]
         outputs = model.decode_prompts(
-            *(
-                torch.from_numpy(inputs[name])
-                for name in (graphs.IMAGE_EMBEDDINGS, graphs.POINT_COORDS)
-            ),
+            torch.from_numpy(inputs[graphs.IMAGE_EMBEDDINGS]),
+            torch.from_numpy(inputs[graphs.POINT_COORDS]),
             torch.from_numpy(labels),
         )
         found = {name: value.numpy() for name, value in outputs._asdict().items()}
