@@ -16,6 +16,7 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import Golden
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.cli.selftest import selftest_subject
+from tap_deploy.cli.verify_bisect import bisect_failed_graph, require_bisectable
 from tap_deploy.cli.verify_options import SUITES, VerifyOptions, verify_options
 from tap_deploy.console.options import FILE, bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
@@ -88,6 +89,8 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
     record = bundle.manifest.precision_record(run_on.variant)
     bundle.variant(run_on.variant)  # reports a missing precision first
     tolerances = options.tolerances(tolerances_for(run_on.precision, record))
+    if options.bisect:
+        require_bisectable(run_on, options)
     subject = selftest_subject(bundle, run_on)
     keep = None
     if not options.own_tolerances and options.is_of_bundle(bundle):
@@ -105,13 +108,16 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
         )
     if options.suite is not None:
         report = report + _run_suite(bundle, run_on, options, tolerances)
+    bisection = None
+    if options.bisect:
+        bisection = bisect_failed_graph(bundle, run_on, options, report, goldens[0])
     floors = _floors(run_on.precision, options)
     found = Verification(
         report=report,
         answers=answers_summary(tally, floors, _token_text(bundle.tokenizer())),
         failures=() if floors is None else tuple(tally.failures(floors)),
         worst=tuple(tally.worst),
-        bisection=None,
+        bisection=bisection,
         conditions=_conditions(subject, options),
     )
     if keep is not None:

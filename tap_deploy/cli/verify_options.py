@@ -48,6 +48,7 @@ class VerifyOptions:
         images: pictures to compare on as well: a folder, a picture, or a list of paths.
         prompts: JSON with prompts for the pictures; None proposes them.
         suite: also run the parity suite, a key of ``SUITES``; None leaves it out.
+        bisect: find the first layer out of tolerance of a graph that fails.
         atol: ``name:value`` pairs that replace tolerances by absolute ones.
         rtol: ``name:value`` pairs that replace tolerances by relative ones.
 
@@ -60,6 +61,7 @@ class VerifyOptions:
     images: pathlib.Path | None = None
     prompts: pathlib.Path | None = None
     suite: str | None = None
+    bisect: bool = False
     atol: tuple[str, ...] = ()
     rtol: tuple[str, ...] = ()
 
@@ -118,7 +120,7 @@ class VerifyOptions:
     def reference_sessions(self, bundle: Bundle, run_on: RunOn) -> Mapping[str, Session] | None:
         """Return sessions that are not those to verify; None without PyTorch for fp32."""
         if self.needs_torch:
-            model = self._model(bundle)
+            model = self.model(bundle)
             from tap_deploy.export.samples import sessions_from_model
 
             return sessions_from_model(model)
@@ -127,7 +129,13 @@ class VerifyOptions:
         threads = run_on.threads if run_on.on_cpu else None
         return sessions_from_bundle(bundle, RunOn(threads=threads, allow_failed=True))
 
-    def _model(self, bundle: Bundle) -> TapModel:
+    def model(self, bundle: Bundle) -> TapModel:
+        """Load the PyTorch model.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            MissingDependencyError: torch is not installed.
+        """
         require_export_extra()
         from tap_deploy.reference.checkpoint import load_checkpoint
 
@@ -148,7 +156,7 @@ class VerifyOptions:
             session.close()
 
     def _from_torch(self, bundle: Bundle, threads: int | None) -> Iterator[Golden]:
-        model = self._model(bundle)
+        model = self.model(bundle)
         from tap_deploy.export.samples import golden_from_picture, golden_samples
 
         yield from golden_samples(model)
@@ -212,6 +220,11 @@ verify_options = option_group(
         "--suite",
         type=click.Choice(list(SUITES)),
         help="Also run the parity suite: every graph in every shape, and its properties.",
+    ),
+    click.option(
+        "--bisect",
+        is_flag=True,
+        help="Find the first layer out of tolerance of a graph that fails.",
     ),
     click.option(
         "--atol",
