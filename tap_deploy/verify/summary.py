@@ -122,7 +122,7 @@ def _masks(tally: AnswerTally, floors: AnswerFloors | None, failures: list[str])
     return {
         "passed": _passed(floors, failures, "mask"),
         "sentence": (
-            f"masks: mean IoU {mean:.5f}, lowest {worst:.5f}, mean boundary F "
+            f"mean IoU {mean:.5f}, lowest {worst:.5f}, mean boundary F "
             f"{np.mean(tally.boundary_fs):.5f}; {sum(tally.same_token)} of "
             f"{len(tally.same_token)} regions select the same mask token"
             + ("" if floors else f" ({_MEASURED_ONLY})")
@@ -141,7 +141,7 @@ def _names(tally: AnswerTally, floors: AnswerFloors | None, failures: list[str])
     return {
         "passed": _passed(floors, failures, "name"),
         "sentence": (
-            f"names: {sum(tally.same_top1)} of {len(tally.same_top1)} regions have the same first "
+            f"{sum(tally.same_top1)} of {len(tally.same_top1)} regions have the same first "
             f"name; {np.mean(tally.top5_overlap):.1%} of the first five are the same"
         ),
         "regions": len(tally.same_top1),
@@ -155,7 +155,7 @@ def _captions(
     tally: AnswerTally, floors: AnswerFloors | None, failures: list[str], token_text: Text
 ) -> dict[str, Any]:
     differs = sorted(tally.differences, key=lambda found: found.near_tie)
-    sentence = f"captions: {sum(tally.same_caption)} of {len(tally.same_caption)} are identical"
+    sentence = f"{sum(tally.same_caption)} of {len(tally.same_caption)} are identical"
     if differs:
         sentence += "; first difference: " + _difference_text(differs[0], token_text)
     return {

@@ -61,7 +61,7 @@ class Verification:
     def __str__(self) -> str:
         lines = [str(check) for check in self.report.checks]
         lines += [
-            f"{_sign(found['passed'])} {found['sentence']}"
+            f"{_sign(found['passed'])} {name}: {found['sentence']}"
             for name in _ANSWERS
             if (found := self.answers[name]) is not None
         ]
