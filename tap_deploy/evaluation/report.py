@@ -1,0 +1,89 @@
+"""The report of an evaluation: subjects side by side, their differences, published results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tap_deploy.evaluation.published import PUBLISHED
+from tap_deploy.evaluation.run import Scores
+
+_GAP = "  "
+_NOTHING = "–"  # noqa: RUF001  # the dash of tables
+_NOTE = (
+    "Published: the public scripts on the whole data set, v1.1 weights (paper: captioner trained "
+    "further)."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Metrics of one or more subjects on one data set.
+
+    Attributes:
+        protocol: its name.
+        pictures: number of pictures.
+        regions: number of regions.
+        conditions: what the metrics depend on beside the subjects, by name.
+        scores: subject -> metric -> value times 100; the others are compared with the first.
+    """
+
+    protocol: str
+    pictures: int
+    regions: int
+    conditions: Mapping[str, str]
+    scores: Mapping[str, Scores]
+
+    @property
+    def differences(self) -> dict[str, Scores]:
+        """Subject -> metric -> value minus that of the first subject."""
+        first, *others = self.scores
+        return {
+            name: {
+                metric: _minus(value, self.scores[first][metric])
+                for metric, value in self.scores[name].items()
+            }
+            for name in others
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return dataclasses.asdict(self) | {
+            "differences": self.differences,
+            "published": PUBLISHED[self.protocol],
+        }
+
+    def __str__(self) -> str:
+        """Return a table with a line per metric."""
+        published = PUBLISHED[self.protocol]
+        head = [self.protocol, *self.scores]
+        head += [f"{name} - {next(iter(self.scores))}" for name in self.differences]
+        head += [f"published {name}" for name in published]
+        rows = [head, *(self._row(metric) for metric in next(iter(self.scores.values())))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = [
+            _GAP.join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        about = [f"{self.pictures} pictures, {self.regions} regions"]
+        about += [f"{name} {value}" for name, value in self.conditions.items()]
+        return "\n".join([*lines, "", f"{'; '.join(about)}.", _NOTE])
+
+    def _row(self, metric: str) -> list[str]:
+        cells = [metric]
+        cells += [_cell(score[metric], ".1f") for score in self.scores.values()]
+        cells += [_cell(change[metric], "+.2f") for change in self.differences.values()]
+        published = PUBLISHED[self.protocol].values()
+        return cells + [_cell(found.get(metric), ".1f") for found in published]
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _cell(value: float | None, form: str) -> str:
+    return _NOTHING if value is None else format(value, form)
