@@ -39,7 +39,7 @@ class MadeData:
             for name in (f"val2017/{number:012}.png", f"{number}.png"):
                 (self.images / name).parent.mkdir(parents=True, exist_ok=True)
                 picture.save(self.images / name)
-            picture.save(self.images / f"{number}.jpg", quality=100, subsampling=0)
+            picture.save(self.images / f"{number}.jpg", format="PNG")  # exact pixels
 
     @staticmethod
     def _write(path: pathlib.Path, content) -> pathlib.Path:

@@ -10,7 +10,6 @@ import io
 import logging
 import sys
 import types
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from tap_deploy.evaluation.instances import LVIS, InstanceFormat, Instances
 from tap_deploy.evaluation.json_files import Entry
-from tap_deploy.evaluation.modules import eval_module
+from tap_deploy.evaluation.modules import eval_module, old_code
 from tap_deploy.optional_modules import version_of
 
 _PERCENT = 100.0
@@ -50,7 +49,7 @@ def coco_scores(
     cocoeval = eval_module("pycocotools.cocoeval")
     if not results:
         return dict.fromkeys(COCO_METRICS, 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with old_code(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         truth = coco.COCO()
         truth.dataset = _content(instances)
         truth.createIndex()
@@ -145,8 +144,7 @@ def _quiet_lvis() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with old_code():
             yield
     finally:
         logger.setLevel(level)

@@ -113,6 +113,8 @@ def _running(meteor: Any) -> Iterator[Any]:
     try:
         yield meteor
     finally:
+        if meteor.lock.locked():  # after an error; its destructor would wait for it
+            meteor.lock.release()
         for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
             pipe.close()
         with contextlib.suppress(OSError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 from tap_deploy.optional_modules import require_module
@@ -19,3 +22,11 @@ def eval_module(name: str) -> ModuleType:
     if package != name:
         require_module(package, _USE, _EXTRA)
     return require_module(name, _USE, _EXTRA)
+
+
+@contextlib.contextmanager
+def old_code() -> Iterator[None]:
+    """Ignore warnings of pycocotools and lvis that they use what NumPy and Python deprecate."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

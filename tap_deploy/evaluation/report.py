@@ -11,10 +11,7 @@ from tap_deploy.evaluation.run import Scores
 
 _GAP = "  "
 _NOTHING = "–"  # noqa: RUF001  # the dash of tables
-_NOTE = (
-    "Published: the public scripts on the whole data set, v1.1 weights (paper: captioner trained "
-    "further)."
-)
+_NOTE = "published: by the authors, whole data set, v1.1 weights; paper: captioner trained further."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,22 +53,21 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table with a line per metric."""
-        published = PUBLISHED[self.protocol]
-        head = [self.protocol, *self.scores]
-        head += [f"{name} - {next(iter(self.scores))}" for name in self.differences]
-        head += [f"published {name}" for name in published]
-        rows = [head, *(self._row(metric) for metric in next(iter(self.scores.values())))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = [
-            _GAP.join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        rows = [*self._heads(), *(self._row(name) for name in next(iter(self.scores.values())))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [_line(row, widths) for row in rows]
+        first = next(iter(self.scores))
         about = [f"{self.pictures} pictures, {self.regions} regions"]
         about += [f"{name} {value}" for name, value in self.conditions.items()]
+        about += [f"differences to {first}"] if self.differences else []
         return "\n".join([*lines, "", f"{'; '.join(about)}.", _NOTE])
+
+    def _heads(self) -> list[list[str]]:
+        """Return the two lines of headings: where a column comes from, and what it is."""
+        columns = [("", self.protocol), *map(_two_lines, self.scores)]
+        columns += [("difference", _two_lines(name)[1]) for name in self.differences]
+        columns += [("published", name) for name in PUBLISHED[self.protocol]]
+        return [list(line) for line in zip(*columns, strict=True)]
 
     def _row(self, metric: str) -> list[str]:
         cells = [metric]
@@ -79,6 +75,20 @@ class Report:
         cells += [_cell(change[metric], "+.2f") for change in self.differences.values()]
         published = PUBLISHED[self.protocol].values()
         return cells + [_cell(found.get(metric), ".1f") for found in published]
+
+
+def _two_lines(name: str) -> tuple[str, str]:
+    """Return the name of a subject as two headings, such as "onnxruntime" and "int8"."""
+    first, _, last = name.rpartition(" ")
+    return first, last
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    first, *rest = (
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return _GAP.join([first, *rest]).rstrip()
 
 
 def _minus(value: float | None, other: float | None) -> float | None:

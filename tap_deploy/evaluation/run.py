@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from tap_deploy.evaluation.answers import Answers
@@ -45,25 +45,26 @@ class EvaluationProtocol(Protocol):
 def answer_all(
     protocol: EvaluationProtocol,
     subject: Subject,
+    pictures: Iterable[DataPicture],
     answers: Answers,
     on_picture: Callable[[], None] = lambda: None,
 ) -> None:
-    """Ask a subject about the pictures that have no answer yet, one at a time.
+    """Ask a subject about pictures, one at a time.
 
     Args:
         protocol: data set and questions.
         subject: the predictor.
+        pictures: those of the protocol that have no answer yet.
         answers: where the answers go.
-        on_picture: called before each picture, also before those that have an answer.
+        on_picture: called before each picture.
 
     Raises:
         InputError: a picture cannot be read, or the answers cannot be written.
         SessionError: the backend failed.
     """
-    for picture in protocol.pictures:
+    for picture in pictures:
         on_picture()
-        if picture.id not in answers.done:
-            answers.add(picture.id, protocol.answer(subject, picture))
+        answers.add(picture.id, protocol.answer(subject, picture))
 
 
 def scores_of(protocol: EvaluationProtocol, answers: Answers) -> Scores:

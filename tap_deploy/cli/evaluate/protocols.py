@@ -184,9 +184,7 @@ def evaluated(
         }
         with stage_bar("evaluate", len(protocol.pictures) * len(candidates)) as stage:
             for candidate in candidates:
-                on_picture = functools.partial(stage, candidate.name)
-                with candidate.opened() as subject:
-                    answer_all(protocol, subject, answers[candidate.name], on_picture)
+                _answer(protocol, candidate, answers[candidate.name], stage)
         scores = {name: scores_of(protocol, found) for name, found in answers.items()}
     return Report(
         protocol=protocol.name,
@@ -195,3 +193,18 @@ def evaluated(
         conditions=protocol.conditions,
         scores=scores,
     )
+
+
+def _answer(
+    protocol: EvaluationProtocol,
+    candidate: Candidate,
+    answers: Answers,
+    stage: Callable[[str], None],
+) -> None:
+    """Load a subject, unless all its answers are there, and ask it."""
+    left = [picture for picture in protocol.pictures if picture.id not in answers.done]
+    for _ in range(len(protocol.pictures) - len(left)):
+        stage(candidate.name)
+    if left:
+        with candidate.opened() as subject:
+            answer_all(protocol, subject, left, answers, functools.partial(stage, candidate.name))
