@@ -31,8 +31,8 @@ def run(data, tmp_path, monkeypatch):
     monkeypatch.setattr("tap_deploy.evaluation.caption_scores.shutil.which", lambda name: None)
 
     def invoke(protocol, *args, annotations, code=0):
-        command = ["eval", protocol, *map(str, args), "--images", str(data.images)]
-        command += ["--annotations", str(annotations), "-o", str(tmp_path / "answers")]
+        command = ["eval", protocol, "-o", str(tmp_path / "answers"), *map(str, args)]
+        command += ["--images", str(data.images), "--annotations", str(annotations)]
         result = CliRunner().invoke(main, command)
         assert result.exit_code == code, result.output
         return result.stderr if code else result.stdout
@@ -101,6 +101,19 @@ def test_a_stopped_run_is_continued(run, data, micro_bundle, monkeypatch, tmp_pa
         "vg-caption", micro_bundle.path, "--resume", "--limit", "2", annotations=data.vg_test
     )
     assert "2 pictures, 4 regions" in part
+
+
+def test_processes_share_the_pictures(run, data, micro_bundle):
+    for index in range(2):
+        shard = ("--shard", f"{index}/2")
+        assert run("coco-seg", micro_bundle.path, *shard, annotations=data.coco) == ""
+    together = run("coco-seg", micro_bundle.path, "--resume", "--json", annotations=data.coco)
+    alone = run(
+        "coco-seg", micro_bundle.path, "-o", data.images / "out", "--json", annotations=data.coco
+    )
+    assert json.loads(together) == json.loads(alone)
+    error = run("coco-seg", micro_bundle.path, "--shard", "2/2", annotations=data.coco, code=2)
+    assert "expected I/N with I from 0 to N - 1" in error
 
 
 def test_a_checkpoint_alone_needs_its_sizes(run, data, assets):

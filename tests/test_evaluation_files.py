@@ -14,7 +14,7 @@ from made_data_sets import MadeData
 from training_standin import NAMES, StandInScenes
 
 from tap_deploy.errors import InputError, MissingDependencyError
-from tap_deploy.evaluation.answers import Answers, file_name
+from tap_deploy.evaluation.answers import Answers, Shard, file_name
 from tap_deploy.evaluation.instances import COCO, LVIS, Instances
 from tap_deploy.evaluation.modules import eval_module
 from tap_deploy.evaluation.truth_masks import truth_mask
@@ -247,3 +247,35 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         Answers.opened(tmp_path / "file", KEY, resume=False),
     ):
         pass
+
+
+def test_answers_of_shards_come_together(tmp_path):
+    for index, pictures in ((0, (7, 9)), (1, (8,))):
+        shard = Shard.from_text(f"{index}/2")
+        with Answers.opened(tmp_path, KEY, resume=False, shard=shard) as answers:
+            for picture in pictures:
+                answers.add(picture, {"by": index})
+    with answers.path.open("ab") as file:
+        file.write(b'{"image_id": 10, "ans')  # it was killed
+    with (
+        pytest.raises(InputError, match="has answers for 3 pictures; pass --resume"),
+        Answers.opened(tmp_path, KEY, resume=False),
+    ):
+        pass
+    with Answers.opened(tmp_path, KEY, resume=True) as all_of_it:
+        assert all_of_it.done == {7, 8, 9}
+        all_of_it.add(10, {"by": 2})
+        assert {n: found["by"] for n, found in all_of_it.read().items()} == {
+            7: 0,
+            9: 0,
+            8: 1,
+            10: 2,
+        }
+    with Answers.opened(tmp_path, KEY, resume=True, shard=Shard(index=1, count=2)) as again:
+        assert again.done == {8}
+
+
+@pytest.mark.parametrize("text", ["2/2", "a/2", "1", "-1/2", "0/0", "1/2/3"])
+def test_a_shard_that_does_not_exist_is_refused(text):
+    with pytest.raises(InputError, match=r"shard is .*; expected I/N"):
+        Shard.from_text(text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -18,39 +20,90 @@ _KEY, _PICTURE, _ANSWER = "key", "image_id", "answer"
 _DIGITS = 8
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A part of the pictures, for one of several processes.
+
+    Attributes:
+        index: number of the part, from 0.
+        count: number of parts.
+
+    Raises:
+        InputError: there is no such part.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise InputError(
+                f"shard is {self.index}/{self.count}; expected I/N with I from 0 to N - 1"
+            )
+
+    @classmethod
+    def from_text(cls, text: str) -> Shard:
+        """Return the shard of a text such as ``0/8``.
+
+        Raises:
+            InputError: it is not one.
+        """
+        if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)) is None:
+            raise InputError(f"shard is {text!r}; expected I/N, such as 0/8")
+        return cls(index=int(found[1]), count=int(found[2]))
+
+
 class Answers:
     """A file of JSON lines: the key, then a line for each picture.
 
     Attributes:
         path: the file.
-        done: ids of the pictures that it holds.
+        done: ids of the pictures that it holds, or those of the shards beside it.
     """
 
-    def __init__(self, path: pathlib.Path, file: IO[bytes], done: set[int]) -> None:
-        self.path, self._file, self.done = path, file, done
+    def __init__(
+        self,
+        path: pathlib.Path,
+        file: IO[bytes],
+        done: set[int],
+        shards: tuple[pathlib.Path, ...] = (),
+    ) -> None:
+        self.path, self._file, self.done, self._shards = path, file, done, shards
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, folder: pathlib.Path, key: Key, *, resume: bool) -> Iterator[Answers]:
+    def opened(
+        cls, folder: pathlib.Path, key: Key, *, resume: bool, shard: Shard | None = None
+    ) -> Iterator[Answers]:
         """Yield the answers of a key, locked against other processes.
 
         Args:
             folder: holds the files of all keys; it is made.
             key: what the answers depend on.
-            resume: continue a file; a torn last line is dropped.
+            resume: continue a file, and take the answers of all shards; a torn last line is
+                dropped.
+            shard: the part to answer, in a file of its own; None for all.
 
         Raises:
             InputError: the file exists without ``resume``, is damaged, in use, or of another key,
                 or cannot be written.
         """
-        path = folder / file_name(key)
+        path = folder / file_name(key, shard)
         with translated_writes(path):
             folder.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+b")  # noqa: SIM115  # closed below
         with file:
             _lock(path, file)
-            done = _finished(path, file, key, resume=resume)
-            yield cls(path, file, done)
+            shards = () if shard else tuple(sorted(folder.glob(f"{path.stem}.*-of-*.jsonl")))
+            done = _continued(path, file, key)
+            for other in shards:
+                done |= _pictures(other, _whole_lines(other.read_bytes()), key)
+            if done and not resume:
+                raise InputError(
+                    f"{path} has answers for {len(done)} pictures; pass --resume to continue, or "
+                    "remove it"
+                )
+            yield cls(path, file, done, shards)
 
     def add(self, picture: int, answer: Mapping[str, Any]) -> None:
         """Append the answer for a picture.
@@ -58,24 +111,30 @@ class Answers:
         Raises:
             InputError: the file cannot be written.
         """
-        self._write({_PICTURE: picture, _ANSWER: answer})
+        with translated_writes(self.path):
+            _write(self._file, {_PICTURE: picture, _ANSWER: answer})
         self.done.add(picture)
 
     def read(self) -> dict[int, dict[str, Any]]:
         """Return all answers by picture."""
-        lines = self.path.read_bytes().splitlines()[1:]
+        lines = [
+            line
+            for path in (*self._shards, self.path)
+            for line in _whole_lines(path.read_bytes())[1:]
+        ]
         return {line[_PICTURE]: line[_ANSWER] for line in map(json.loads, lines)}
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        with translated_writes(self.path):
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
 
-
-def file_name(key: Key) -> str:
+def file_name(key: Key, shard: Shard | None = None) -> str:
     """Return the name of the file of a key: the protocol, and a digest of all of it."""
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-    return f"{key['protocol']}-{digest[:_DIGITS]}.jsonl"
+    part = "" if shard is None else f".{shard.index}-of-{shard.count}"
+    return f"{key['protocol']}-{digest[:_DIGITS]}{part}.jsonl"
+
+
+def _write(file: IO[bytes], line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(line).encode() + b"\n")
+    file.flush()
 
 
 def _lock(path: pathlib.Path, file: IO[bytes]) -> None:
@@ -87,25 +146,27 @@ def _lock(path: pathlib.Path, file: IO[bytes]) -> None:
         ) from exc
 
 
-def _finished(path: pathlib.Path, file: IO[bytes], key: Key, *, resume: bool) -> set[int]:
+def _continued(path: pathlib.Path, file: IO[bytes], key: Key) -> set[int]:
     """Return the pictures of a file after removing a torn last line; begin a new file."""
     file.seek(0)
-    content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if len(lines) > 1 and not resume:
-        raise InputError(
-            f"{path} has answers for {len(lines) - 1} pictures; pass --resume to continue, or "
-            "remove it"
-        )
+    lines = _whole_lines(file.read())
     with translated_writes(path):
-        file.truncate(len(whole))
+        file.truncate(sum(len(line) for line in lines))
         if not lines:
-            file.write(json.dumps({_KEY: dict(key)}).encode() + b"\n")
-            file.flush()
+            _write(file, {_KEY: dict(key)})
             return set()
+    return _pictures(path, lines, key)
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """Return the lines that end with a line break."""
+    return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _pictures(path: pathlib.Path, lines: list[bytes], key: Key) -> set[int]:
+    """Return the pictures of the lines of a file after checking them."""
     parsed = [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
-    if parsed[0].get(_KEY) != dict(key):
+    if parsed and parsed[0].get(_KEY) != dict(key):
         raise InputError(f"{path} belongs to another evaluation; remove it, or rename it")
     for number, line in enumerate(parsed[1:], 2):
         if type(line.get(_PICTURE)) is not int or not isinstance(line.get(_ANSWER), dict):

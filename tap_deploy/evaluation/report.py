@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tap_deploy.evaluation.answers import Answers
 from tap_deploy.evaluation.published import PUBLISHED
-from tap_deploy.evaluation.run import Scores
+from tap_deploy.evaluation.run import EvaluationProtocol, Scores
 
 _GAP = "  "
 _NOTHING = "–"  # noqa: RUF001  # the dash of tables
@@ -75,6 +76,28 @@ class Report:
         cells += [_cell(change[metric], "+.2f") for change in self.differences.values()]
         published = PUBLISHED[self.protocol].values()
         return cells + [_cell(found.get(metric), ".1f") for found in published]
+
+
+def report_of(protocol: EvaluationProtocol, answers: Mapping[str, Answers]) -> Report:
+    """Return the report on complete answers; those about other pictures do not count.
+
+    Args:
+        protocol: data set and questions.
+        answers: by the name of the subject; the first is compared with the others.
+    """
+    scores = {}
+    for name, each in answers.items():
+        found = each.read()
+        scores[name] = protocol.score(
+            {picture.id: found[picture.id] for picture in protocol.pictures}
+        )
+    return Report(
+        protocol=protocol.name,
+        pictures=len(protocol.pictures),
+        regions=protocol.num_regions,
+        conditions=protocol.conditions,
+        scores=scores,
+    )
 
 
 def _two_lines(name: str) -> tuple[str, str]:

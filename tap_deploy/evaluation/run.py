@@ -65,9 +65,3 @@ def answer_all(
     for picture in pictures:
         on_picture()
         answers.add(picture.id, protocol.answer(subject, picture))
-
-
-def scores_of(protocol: EvaluationProtocol, answers: Answers) -> Scores:
-    """Return the metrics of complete answers; those about other pictures do not count."""
-    found = answers.read()
-    return protocol.score({picture.id: found[picture.id] for picture in protocol.pictures})

@@ -16,12 +16,13 @@ from tap_deploy.cli.evaluate.runs import runs_options
 from tap_deploy.cli.evaluate.subjects import Candidate, Subjects, WeightsOptions, weights_options
 from tap_deploy.console.options import FILE, NamedPath, json_option, option_group
 from tap_deploy.console.progress import stage_bar
-from tap_deploy.evaluation.answers import Answers
+from tap_deploy.evaluation.answers import Answers, Shard
 from tap_deploy.evaluation.captioning import Captioning
 from tap_deploy.evaluation.classification import Classification
+from tap_deploy.evaluation.data_pictures import DataPicture
 from tap_deploy.evaluation.instances import COCO, LVIS
-from tap_deploy.evaluation.report import Report
-from tap_deploy.evaluation.run import EvaluationProtocol, answer_all, scores_of
+from tap_deploy.evaluation.report import report_of
+from tap_deploy.evaluation.run import EvaluationProtocol, answer_all
 from tap_deploy.evaluation.segmentation import Segmentation
 from tap_deploy.sessions.run_on import RunOn
 
@@ -36,6 +37,7 @@ class DataOptions:
         limit: evaluate only the first pictures of the file; None for all.
         output: folder of the answers.
         resume: continue from the answers that are there.
+        shard: the part of the pictures to answer, as ``I/N``; None for all, and scores.
     """
 
     images: pathlib.Path
@@ -43,6 +45,7 @@ class DataOptions:
     limit: int | None
     output: pathlib.Path
     resume: bool
+    shard: str | None
 
 
 _subjects_argument = click.argument(
@@ -65,6 +68,12 @@ _data_options = option_group(
         help="Folder of the answers, a file of JSON lines per subject.",
     ),
     click.option("--resume", is_flag=True, help="Continue from the answers in --output."),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        help="Answer the I-th (from 0) of N parts, without scores: a process per device. Then "
+        "score with --resume and without --shard.",
+    ),
 )
 _detections_option = click.option(
     "--detections",
@@ -146,64 +155,37 @@ def _evaluate(
     weights: WeightsOptions,
     as_json: bool,
 ) -> None:
-    """Evaluate the subjects of a command line, and print the report."""
+    """Evaluate the subjects of a command line one after the other, and print the report."""
+    shard = None if data.shard is None else Shard.from_text(data.shard)
     found = Subjects(subjects, weights)
     candidates = found.candidates(run_on)
-    report = evaluated(read(found), candidates, data.output, resume=data.resume)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
-
-
-def evaluated(
-    protocol: EvaluationProtocol,
-    candidates: Sequence[Candidate],
-    output: pathlib.Path,
-    *,
-    resume: bool,
-) -> Report:
-    """Evaluate subjects one after the other, with a progress bar.
-
-    Args:
-        protocol: data set and questions.
-        candidates: the subjects; the first is compared with the others.
-        output: folder of the answers.
-        resume: continue from answers that are there.
-
-    Raises:
-        TapError: a subject, a picture or the folder cannot be used.
-    """
+    protocol = read(found)
     with contextlib.ExitStack() as stack:
-        answers = {
-            candidate.name: stack.enter_context(
-                Answers.opened(
-                    output,
-                    {"protocol": protocol.name, **protocol.key, **candidate.key},
-                    resume=resume,
-                )
-            )
-            for candidate in candidates
-        }
-        with stage_bar("evaluate", len(protocol.pictures) * len(candidates)) as stage:
+        answers = {}
+        for candidate in candidates:
+            key = {"protocol": protocol.name, **protocol.key, **candidate.key}
+            opened = Answers.opened(data.output, key, resume=data.resume, shard=shard)
+            answers[candidate.name] = stack.enter_context(opened)
+        part = slice(None) if shard is None else slice(shard.index, None, shard.count)
+        pictures = protocol.pictures[part]
+        with stage_bar("evaluate", len(pictures) * len(candidates)) as stage:
             for candidate in candidates:
-                _answer(protocol, candidate, answers[candidate.name], stage)
-        scores = {name: scores_of(protocol, found) for name, found in answers.items()}
-    return Report(
-        protocol=protocol.name,
-        pictures=len(protocol.pictures),
-        regions=protocol.num_regions,
-        conditions=protocol.conditions,
-        scores=scores,
-    )
+                _answer(protocol, candidate, pictures, answers[candidate.name], stage)
+        if shard is None:
+            report = report_of(protocol, answers)
+            click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
 
 
 def _answer(
     protocol: EvaluationProtocol,
     candidate: Candidate,
+    pictures: Sequence[DataPicture],
     answers: Answers,
     stage: Callable[[str], None],
 ) -> None:
     """Load a subject, unless all its answers are there, and ask it."""
-    left = [picture for picture in protocol.pictures if picture.id not in answers.done]
-    for _ in range(len(protocol.pictures) - len(left)):
+    left = [picture for picture in pictures if picture.id not in answers.done]
+    for _ in range(len(pictures) - len(left)):
         stage(candidate.name)
     if left:
         with candidate.opened() as subject:

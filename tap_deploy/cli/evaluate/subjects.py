@@ -131,15 +131,15 @@ class Subjects:
         variant = bundle.variant(run_on.variant)
         several = len({other.path for other in self._bundles}) > 1
         options = dataclasses.asdict(run_on)
+        device = run_on.resolved_device.kind  # cuda:0 and cuda:1 continue each other
+        runtime = (run_on.backend, run_on.precision, device, run_on.provider)
         digests = [digest for graph in GRAPH_NAMES for digest in variant.digests(graph)]
         return Candidate(
             name=f"{bundle.path.name} " * several + f"{run_on.backend} {run_on.precision}",
             key={
                 "version": __version__,
                 "graphs": " ".join(digests),
-                "run_on": " ".join(
-                    str(options[name]) for name in ("backend", "precision", "device", "provider")
-                ),
+                "run_on": " ".join(map(str, runtime)),
             },
             opened=lambda: TapPredictor.from_bundle(bundle.path, check_hashes=False, **options),
         )
