@@ -73,6 +73,10 @@ WRONG_INSTANCES = [
     (put("annotations", 0, "category_id", value=99), "has category_id 99, which the annotations"),
     (put("annotations", 1, "id", value=1), "annotations[1] has id 1, which an earlier one has"),
     (put("annotations", 0, "segmentation", value=[[1, 2, 3]]), "expected polygons"),
+    (
+        put("annotations", 0, "segmentation", value=[[1e9, 1, 1e9, 2, 3, 4]]),
+        "annotations[0] has a polygon with the coordinate 1e+09; expected pixels of a picture of 64",
+    ),
     (put("annotations", 1, "segmentation", "counts", value=[5]), "or run lengths with size and"),
     (
         put("annotations", 1, "segmentation", value={"size": [2, 2], "counts": [4]}),

@@ -24,6 +24,7 @@ from tap_deploy.evaluation.json_files import (
 from tap_deploy.storage.files import sha256_of_file
 
 _URL = "coco_url"
+_FAR = 2  # sides of the picture; polygons reach out of it by a few pixels
 _ANNOTATION = {
     "id": ID,
     "image_id": ID,
@@ -119,7 +120,7 @@ class Instances:
         known = file.distinct_ids(categories, "categories")
         file.check_known(annotations, "annotations", "category_id", known)
         file.distinct_ids(annotations, "annotations")
-        _check_run_lengths(file, annotations, by_id)
+        _check_masks(file, annotations, by_id)
         chosen = listed[:limit]
         pictures = located([_picture(file, entry) for entry in chosen], images)
         ids = {picture.id for picture in pictures}
@@ -177,16 +178,24 @@ def _picture(file: JsonFile, entry: Entry) -> DataPicture:
     return DataPicture(id=entry["id"], names=names, size=(entry["height"], entry["width"]))
 
 
-def _check_run_lengths(
-    file: JsonFile, annotations: list[Entry], images: Mapping[int, Entry]
-) -> None:
-    """Check that run lengths fill the picture: COCO's library reads beyond them otherwise."""
+def _check_masks(file: JsonFile, annotations: list[Entry], images: Mapping[int, Entry]) -> None:
+    """Check that masks fit their pictures: COCO's library trusts their numbers.
+
+    It reads beyond run lengths that do not fill the picture, and walks along the edges of polygons
+    pixel by pixel, however far away they are.
+    """
     for index, entry in enumerate(annotations):
-        if isinstance(entry["segmentation"], dict):
-            image = images[entry["image_id"]]
-            size, expected = entry["segmentation"]["size"], [image["height"], image["width"]]
-            if size != expected:
+        image, found = images[entry["image_id"]], entry["segmentation"]
+        size = [image["height"], image["width"]]
+        if isinstance(found, dict) and found["size"] != size:
+            raise file.error(
+                f"annotations[{index}] has run lengths of size {found['size']}; expected {size}, "
+                "the size of its picture"
+            )
+        if isinstance(found, list):
+            far = max(abs(number) for polygon in found for number in polygon)
+            if far > _FAR * max(size):
                 raise file.error(
-                    f"annotations[{index}] has run lengths of size {size}; expected {expected}, "
-                    "the size of its picture"
+                    f"annotations[{index}] has a polygon with the coordinate {far:g}; expected "
+                    f"pixels of a picture of {size[1]} x {size[0]}"
                 )

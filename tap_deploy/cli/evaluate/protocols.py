@@ -89,8 +89,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("coco-seg")
-@_options
 @_detections_option
+@_options
 def coco_seg_command(detections: pathlib.Path | None, data: DataOptions, **rest: Any) -> None:
     """Mask AP on COCO from the boxes of a detector, and mIoU of 1 and 3 points."""
     _evaluate(
@@ -103,8 +103,8 @@ def coco_seg_command(detections: pathlib.Path | None, data: DataOptions, **rest:
 
 
 @click.command("lvis-seg")
-@_options
 @_detections_option
+@_options
 def lvis_seg_command(detections: pathlib.Path | None, data: DataOptions, **rest: Any) -> None:
     """Mask AP on LVIS from the boxes of a detector, and mIoU of 1 and 3 points."""
     _evaluate(
