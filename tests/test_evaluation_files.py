@@ -75,7 +75,7 @@ WRONG_INSTANCES = [
     (put("annotations", 0, "segmentation", value=[[1, 2, 3]]), "expected polygons"),
     (
         put("annotations", 0, "segmentation", value=[[1e9, 1, 1e9, 2, 3, 4]]),
-        "annotations[0] has a polygon with the coordinate 1e+09; expected pixels of a picture of 64",
+        "annotations[0] has a polygon with the coordinate 1e+09; expected pixels of a",
     ),
     (put("annotations", 1, "segmentation", "counts", value=[5]), "or run lengths with size and"),
     (
