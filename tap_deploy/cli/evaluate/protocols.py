@@ -168,12 +168,13 @@ def _evaluate(
             answers[candidate.name] = stack.enter_context(opened)
         part = slice(None) if shard is None else slice(shard.index, None, shard.count)
         pictures = protocol.pictures[part]
-        with stage_bar("evaluate", len(pictures) * len(candidates)) as stage:
+        with stage_bar("evaluate", len(pictures) * len(candidates) + 1) as stage:
             for candidate in candidates:
                 _answer(protocol, candidate, pictures, answers[candidate.name], stage)
-        if shard is None:
-            report = report_of(protocol, answers)
-            click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+            stage("score")
+            report = None if shard else report_of(protocol, answers)
+    if report is not None:
+        click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
 
 
 def _answer(
