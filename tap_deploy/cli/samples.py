@@ -50,7 +50,7 @@ def samples_command(
     """Run BUNDLE of the demo model on its sample pictures.
 
     Prints answers and ground truth. A quick check that a device computes sensible results;
-    eval-demo measures how good the model is.
+    eval demo measures how good the model is.
     """
     answers = answers_to_samples(bundle, run_on, overlays)
     click.echo(_as_json(answers) if as_json else describe(answers))

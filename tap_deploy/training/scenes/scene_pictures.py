@@ -17,9 +17,10 @@ from PIL import Image
 from tap_deploy.console.exits import CleanExits
 from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, SKETCH
 from tap_deploy.errors import InputError
+from tap_deploy.evaluation.clicks import inner_point
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.training.scenes.backgrounds import SPLITS
-from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
+from tap_deploy.training.scenes.clicks import inner_stroke
 from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
 
 PROMPTS_FILE = "prompts.json"

@@ -1,4 +1,4 @@
-"""``tap-export eval-demo``: scores the demo model, in PyTorch and as a bundle."""
+"""``tap-export eval demo``: scores the demo model, in PyTorch and as a bundle."""
 
 from __future__ import annotations
 
@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.cli.evaluate.runs import runs_options
 from tap_deploy.config import DEMO, config_from_file
 from tap_deploy.console.extras import require_export_extra
-from tap_deploy.console.options import (
-    FILE,
-    NamedPath,
-    backend_option,
-    json_option,
-    option_group,
-    threads_option,
-)
+from tap_deploy.console.options import FILE, NamedPath, json_option
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.precisions import FP32, RUN_PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
@@ -39,30 +32,9 @@ if TYPE_CHECKING:
 SPLIT = "test"  # neither training nor model selection saw it
 
 
-def _run_on_each(backend: str, precisions: tuple[str, ...], threads: int | None) -> list[RunOn]:
-    return [
-        RunOn(backend=backend, precision=precision, threads=threads)
-        for precision in dict.fromkeys(precisions)
-    ]
-
-
-@click.command("eval-demo")
+@click.command("demo")
 @click.argument("bundle", type=NamedPath(), required=False)
-@option_group(
-    "run_on",
-    _run_on_each,
-    backend_option,
-    click.option(
-        "--precision",
-        "precisions",
-        default=(FP32,),
-        show_default=FP32,
-        multiple=True,
-        type=click.Choice(RUN_PRECISIONS),
-        help="Which graphs of the bundle to use; repeat it to compare several.",
-    ),
-    threads_option,
-)
+@runs_options
 @click.option("--checkpoint", type=FILE, help="Score PyTorch on these weights as well.")
 @click.option("--config", type=FILE, help="TapConfig of the checkpoint; default: the bundle's.")
 @click.option(
