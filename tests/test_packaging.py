@@ -31,6 +31,7 @@ SCRIPTS = (
     "scripts/ship_demo",
     "scripts/train_demo",
     "scripts/test-jetpack6",
+    "scripts/test-aarch64",
     "scripts/test-gpu",
     ".ci/run",
 )

@@ -315,6 +315,8 @@ def test_the_command_on_a_model_that_is_off(bundle, real):
     assert result.exit_code == 1
     assert result.stdout.startswith("[✗] image_encoder   image_embeddings")
     assert "FAILED: 56 comparisons" in result.stdout
+    assert f"\ntap-export inspect {bundle.path} --polygraphy polygraphy\n" in result.stdout
+    assert "polygraphy run" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr
     run = invoke("run", bundle.path, "photo.jpg", "--point", "1,1")
     assert run.exit_code == 2
