@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.json_files import read_json
 
 SCHEMA_VERSION = 1
 
@@ -95,8 +95,8 @@ def load_tables(path: str | os.PathLike[str]) -> dict[str, CalibrationTable]:
     """
     problem = f"calibration cache {os.fspath(path)}"
     try:
-        values = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+        values = read_json(path)
+    except (OSError, ValueError) as exc:
         raise InputError(f"{problem} cannot be read as JSON: {exc}; name another file") from exc
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.config import DEMO, config_from_file
+from tap_deploy.config import DEMO
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import (
     FILE,

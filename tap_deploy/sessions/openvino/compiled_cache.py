@@ -7,7 +7,7 @@ import hashlib
 import logging
 import mmap
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
 from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +28,20 @@ class CompiledCache:
     OpenVINO's own cache knows an ONNX file by its path and time, and not its external weights.
     """
 
-    def __init__(self, folder: pathlib.Path, digests: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        digests: Sequence[str],
+        unchanged: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Store the arguments.
 
         Args:
             folder: folder of the cache.
             digests: SHA-256 of the ONNX file and its weights.
+            unchanged: whether the files still are those with these digests; asked after compiling.
         """
-        self._folder, self._digests = folder, tuple(digests)
+        self._folder, self._digests, self._unchanged = folder, tuple(digests), unchanged
 
     def load(self, openvino: Any, settings: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
         """Return the compiled graph, and its mapped file, which it does not keep alive.
@@ -44,7 +51,7 @@ class CompiledCache:
         """
         path = self._path(openvino, settings)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             stored = tensor_from_array(openvino, np.frombuffer(mapping, np.uint8))
             compiled = shared_core(openvino).import_model(stored, DEVICE, dict(settings))
@@ -57,7 +64,9 @@ class CompiledCache:
             return None
 
     def store(self, openvino: Any, settings: Mapping[str, Any], compiled: Any) -> None:
-        """Store a graph that was compiled with these settings."""
+        """Store a graph that was compiled with these settings, unless its files have changed."""
+        if not self._unchanged():
+            return
         path = self._path(openvino, settings)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
