@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,10 +42,11 @@ class CalibrationTable:
 
     def __post_init__(self) -> None:
         for name, amax in self.ranges.items():
-            if not isinstance(amax, (int, float)) or not math.isfinite(amax) or amax < 0:
+            # No math.isfinite: it fails on an integer that is too large for a float.
+            if not isinstance(amax, (int, float)) or not 0 <= amax <= sys.float_info.max:
                 raise InputError(
-                    f"calibration of {self.graph}: range of {name} is {amax!r}; expected a finite "
-                    "number of at least 0"
+                    f"calibration of {self.graph}: range of {name} is {reprlib.repr(amax)}; "
+                    "expected a finite number of at least 0"
                 )
 
     def require(

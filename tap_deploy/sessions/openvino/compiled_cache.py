@@ -21,6 +21,8 @@ from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
 
+DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of a file: the SHA-256 of the rest
+
 
 class CompiledCache:
     """The cached forms of one graph, one file per version and settings; I/O errors are not fatal.
@@ -53,7 +55,11 @@ class CompiledCache:
         try:
             with open_regular(path) as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            stored = tensor_from_array(openvino, np.frombuffer(mapping, np.uint8))
+            blob = memoryview(mapping)[:-DIGEST_BYTES]
+            if hashlib.sha256(blob).digest() != mapping[-DIGEST_BYTES:]:
+                raise ValueError("it is damaged")  # OpenVINO would not notice, or crash
+            drop_pages(mapping)
+            stored = tensor_from_array(openvino, np.frombuffer(blob, np.uint8))
             compiled = shared_core(openvino).import_model(stored, DEVICE, dict(settings))
             drop_pages(mapping)
             return compiled, mapping
@@ -71,7 +77,10 @@ class CompiledCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as partial:
-                partial.write_bytes(compiled.export_model().getvalue())
+                blob = compiled.export_model().getbuffer()
+                with partial.open("wb") as file:
+                    file.write(blob)
+                    file.write(hashlib.sha256(blob).digest())
         except (OSError, TapError, RuntimeError) as exc:
             logger.warning("compiled graph not stored: %s", exc)
 
