@@ -27,8 +27,9 @@ ONNX_FOLDER = "onnx"
 # Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
 # behind by two writes.
 CHANGES_BEHIND = 3
-# Attempts to load files that others touch meanwhile: ``cp -al`` changes the time of each.
-LOAD_ATTEMPTS = 3
+# Attempts to load files that others touch meanwhile (``cp -al`` changes the time of each), or whose
+# numbers a network file system makes up anew.
+LOAD_ATTEMPTS = 2
 
 Loaded = TypeVar("Loaded")
 
@@ -141,8 +142,8 @@ class Bundle:
         """Load files, and check that they are the ones whose SHA-256 was compared.
 
         The runtimes open graphs by their paths, so a file may change between its check and its use.
-        A file that was touched since its check is checked again; if one is touched while it is
-        loaded, it is loaded again.
+        A file that was touched since its check is checked again. One that is touched while it is
+        loaded is checked and loaded again; if it never rests, its content decides.
 
         Args:
             names: paths relative to the bundle, listed in the manifest.
@@ -152,20 +153,21 @@ class Bundle:
             The result of ``load``.
 
         Raises:
-            BundleError: a file is missing or changed, or does not come to rest.
+            BundleError: a file is missing or changed.
         """
         names = tuple(names)
+        self._check_touched(names)
         for _ in range(LOAD_ATTEMPTS):
-            for name in names:
-                if not self.is_unchanged((name,)):
-                    self._check_file(name, self.manifest.files[name], check_hash=True)
             result = load()
             if self.is_unchanged(names):
-                return result
-        raise BundleError(
-            f"bundle {self.path}: {', '.join(names)} changed while it was loaded; end the program "
-            "that changes it, or load a copy"
-        )
+                break
+            self._check_touched(names)
+        return result
+
+    def _check_touched(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if not self.is_unchanged((name,)):
+                self._check_file(name, self.manifest.files[name], check_hash=True)
 
     def is_unchanged(self, names: Iterable[str]) -> bool:
         """Whether files were not touched since they were compared with the manifest."""

@@ -36,12 +36,12 @@ def main(minutes: float, seed: int, only: tuple[str, ...], atheris: bool) -> int
     """Fuzz all targets in turn and print what was found; exit code 1 after a finding."""
     if atheris and importlib.util.find_spec("atheris") is None:
         raise click.UsageError("--atheris needs: pip install atheris")
-    end = time.monotonic() + 60 * minutes
     seeds = dict.fromkeys(only or TARGETS, seed)
     findings: dict[str, list[str]] = {name: [] for name in seeds}
     with tempfile.TemporaryDirectory() as folder:
         bundle = pathlib.Path(folder, "bundle")
         micro_files.make_bundle(bundle)
+        end = time.monotonic() + 60 * minutes
         share = min(ROUND_SECONDS, 60 * minutes / len(seeds))
         while time.monotonic() < end:
             for name in seeds:
