@@ -24,6 +24,8 @@ from tap_deploy.bundle.update import changing_bundle
 from tap_deploy.errors import BundleError
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.storage.folder_lock import locked_folder
+from tap_deploy.storage.json_files import read_json
+from tap_deploy.storage.regular_files import open_regular
 
 ENGINES_FOLDER = "engines"
 SELFTEST_FILE = "selftest.json"
@@ -261,10 +263,10 @@ def plans_verified_on(folder: pathlib.Path) -> set[str]:
 def _mark(path: pathlib.Path) -> SelftestMark | None:
     """Return a mark: None without a file, a failure if it is malformed."""
     try:
-        return record_from_json(SelftestMark, json.loads(path.read_text("utf-8")))
+        return record_from_json(SelftestMark, read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, TypeError) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         return SelftestMark(passed=False, error=f"{path} cannot be read: {exc}")
 
 
@@ -318,7 +320,8 @@ def _refuse_failed(folder: pathlib.Path, remedy: str) -> None:
 
 def _checked_bytes(path: pathlib.Path, record: PlanRecord, remedy: str) -> bytes:
     try:
-        plan = path.read_bytes()
+        with open_regular(path) as file:
+            plan = file.read()
     except OSError as exc:
         raise BundleError(f"engine {path} cannot be read: {exc.strerror}; {remedy}") from exc
     digest = hashlib.sha256(plan).hexdigest()

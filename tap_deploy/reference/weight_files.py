@@ -22,6 +22,7 @@ from tap_deploy.errors import (
     UnsafeCheckpointError,
     first_line,
 )
+from tap_deploy.storage.regular_files import open_regular
 from tap_deploy.storage.unpickle import load_pickle, printable, refusal
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -37,7 +38,7 @@ def detect_format(path: Path) -> str:
         CheckpointError: the file cannot be opened, or is empty.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
     except OSError as exc:
         raise CheckpointError(
@@ -83,7 +84,10 @@ def _check_zip(path: Path) -> None:
     """Verify the checksums, which torch skips for memory-mapped files."""
     with zipfile.ZipFile(path) as archive:
         # torch stores records uncompressed; a compressed one could expand to any size.
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("its records are compressed; expected a file of torch.save")
         broken = archive.testzip()
     if broken is not None:

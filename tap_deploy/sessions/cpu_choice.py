@@ -20,6 +20,7 @@ from tap_deploy.sessions.openvino.session import import_openvino
 from tap_deploy.sessions.ort.session import import_onnxruntime
 from tap_deploy.sessions.run_on import FASTEST_ON_CPU, ONNXRUNTIME, OPENVINO, RunOn
 from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def store_times(config: TapConfig, times: Times) -> pathlib.Path | None:
 def _stored_times(config: TapConfig, versions: Mapping[str, str]) -> Times:
     path = _path(config, versions)
     try:
-        return {} if path is None else _checked(json.loads(path.read_text("utf-8")))
+        return {} if path is None else _checked(read_json(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as exc:

@@ -10,9 +10,11 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Iterator
+from typing import IO
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.folder_lock import locked_folder
+from tap_deploy.storage.regular_files import open_regular
 
 CHUNK_BYTES = 1 << 22
 AT_FDCWD = -100  # renameat2: paths are relative to the working directory
@@ -20,11 +22,16 @@ RENAME_EXCHANGE = 2
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as hex digits; the file is read in chunks."""
+    """Return the SHA-256 of a regular file as hex digits; the file is read in chunks."""
+    with open_regular(path) as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of the rest of a file as hex digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -65,7 +72,7 @@ def atomic_folder(
         InputError: see ``check_folder_output``; or the parent cannot be written, or another process
             holds the lock of the folder to replace.
     """
-    target = pathlib.Path(path).resolve()
+    target = pathlib.Path(os.path.realpath(path))  # Path.resolve fails on a circle of links
     check_folder_output(target, force=force, marker=marker)
     partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     try:

@@ -16,7 +16,8 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.cli.evaluate.runs import runs_options
-from tap_deploy.config import DEMO, config_from_file
+from tap_deploy.config import DEMO
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, NamedPath, json_option
 from tap_deploy.console.progress import stage_bar

@@ -14,7 +14,8 @@ import click
 from tap_deploy import __version__
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import FILE, option_group
 from tap_deploy.demo_model import DemoModel

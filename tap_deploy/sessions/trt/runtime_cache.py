@@ -8,6 +8,7 @@ import pathlib
 
 from tap_deploy.errors import TapError
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class RuntimeCacheFile:
         if self._path is None:
             return None
         try:
-            self._known = self._path.read_bytes()
+            with open_regular(self._path) as file:
+                self._known = file.read()
         except OSError:
             return None
         return self._known or None
