@@ -16,7 +16,7 @@ from tap_deploy.errors import TapError
 from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
 from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
-from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.files import atomic_file, new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ class CompiledCache:
         """Store a graph that was compiled with these settings."""
         path = self._path(openvino, settings)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as partial:
+            with new_folder(path.parent), atomic_file(path) as partial:
                 partial.write_bytes(compiled.export_model().getvalue())
         except (OSError, TapError, RuntimeError) as exc:
             logger.warning("compiled graph not stored: %s", exc)
