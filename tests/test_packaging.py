@@ -31,6 +31,8 @@ SCRIPTS = (
     "scripts/ship_demo",
     "scripts/train_demo",
     "scripts/test-jetpack6",
+    "scripts/test-versions",
+    "scripts/soak",
     "scripts/test-gpu",
     ".ci/run",
 )

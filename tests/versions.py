@@ -133,11 +133,19 @@ def oldest_command() -> None:
 
 @main.command("compare", cls=CleanExits)
 @click.argument("venvs", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
-def compare_command(venvs: tuple[pathlib.Path, ...]) -> int:
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=pathlib.Path),
+    help="A bundle of the micro model; default: make one.",
+)
+def compare_command(venvs: tuple[pathlib.Path, ...], bundle: pathlib.Path | None) -> int:
     """Run the checks in each environment, and print a table."""
     venvs = tuple(each.absolute() for each in venvs)
     with temporary_folder() as folder:
-        make_bundle(folder / "tap_micro")
+        if bundle is None:
+            make_bundle(folder / "tap_micro")
+        else:
+            shutil.copytree(bundle, folder / "tap_micro")
         here = pathlib.Path(sys.executable)
         expected = answers(here, folder / "tap_micro", folder / "here.npz")
         found = {each.name: results(each, folder / "tap_micro", expected) for each in venvs}

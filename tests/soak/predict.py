@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import hashlib
 import pathlib
 import sys
@@ -23,6 +24,7 @@ from tap_deploy.console.exits import CleanExits
 from tap_deploy.console.progress import share_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.machine.host import Host
+from tap_deploy.machine.memory import return_freed_memory
 from tap_deploy.regions import Regions
 from tap_deploy.storage.unfinished import temporary_folder
 
@@ -82,9 +84,9 @@ class Memory:
 
     Attributes:
         predicts: predictions so far.
-        resident_bytes: pages of the process, with what glibc keeps for itself after a ``free``.
+        resident_bytes: pages of the process.
         heap_bytes: what is allocated on the heap and not freed; 0 without glibc. If the pages grow
-            and this does not, the arenas of threads are fragmented, and nothing leaks.
+            and this does not, the heap is fragmented, and nothing leaks.
     """
 
     predicts: int
@@ -93,7 +95,13 @@ class Memory:
 
     @classmethod
     def now(cls, predicts: int) -> Memory:
-        """Measure this process."""
+        """Measure this process, after glibc has returned what is free in its arenas.
+
+        Which arena holds how much that is free depends on the order of the threads: without this,
+        the pages go up and down by 10 %.
+        """
+        gc.collect()
+        return_freed_memory()
         pages = int(Host().text("/proc/self/statm").split()[1])
         return cls(predicts=predicts, resident_bytes=pages * 4096, heap_bytes=_heap_bytes())
 
@@ -128,6 +136,9 @@ def soak(
 ) -> Figures:
     """Predict in several threads on one predictor.
 
+    First all threads run every case at the same time: onnxruntime keeps as much memory as it has
+    needed at once, and by chance the largest cases would meet only after thousands of predictions.
+
     Args:
         bundle: the bundle.
         predicts: number of predictions.
@@ -139,14 +150,24 @@ def soak(
     with TapPredictor.from_bundle(bundle) as predictor:
         expected = [case.digest(predictor) for case in every]
         orders = [np.random.default_rng(1 + index) for index in range(threads)]
-        wrong, memory, done = 0, [], 0
+        wrong, memory, done, together = 0, [], 0, threading.Barrier(threads)
         # Measured between rounds, when no prediction is running.
         for round_size in _rounds(predicts, settled):
             turns = [order.integers(len(every), size=round_size // threads) for order in orders]
+            if done == 0:
+                for row in turns:
+                    row[: len(every)] = range(len(every))[: len(row)]
             found: list[int] = [0] * threads
 
-            def work(index: int, turns: list[np.ndarray] = turns, found: list[int] = found) -> None:
-                for turn in turns[index]:
+            def work(
+                index: int,
+                turns: list[np.ndarray] = turns,
+                found: list[int] = found,
+                done: int = done,
+            ) -> None:
+                for count, turn in enumerate(turns[index]):
+                    if done == 0 and count < len(every):
+                        together.wait(600)  # not for ever, if a thread has failed
                     found[index] += every[turn].digest(predictor) != expected[turn]
 
             workers = [threading.Thread(target=work, args=(each,)) for each in range(threads)]
