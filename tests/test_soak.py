@@ -16,13 +16,13 @@ COMMAND = [sys.executable, "-m", "tests.soak.predict"]
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_predictions_in_threads(micro_bundle):
     """Answers are those of one thread. The memory of so few predictions is no proof of a leak."""
-    options = ["--bundle", str(micro_bundle.path), "--predicts", "320", "--settled", "160"]
+    options = ["--bundle", str(micro_bundle.path), "--predicts", "128", "--settled", "64"]
     result = subprocess.run([*COMMAND, *options], capture_output=True, text=True, cwd=PROJECT)
     *rows, last = result.stdout.splitlines()
     assert len(rows) == 2, result.stderr
     found = re.fullmatch(
-        r"320 predictions in 4 threads and \d+ s: (\d+) wrong answers, memory grew by (\S+) % "
-        r"after the first 160",
+        r"128 predictions in 4 threads and \d+ s: (\d+) wrong answers, memory grew by (\S+) % "
+        r"after the first 64",
         last,
     )
     assert found is not None, last
