@@ -32,6 +32,8 @@ SCRIPTS = (
     "scripts/train_demo",
     "scripts/test-jetpack6",
     "scripts/test-aarch64",
+    "scripts/test-versions",
+    "scripts/soak",
     "scripts/test-gpu",
     ".ci/run",
 )

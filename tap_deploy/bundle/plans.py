@@ -22,7 +22,7 @@ from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import changing_bundle
 from tap_deploy.errors import BundleError
-from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.files import atomic_file, new_folder
 from tap_deploy.storage.folder_lock import locked_folder
 from tap_deploy.storage.json_files import read_json
 from tap_deploy.storage.regular_files import open_regular
@@ -150,8 +150,9 @@ def plan_path_name(
 def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
     """Write a plan and its sidecar, and return the path of the plan.
 
-    The sidecar is written last, so that an interrupted write leaves no valid plan. The self-test
-    result of the folder is removed, because it does not cover the new plan.
+    An existing plan stays until both are written. The sidecar is moved last, so that an interrupted
+    write leaves no valid plan. The self-test result of the folder is removed, because it does not
+    cover the new plan.
 
     Raises:
         InputError: the bundle cannot be written, or another process has locked it.
@@ -165,14 +166,12 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
                 f"graph {record.graph} of bundle {bundle.path} changed while its engine was built; "
                 "the engine was not stored; build it again"
             )
-        with translated_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SELFTEST_FILE).unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
-        with atomic_file(path) as partial:
-            partial.write_bytes(plan)
-        with atomic_file(path.with_suffix(".json")) as partial:
-            partial.write_text(record.to_json(), "utf-8")
+        with new_folder(folder), atomic_file(path.with_suffix(".json")) as sidecar:
+            sidecar.write_text(record.to_json(), "utf-8")
+            with atomic_file(path) as partial:
+                partial.write_bytes(plan)
+                (folder / SELFTEST_FILE).unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
     return path
 
 

@@ -6,6 +6,7 @@ tensors by name.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
@@ -120,9 +121,33 @@ def write_pickle(state: dict[str, torch.Tensor], path: Path) -> None:
         pickle.dump(arrays, file, protocol=5)
 
 
-def write_torch(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a torch state dict."""
-    torch.save(state, path)
+def write_torch(state: dict[str, Any], path: Path) -> None:
+    """Write a torch state dict, or another dict of tensors and plain values.
+
+    Raises:
+        OSError: the file cannot be written; ``torch.save`` alone raises a RuntimeError about its
+            own positions.
+    """
+    with _Writer(io.FileIO(path, "w")) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as exc:
+            if file.error is None:
+                raise
+            raise file.error from exc
+
+
+class _Writer(io.BufferedWriter):
+    """Keeps the error of a write, which torch replaces with its own."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as exc:
+            self.error = exc
+            raise
 
 
 def write_safetensors(state: dict[str, torch.Tensor], path: Path) -> None:

@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from tap_deploy.errors import BundleError, InputError
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.storage.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from tap_deploy.training.scores.evaluation import Scores, Subject
@@ -133,8 +133,8 @@ def _exported_demo() -> Iterator[str]:
     require_export_extra()
     from tap_deploy.export.demo import export_demo
 
-    with tempfile.TemporaryDirectory() as folder:
-        yield str(export_demo(DemoModel(), pathlib.Path(folder, DEMO)).path)
+    with temporary_folder() as folder:
+        yield str(export_demo(DemoModel(), folder / DEMO).path)
 
 
 def _require(scores: dict[str, Scores]) -> None:

@@ -16,7 +16,7 @@ from tap_deploy.errors import TapError
 from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
 from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
-from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.files import atomic_file, new_folder
 from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,7 @@ class CompiledCache:
             return
         path = self._path(openvino, settings)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as partial:
+            with new_folder(path.parent), atomic_file(path) as partial:
                 blob = compiled.export_model().getbuffer()
                 with partial.open("wb") as file:
                     file.write(blob)
