@@ -16,7 +16,7 @@ from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.storage.files import sha256_of_file
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 

@@ -19,7 +19,7 @@ from tap_deploy.verify.answers import AnswerTally
 from tap_deploy.verify.comparison import END_TO_END, Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
-from tap_deploy.verify.text_steps import logits_of, run_text
+from tap_deploy.verify.text_steps import draw_tokens, logits_of, run_text
 from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
     FP32_TOLERANCES,
@@ -75,7 +75,7 @@ def verify_sessions(
 def number_of_checks(goldens: Sequence[Golden]) -> int:
     """Return the number of comparisons of ``verify_sessions``."""
     decoded = len(PROMPT_OUTPUTS) + 1  # and the mask index
-    return sum(1 + 4 + len(golden.samples) * (2 * decoded + 1) for golden in goldens)
+    return sum(1 + 5 + len(golden.samples) * (2 * decoded + 1) for golden in goldens)
 
 
 def within_limits(sessions: Mapping[str, Session], golden: Golden) -> Golden:
@@ -124,6 +124,7 @@ class _Verifier:
             self._check_prompt_decoder(sample)
         self._check_text(golden.captions, "captions", whole_cache=False)
         self._check_text(golden.vocabulary, "any tokens", whole_cache=True)
+        self._check_draws(golden.captions)
         for sample in golden.samples:
             self._check_chain(sample, embeddings)
 
@@ -160,6 +161,19 @@ class _Verifier:
         self.recorder.add(graph, graphs.LOGITS, name, run.logit_digests, text.logit_digests)
         self.recorder.add_choice(
             graph, CAPTION_IDS, name, run.next_ids, text.next_ids, run.margins, run.scale
+        )
+
+    def _check_draws(self, text: GoldenText) -> None:
+        draws = draw_tokens(self.sessions[graphs.TEXT_DECODER], self.config, text)
+        name = f"drawn R={len(draws.ids)}"
+        self.recorder.add_choice(
+            graphs.TEXT_DECODER,
+            CAPTION_IDS,
+            name,
+            draws.ids,
+            draws.expected,
+            draws.margins,
+            draws.scale,
         )
 
     def _check_chain(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
@@ -233,10 +247,12 @@ def decode_all_tokens(
         graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
         graphs.POINT_COORDS: sample.point_coords,
         graphs.POINT_LABELS: sample.point_labels,
-        graphs.MASK_ROWS: mask_rows(len(sample.point_labels)),
+        # In another order than the prompts, so that a graph that ignores it shows.
+        graphs.MASK_ROWS: mask_rows(len(sample.point_labels))[::-1].copy(),
     }
     prompts = len(sample.point_labels)
     every = np.tile(np.arange(config.num_mask_tokens, dtype=np.int32), (prompts, 1))
     outputs = _run(session, inputs | {graphs.MASK_REQUEST: every})
+    outputs[graphs.LOW_RES_MASKS] = outputs[graphs.LOW_RES_MASKS][::-1].copy()
     answers = _run(session, inputs | {graphs.MASK_REQUEST: request_answers(prompts)})
     return outputs | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX][:, 0].astype(np.int64)}
