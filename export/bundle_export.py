@@ -37,6 +37,7 @@ from tap_deploy.export.image_encoder import ImageEncoderGraph
 from tap_deploy.export.prompt_decoder import PromptDecoderGraph
 from tap_deploy.export.samples import GOLDEN_SIZES, golden_samples
 from tap_deploy.export.text_decoder import TextDecoderGraph
+from tap_deploy.machine.state import machine_title
 from tap_deploy.precisions import FP32
 from tap_deploy.reference.checkpoint import Checkpoint
 from tap_deploy.reference.model import TapModel
@@ -118,7 +119,7 @@ def export_bundle(
             tools=tool_versions(),
             graphs={FP32: records},
             files=file_records(folder),
-            verification=report.to_dict(),
+            verification=report.to_dict() | {"device": machine_title(on_cpu=True)},
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
     return ExportedBundle(bundle=Bundle.open(output, check_hashes=False), report=report)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from tap_deploy import graphs
 from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText, logit_digest
 from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.model import TapModel
+from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.verify.picture_samples import PromptedPicture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,12 +95,11 @@ def golden_from_model(model: TapModel, size: GoldenSize, seed: int) -> Golden:
         _sample(model, images, embeddings, *_prompts(model, embeddings, prompts, points, rng))
         for prompts, points in size.prompts
     )
-    captions = text_from_model(
-        model,
-        np.concatenate([sample.chosen_tokens for sample in samples]),
-        np.concatenate([sample.caption_ids[:, :-1] for sample in samples]),
+    return Golden(
+        samples=samples,
+        captions=_captions(model, samples),
+        vocabulary=_any_text(model, samples, rng),
     )
-    return Golden(samples=samples, captions=captions, vocabulary=_any_text(model, samples, rng))
 
 
 def _prompts(
@@ -170,6 +172,14 @@ def _sample(
     )
 
 
+def _captions(model: TapModel, samples: Sequence[GoldenSample]) -> GoldenText:
+    return text_from_model(
+        model,
+        np.concatenate([sample.chosen_tokens for sample in samples]),
+        np.concatenate([sample.caption_ids[:, :-1] for sample in samples]),
+    )
+
+
 def _any_text(
     model: TapModel, samples: Sequence[GoldenSample], rng: np.random.Generator
 ) -> GoldenText:
@@ -204,6 +214,50 @@ def text_from_model(model: TapModel, tokens: np.ndarray, ids: np.ndarray) -> Gol
         next_ids=np.concatenate(next_ids),
         logit_digests=np.concatenate(digests),
     )
+
+
+def sessions_from_model(model: TapModel) -> dict[str, FakeSession]:
+    """Return image encoder and prompt decoder of the reference, as sessions."""
+    specs = graphs.graph_specs(model.config)
+
+    @torch.inference_mode()
+    def encode(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        embeddings = model.encode_image(torch.from_numpy(inputs[graphs.IMAGES]))
+        return {graphs.IMAGE_EMBEDDINGS: embeddings.numpy()}
+
+    @torch.inference_mode()
+    def decode(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        labels = inputs[graphs.POINT_LABELS]
+        outputs = model.decode_prompts(
+            torch.from_numpy(inputs[graphs.IMAGE_EMBEDDINGS]),
+            torch.from_numpy(inputs[graphs.POINT_COORDS]),
+            torch.from_numpy(labels),
+        )
+        found = {name: value.numpy() for name, value in outputs._asdict().items()}
+        answers = select_mask_token(found[graphs.IOU_PREDICTIONS], labels)[:, None]
+        request = inputs[graphs.MASK_REQUEST]
+        index = np.where(request == graphs.ANSWERING_TOKEN, answers, request)
+        rows = np.arange(len(index))[:, None]
+        iou = found.pop(graphs.IOU_PREDICTIONS)
+        chosen = {name: np.ascontiguousarray(array[rows, index]) for name, array in found.items()}
+        chosen[graphs.LOW_RES_MASKS] = chosen[graphs.LOW_RES_MASKS][inputs[graphs.MASK_ROWS]]
+        return chosen | {graphs.IOU_PREDICTIONS: iou, graphs.MASK_INDEX: index.astype(np.int32)}
+
+    computed = {graphs.IMAGE_ENCODER: encode, graphs.PROMPT_DECODER: decode}
+    return {name: FakeSession(specs[name], compute) for name, compute in computed.items()}
+
+
+@torch.inference_mode()
+def golden_from_picture(model: TapModel, picture: PromptedPicture) -> Golden:
+    """Return a picture with the outputs of the model, without tokens of the whole vocabulary."""
+    embeddings = model.encode_image(torch.from_numpy(picture.images))
+    samples = tuple(
+        dataclasses.replace(
+            _sample(model, picture.images, embeddings, coords, labels), picture=picture.name
+        )
+        for coords, labels in picture.prompts
+    )
+    return Golden(samples=samples, captions=_captions(model, samples))
 
 
 def golden_samples(

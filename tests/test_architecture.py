@@ -60,6 +60,7 @@ LAW: dict[str, set[str]] = {
     "engines.qdq": CALIBRATED,
     "engines.smoothing": CALIBRATED,
     "engines.verdict": CALIBRATED | {"report"},
+    "engines.bisect": CALIBRATED | {"engines.fp16", "engines.qdq"},
     "engines.build": CALIBRATED | {"engines.estimate"},
     "engines.int8": CALIBRATED | {"engines.qdq", "engines.smoothing", "engines.verdict"},
     "bench": JUDGES | {"demo", "engines.estimate", "engines.verdict", "export", "reference"},

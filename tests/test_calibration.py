@@ -17,7 +17,7 @@ from tap_deploy.engines.calibration import state as calibration_state
 from tap_deploy.engines.calibration.chain import calibrate
 from tap_deploy.engines.calibration.collecting_session import EXPECTED_SIZES, CollectingSession
 from tap_deploy.engines.calibration.pictures import CalibrationImages
-from tap_deploy.engines.calibration.pieces import num_values, segments_from_model
+from tap_deploy.engines.calibration.pieces import SegmentedRun, num_values, segments_from_model
 from tap_deploy.engines.qdq.chosen_nodes import default_selection, tensors_of_selection
 from tap_deploy.errors import InputError
 from tap_deploy.image import load_image, model_image
@@ -108,6 +108,21 @@ def test_small_pieces_find_the_same(micro_bundle, fp32, small, photo):
             other = cut[graph].histograms[name]
             assert other.total == histogram.total
             assert other.amax == pytest.approx(histogram.amax, rel=1e-5)
+
+
+def test_an_output_that_a_later_piece_reads_is_returned():
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (float[4] x) => (float[4] y, float[4] z) { y = Neg(x) w = Abs(y) z = Sqrt(w) }
+    """
+    model = ir.from_onnx_text(text)
+    for value in (value for node in model.graph for value in node.outputs):
+        value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape([4])
+    segments = segments_from_model(model, ["y", "w", "z"], sizes={}, limit_bytes=1)
+    x, seen = np.array([1, 4, 9, 16], np.float32), []
+    found = SegmentedRun(segments, threads=1).run({"x": x}, lambda name, _: seen.append(name))
+    assert seen == ["y", "w", "z"] and found.keys() == {"y", "z"}
+    np.testing.assert_array_equal(found["y"], -x)
 
 
 def test_pieces_stay_below_the_limit(fp32):

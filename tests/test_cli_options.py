@@ -176,8 +176,8 @@ def test_without_threads_there_is_one_per_usable_core(run, thread_counts):
     assert thread_counts == [usable_cores()] * 3
 
 
-def test_verify_passes_threads_on(micro_bundle, thread_counts):
-    assert invoke("verify", micro_bundle.path, "--threads", 1).exit_code == 0
+def test_verify_passes_threads_on(bundle, thread_counts):
+    assert invoke("verify", bundle.path, "--threads", 1).exit_code == 0
     assert thread_counts == [1] * 3
 
 
@@ -224,10 +224,10 @@ def tap_export(*args, stderr):
     )
 
 
-def test_the_progress_bar_appears_on_a_terminal(micro_bundle, tmp_path):
+def test_the_progress_bar_appears_on_a_terminal(bundle):
     controller, terminal = pty.openpty()
     try:
-        result = tap_export("verify", micro_bundle.path, stderr=terminal)
+        result = tap_export("verify", bundle.path, stderr=terminal)
         os.set_blocking(controller, False)
         shown = os.read(controller, 1 << 16).decode()
     finally:
@@ -241,8 +241,8 @@ def test_the_progress_bar_appears_on_a_terminal(micro_bundle, tmp_path):
     assert b"100%" not in result.stdout
 
 
-def test_no_progress_bar_without_a_terminal(micro_bundle):
-    result = tap_export("verify", micro_bundle.path, stderr=subprocess.PIPE)
+def test_no_progress_bar_without_a_terminal(bundle):
+    result = tap_export("verify", bundle.path, stderr=subprocess.PIPE)
     assert result.returncode == 0
     assert result.stderr == b""
     assert b"PASSED" in result.stdout

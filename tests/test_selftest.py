@@ -195,7 +195,9 @@ def copy_graphs(bundle):
         addition.graphs["fp32"] = other.manifest.graphs["fp32"]
         file = other.manifest.graphs["fp32"][graphs.IMAGE_ENCODER].file
         (addition.folder / file).parent.mkdir(parents=True)
-        (addition.folder / file).write_bytes(b"another graph")
+        # The same graph, with a description.
+        graph = (bundle.path / file).read_bytes() + b"\x32\x03new"
+        (addition.folder / file).write_bytes(graph)
 
 
 # A self-test that pauses half-way, prints a line, and continues on command.

@@ -34,12 +34,14 @@ class Segment:
         inputs: names of its inputs.
         outputs: names of tensors that later pieces need, and of graph outputs.
         taps: names of tapped tensors; some are also outputs.
+        needed_later: names of all tensors that later pieces read, and of the graph outputs.
     """
 
     model: ir.Model
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     taps: tuple[str, ...]
+    needed_later: frozenset[str]
 
 
 def segments_from_model(
@@ -66,48 +68,57 @@ def segments_from_model(
     Raises:
         InputError: the graph does not have a tensor.
     """
-    made = {v.name: position for position, n in enumerate(model.graph) for v in n.outputs}
+    made = positions(model)
     inputs = {value.name for value in model.graph.inputs}
     unknown = sorted(name for name in taps if name not in made and name not in inputs)
     if unknown:
         raise InputError(f"graph {model.graph.name} has no tensor {unknown[0]!r} to calibrate")
-    nodes = list(model.graph)
-    groups = _groups(nodes, {name for name in taps if name in made}, sizes, limit_bytes)
-    return (
-        _segment(model, nodes[start:stop], nodes[stop:], group)
-        for (start, stop), group in zip(_bounds(groups, len(nodes)), groups, strict=True)
-    )
+    groups = tensor_groups(model, taps, sizes=sizes, limit_bytes=limit_bytes)
+    stops = [made[group[-1]] + 1 for group in groups[:-1]] + [len(model.graph)]
+    return segments_at(model, stops, taps)
 
 
-_Group = list[tuple[int, str]]  # (index of the node that produces a tensor, name of the tensor)
+def positions(model: ir.Model) -> dict[str, int]:
+    """Return the position of the node that makes each tensor, by name in the order of the graph."""
+    return {str(v.name): position for position, n in enumerate(model.graph) for v in n.outputs}
 
 
-def _groups(
-    nodes: Sequence[ir.Node], taps: set[str], sizes: Mapping[str, int], limit_bytes: int
-) -> list[_Group]:
-    groups: list[_Group] = [[]]
-    used = 0
-    for position, node in enumerate(nodes):
-        for value in node.outputs:
-            if value.name not in taps:
-                continue
-            size = BYTES_PER_FLOAT * num_values(value, sizes)
-            if groups[-1] and used + size > limit_bytes:
-                groups.append([])
-                used = 0
-            groups[-1].append((position, str(value.name)))
-            used += size
+def tensor_groups(
+    model: ir.Model, taps: Collection[str], *, sizes: Mapping[str, int], limit_bytes: int
+) -> list[list[str]]:
+    """Group tensors in the order of the graph, so that each group stays within a memory limit.
+
+    Arguments as in ``segments_from_model``. There is at least one group, which may be empty.
+    """
+    groups: list[list[str]] = [[]]
+    used, wanted = 0, set(taps)
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.name not in wanted:
+            continue
+        size = BYTES_PER_FLOAT * num_values(value, sizes)
+        if groups[-1] and used + size > limit_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(str(value.name))
+        used += size
     return groups
 
 
-def _bounds(groups: Sequence[_Group], num_nodes: int) -> list[tuple[int, int]]:
-    """Return the node range of each group, which ends after the node of its last tensor."""
-    stops = [group[-1][0] + 1 for group in groups[:-1]] + [num_nodes]
-    return list(zip([0, *stops[:-1]], stops, strict=True))
+def segments_at(model: ir.Model, stops: Sequence[int], taps: Collection[str]) -> Iterator[Segment]:
+    """Yield the pieces that end before the nodes at the given positions.
+
+    Args:
+        model: model with nodes in topological order.
+        stops: positions in ascending order.
+        taps: names of tensors to tap in the pieces that make them.
+    """
+    nodes, wanted = list(model.graph), set(taps)
+    for start, stop in zip([0, *stops[:-1]], stops, strict=True):
+        yield _segment(model, nodes[start:stop], nodes[stop:], wanted)
 
 
 def _segment(
-    model: ir.Model, nodes: Sequence[ir.Node], later: Sequence[ir.Node], group: _Group
+    model: ir.Model, nodes: Sequence[ir.Node], later: Sequence[ir.Node], wanted_taps: set[str]
 ) -> Segment:
     made = {v.name: v for node in nodes for v in node.outputs}
     wanted = {v.name for node in later for v in node.inputs if v is not None}
@@ -119,12 +130,18 @@ def _segment(
         if v is not None and v.name not in made and not v.is_initializer()
     }
     outputs = [str(name) for name in made if name in wanted]
-    taps = [name for _, name in group]
+    taps = [str(name) for name in made if name in wanted_taps]
     shown = [*outputs, *(name for name in taps if name not in outputs)]
     graph = ir.convenience.extract(model.graph, list(needed), shown)
     graph.name = model.graph.name
     piece = ir.Model(graph, ir_version=int(model.ir_version or 10))
-    return Segment(model=piece, inputs=tuple(needed), outputs=tuple(outputs), taps=tuple(taps))
+    return Segment(
+        model=piece,
+        inputs=tuple(needed),
+        outputs=tuple(outputs),
+        taps=tuple(taps),
+        needed_later=frozenset(map(str, wanted)),
+    )
 
 
 def num_values(value: ir.Value, sizes: Mapping[str, int]) -> int:
@@ -150,13 +167,11 @@ class SegmentedRun:
     def __init__(self, segments: Iterable[Segment], *, threads: int | None = None) -> None:
         self._pieces = []
         for segment in segments:
-            self._pieces.append(_Piece(segment, threads))
+            self._pieces.append(Piece(segment, threads))
             # Free the model of the piece now, as its session has the weights. Nodes and values
             # reference each other, so only the garbage collector can free them.
             del segment
             gc.collect()
-        last_use = {name: i for i, piece in enumerate(self._pieces) for name in piece.inputs}
-        self._last_use = last_use
 
     def run(self, inputs: Mapping[str, np.ndarray], on_tap: OnTap) -> dict[str, np.ndarray]:
         """Run all pieces, report every tapped tensor, and free tensors after their last use.
@@ -172,24 +187,25 @@ class SegmentedRun:
             SessionError: onnxruntime failed.
         """
         alive = dict(inputs)
-        results: dict[str, np.ndarray] = {}
-        for index, piece in enumerate(self._pieces):
-            found = piece.run(alive)
-            for name in piece.taps:
-                on_tap(name, found[name])
-            kept = {name: found[name] for name in piece.outputs}
-            results |= kept
-            alive |= kept
-            alive = {n: value for n, value in alive.items() if self._last_use.get(n, -1) > index}
-            results = {
-                n: value for n, value in results.items() if n in alive or n not in self._last_use
-            }
-        return results
+        for piece in self._pieces:
+            alive, taps = piece.run(alive)
+            for name, values in taps.items():
+                on_tap(name, values)
+        return alive
 
 
-class _Piece:
+class Piece:
+    """A piece of a graph, loaded into onnxruntime's CPU provider."""
+
     def __init__(self, segment: Segment, threads: int | None) -> None:
+        """Load a piece.
+
+        Raises:
+            SessionError: onnxruntime cannot load it.
+        """
         self.inputs, self.outputs, self.taps = segment.inputs, segment.outputs, segment.taps
+        self._needed_later = segment.needed_later
+        self._graph = segment.model.graph.name
         self._names = [*self.outputs, *(n for n in self.taps if n not in self.outputs)]
         onnxruntime = import_onnxruntime()
         options = session_options(onnxruntime, threads)
@@ -207,12 +223,29 @@ class _Piece:
             # onnxruntime raises one class per status code, without a common base.
             except Exception as exc:
                 raise SessionError(
-                    f"calibration cannot load a piece of the graph: {first_line(exc)}"
+                    f"graph {self._graph}: onnxruntime cannot load a piece of it: {first_line(exc)}"
                 ) from exc
 
-    def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(
+        self, alive: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Run the piece.
+
+        Args:
+            alive: the inputs of the piece by name, and other tensors.
+
+        Returns:
+            The tensors that later pieces need, with the graph outputs so far; and the tapped ones.
+
+        Raises:
+            SessionError: onnxruntime failed.
+        """
         try:
-            results = self._session.run(self._names, {name: tensors[name] for name in self.inputs})
+            values = self._session.run(self._names, {name: alive[name] for name in self.inputs})
         except Exception as exc:
-            raise SessionError(f"calibration: onnxruntime failed: {first_line(exc)}") from exc
-        return dict(zip(self._names, results, strict=True))
+            raise SessionError(
+                f"graph {self._graph}: onnxruntime failed: {first_line(exc)}"
+            ) from exc
+        found = dict(zip(self._names, values, strict=True))
+        kept = {n: v for n, v in {**alive, **found}.items() if n in self._needed_later}
+        return kept, {name: found[name] for name in self.taps}

@@ -23,7 +23,8 @@ from tap_deploy.config import TapConfig
 from tap_deploy.precisions import INT8, INT8_FP32
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_variant
-from tap_deploy.verify.graph_check import decode_all_tokens, verify_sessions
+from tap_deploy.verify.graph_check import verify_sessions
+from tap_deploy.verify.prompt_outputs import decode_all_tokens
 from tap_deploy.verify.tolerances import FP16_TOLERANCES, Tolerance
 
 # Infinite tolerances, so that choices are measured by their margins and nothing fails.
@@ -82,7 +83,8 @@ def _chained(sessions: Mapping[str, Session], config: TapConfig, golden: Golden)
     samples = []
     for sample in golden.samples:
         decoder = sessions[graphs.PROMPT_DECODER]
-        decoded = decode_all_tokens(decoder, config, sample, embeddings)
+        coords, labels = sample.point_coords, sample.point_labels
+        decoded = decode_all_tokens(decoder, config, coords, labels, embeddings)
         samples.append(
             dataclasses.replace(
                 sample,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
 import math
@@ -22,6 +21,7 @@ from tap_deploy.machine.cpu import cpu_int8, cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.optional_modules import version_of
 from tap_deploy.precisions import FP32, INT8, INT8_FP32
+from tap_deploy.timing import utc_now
 
 REPORTS_FOLDER = "reports"
 VERDICT_PREFIX = f"{REPORTS_FOLDER}/verdict-"
@@ -135,7 +135,7 @@ def conditions() -> dict[str, Any]:
     """Return date, CPU and package versions, on which the figures depend."""
     host = Host()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "cpu": cpu_name(host),
         "cpu_int8": cpu_int8(host),
         "cpu_cores": usable_cpus(),

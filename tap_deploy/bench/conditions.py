@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.metadata
 import os
 import platform
@@ -16,6 +15,7 @@ from tap_deploy.machine.host import Host
 from tap_deploy.machine.memory import memory_of, peak_rss_bytes
 from tap_deploy.machine.state import gpu_conditions, machine_state, state_as_dict
 from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.timing import utc_now
 
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
@@ -58,7 +58,7 @@ def conditions(
     """
     state = machine_state(host)
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "machine": state_as_dict(state),
         "model": bundle.manifest.model,
         "weights": bundle.manifest.checkpoint.file,

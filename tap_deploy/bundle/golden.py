@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,7 @@ class GoldenSample:
         semantic_embeddings: float32 ``[P, M, E]``.
         mask_index: selected mask token, int64 ``[P]``.
         caption_ids: greedy caption, not stopped at EOS, int64 ``[P, text_seq_len - 1]``.
+        picture: name of the picture; empty for made ones.
     """
 
     images: np.ndarray
@@ -103,11 +104,13 @@ class GoldenSample:
     semantic_embeddings: np.ndarray
     mask_index: np.ndarray
     caption_ids: np.ndarray
+    picture: str = ""
 
     @property
     def name(self) -> str:
-        """Sizes of the sample, to identify it in a report."""
-        return f"B={len(self.images)} P={self.point_coords.shape[0]} N={self.point_coords.shape[1]}"
+        """Picture and sizes of the sample, to identify it in a report."""
+        prompts, points = self.point_labels.shape
+        return f"{self.picture} B={len(self.images)} P={prompts} N={points}".lstrip()
 
     @property
     def chosen_tokens(self) -> np.ndarray:
@@ -136,8 +139,13 @@ class GoldenText:
     next_ids: np.ndarray
     logit_digests: np.ndarray
 
-    def rows(self, wanted: slice) -> GoldenText:
-        """Return some of the rows; they do not affect each other."""
+    @classmethod
+    def concatenate(cls, texts: Sequence[GoldenText]) -> GoldenText:
+        """Return the rows of all texts."""
+        return cls(**{name: np.concatenate([getattr(t, name) for t in texts]) for name in _TEXT})
+
+    def rows(self, wanted: slice | np.ndarray) -> GoldenText:
+        """Return the rows of a slice or of indices; rows do not affect each other."""
         return GoldenText(**{name: getattr(self, name)[wanted] for name in _TEXT})
 
 
@@ -148,12 +156,13 @@ class Golden:
     Attributes:
         samples: prompts on the first picture, in several sizes.
         captions: the greedy captions of all prompts in turn.
-        vocabulary: tokens from the whole vocabulary, each at most once.
+        vocabulary: tokens from the whole vocabulary, each at most once; None for the pictures of a
+            user, which do not need them again.
     """
 
     samples: tuple[GoldenSample, ...]
     captions: GoldenText
-    vocabulary: GoldenText
+    vocabulary: GoldenText | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to a compressed ``.npz`` file; the pictures once."""
@@ -201,10 +210,10 @@ class Golden:
             _check_values(arrays, prefix, sizes)
         for kind in _TEXTS:
             _check_layout(arrays, f"{kind}/", _TEXT, dict(sizes))
-        pictures = {name: arrays[name] for name in _PICTURES}
+        pictures: dict[str, Any] = {name: arrays[name] for name in _PICTURES}
         return cls(
             samples=tuple(
-                GoldenSample(**pictures, **{name: arrays[prefix + name] for name in _PROMPTS})
+                GoldenSample(**pictures | {name: arrays[prefix + name] for name in _PROMPTS})
                 for prefix in prefixes
             ),
             **{

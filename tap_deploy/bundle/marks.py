@@ -1,4 +1,4 @@
-"""Self-test results in the manifest, for backends that load the ONNX files.
+"""Results of self-tests and verifications in the manifest, for backends that load ONNX files.
 
 Results of engines are stored next to their plans, see ``plans``.
 """
@@ -6,11 +6,18 @@ Results of engines are stored next to their plans, see ``plans``.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark
 from tap_deploy.bundle.update import revise_precision
 from tap_deploy.errors import BundleError
+from tap_deploy.precisions import FP32
+
+_CHECKS = {"selftest": "self-test", "verified": "verification"}
+_EXPORT_BACKEND = "onnxruntime"
+# Fields of ``PrecisionRecord`` with marks, and the commands that set them.
+MARKS = {"selftest": "selftest", "verified": "verify"}
 
 
 def mark_variant(
@@ -20,8 +27,9 @@ def mark_variant(
     mark: SelftestMark,
     *,
     own: SelftestMark | None = None,
+    field: str = "selftest",
 ) -> None:
-    """Store the result of a self-test in the manifest.
+    """Store the result of a self-test or verification in the manifest.
 
     Args:
         bundle: the bundle in the state in which the graphs were tested.
@@ -29,6 +37,7 @@ def mark_variant(
         name: key of the result, see ``RunOn.mark_name``; other keys are kept.
         mark: the result.
         own: the mark that this self-test wrote when it started.
+        field: a key of ``MARKS``.
 
     Raises:
         InputError: the bundle cannot be written, or another process has locked it.
@@ -36,9 +45,10 @@ def mark_variant(
     """
 
     def change(record: PrecisionRecord) -> PrecisionRecord:
-        marks = record.selftest or {}
+        marks = getattr(record, field) or {}
         require_no_failure(marks.get(name), mark, own, f"{variant} of bundle {bundle.path}")
-        return dataclasses.replace(record, selftest=marks | {name: mark})
+        changed: dict[str, Any] = {field: marks | {name: mark}}
+        return dataclasses.replace(record, **changed)
 
     revise_precision(bundle, variant, change)
 
@@ -66,16 +76,37 @@ def require_no_failure(
 
 
 def check_mark(bundle: Bundle, variant: str, name: str) -> None:
-    """Check that a variant has not failed its self-test; no self-test counts as not failed.
+    """Check that a variant has failed neither its self-test nor its verification.
+
+    One that was never tested counts as not failed.
 
     Raises:
         BundleError: it failed.
     """
-    mark = (bundle.manifest.precision_record(variant).selftest or {}).get(name)
-    if mark is None or mark.passed:
-        return
-    raise BundleError(
-        f"bundle {bundle.path}: {variant} failed its self-test with {name} on "
-        f"{mark.device or 'an unknown machine'}; repeat it with: tap-export selftest "
-        f"{bundle.path}, use another precision, or pass allow_failed=True (--allow-failed)"
-    )
+    for field, command in MARKS.items():
+        mark = _mark(bundle, variant, name, field)
+        if mark is not None and not mark.passed:
+            raise BundleError(
+                f"bundle {bundle.path}: {variant} failed its {_CHECKS[field]} with {name} on "
+                f"{mark.device or 'an unknown machine'}; repeat it with: tap-export {command} "
+                f"{bundle.path}, use another precision, or pass allow_failed=True (--allow-failed)"
+            )
+
+
+def verified_on(bundle: Bundle, variant: str, name: str) -> set[str]:
+    """Return the machines on which a variant passed its self-test or its verification.
+
+    Its export verifies the fp32 graphs with onnxruntime, on the machine that exports.
+    """
+    marks = [_mark(bundle, variant, name, field) for field in MARKS]
+    found = {mark.device for mark in marks if mark is not None and mark.passed and mark.device}
+    exported_on = bundle.manifest.verification.get("device")
+    if (variant, name) == (FP32, _EXPORT_BACKEND) and isinstance(exported_on, str):
+        found.add(exported_on)
+    return found
+
+
+def _mark(bundle: Bundle, variant: str, name: str, field: str) -> SelftestMark | None:
+    marks = getattr(bundle.manifest.precision_record(variant), field) or {}
+    mark: SelftestMark | None = marks.get(name)
+    return mark

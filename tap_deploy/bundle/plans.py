@@ -1,9 +1,9 @@
 """Storage of plans in a bundle, and the checks before a plan may be deserialized.
 
 ``BUNDLE/engines/<backend>-<version>-<gpus>-<variant>/`` contains, per graph, ``<graph>.plan`` (the
-bytes from the builder) and ``<graph>.json`` (``PlanRecord``), and ``selftest.json`` after a
-self-test. Loading a plan executes code from it, so only bytes with the SHA-256 of the sidecar are
-deserialized.
+bytes from the builder) and ``<graph>.json`` (``PlanRecord``), and ``selftest.json`` and
+``verified.json`` after a self-test and a verification. Loading a plan executes code from it, so
+only bytes with the SHA-256 of the sidecar are deserialized.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from tap_deploy.storage.folder_lock import locked_folder
 
 ENGINES_FOLDER = "engines"
 SELFTEST_FILE = "selftest.json"
+VERIFIED_FILE = "verified.json"
+MARK_FILES = {"selftest": SELFTEST_FILE, "verified": VERIFIED_FILE}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def load_plan(
     if problem:
         raise BundleError(f"engine {path} {problem}; {remedy}")
     if not allow_failed_selftest:
-        _refuse_failed_selftest(folder, remedy)
+        _refuse_failed(folder, remedy)
     return LoadedPlan(plan=_checked_bytes(path, record, remedy), record=record, path=path)
 
 
@@ -216,14 +218,16 @@ def record_selftest(
     *,
     tested: Mapping[str, str],
     own: SelftestMark | None = None,
+    file: str = SELFTEST_FILE,
 ) -> None:
-    """Write the self-test result of the plans of a folder, atomically.
+    """Write the result of a self-test or verification of the plans of a folder, atomically.
 
     Args:
         folder: ``engines/<name>`` of a bundle.
         mark: the result.
         tested: result of ``plan_digests`` before the plans were loaded.
         own: the mark that this self-test wrote when it started.
+        file: ``SELFTEST_FILE`` or ``VERIFIED_FILE``.
 
     Raises:
         InputError: the folder cannot be written, or another process has locked the bundle.
@@ -234,8 +238,8 @@ def record_selftest(
             raise BundleError(
                 f"the engines in {folder} were rebuilt during their self-test; repeat it"
             )
-        require_no_failure(_selftest(folder), mark, own, f"the engines in {folder}")
-        with atomic_file(folder / SELFTEST_FILE) as partial:
+        require_no_failure(_mark(folder / file), mark, own, f"the engines in {folder}")
+        with atomic_file(folder / file) as partial:
             partial.write_text(json.dumps(record_to_json(mark), indent=2) + "\n", "utf-8")
 
 
@@ -244,13 +248,18 @@ def selftest_passed(folder: pathlib.Path) -> bool | None:
 
     An unreadable result counts as a failure.
     """
-    mark = _selftest(folder)
+    mark = _mark(folder / SELFTEST_FILE)
     return None if mark is None else mark.passed
 
 
-def _selftest(folder: pathlib.Path) -> SelftestMark | None:
-    """Return the self-test mark of a folder: None without a file, a failure if malformed."""
-    path = folder / SELFTEST_FILE
+def plans_verified_on(folder: pathlib.Path) -> set[str]:
+    """Return the machines on which plans passed their self-test or their verification."""
+    marks = [_mark(folder / file) for file in (SELFTEST_FILE, VERIFIED_FILE)]
+    return {mark.device for mark in marks if mark is not None and mark.passed and mark.device}
+
+
+def _mark(path: pathlib.Path) -> SelftestMark | None:
+    """Return a mark: None without a file, a failure if it is malformed."""
     try:
         return record_from_json(SelftestMark, json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
@@ -297,12 +306,14 @@ def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
     return f"was built from a different {file} (SHA-256 {record.onnx_sha256[:12]}…)"
 
 
-def _refuse_failed_selftest(folder: pathlib.Path, remedy: str) -> None:
-    if selftest_passed(folder) is False:
-        raise BundleError(
-            f"the engines in {folder} failed their self-test ({SELFTEST_FILE} lists the tensors); "
-            f"use another precision, or {remedy}"
-        )
+def _refuse_failed(folder: pathlib.Path, remedy: str) -> None:
+    for file, check in ((SELFTEST_FILE, "self-test"), (VERIFIED_FILE, "verification")):
+        mark = _mark(folder / file)
+        if mark is not None and not mark.passed:
+            raise BundleError(
+                f"the engines in {folder} failed their {check} ({file} lists the tensors); use "
+                f"another precision, or {remedy}"
+            )
 
 
 def _checked_bytes(path: pathlib.Path, record: PlanRecord, remedy: str) -> bytes:
@@ -326,7 +337,7 @@ def _folders(bundle: Bundle) -> list[pathlib.Path]:
 
 def _records(folder: pathlib.Path) -> Iterator[PlanRecord]:
     for path in sorted(folder.glob("*.json")):
-        if path.name != SELFTEST_FILE:
+        if path.name not in (SELFTEST_FILE, VERIFIED_FILE):
             try:
                 yield PlanRecord.read(path)
             except BundleError:

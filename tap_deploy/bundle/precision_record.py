@@ -42,10 +42,12 @@ class Bf16Verdict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelftestMark:
-    """The result of a self-test; a self-test that has not ended has ``run`` and no measurements.
+    """The result of a self-test or a verification on one machine.
+
+    A self-test that has not ended has ``run`` and no measurements.
 
     Attributes:
-        passed: True if the self-test ended and all comparisons passed.
+        passed: True if the check ended and all comparisons passed.
         backend: the backend that ran the graphs, see ``marks.mark_name``.
         backend_version: version of its package.
         precision: one of ``precisions.PRECISIONS``.
@@ -237,6 +239,7 @@ class PrecisionRecord:
         bf16_verdict: fp32 and int8 on a CPU: the verdict on these graphs in bf16.
         mix: int8: graph name -> its variant, if float graphs replace INT8 graphs.
         selftest: key from ``RunOn.mark_name`` -> self-test result of the ONNX files.
+        verified: key from ``RunOn.mark_name`` -> result of ``tap-export verify``.
     """
 
     made_from: str | None = None
@@ -254,6 +257,7 @@ class PrecisionRecord:
     bf16_verdict: Bf16Verdict | None = None
     mix: dict[str, str] | None = None
     selftest: dict[str, SelftestMark] | None = None
+    verified: dict[str, SelftestMark] | None = None
 
     @property
     def fp16_graphs(self) -> dict[str, Fp16GraphRecord]:

@@ -11,7 +11,7 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.plans import plan_folder
 from tap_deploy.console.options import bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
-from tap_deploy.machine.state import machine_state
+from tap_deploy.machine.state import machine_title
 from tap_deploy.sessions.cpu_choice import installed, version
 from tap_deploy.sessions.gpu.open_memory import open_device_memory
 from tap_deploy.sessions.opening import pipeline_from_bundle, sessions_from_bundle
@@ -54,7 +54,7 @@ def selftest_bundle(
         on_check: called with every comparison as it is made.
     """
     return run_selftest(
-        _subject(bundle, run_on),
+        selftest_subject(bundle, run_on),
         lambda: sessions_from_bundle(bundle, run_on),
         load_pipeline=lambda: pipeline_from_bundle(bundle, run_on),
         on_check=on_check,
@@ -71,7 +71,7 @@ def _backend_version(run_on: RunOn) -> str:
     return version(run_on.backend)
 
 
-def _subject(bundle: Bundle, run_on: RunOn) -> SelftestSubject:
+def selftest_subject(bundle: Bundle, run_on: RunOn) -> SelftestSubject:
     """Find out which versions run the graphs here, and where the verdict belongs."""
     version, plans = _backend_version(run_on), None
     if not run_on.on_cpu:  # a predictor needs a CUDA binding; report a missing one before the run
@@ -88,6 +88,6 @@ def _subject(bundle: Bundle, run_on: RunOn) -> SelftestSubject:
         bundle=bundle,
         run_on=run_on,
         backend_version=version,
-        device=machine_state().title,
+        device=machine_title(on_cpu=run_on.on_cpu),
         plans=plans,
     )

@@ -1,60 +1,137 @@
-"""``tap-export verify``: compares the graphs of a bundle with its golden samples."""
+"""``tap-export verify``: compares a bundle with its reference, from tensors to captions."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import click
+import numpy as np
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import Golden
-from tap_deploy.console.extras import require_export_extra
-from tap_deploy.console.options import FILE, bundle_argument, json_option, runtime_options
+from tap_deploy.bundle.precision_record import SelftestMark
+from tap_deploy.cli.selftest import selftest_subject
+from tap_deploy.cli.verify_bisect import bisect_failed_graph, require_bisectable
+from tap_deploy.cli.verify_options import SUITES, VerifyOptions, verify_options
+from tap_deploy.console.options import FILE, bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.optional_modules import require_module
-from tap_deploy.precisions import FP16
+from tap_deploy.precisions import FP16, FP32
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.storage.files import atomic_file
+from tap_deploy.timing import utc_now
+from tap_deploy.tokenizer import Tokenizer
+from tap_deploy.verify.answers import FP32_FLOORS, AnswerFloors, AnswerTally
 from tap_deploy.verify.comparison import Comparison, Report
 from tap_deploy.verify.graph_check import number_of_checks, verify_sessions
-from tap_deploy.verify.tolerances import tolerances_for
+from tap_deploy.verify.selftest import SelftestSubject
+from tap_deploy.verify.suite import run_suite
+from tap_deploy.verify.summary import answers_summary
+from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances, tolerances_for
+from tap_deploy.verify.verification import Verification
 
 
 @click.command("verify")
 @bundle_argument
-@runtime_options
-@click.option(
-    "--checkpoint",
-    type=FILE,
-    help="Compare with PyTorch on these weights, on more samples than the bundle holds.",
-)
+@selftest_runtime_options
+@verify_options
+@click.option("--report", type=FILE, metavar="FILE", help="Also write an HTML page with pictures.")
 @json_option
 def verify_command(
-    bundle: str, run_on: RunOn, checkpoint: pathlib.Path | None, as_json: bool
+    bundle: str, run_on: RunOn, options: VerifyOptions, report: pathlib.Path | None, as_json: bool
 ) -> None:
-    """Compare the graphs of BUNDLE with its golden samples.
+    """Compare BUNDLE with its reference: tensors, masks, names and captions.
 
-    Exits with code 1 if an output differs. Needs no torch, unless --checkpoint is given.
+    Every graph gets the reference's own inputs, then the outputs of the graph before it, so that
+    the result shows where error enters and how it grows. If anything leaves its tolerance, exits
+    with 1, and run and TapPredictor refuse these graphs until they pass. A pass is kept for this
+    machine. Needs no torch, unless PyTorch is the reference.
+
     onnxruntime's CPU provider computes fp16 graphs in fp32, which hides overflow, so every
     intermediate value is rounded to fp16; that needs "tap-deploy[quantize]".
     """
+    if report is not None:
+        require_module("jinja2", "an HTML report", "report")
     opened = Bundle.open(bundle)
-    samples = _samples(opened, checkpoint)
-    with stage_bar("verify", number_of_checks(samples)) as stage:
-        report = verify_bundle(opened, run_on, samples, on_check=lambda check: stage(check.tensor))
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
-    report.require(f"bundle {bundle} differs from the reference; do not use it")
+    found = verification(opened, run_on, options)
+    if report is not None:
+        from tap_deploy.cli.verify_page import page_from_verification
+
+        with atomic_file(report) as partial:
+            partial.write_text(page_from_verification(opened, found), "utf-8")
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    found.require(f"bundle {bundle} differs from the reference; do not use it")
+
+
+def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verification:
+    """Compare a bundle with a reference, and keep the result in the bundle.
+
+    It is not kept if the user chose tolerances, or weights that are not those of the bundle.
+
+    Args:
+        bundle: an opened bundle.
+        run_on: backend, precision and device that run the graphs.
+        options: what to compare with.
+
+    Raises:
+        BundleError: the bundle lacks the precision or plan, or golden samples.
+        InputError: an option is invalid, or a picture cannot be read.
+        SessionError: a graph does not load or run.
+        MissingDependencyError: a package is not installed.
+    """
+    record = bundle.manifest.precision_record(run_on.variant)
+    bundle.variant(run_on.variant)  # reports a missing precision first
+    tolerances = options.tolerances(tolerances_for(run_on.precision, record))
+    if options.bisect:
+        require_bisectable(run_on, options)
+    subject = selftest_subject(bundle, run_on)
+    keep = None
+    if not options.own_tolerances and options.is_of_bundle(bundle):
+        keep = subject.recorder("verified")
+    goldens = options.goldens(bundle, run_on.threads)
+    tally = AnswerTally(bundle.vocabulary(), tolerances[CAPTION_IDS])
+    with stage_bar("verify", number_of_checks(goldens)) as stage:
+        report = verify_bundle(
+            bundle,
+            run_on,
+            goldens,
+            tolerances=tolerances,
+            tally=tally,
+            on_check=lambda check: stage(check.tensor),
+        )
+    if options.suite is not None:
+        report = report + _run_suite(bundle, run_on, options, tolerances)
+    bisection = None
+    if options.bisect:
+        bisection = bisect_failed_graph(bundle, run_on, options, report, goldens[0])
+    floors = _floors(run_on.precision, options)
+    found = Verification(
+        report=report,
+        answers=answers_summary(tally, floors, _token_text(bundle.tokenizer())),
+        failures=() if floors is None else tuple(tally.failures(floors)),
+        worst=tuple(tally.worst),
+        bisection=bisection,
+        conditions=_conditions(subject, options),
+    )
+    if keep is not None:
+        keep(_mark(subject, found))
+    return found
 
 
 def verify_bundle(
     bundle: Bundle,
     run_on: RunOn,
-    samples: list[Golden],
+    goldens: Sequence[Golden],
     *,
+    tolerances: Tolerances | None = None,
+    tally: AnswerTally | None = None,
     on_check: Callable[[Comparison], None] | None = None,
 ) -> Report:
     """Load the graphs of a bundle and compare their outputs with samples.
@@ -65,7 +142,9 @@ def verify_bundle(
     Args:
         bundle: an opened bundle.
         run_on: backend, precision and device that run the graphs.
-        samples: inputs and expected outputs.
+        goldens: inputs and expected outputs.
+        tolerances: output name -> tolerance; None for those of the precision.
+        tally: counts the answers of the chain.
         on_check: called with every comparison.
 
     Raises:
@@ -74,46 +153,107 @@ def verify_bundle(
         SessionError: a graph does not load or run.
         MissingDependencyError: a package is not installed.
     """
-    bundle.variant(run_on.variant)  # reports a missing precision first
-    tolerances = tolerances_for(run_on.precision, bundle.manifest.precision_record(run_on.variant))
-    with contextlib.ExitStack() as stack:
-        if run_on.on_cpu and run_on.precision == FP16:
-            sessions = _rounding_sessions(bundle, run_on.threads, stack)
-        else:
-            sessions = sessions_from_bundle(bundle, run_on)
-            for session in sessions.values():
-                stack.enter_context(session)
+    if tolerances is None:
+        record = bundle.manifest.precision_record(run_on.variant)
+        tolerances = tolerances_for(run_on.precision, record)
+    with _open_sessions(bundle, run_on) as sessions:
         return verify_sessions(
             sessions,
             bundle.config,
-            samples,
+            goldens,
             backend=run_on.backend,
             precision=run_on.precision,
             tolerances=tolerances,
+            tally=tally,
             on_check=on_check,
         )
 
 
-def _rounding_sessions(
-    bundle: Bundle, threads: int | None, stack: contextlib.ExitStack
-) -> dict[str, Session]:
+@contextlib.contextmanager
+def _open_sessions(bundle: Bundle, run_on: RunOn) -> Iterator[dict[str, Session]]:
+    with contextlib.ExitStack() as stack:
+        if run_on.on_cpu and run_on.precision == FP16:
+            sessions = _rounding_sessions(bundle, run_on.threads)
+        else:
+            sessions = sessions_from_bundle(bundle, run_on)
+        for session in sessions.values():
+            stack.enter_context(session)
+        yield sessions
+
+
+def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session]:
     require_module("onnx_ir", "a check of fp16 on a CPU", "quantize")
     from tap_deploy.engines.fp16.rounding import load_rounding
 
     fp16 = bundle.variant(FP16)
     return {
-        name: stack.enter_context(load_rounding(fp16.path(name), spec, threads=threads))
+        name: load_rounding(fp16.path(name), spec, threads=threads)
         for name, spec in fp16.specs.items()
     }
 
 
-def _samples(bundle: Bundle, checkpoint: pathlib.Path | None) -> list[Golden]:
-    if checkpoint is None:
-        return [bundle.golden()]
-    require_export_extra()
-    from tap_deploy.export.samples import golden_samples
-    from tap_deploy.reference.checkpoint import load_checkpoint
+def _run_suite(
+    bundle: Bundle, run_on: RunOn, options: VerifyOptions, tolerances: Tolerances
+) -> Report:
+    assert options.suite is not None
+    reference = options.reference_sessions(bundle, run_on)
+    with _open_sessions(bundle, run_on) as sessions:
+        return run_suite(
+            sessions,
+            bundle.config,
+            bundle.golden(),
+            sizes=SUITES[options.suite],
+            backend=run_on.backend,
+            precision=run_on.precision,
+            tolerances=tolerances,
+            reference=reference,
+        )
 
-    sizes = bundle.manifest.weights_config
-    model, _ = load_checkpoint(checkpoint, sizes, image_size=bundle.config.image_size)
-    return golden_samples(model)
+
+def _floors(precision: str, options: VerifyOptions) -> AnswerFloors | None:
+    """Return what the answers must reach: on made samples, only those of fp32 say something."""
+    if precision == FP32:
+        return FP32_FLOORS
+    if options.images is None:
+        return None
+    from tap_deploy.engines.verdict.verdict import Floors
+
+    return AnswerFloors(**dataclasses.asdict(Floors()))
+
+
+def _token_text(tokenizer: Tokenizer | None) -> Callable[[int], str]:
+    def text(token: int) -> str:
+        word = "" if tokenizer is None else tokenizer.decode(np.array([[token]]))[0]
+        return word or f"token {token}"
+
+    return text
+
+
+def _conditions(subject: SelftestSubject, options: VerifyOptions) -> dict[str, Any]:
+    manifest = subject.bundle.manifest
+    return {
+        "date": utc_now(),
+        "bundle": str(subject.bundle.path),
+        "model": manifest.model,
+        "weights": manifest.checkpoint.file,
+        "machine": subject.device,
+        "backend": f"{subject.run_on.mark_name} {subject.backend_version}",
+        "precision": subject.run_on.precision,
+        "reference": "PyTorch" if options.needs_torch else "golden samples, made by PyTorch",
+        "pictures": "none" if options.images is None else str(options.images),
+    }
+
+
+def _mark(subject: SelftestSubject, found: Verification) -> SelftestMark:
+    checks = found.report.checks
+    return SelftestMark(
+        passed=found.passed,
+        backend=subject.run_on.mark_name,
+        backend_version=subject.backend_version,
+        precision=subject.run_on.precision,
+        device=subject.device,
+        finished_at=found.conditions["date"],
+        comparisons=len(checks),
+        failed=tuple(str(check) for check in checks if not check.passed) + found.failures,
+        error=None,
+    )

@@ -109,6 +109,11 @@ runtime_options = option_group(
         is_flag=True,
         help="Also use graphs and engines that failed their accuracy check or self-test.",
     ),
+    click.option(
+        "--require-verified",
+        is_flag=True,
+        help="Refuse graphs and engines that never passed selftest or verify on this machine.",
+    ),
 )
 # A self-test repeats what failed before.
 selftest_runtime_options = option_group(

@@ -116,6 +116,11 @@ def machine_state(host: Host | None = None) -> MachineState:
     )
 
 
+def machine_title(*, on_cpu: bool) -> str:
+    """Return the name of what computes here: the CPU, or the board or GPU with its driver."""
+    return cpu_name(Host()) if on_cpu else machine_state().title
+
+
 def gpu_conditions(host: Host | None = None) -> dict[str, str]:
     """Return clocks, temperature and power of the first GPU, as printed by ``nvidia-smi``."""
     host = Host() if host is None else host

@@ -74,6 +74,7 @@ class LoadedModel:
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
         check_hashes: bool = True,
         allow_failed: bool = False,
+        require_verified: bool = False,
     ) -> Loaded:
         """Load a bundle; on the CPU, the text decoder at the first caption or ``warm_up``.
 
@@ -91,6 +92,8 @@ class LoadedModel:
             check_hashes: verify the SHA-256 of every file against the manifest first.
             allow_failed: also load a precision that failed its accuracy check, and engines that
                 failed their self-test.
+            require_verified: refuse graphs and engines that never passed ``tap-export selftest`` or
+                ``verify`` on this machine; by default, a warning says so once.
 
         Raises:
             BundleError: the bundle is missing, incomplete or modified, or lacks the precision or
@@ -109,6 +112,7 @@ class LoadedModel:
             provider=provider,
             threads=threads,
             allow_failed=allow_failed,
+            require_verified=require_verified,
         )
         pipeline = pipeline_from_bundle(bundle, run_on, device_options)
         return cls(

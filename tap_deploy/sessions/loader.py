@@ -31,6 +31,7 @@ from tap_deploy.sessions.ort.providers import Provider
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import FASTEST_ON_CPU, ONNXRUNTIME, RunOn
 from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile
+from tap_deploy.sessions.verified import check_verified
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class Loader:
         return default_cache_folder() if options.cache_folder is None else options.cache_folder
 
     def _engine(self, memory: DeviceMemory, options: DeviceOptions, spec: GraphSpec) -> DeviceGraph:
-        from tap_deploy.bundle.plans import load_plan
+        from tap_deploy.bundle.plans import load_plan, plans_verified_on
         from tap_deploy.sessions.trt.engine import TensorRtEngine
         from tap_deploy.sessions.trt.versions import TENSORRT_RTX, import_tensorrt
 
@@ -206,6 +207,10 @@ class Loader:
             graph=spec.name,
             allow_failed_selftest=self.run_on.allow_failed,
         )
+        if not self.run_on.allow_failed:
+            plans = loaded.path.parent
+            subject = f"the engine in {plans}"
+            check_verified(plans_verified_on(plans), self.run_on, subject, str(self.bundle.path))
         cache = None
         if self.run_on.backend == TENSORRT_RTX:
             folder = self._cache_folder(options)

@@ -7,7 +7,7 @@ import logging
 import os
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.marks import check_mark
+from tap_deploy.bundle.marks import check_mark, verified_on
 from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import BundleError, SessionError
 from tap_deploy.graphs import GraphSpec
@@ -16,6 +16,7 @@ from tap_deploy.sessions.loader import Loader
 from tap_deploy.sessions.options import DeviceOptions
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import ENGINE_BACKENDS, FASTEST_ON_CPU, OPENVINO, RunOn
+from tap_deploy.sessions.verified import check_verified
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,10 @@ def pipeline_from_bundle(
     loading it. Arguments and errors as in ``sessions_from_bundle``.
     """
     loader = _checked_loader(bundle, run_on)
+    if not run_on.allow_failed and not run_on.is_engine:  # engines: where their plans are read
+        machines = verified_on(bundle, run_on.variant, run_on.mark_name)
+        subject = f"{run_on.precision} of bundle {bundle.path} with {run_on.mark_name}"
+        check_verified(machines, run_on, subject, str(bundle.path))
     return loader.host_pipeline() if run_on.on_cpu else loader.pipeline(options or DeviceOptions())
 
 

@@ -34,6 +34,8 @@ class RunOn:
             ``nv_tensorrt_rtx``; None for ``cuda``.
         threads: CPU threads per call, only on the CPU; None for one per usable core.
         allow_failed: also load graphs and engines that failed their accuracy check or self-test.
+        require_verified: load only graphs and engines that passed a self-test or a verification on
+            this machine.
 
     Raises:
         InputError: a value is invalid, or two of them are incompatible.
@@ -46,6 +48,7 @@ class RunOn:
     provider: str | None = None
     threads: int | None = None
     allow_failed: bool = False
+    require_verified: bool = False
 
     def __post_init__(self) -> None:
         self._check_threads()
@@ -59,6 +62,8 @@ class RunOn:
             raise InputError("provider needs backend 'onnxruntime' and device 'cuda'")
         if self.threads is not None and not self.on_cpu:
             raise InputError("threads need device 'cpu'; omit them on a GPU")
+        if self.allow_failed and self.require_verified:
+            raise InputError("allow_failed and require_verified exclude each other; pass one")
         _ = self.variant  # raises InputError for an unknown precision
         if self.backend in (OPENVINO, FASTEST_ON_CPU):
             self._check_only_cpu()

@@ -123,6 +123,10 @@ class Report:
         """Whether there is at least one comparison and none failed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
+    def __add__(self, other: Report) -> Report:
+        """Return a report with the comparisons of both."""
+        return dataclasses.replace(self, checks=self.checks + other.checks)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; non-finite differences become null."""
         rows = []

@@ -11,13 +11,13 @@ from tap_deploy import graphs
 from tap_deploy.bundle.golden import Golden, GoldenSample, GoldenText
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
-from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.caption_writer import blank_after_eos
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
 from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.verify.answers import AnswerTally
 from tap_deploy.verify.comparison import END_TO_END, Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
+from tap_deploy.verify.prompt_outputs import decode_all_tokens
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
 from tap_deploy.verify.text_steps import draw_tokens, logits_of, run_text
 from tap_deploy.verify.tolerances import (
@@ -75,7 +75,10 @@ def verify_sessions(
 def number_of_checks(goldens: Sequence[Golden]) -> int:
     """Return the number of comparisons of ``verify_sessions``."""
     decoded = len(PROMPT_OUTPUTS) + 1  # and the mask index
-    return sum(1 + 5 + len(golden.samples) * (2 * decoded + 1) for golden in goldens)
+    return sum(
+        3 + 3 * (golden.vocabulary is not None) + len(golden.samples) * (2 * decoded + 1)
+        for golden in goldens
+    )
 
 
 def within_limits(sessions: Mapping[str, Session], golden: Golden) -> Golden:
@@ -122,9 +125,11 @@ class _Verifier:
         embeddings = self._check_image_encoder(golden.samples[0])
         for sample in golden.samples:
             self._check_prompt_decoder(sample)
-        self._check_text(golden.captions, "captions", whole_cache=False)
-        self._check_text(golden.vocabulary, "any tokens", whole_cache=True)
-        self._check_draws(golden.captions)
+        picture = golden.samples[0].picture
+        self._check_text(golden.captions, picture, "captions", whole_cache=False)
+        if golden.vocabulary is not None:
+            self._check_text(golden.vocabulary, picture, "any tokens", whole_cache=True)
+            self._check_draws(golden.captions)
         for sample in golden.samples:
             self._check_chain(sample, embeddings)
 
@@ -132,15 +137,19 @@ class _Verifier:
         outputs = _run(self.sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images})
         actual = outputs[graphs.IMAGE_EMBEDDINGS]
         shape = "x".join(map(str, sample.images.shape[1:3]))
-        name = f"B={len(sample.images)} {shape}"
+        name = f"{sample.picture} B={len(sample.images)} {shape}".lstrip()
         graph, expected = graphs.IMAGE_ENCODER, sample.image_embeddings
         self.recorder.add(graph, graphs.IMAGE_EMBEDDINGS, name, actual, expected)
         return actual
 
     def _check_prompt_decoder(self, sample: GoldenSample) -> None:
-        session = self.sessions[graphs.PROMPT_DECODER]
-        outputs = decode_all_tokens(session, self.config, sample, sample.image_embeddings)
+        outputs = self._decode(sample, sample.image_embeddings)
         self._add_prompt_outputs(graphs.PROMPT_DECODER, sample, outputs)
+
+    def _decode(self, sample: GoldenSample, embeddings: np.ndarray) -> dict[str, np.ndarray]:
+        session = self.sessions[graphs.PROMPT_DECODER]
+        coords, labels = sample.point_coords, sample.point_labels
+        return decode_all_tokens(session, self.config, coords, labels, embeddings)
 
     def _add_prompt_outputs(
         self, graph: str, sample: GoldenSample, outputs: Mapping[str, np.ndarray]
@@ -154,10 +163,11 @@ class _Verifier:
             graph, MASK_INDEX, sample.name, chosen, sample.mask_index, margins, scale
         )
 
-    def _check_text(self, text: GoldenText, kind: str, *, whole_cache: bool) -> None:
+    def _check_text(self, text: GoldenText, picture: str, kind: str, *, whole_cache: bool) -> None:
         session, graph = self.sessions[graphs.TEXT_DECODER], graphs.TEXT_DECODER
         run = run_text(session, self.config, text, whole_cache=whole_cache)
         name = f"{kind} R={len(text.input_ids)}{' whole cache' if whole_cache else ''}"
+        name = f"{picture} {name}".lstrip()
         self.recorder.add(graph, graphs.LOGITS, name, run.logit_digests, text.logit_digests)
         self.recorder.add_choice(
             graph, CAPTION_IDS, name, run.next_ids, text.next_ids, run.margins, run.scale
@@ -177,8 +187,7 @@ class _Verifier:
         )
 
     def _check_chain(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:
-        session = self.sessions[graphs.PROMPT_DECODER]
-        outputs = decode_all_tokens(session, self.config, sample, image_embeddings)
+        outputs = self._decode(sample, image_embeddings)
         self._add_prompt_outputs(END_TO_END, sample, outputs)
         # A nearly tied mask may be chosen instead; compare the caption of the expected mask.
         rows, index = np.arange(len(sample.mask_index)), sample.mask_index
@@ -209,7 +218,12 @@ def expected_of_pipeline(
     """
     encoded = _run(sessions[graphs.IMAGE_ENCODER], {graphs.IMAGES: sample.images[:1]})
     embeddings = encoded[graphs.IMAGE_EMBEDDINGS]
-    outputs = decode_all_tokens(sessions[graphs.PROMPT_DECODER], config, sample, embeddings)
+    decoder, coords, labels = (
+        sessions[graphs.PROMPT_DECODER],
+        sample.point_coords,
+        sample.point_labels,
+    )
+    outputs = decode_all_tokens(decoder, config, coords, labels, embeddings)
     rows = np.arange(len(sample.mask_index))
     tokens = outputs[graphs.SEMANTIC_TOKENS][rows, sample.mask_index]
     text_decoder = sessions[graphs.TEXT_DECODER]
@@ -220,39 +234,3 @@ def expected_of_pipeline(
 def _run(session: Session, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a graph of any float dtype on float32 inputs, and return float32 outputs."""
     return to_float32(session.run(to_spec_dtypes(session.spec, inputs)))
-
-
-def decode_all_tokens(
-    session: Session,
-    config: TapConfig,
-    sample: GoldenSample,
-    image_embeddings: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Run the prompt decoder for all mask tokens and for the answering token.
-
-    Args:
-        session: session of the prompt decoder.
-        config: sizes of the model.
-        sample: sample with the prompts.
-        image_embeddings: float ``[B, C, grid, grid]``; the first entry is used.
-
-    Returns:
-        The outputs for all tokens, float32 ``[P, M, ...]``, and ``mask_index``, int64 ``[P]``, the
-        token that the graph selects.
-
-    Raises:
-        SessionError: the graph fails to run.
-    """
-    inputs = {
-        graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
-        graphs.POINT_COORDS: sample.point_coords,
-        graphs.POINT_LABELS: sample.point_labels,
-        # In another order than the prompts, so that a graph that ignores it shows.
-        graphs.MASK_ROWS: mask_rows(len(sample.point_labels))[::-1].copy(),
-    }
-    prompts = len(sample.point_labels)
-    every = np.tile(np.arange(config.num_mask_tokens, dtype=np.int32), (prompts, 1))
-    outputs = _run(session, inputs | {graphs.MASK_REQUEST: every})
-    outputs[graphs.LOW_RES_MASKS] = outputs[graphs.LOW_RES_MASKS][::-1].copy()
-    answers = _run(session, inputs | {graphs.MASK_REQUEST: request_answers(prompts)})
-    return outputs | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX][:, 0].astype(np.int64)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,9 @@ def _check_run(
 def _reversed(sample: GoldenSample, expected: Expected) -> tuple[GoldenSample, Expected]:
     """Return the sample and its expected outputs with the prompts in reverse order."""
     names = ("point_coords", "point_labels", "mask_index", "caption_ids")
-    turned = {name: np.ascontiguousarray(getattr(sample, name)[::-1]) for name in names}
+    turned: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(sample, name)[::-1]) for name in names
+    }
     outputs = {name: array[::-1] for name, array in expected.prompt_outputs.items()}
     return (
         dataclasses.replace(sample, **turned),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import logging
 import os
 import pathlib
@@ -21,13 +20,14 @@ from typing import Any
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.marks import mark_variant
-from tap_deploy.bundle.plans import plan_digests, record_selftest
+from tap_deploy.bundle.plans import MARK_FILES, plan_digests, record_selftest
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.gpu.pipeline import DevicePipeline
 from tap_deploy.sessions.pipeline import Pipeline
 from tap_deploy.sessions.run_on import RunOn
+from tap_deploy.timing import utc_now
 from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.graph_check import (
     expected_of_pipeline,
@@ -61,8 +61,11 @@ class SelftestSubject:
     device: str
     plans: pathlib.Path | None = None
 
-    def recorder(self) -> Callable[[SelftestMark], None]:
+    def recorder(self, field: str = "selftest") -> Callable[[SelftestMark], None]:
         """Return a function that stores marks of the current graphs or plans.
+
+        Args:
+            field: a key of ``marks.MARKS``.
 
         Call this before loading them. Call the returned function first with the mark of an
         unfinished self-test, which remains if the self-test is interrupted. If the folder is not
@@ -80,9 +83,10 @@ class SelftestSubject:
         def record(mark: SelftestMark) -> None:
             nonlocal own
             if self.plans is None:
-                mark_variant(self.bundle, self.run_on.variant, self.run_on.mark_name, mark, own=own)
+                name, variant = self.run_on.mark_name, self.run_on.variant
+                mark_variant(self.bundle, variant, name, mark, own=own, field=field)
             else:
-                record_selftest(self.plans, mark, tested=tested, own=own)
+                record_selftest(self.plans, mark, tested=tested, own=own, file=MARK_FILES[field])
             own = mark
 
         return record
@@ -232,7 +236,7 @@ def run_selftest(
         checks=tuple(timed.checks),
         seconds=timed.seconds,
         error=error,
-        finished_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        finished_at=utc_now(),
     )
     record(result.mark)
     return result

@@ -1,0 +1,1 @@
+"""Search for the first layer of a graph whose output leaves tolerance."""

@@ -1,0 +1,48 @@
+"""Whether graphs were verified on this machine, before a predictor uses them."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Collection
+
+from tap_deploy.errors import BundleError
+from tap_deploy.machine.state import machine_title
+from tap_deploy.sessions.run_on import RunOn
+
+logger = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def check_verified(machines: Collection[str], run_on: RunOn, subject: str, bundle: str) -> None:
+    """Warn, once in a process, about graphs that were never verified on this machine.
+
+    Args:
+        machines: names of the machines on which they passed, see ``machine_title``.
+        run_on: what runs the graphs.
+        subject: the graphs, for the message.
+        bundle: path of the bundle.
+
+    Raises:
+        BundleError: they were not, and ``run_on`` requires it.
+    """
+    if machines and machine_title(on_cpu=run_on.on_cpu) in machines:
+        return
+    message = (
+        f"{subject} was never verified on this machine; do so once with: {_command(run_on, bundle)}"
+    )
+    if run_on.require_verified:
+        raise BundleError(message)
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning("%s", message)
+
+
+def _command(run_on: RunOn, bundle: str) -> str:
+    words = ["tap-export", "selftest", bundle]
+    defaults = RunOn()
+    for name in ("backend", "precision", "device", "provider"):
+        value = getattr(run_on, name)
+        if value != getattr(defaults, name):
+            words += [f"--{name}", value]
+    return shlex.join(words)
