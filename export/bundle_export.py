@@ -133,7 +133,7 @@ def export_graphs(
     for name, spec in graphs.graph_specs(model.config).items():
         say(f"export {name}")
         file = f"{ONNX_FOLDER}/{FP32}/{name}.onnx"
-        records[name] = export_graph(WRAPPERS[name](model), spec, folder, file)
+        records[name] = export_graph(WRAPPERS[name](model), spec, model.config, folder, file)
         gc.collect()  # the traced program holds copies of the weights in reference cycles
     return records
 

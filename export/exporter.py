@@ -14,8 +14,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from tap_deploy.bundle.graph_config import write_config
 from tap_deploy.bundle.graph_files import save_graph
 from tap_deploy.bundle.manifest import GraphRecord
+from tap_deploy.config import TapConfig
 from tap_deploy.export.cleanup import clean_up
 from tap_deploy.graphs import GraphSpec, TensorSpec
 
@@ -26,7 +28,9 @@ IR_VERSION = 10
 EXAMPLE_SIZES = {"B": 2, "P": 3, "N": 5, "M": 4, "Q": 8, "T": 7, "K": 6}
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: str) -> GraphRecord:
+def export_graph(
+    module: nn.Module, spec: GraphSpec, config: TapConfig, root: pathlib.Path, file: str
+) -> GraphRecord:
     """Export a module as an ONNX file, validate it, and return its record.
 
     The file is validated with ``onnx.checker`` and shape inference.
@@ -34,11 +38,13 @@ def export_graph(module: nn.Module, spec: GraphSpec, root: pathlib.Path, file: s
     Args:
         module: its inputs and outputs are the tensors of ``spec``, in order.
         spec: names, dtypes and axes.
+        config: sizes of the model, which the file keeps.
         root: folder that ``file`` is relative to.
         file: the file to write; see ``save_graph``.
     """
     model = onnx_from_module(module, spec)
     clean_up(model, spec)
+    write_config(model, config)
     return save_graph(model, spec, root, file)
 
 

@@ -39,6 +39,9 @@ GOLDEN_SIZES = (
 # Rows of the text decoder with any tokens: all of a small vocabulary, some of a large one.
 MOST_TEXT_ROWS = 48
 TEXT_ROWS_PER_CALL = 8
+# Row of ``_contested_box``, the lead in IoU at which the search ends, and its limits.
+CONTESTED_ROW, CLEAR_LEAD = 3, 0.01
+CONTESTED_PER_CALL, CONTESTED_CALLS = 8, 16
 
 
 def made_images(config: TapConfig, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -63,7 +66,7 @@ def made_prompts(
     """Return coordinates float32 ``[P, N, 2]`` and labels int32 ``[P, N]``.
 
     Points and boxes alternate, and so do foreground and background. Rows have different amounts of
-    padding.
+    padding. The first box reaches beyond the picture.
     """
     shape = (num_prompts, num_points)
     coords = rng.uniform(0, config.image_size, (*shape, 2)).astype(np.float32)
@@ -71,7 +74,8 @@ def made_prompts(
     for row in range(num_prompts):
         if row % 2 and num_points >= 2:
             corners = np.sort(coords[row, :2], axis=0)
-            coords[row, :2] = corners
+            beyond = config.image_size / 8
+            coords[row, :2] = corners if row > 1 else [[-beyond], [config.image_size + beyond]]
             labels[row, :2] = PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM
             used = 2 + row % max(1, num_points - 1)
         else:
@@ -88,7 +92,7 @@ def golden_from_model(model: TapModel, size: GoldenSize, seed: int) -> Golden:
     images = made_images(model.config, size.images, rng)
     embeddings = model.encode_image(torch.from_numpy(images))
     samples = tuple(
-        _sample(model, images, embeddings, *made_prompts(model.config, prompts, points, rng))
+        _sample(model, images, embeddings, *_prompts(model, embeddings, prompts, points, rng))
         for prompts, points in size.prompts
     )
     return Golden(
@@ -96,6 +100,53 @@ def golden_from_model(model: TapModel, size: GoldenSize, seed: int) -> Golden:
         captions=_captions(model, samples),
         vocabulary=_any_text(model, samples, rng),
     )
+
+
+def _prompts(
+    model: TapModel,
+    embeddings: torch.Tensor,
+    num_prompts: int,
+    num_points: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``made_prompts``; if there are enough, the fourth is ``_contested_box``."""
+    coords, labels = made_prompts(model.config, num_prompts, num_points, rng)
+    if num_prompts > CONTESTED_ROW:
+        found = _contested_box(model, embeddings, num_points, rng)
+        coords[CONTESTED_ROW], labels[CONTESTED_ROW] = found
+    return coords, labels
+
+
+def _contested_box(
+    model: TapModel, embeddings: torch.Tensor, num_points: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a prompt that starts with a box corner, and whose best mask is not that of token 0.
+
+    By the rule, token 0 answers it. A graph without that rule gives the same answer wherever token
+    0 is the best one anyway, which it is for nearly all boxes of a well-trained model. Of a limited
+    number, the prompt is returned where token 0 is furthest behind.
+
+    Returns:
+        Coordinates float32 ``[N, 2]`` and labels int32 ``[N]``.
+    """
+    best, found = -np.inf, None
+    labels = np.full((CONTESTED_PER_CALL, num_points), PointLabel.FOREGROUND, np.int32)
+    labels[::2] = PointLabel.BOX_RIGHT_BOTTOM
+    labels[:, 0] = PointLabel.BOX_LEFT_TOP
+    for _ in range(CONTESTED_CALLS):
+        coords = rng.uniform(0, model.config.image_size, (*labels.shape, 2)).astype(np.float32)
+        outputs = model.decode_prompts(
+            embeddings[:1], torch.from_numpy(coords), torch.from_numpy(labels)
+        )
+        iou = outputs.iou_predictions.numpy()
+        leads = iou[:, 1:].max(axis=1) - iou[:, 0]
+        row = int(leads.argmax())
+        if leads[row] > best:
+            best, found = float(leads[row]), (coords[row], labels[row])
+        if best > CLEAR_LEAD:
+            break
+    assert found is not None
+    return found
 
 
 def _sample(

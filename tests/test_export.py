@@ -360,7 +360,7 @@ def test_weights_beyond_the_limit_go_to_a_file_of_their_own(
     monkeypatch.setattr(onnx_files, "EXTERNAL_DATA_BYTES", 1000)
     spec = graphs.graph_specs(micro_config)[graphs.TEXT_DECODER]
     wrapper = bundle_export.WRAPPERS[graphs.TEXT_DECODER](micro_model)
-    record = exporter.export_graph(wrapper, spec, tmp_path, "text_decoder.onnx")
+    record = exporter.export_graph(wrapper, spec, micro_config, tmp_path, "text_decoder.onnx")
     assert record.external_data
     assert (tmp_path / "text_decoder.onnx.data").stat().st_size > 1_000_000
     assert (tmp_path / "text_decoder.onnx").stat().st_size < 200_000

@@ -139,7 +139,7 @@ def test_the_encoder_at_double_size_equals_the_reference(micro_model, tmp_path):
 
     model = at_image_size(micro_model, DOUBLE)
     spec = graph_specs(model.config)["image_encoder"]
-    export_graph(ImageEncoderGraph(model), spec, tmp_path, "encoder.onnx")
+    export_graph(ImageEncoderGraph(model), spec, model.config, tmp_path, "encoder.onnx")
     images = np.random.default_rng(0).integers(0, 256, (1, DOUBLE, DOUBLE, 3), np.uint8)
     with create_session("onnxruntime", tmp_path / "encoder.onnx", spec) as session:
         found = session.run({"images": images})["image_embeddings"]

@@ -82,7 +82,7 @@ def test_right_answers_pass(bundle, real):
     seen = []
     result = run_selftest(subject_of(bundle), lambda: sessions, on_check=seen.append)
     assert result.passed
-    assert len(seen) == len(result.checks) == 38
+    assert len(seen) == len(result.checks) == 51
     assert set(result.seconds) == {*graphs.GRAPH_NAMES, "end to end"}
     assert all(session.closed for session in sessions.values())
     verdict = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
@@ -195,7 +195,9 @@ def copy_graphs(bundle):
         addition.graphs["fp32"] = other.manifest.graphs["fp32"]
         file = other.manifest.graphs["fp32"][graphs.IMAGE_ENCODER].file
         (addition.folder / file).parent.mkdir(parents=True)
-        (addition.folder / file).write_bytes(b"another graph")
+        # The same graph, with a description.
+        graph = (bundle.path / file).read_bytes() + b"\x32\x03new"
+        (addition.folder / file).write_bytes(graph)
 
 
 # A self-test that pauses half-way, prints a line, and continues on command.
@@ -302,7 +304,7 @@ def test_the_command(bundle):
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["passed"] is True
-    assert verdict["comparisons"] == 56
+    assert verdict["comparisons"] == 69
     assert sum(verdict["seconds"].values()) < 60
     assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
         "fp32": {"selftest": {"onnxruntime": verdict}}
@@ -314,7 +316,7 @@ def test_the_command_on_a_model_that_is_off(bundle, real):
     result = invoke("selftest", bundle.path)
     assert result.exit_code == 1
     assert result.stdout.startswith("[✗] image_encoder   image_embeddings")
-    assert "FAILED: 56 comparisons" in result.stdout
+    assert "FAILED: 69 comparisons" in result.stdout
     assert f"\ntap-export inspect {bundle.path} --polygraphy polygraphy\n" in result.stdout
     assert "polygraphy run" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr

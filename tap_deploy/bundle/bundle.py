@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from tap_deploy.bundle.golden import Golden
+from tap_deploy.bundle.graph_config import require_config
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest
 from tap_deploy.bundle.variant import Variant
 from tap_deploy.concepts import Vocabulary
@@ -91,7 +92,8 @@ class Bundle:
         """Return the three graphs of a variant, a key of ``precisions.VARIANT_DTYPES``.
 
         Raises:
-            BundleError: the bundle lacks the variant, one of its graphs, or a record of a file.
+            BundleError: the bundle lacks the variant, one of its graphs, or a record of a file; or
+                a graph is of a model of other sizes than the manifest says.
         """
         records = self.manifest.graphs.get(name)
         if records is None:
@@ -105,6 +107,7 @@ class Bundle:
             for file in records[graph].files:  # files that are not listed were not checked
                 if not self._has(file):
                     raise BundleError(f"bundle {self.path} does not list {file}; export it again")
+            require_config(self.path / records[graph].file, self.config)
         return Variant(
             name=name,
             config=self.config,

@@ -17,7 +17,7 @@ from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.storage.files import sha256_of_file
 from tap_deploy.storage.json_files import read_json
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 MAX_NAME_BYTES = 255  # of a file or folder, on common file systems
 

@@ -17,9 +17,9 @@ from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.verify.answers import AnswerTally
 from tap_deploy.verify.comparison import END_TO_END, Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
-from tap_deploy.verify.prompt_outputs import decode_all_tokens
+from tap_deploy.verify.prompt_outputs import decode_all_tokens, decode_answers
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
-from tap_deploy.verify.text_steps import logits_of, run_text
+from tap_deploy.verify.text_steps import draw_tokens, logits_of, run_text
 from tap_deploy.verify.tolerances import (
     CAPTION_IDS,
     FP32_TOLERANCES,
@@ -76,7 +76,9 @@ def number_of_checks(goldens: Sequence[Golden]) -> int:
     """Return the number of comparisons of ``verify_sessions``."""
     decoded = len(PROMPT_OUTPUTS) + 1  # and the mask index
     return sum(
-        3 + 2 * (golden.vocabulary is not None) + len(golden.samples) * (2 * decoded + 1)
+        3
+        + 3 * (golden.vocabulary is not None)
+        + len(golden.samples) * (2 * decoded + 1 + len(PROMPT_OUTPUTS))
         for golden in goldens
     )
 
@@ -129,6 +131,7 @@ class _Verifier:
         self._check_text(golden.captions, picture, "captions", whole_cache=False)
         if golden.vocabulary is not None:
             self._check_text(golden.vocabulary, picture, "any tokens", whole_cache=True)
+            self._check_draws(golden.captions)
         for sample in golden.samples:
             self._check_chain(sample, embeddings)
 
@@ -142,8 +145,19 @@ class _Verifier:
         return actual
 
     def _check_prompt_decoder(self, sample: GoldenSample) -> None:
+        graph = graphs.PROMPT_DECODER
         outputs = self._decode(sample, sample.image_embeddings)
-        self._add_prompt_outputs(graphs.PROMPT_DECODER, sample, outputs)
+        self._add_prompt_outputs(graph, sample, outputs)
+        answers = decode_answers(
+            self.sessions[graph], sample.point_coords, sample.point_labels, sample.image_embeddings
+        )
+        rows, index = np.arange(len(sample.mask_index)), answers[graphs.MASK_INDEX]
+        for tensor in PROMPT_OUTPUTS:
+            expected = getattr(sample, tensor)
+            if tensor != graphs.IOU_PREDICTIONS:
+                # A nearly tied token that the graph selects instead was compared above.
+                expected = expected[rows, index]
+            self.recorder.add(graph, tensor, f"{sample.name} answers", answers[tensor], expected)
 
     def _decode(self, sample: GoldenSample, embeddings: np.ndarray) -> dict[str, np.ndarray]:
         session = self.sessions[graphs.PROMPT_DECODER]
@@ -170,6 +184,19 @@ class _Verifier:
         self.recorder.add(graph, graphs.LOGITS, name, run.logit_digests, text.logit_digests)
         self.recorder.add_choice(
             graph, CAPTION_IDS, name, run.next_ids, text.next_ids, run.margins, run.scale
+        )
+
+    def _check_draws(self, text: GoldenText) -> None:
+        draws = draw_tokens(self.sessions[graphs.TEXT_DECODER], self.config, text)
+        name = f"drawn R={len(draws.ids)}"
+        self.recorder.add_choice(
+            graphs.TEXT_DECODER,
+            CAPTION_IDS,
+            name,
+            draws.ids,
+            draws.expected,
+            draws.margins,
+            draws.scale,
         )
 
     def _check_chain(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:

@@ -63,6 +63,60 @@ def run_text(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """Tokens that the text decoder draws with given noise, and those that it should draw.
+
+    Attributes:
+        ids: its tokens, int64 ``[R]``.
+        expected: tokens drawn on the host from its logits, int64 ``[R]``.
+        margins: by how much the scores of ``ids`` miss the best ones, float64 ``[R]``.
+        scale: largest magnitude of the scores.
+    """
+
+    ids: np.ndarray
+    expected: np.ndarray
+    margins: np.ndarray
+    scale: float
+
+
+def draw_tokens(session: Session, config: TapConfig, text: GoldenText) -> Draws:
+    """Draw a token for each row with noise, from hardly any to more than the logits differ by.
+
+    Args:
+        session: session of the text decoder.
+        config: sizes of the model.
+        text: its semantic tokens are used.
+
+    Raises:
+        SessionError: the graph fails to run.
+    """
+    tokens = text.semantic_tokens[: session.limits.get("P")]
+    rows = len(tokens)
+    candidates = session.limits.get("K", graphs.draw_candidates(config))
+    noise = np.random.default_rng(rows).gumbel(size=(rows, candidates))
+    noise = (noise * np.geomspace(0.1, 100, rows)[:, None]).astype(np.float32)
+    cache = np.zeros(graphs.kv_cache_shape(config, rows, 1), np.float32)
+    inputs = step_inputs(config, tokens, np.zeros(rows, np.int32), 0, cache, noise)
+    outputs = session.run(to_spec_dtypes(session.spec, inputs))
+    ids = outputs[graphs.NEXT_IDS].astype(np.int64)
+    logits = outputs[graphs.LOGITS].astype(np.float64)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :candidates]
+    values = np.take_along_axis(logits, order, axis=1)  # [R, K]
+    scores = values + noise
+    best = scores.argmax(axis=1)[:, None]
+    # Equal logits may be in any order: a token is right with the noise of any candidate of its own
+    # logit.
+    own = np.take_along_axis(logits, np.clip(ids, 0, logits.shape[1] - 1)[:, None], axis=1)
+    misses = np.maximum(np.abs(own - values), scores.max(axis=1, keepdims=True) - scores)
+    return Draws(
+        ids=ids,
+        expected=np.take_along_axis(order, best, axis=1)[:, 0],
+        margins=misses.min(axis=1),
+        scale=float(np.abs(scores).max()),
+    )
+
+
 def logits_of(
     session: Session, config: TapConfig, semantic_tokens: np.ndarray, ids: np.ndarray
 ) -> np.ndarray:
