@@ -17,9 +17,9 @@ from tap_deploy.bundle.plans import (
     load_plan,
     plan_digests,
     plan_folder,
+    plans_passed,
     record_selftest,
     save_plan,
-    selftest_passed,
 )
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import bundle_addition
@@ -143,7 +143,7 @@ def test_a_verdict_is_for_the_plans_that_were_tested(bundle):
     for passed in (True, False):
         with pytest.raises(BundleError, match="rebuilt during their self-test; repeat it"):
             record_selftest(folder, SelftestMark(passed=passed, error=None), tested=tested)
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
 
 
 def test_a_plan_of_another_name_is_refused(bundle):
@@ -183,7 +183,7 @@ def test_a_sidecar_that_lies(bundle, text, reason):
 
 def test_a_failed_selftest_closes_the_door(bundle):
     folder = save_plan(bundle, PLAN, record(bundle)).parent
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
     tested = plan_digests(folder)
     record_selftest(folder, SelftestMark(passed=True, error=None), tested=tested)
     assert load(bundle).plan == PLAN
@@ -192,7 +192,7 @@ def test_a_failed_selftest_closes_the_door(bundle):
         load(bundle)
     assert load(bundle, allow_failed_selftest=True).plan == PLAN
     save_plan(bundle, PLAN, record(bundle))  # new plans, no verdict yet
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"passed": 1}', '{"passed": null}'])
