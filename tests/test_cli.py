@@ -27,7 +27,7 @@ def bundle(tmp_path_factory, assets):
     path = tmp_path_factory.mktemp("cli") / "bundle"
     result = invoke("export", *inputs(assets), "-o", path)
     assert result.exit_code == 0, result.output
-    assert "PASSED: 54 comparisons, 0 failed" in result.stdout
+    assert "PASSED: 56 comparisons, 0 failed" in result.stdout
     assert "ops  " in result.stdout
     return path
 
@@ -81,13 +81,13 @@ def test_verify(bundle):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["passed"] is True
-    assert len(report["checks"]) == 38
+    assert len(report["checks"]) == 39
 
 
 def test_verify_against_the_checkpoint(bundle, assets):
     result = invoke("verify", bundle, "--checkpoint", assets["checkpoint"])
     assert result.exit_code == 0, result.output
-    assert "PASSED: 54 comparisons" in result.stdout
+    assert "PASSED: 56 comparisons" in result.stdout
 
 
 def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
@@ -106,7 +106,7 @@ def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
 def test_inspect(bundle):
     text = invoke("inspect", bundle).stdout
     assert "past_key_values.0.key float32 [P, 2, T, 64]" in text
-    assert "verified    passed, 54 comparisons" in text
+    assert "verified    passed, 56 comparisons" in text
     manifest = json.loads(invoke("inspect", bundle, "--json").stdout)
     assert manifest["checkpoint"]["file"] == "tap_micro.pkl"
     assert len(manifest["checkpoint"]["sha256"]) == 64
