@@ -254,6 +254,10 @@ def _arrays_from_npz(path: Path) -> tuple[Any, Any]:
     weights, names = arrays["weights"], arrays["names"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise InputError(f"concepts {path}: names are {names.dtype} {list(names.shape)}; {hint}")
+    if weights.ndim != 2 or weights.shape[1] != len(names):  # before a list of many names is made
+        raise InputError(
+            f"concepts {path}: {len(names)} names for weights {list(weights.shape)}; {hint}"
+        )
     return weights, names.tolist()
 
 

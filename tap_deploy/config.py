@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
-import pathlib
+import reprlib
 from typing import Any
 
 from tap_deploy.errors import InputError
@@ -21,6 +20,25 @@ LAYER_NORM_EPS = 1e-5
 ROTARY_BASE = 10000.0
 BOS_ID = 1
 EOS_ID = 2
+
+# Largest sizes, several times those of the published models: a mistyped or hostile config must not
+# take all memory.
+MAX_SIZES = {
+    "image_size": 8192,
+    "patch_size": 256,
+    "window_size": 512,
+    "encoder_depth": 256,
+    "encoder_dim": 16384,
+    "encoder_heads": 256,
+    "image_embed_dim": 4096,
+    "sem_embed_dim": 16384,
+    "num_mask_tokens": 64,
+    "prompt_decoder_depth": 64,
+    "text_depth": 256,
+    "text_dim": 16384,
+    "text_seq_len": 2048,
+    "vocab_size": 1 << 20,
+}
 
 
 class PointLabel(enum.IntEnum):
@@ -56,7 +74,8 @@ class TapConfig:
         vocab_size: pieces of the tokenizer.
 
     Raises:
-        InputError: a size is not a positive integer, or the sizes are inconsistent.
+        InputError: a size is not a positive integer or exceeds ``MAX_SIZES``, or the sizes are
+            inconsistent.
     """
 
     image_size: int = 1024
@@ -79,7 +98,15 @@ class TapConfig:
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(
-                    f"config field {field.name} is {value!r}; expected a positive integer"
+                    f"config field {field.name} is {reprlib.repr(value)}; expected a positive "
+                    "integer"
+                )
+            if value > MAX_SIZES[field.name]:
+                bits = value.bit_length()
+                found = value if bits < 64 else f"a number of {bits} bits"
+                raise InputError(
+                    f"config field {field.name} is {found}; expected at most "
+                    f"{MAX_SIZES[field.name]}"
                 )
         self._require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         self._require_multiple("the token grid", self.grid_size, "window_size", self.window_size)
@@ -209,21 +236,6 @@ VARIANTS: dict[str, TapConfig] = {
         vocab_size=576,
     ),
 }
-
-
-def config_from_file(path: pathlib.Path) -> TapConfig:
-    """Read a config from a JSON file: its fields, or an object with them under "config".
-
-    Raises:
-        InputError: the file cannot be read, or its fields are not those of a config.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise InputError(f"config {path} cannot be read as JSON: {exc}") from exc
-    # A bundle's manifest keeps its config under this key.
-    inner = values.get("config", values) if isinstance(values, dict) else values
-    return TapConfig.from_dict(inner)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from tap_deploy.errors import CheckpointError, InputError
 from tap_deploy.masks import mask_from_rle, rle_from_mask
 from tap_deploy.prompts import Prompts
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.json_files import read_json
 
 SAMPLES_FILE = "samples.json"
 POINT, BOX, SKETCH = PROMPT_KINDS = ("point", "box", "sketch")
@@ -151,7 +152,7 @@ def load_samples(folder: Path | None = None) -> tuple[Sample, ...]:
     folder = DemoModel().samples if folder is None else folder
     path = folder / SAMPLES_FILE
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         return tuple(
             Sample(
                 picture=folder / item["picture"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,9 @@ import numpy.typing as npt
 from tap_deploy.config import BOS_ID, EOS_ID
 from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.optional_modules import load_module
+from tap_deploy.storage.regular_files import read_bytes
+
+MAX_BYTES = 1 << 26  # a model of 250 000 pieces has 4 MB
 
 
 class Tokenizer:
@@ -36,7 +38,7 @@ class Tokenizer:
             ) from exc
         # Read the bytes here: SentencePiece reports missing and corrupt files alike.
         try:
-            content = Path(path).read_bytes()
+            content = read_bytes(path, MAX_BYTES)
         except OSError as exc:
             raise InputError(f"tokenizer {path} cannot be read: {exc.strerror}") from exc
         self._processor: Any = sentencepiece.SentencePieceProcessor()

@@ -19,8 +19,9 @@ from tap_deploy.optional_modules import turn_telemetry_off
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.storage.files import sha256_of_file
 from tests import micro_files
+from tests.demo_files import make_demo_bundle
 from tests.fake_cuda import FakeCuda, install_cuda_python
-from tests.kept_files import copy_kept
+from tests.kept_files import Make, copy_kept
 from tests.require_gpu import pytest_configure  # noqa: F401
 
 turn_telemetry_off()  # tests import onnxruntime themselves
@@ -61,13 +62,33 @@ def micro_bundle(
         if importlib.util.find_spec(name) is None:  # an import would take seconds
             pytest.skip(f"the bundle is made with {name}")
     folder = tmp_path_factory.mktemp("bundles")
-    cache = getattr(pytestconfig, "cache", None)  # there is none with -p no:cacheprovider
-    kept = folder if cache is None else cache.mkdir("micro_bundle")
-    copy_kept(kept, micro_files.make_bundle, folder / "tap_micro")
-    bundle = Bundle.open(folder / "tap_micro")
+    bundle = kept_bundle(pytestconfig, micro_files.make_bundle, folder / "tap_micro")
     before = digests(bundle.path)
     yield bundle
     assert digests(bundle.path) == before, "a test has changed the micro bundle, not a copy of it"
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bundle]:
+    """A bundle of the demo model in fp32 and int8, from pytest's cache."""
+    for name in ("torch", "onnx_ir"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"the bundle is made with {name}")
+    folder = tmp_path_factory.mktemp("bundles")
+    bundle = kept_bundle(pytestconfig, make_demo_bundle, folder / "tap_demo")
+    before = digests(bundle.path)
+    yield bundle
+    assert digests(bundle.path) == before, "a test has changed the demo bundle, not a copy of it"
+
+
+def kept_bundle(config: pytest.Config, make: Make, folder: pathlib.Path) -> Bundle:
+    """Copy a bundle from pytest's cache; it is made if there is none, or one out of date."""
+    cache = getattr(config, "cache", None)  # there is none with -p no:cacheprovider
+    kept = folder.parent if cache is None else cache.mkdir(folder.name)
+    copy_kept(kept, make, folder)
+    return Bundle.open(folder)
 
 
 def digests(folder: pathlib.Path) -> dict[pathlib.Path, str]:

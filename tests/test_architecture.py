@@ -64,7 +64,8 @@ LAW: dict[str, set[str]] = {
     "engines.build": CALIBRATED | {"engines.estimate"},
     "engines.int8": CALIBRATED | {"engines.qdq", "engines.smoothing", "engines.verdict"},
     "bench": JUDGES | {"demo", "engines.estimate", "engines.verdict", "export", "reference"},
-    "training": JUDGES | {"console", "visualize", "demo", "export", "reference"},
+    "evaluation": RUNTIME | {"predictor"},
+    "training": JUDGES | {"console", "visualize", "demo", "evaluation", "export", "reference"},
 }
 # These may use everything; nobody else uses them.
 TOP = {"cli", "benchmarks", "scripts"}

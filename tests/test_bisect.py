@@ -12,7 +12,6 @@ ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxruntime")
 
 from tap_deploy import graphs
-from tap_deploy.bundle.golden import GoldenSample
 from tap_deploy.bundle.graph_files import write_model
 from tap_deploy.engines.bisect.bisect import OTHER_SHAPE, first_divergence
 from tap_deploy.engines.bisect.difference import CHUNK_VALUES, difference
@@ -38,7 +37,7 @@ def fp32(micro_bundle):
 @pytest.fixture(scope="module")
 def feeds(micro_bundle, fp32):
     """Graph name -> golden inputs; two steps of the text decoder."""
-    sample = GoldenSample.load(micro_bundle.golden_path())
+    sample = micro_bundle.golden().samples[0]
     prompts = len(sample.point_labels)
     steps = []
     name = graphs.TEXT_DECODER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 
@@ -35,7 +36,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
     assert again.manifest == bundle.manifest
     assert again.variant("fp16").path("image_encoder").read_bytes() == b"weights"
     assert again.manifest.precisions == {"fp16": PrecisionRecord(made_from="fp32")}
-    assert not list(bundle.path.glob(".partial-*"))
+    assert not list(bundle.path.glob(".*partial-*"))
 
 
 def test_an_addition_can_be_replaced(bundle):
@@ -50,30 +51,50 @@ def test_a_failed_addition_changes_nothing(bundle):
         (addition.folder / "file").write_bytes(b"half")
         raise RuntimeError
     assert Bundle.open(bundle.path).manifest == before
-    assert not list(bundle.path.glob(".partial-*"))
+    assert not list(bundle.path.glob(".*partial-*"))
 
 
-def test_an_interrupted_replacement_is_not_vouched_for(bundle, monkeypatch):
+@pytest.mark.parametrize("calls", range(12))
+@pytest.mark.parametrize("function", ["os.rename", "os.replace", "os.fsync"])
+def test_an_interrupted_replacement_is_undone(bundle, monkeypatch, function, calls):
+    """The call that fails is any of those that a replacement makes."""
     add_fp16(bundle)
-    monkeypatch.setattr("os.replace", interrupted_after(2))
-    with pytest.raises(KeyboardInterrupt):
-        add_fp16(bundle, b"better")
-    opened = Bundle.open(bundle.path)  # the rest is complete
-    with pytest.raises(BundleError, match="no precision 'fp16'"):
-        opened.variant("fp16")
+    before, manifest = digests(bundle.path), bundle.manifest
+    with monkeypatch.context() as patched:
+        fails_after(patched, function, calls)
+        try:
+            add_fp16(bundle, b"better")
+        except InputError as exc:
+            assert "No space left on device" in str(exc)
+            assert digests(bundle.path) == before
+            assert Bundle.open(bundle.path).manifest == bundle.manifest == manifest
+        else:
+            # "fsync" is called for each file and folder, and twice for each manifest.
+            assert calls >= {"os.rename": 6, "os.replace": 2, "os.fsync": 12}[function]
+    add_fp16(bundle, b"better")
+    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
 
 
-def interrupted_after(calls):
-    replace, count = os.replace, 0
+def digests(folder):
+    return {
+        path.relative_to(folder): sha256_of_file(path) if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
-    def counted(source, target):
+
+def fails_after(patched, function, calls):
+    """One call of a function of the system fails, as on a full disk."""
+    name = function.removeprefix("os.")
+    real, count = getattr(os, name), 0
+
+    def counted(*args):
         nonlocal count
         count += 1
-        if count > calls:
-            raise KeyboardInterrupt
-        replace(source, target)
+        if count == calls + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
 
-    return counted
+    patched.setattr(function, counted)
 
 
 def test_records_of_a_precision_are_merged(bundle):

@@ -27,7 +27,7 @@ def bundle(tmp_path_factory, assets):
     path = tmp_path_factory.mktemp("cli") / "bundle"
     result = invoke("export", *inputs(assets), "-o", path)
     assert result.exit_code == 0, result.output
-    assert "PASSED: 56 comparisons, 0 failed" in result.stdout
+    assert "PASSED: 72 comparisons, 0 failed" in result.stdout
     assert "ops  " in result.stdout
     return path
 
@@ -81,13 +81,13 @@ def test_verify(bundle):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["passed"] is True
-    assert len(report["checks"]) == 39
+    assert len(report["checks"]) == 51
 
 
 def test_verify_against_the_checkpoint(bundle, assets):
     result = invoke("verify", bundle, "--checkpoint", assets["checkpoint"])
     assert result.exit_code == 0, result.output
-    assert "PASSED: 56 comparisons" in result.stdout
+    assert "PASSED: 72 comparisons" in result.stdout
 
 
 def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
@@ -106,7 +106,7 @@ def test_verify_fails_with_1_on_another_model(bundle, micro_config, tmp_path):
 def test_inspect(bundle):
     text = invoke("inspect", bundle).stdout
     assert "past_key_values.0.key float32 [P, 2, T, 64]" in text
-    assert "verified    passed, 56 comparisons" in text
+    assert "verified    passed, 72 comparisons" in text
     manifest = json.loads(invoke("inspect", bundle, "--json").stdout)
     assert manifest["checkpoint"]["file"] == "tap_micro.pkl"
     assert len(manifest["checkpoint"]["sha256"]) == 64
@@ -353,12 +353,24 @@ def test_streams_that_cannot_be_written_leave_the_exit_code(bundle, tmp_path):
 
 
 def test_the_way_to_end_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     invoke("--version")
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_a_terminated_command_cleans_up(tmp_path):
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    code = "import signal; from tap_deploy.cli import main; main(['--version'], standalone_mode=0)"
+    show = "; print(signal.getsignal(signal.SIGHUP).name)"
+    command = ["nohup", sys.executable, "-c", code + show]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "SIG_IGN"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGTERM, "terminated"), (signal.SIGHUP, "the terminal was closed")],
+)
+def test_a_terminated_command_cleans_up(tmp_path, number, message):
     code = """
 import sys, time, click
 from tap_deploy.console.exits import CleanExits
@@ -381,10 +393,10 @@ work()
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    assert len(list(tmp_path.iterdir())) == 1
-    process.terminate()
+    assert list(tmp_path.iterdir())
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert (process.returncode, errors) == (143, "error: terminated\n")
+    assert (process.returncode, errors) == (128 + number, f"error: {message}\n")
     assert not list(tmp_path.iterdir())
 
 

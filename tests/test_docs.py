@@ -8,9 +8,11 @@ import pkgutil
 import re
 import shlex
 
+import click
 import pytest
 
 from tap_deploy.cli import COMMANDS
+from tap_deploy.cli.lazy_group import LazyGroup
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -54,6 +56,17 @@ def test_modules_and_their_names_exist(page):
         pkgutil.resolve_name(name)
 
 
+def command_of(words: list[str]) -> click.Command:
+    """The command that words of a command line name, also one of a group."""
+    module, attribute = COMMANDS[words[0]]
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    if isinstance(command, LazyGroup) and len(words) > 1:
+        found = command.get_command(click.Context(command), words[1])
+        assert found is not None, words
+        return found
+    return command
+
+
 @pages
 def test_commands_and_their_options_exist(page):
     text = page.read_text("utf-8")
@@ -64,8 +77,7 @@ def test_commands_and_their_options_exist(page):
     for line in lines:
         if found := re.search(r"(?:^|\| )tap-export (.*)", line.strip()):
             words = shlex.split(found[1].split(" > ")[0], comments=True)
-            module, attribute = COMMANDS[words[0]]
-            command = getattr(importlib.import_module(module), attribute)
+            command = command_of(words)
             known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
             used = {word.split("=")[0] for word in words if word.startswith("--")}
             assert used <= known | {"--help"}, line

@@ -1,4 +1,4 @@
-"""``tap-export eval-demo``: PyTorch and a bundle, side by side on the same scenes."""
+"""``tap-export eval demo``: PyTorch and a bundle, side by side on the same scenes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(monkeypatch):
     monkeypatch.setattr("tap_deploy.training.scenes.scenes.SceneGenerator", scenes)
 
     def invoke(*args):
-        result = CliRunner().invoke(main, ["eval-demo", *args], standalone_mode=False)
+        result = CliRunner().invoke(main, ["eval", "demo", *args], standalone_mode=False)
         if result.exception is not None:
             raise result.exception
         assert made == [("test", 512)]
@@ -76,7 +76,7 @@ def subjects_by_precision(monkeypatch, opened):
         yield Oracle(StandInScenes(), answer)
         opened.remove(precision)
 
-    monkeypatch.setattr("tap_deploy.cli.eval_demo.TapPredictor.from_bundle", from_bundle)
+    monkeypatch.setattr("tap_deploy.cli.evaluate.demo.TapPredictor.from_bundle", from_bundle)
 
 
 def test_precisions_stand_side_by_side_and_can_be_required(run, micro_bundle, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_missed_target_is_exit_code_1_and_the_table_is_there(micro_bundle, mon
         "tap_deploy.training.scenes.scenes.SceneGenerator", lambda *_: StandInScenes()
     )
     subjects_by_precision(monkeypatch, [])
-    args = ["eval-demo", str(micro_bundle.path), "--regions", "2", "--precision", "int8"]
+    args = ["eval", "demo", str(micro_bundle.path), "--regions", "2", "--precision", "int8"]
     assert CliRunner().invoke(main, args).exit_code == 0
     result = CliRunner().invoke(main, [*args, "--require"])
     assert result.exit_code == 1 and "mask_iou" in result.stdout
@@ -111,7 +111,7 @@ def test_pytorch_stands_beside_a_bundle_of_the_shipped_weights(
 ):
     demo = DemoModel(folder=tmp_path)
     demo.weights.write_bytes(assets["checkpoint"].read_bytes())
-    monkeypatch.setattr("tap_deploy.cli.eval_demo.DemoModel", lambda: demo)
+    monkeypatch.setattr("tap_deploy.cli.evaluate.demo.DemoModel", lambda: demo)
     scores = json.loads(run(str(micro_bundle.path), "--regions", "1", "--json"))
     assert list(scores) == ["PyTorch", "onnxruntime fp32"]
 
@@ -122,7 +122,7 @@ def test_without_a_bundle_the_shipped_model_is_scored(
     demo = DemoModel(folder=tmp_path)
     for path in (demo.weights, demo.concepts, demo.tokenizer):
         path.write_bytes(assets["checkpoint"].read_bytes() if path == demo.weights else b"")
-    monkeypatch.setattr("tap_deploy.cli.eval_demo.DemoModel", lambda: demo)
+    monkeypatch.setattr("tap_deploy.cli.evaluate.demo.DemoModel", lambda: demo)
     exported = []
 
     def export_demo(given, output):
@@ -146,7 +146,7 @@ def test_what_cannot_be_evaluated_is_said(run, micro_bundle, assets, tmp_path):
 def test_nothing_heavy_is_imported_for_it():
     """A bundle is evaluated without torch."""
     code = (
-        "import sys, tap_deploy.cli.eval_demo, tap_deploy.training.scores.evaluation\n"
+        "import sys, tap_deploy.cli.evaluate.demo, tap_deploy.training.scores.evaluation\n"
         "import tap_deploy.training.scenes.scenes\n"
         "print(*{'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
     )

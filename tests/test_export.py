@@ -30,6 +30,7 @@ from tap_deploy.reference.text_decoder import rotary_table, rotate_interleaved
 from tap_deploy.sessions.caption_steps import step_inputs
 from tap_deploy.sessions.opening import create_session, sessions_from_variant
 from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+from tap_deploy.storage.files import atomic_folder
 
 RECORD = CheckpointRecord(file="made", sha256="", md5="", known_as=None, synthetic=True)
 TOLERANCE = 1e-4
@@ -297,7 +298,7 @@ def test_an_interrupted_export_leaves_nothing(micro_model, tmp_path):
 
 
 def test_a_killed_export_leaves_nothing_that_looks_done(tmp_path, assets):
-    """SIGKILL runs no clean-up: leftovers are hidden and not a bundle."""
+    """SIGKILL runs no clean-up: what is left is hidden, no bundle, and soon removed."""
     folder = tmp_path / "out"
     folder.mkdir()
     code = "from tap_deploy.cli import main; main()"
@@ -308,11 +309,14 @@ def test_a_killed_export_leaves_nothing_that_looks_done(tmp_path, assets):
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()
-    (left,) = folder.iterdir()
-    assert left.name.startswith(".bundle.partial-")
+    left, lock = sorted(folder.iterdir())
+    assert left.name.startswith(".bundle.partial-") and lock.name == f"{left.name}.lock"
     with pytest.raises(BundleError, match="is not a bundle"):
         Bundle.open(left)
     assert not (folder / "bundle").exists()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder / "other", marker="x"):
+        raise KeyboardInterrupt
+    assert list(folder.iterdir()) == []
 
 
 def test_existing_output_needs_force(micro_model, tmp_path):

@@ -324,7 +324,7 @@ def test_parity(context, notes, cuda, monkeypatch):
     checks = {check["name"]: check for check in notes.values["checks"]}
     assert len(checks) == 8 and all(check["passed"] for check in checks.values())
     assert checks["same as on the CPU"]["masks"] == 1.0
-    assert len(checks["verify"]["comparisons"]) == 38
+    assert len(checks["verify"]["comparisons"]) == 51
     assert cuda.leaks() == {}
     with pytest.raises(Skipped, match="no fp16"):
         parity.run(context, notes, "fp16")

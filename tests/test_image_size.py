@@ -157,7 +157,7 @@ def test_eval_demo_scores_on_scenes_of_the_size_of_the_weights(half, assets, mon
 
     monkeypatch.setattr("tap_deploy.training.scenes.scenes.SceneGenerator", scenes)
     options = ("--checkpoint", assets["checkpoint"], "--regions", 2, "--json")
-    result = invoke("eval-demo", half.path, *options)
+    result = invoke("eval", "demo", half.path, *options)
     assert result.exit_code == 0, result.output
     assert sizes == [512]
     pytorch, bundle = json.loads(result.stdout).values()

@@ -60,6 +60,7 @@ def test_menu():
         "import tap_deploy.cli.run, tap_deploy.cli.verify, tap_deploy.cli.inspect",
         "import tap_deploy.cli.export, tap_deploy.cli.doctor.doctor, tap_deploy.cli.build",
         "import tap_deploy.cli.quantize, tap_deploy.cli.verdict, tap_deploy.cli.bench",
+        "import tap_deploy.cli.evaluate.protocols, tap_deploy.cli.evaluate.demo",
         "import tap_deploy.bundle.plans, tap_deploy.engines.build.bundle_build",
         "import tap_deploy.engines.build.emit",
         "import tap_deploy.engines",

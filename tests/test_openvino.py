@@ -323,7 +323,16 @@ def test_other_weights_at_the_same_path_are_compiled_anew(bundle, images, own_ca
     assert np.abs(encoded(other, images) - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:-999], lambda data: b"", lambda data: b"xx"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-999],
+        lambda data: b"",
+        lambda data: b"xx",
+        lambda data: data[:-5000] + bytes([data[-5000] ^ 1]) + data[-4999:],
+    ],
+    ids=["cut", "empty", "short", "a bit of a weight"],
+)
 def test_a_cache_that_cannot_be_read_is_made_again(micro_bundle, images, own_cache, caplog, spoil):
     expected = encoded(micro_bundle, images)
     whole = {path: path.read_bytes() for path in blobs(own_cache)}

@@ -82,7 +82,7 @@ def test_right_answers_pass(bundle, real):
     seen = []
     result = run_selftest(subject_of(bundle), lambda: sessions, on_check=seen.append)
     assert result.passed
-    assert len(seen) == len(result.checks) == 39
+    assert len(seen) == len(result.checks) == 51
     assert set(result.seconds) == {*graphs.GRAPH_NAMES, "end to end"}
     assert all(session.closed for session in sessions.values())
     verdict = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
@@ -304,7 +304,7 @@ def test_the_command(bundle):
     assert result.exit_code == 0, result.output
     verdict = json.loads(result.stdout)
     assert verdict["passed"] is True
-    assert verdict["comparisons"] == 57
+    assert verdict["comparisons"] == 69
     assert sum(verdict["seconds"].values()) < 60
     assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
         "fp32": {"selftest": {"onnxruntime": verdict}}
@@ -316,7 +316,9 @@ def test_the_command_on_a_model_that_is_off(bundle, real):
     result = invoke("selftest", bundle.path)
     assert result.exit_code == 1
     assert result.stdout.startswith("[✗] image_encoder   image_embeddings")
-    assert "FAILED: 57 comparisons" in result.stdout
+    assert "FAILED: 69 comparisons" in result.stdout
+    assert f"\ntap-export inspect {bundle.path} --polygraphy polygraphy\n" in result.stdout
+    assert "polygraphy run" in result.stdout
     assert "fails its self-test with onnxruntime in fp32" in result.stderr
     run = invoke("run", bundle.path, "photo.jpg", "--point", "1,1")
     assert run.exit_code == 2

@@ -70,7 +70,7 @@ def test_engines_that_are_right(bundle):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == verdict(bundle)
-    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 56)
+    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 69)
     assert found["backend_version"].startswith("10.3")
     assert Bundle.open(bundle.path).manifest.precisions == {}
     TapPredictor.from_bundle(bundle.path, "tensorrt").close()

@@ -118,7 +118,7 @@ def test_both_columns_were_measured_and_are_in_the_card(shipped):
     assert f"| mask mIoU, full picture size | box | {pytorch.box.mask_iou:.3f} |" in card
     assert "(missed)" in card  # nothing was learned, and the card says so
     assert "60 of 60 steps" in card and facts.weights_sha256 in card
-    assert "tap-export eval-demo" in card and "OFL" in card and "CC0" in card
+    assert "tap-export eval demo" in card and "OFL" in card and "CC0" in card
 
 
 def test_the_card_tells_of_every_run_that_led_to_the_weights(run, tmp_path):
@@ -222,11 +222,11 @@ def incomplete(monkeypatch, tmp_path):
     """A package without the weights."""
     demo = DemoModel(folder=tmp_path / "demo")
     monkeypatch.setattr("tap_deploy.cli.export.DemoModel", lambda: demo)
-    monkeypatch.setattr("tap_deploy.cli.eval_demo.DemoModel", lambda: demo)
+    monkeypatch.setattr("tap_deploy.cli.evaluate.demo.DemoModel", lambda: demo)
     return demo
 
 
-@pytest.mark.parametrize("command", [["export", "--model", DEMO, "-o", "x"], ["eval-demo"]])
+@pytest.mark.parametrize("command", [["export", "--model", DEMO, "-o", "x"], ["eval", "demo"]])
 def test_missing_weights_are_said(incomplete, command):
     result = CliRunner().invoke(main, command, standalone_mode=False)
     assert isinstance(result.exception, CheckpointError)

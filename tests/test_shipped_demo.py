@@ -121,7 +121,7 @@ def test_the_shipped_numbers_reach_the_targets(scores):
 
 def test_the_card_tells_these_numbers(facts, scores):
     card = DemoModel().card.read_text("utf-8")
-    assert facts["weights_sha256"] in card and "tap-export eval-demo" in card
+    assert facts["weights_sha256"] in card and "tap-export eval demo" in card
     for score in scores.values():
         for prompt in (score.box, score.point):
             assert f" {prompt.mask_iou:.3f} " in card and f" {prompt.cider:.1f} " in card

@@ -19,6 +19,8 @@ from tap_deploy.errors import InputError
 from tap_deploy.training import __main__ as cli
 from tap_deploy.training.words.caption_tokenizer import train_tokenizer
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
@@ -30,7 +32,7 @@ def run(monkeypatch, tmp_path):
     fields = {"model": TINY.model, "pictures_per_step": 2, "regions_per_picture": 2}
     begin = cli.TrainingConfig
     monkeypatch.setattr(cli, "TrainingConfig", lambda **given: begin(**fields | given))
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {each: signal.getsignal(each) for each in SIGNALS}
     threads = torch.get_num_threads()
 
     def invoke(*args):
@@ -121,6 +123,30 @@ def test_a_run_that_was_killed_in_its_last_report_makes_it_again(run, tmp_path):
     assert run("--resume") == ""
 
 
+def test_a_run_that_was_killed_between_state_and_report_writes_it_with_its_losses(
+    run, tmp_path, monkeypatch
+):
+    options = ("--report-every", "2", "--held-out-regions", "2")
+    run("--steps", "4", *options)
+    whole = (tmp_path / "run").rename(tmp_path / "whole")
+
+    def killed(*args):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tap_deploy.training.run.run.evaluate", killed)
+        with pytest.raises(SystemExit):
+            run("--steps", "4", *options)
+    assert not (tmp_path / "run/progress.jsonl").exists()
+    run("--resume", *options)
+    expected, found = (
+        [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+        for folder in (whole, tmp_path / "run")
+    )
+    assert all(report.pop("seconds_per_step") > 0 for report in expected + found)
+    assert found == expected
+
+
 def test_only_the_length_of_a_run_can_change(run, tmp_path):
     run("--steps", "2", "--regions-per-picture", "3", "--held-out-regions", "2")
     config = json.loads((tmp_path / "run/training.json").read_text())
@@ -138,9 +164,10 @@ def test_only_the_length_of_a_run_can_change(run, tmp_path):
 def test_a_signal_asks_the_run_to_stop_and_a_second_one_is_for_the_system(run):
     asked = cli.stop_on_signals()
     assert not asked()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGHUP)
     assert asked()
-    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    for each in SIGNALS:
+        assert signal.getsignal(each) is signal.SIG_DFL
 
 
 def test_errors_end_as_one_line(tmp_path, capsys, monkeypatch):

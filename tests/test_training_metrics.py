@@ -13,9 +13,11 @@ pytest.importorskip("torch")
 from training_standin import NAMES, Oracle, StandInScenes, shape_mask
 
 from tap_deploy.errors import InputError
+from tap_deploy.evaluation.clicks import inner_point
+from tap_deploy.evaluation.words import words
 from tap_deploy.masks import mask_iou
-from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
-from tap_deploy.training.scores.cider import cider_d, words
+from tap_deploy.training.scenes.clicks import inner_stroke
+from tap_deploy.training.scores.cider import cider_d
 from tap_deploy.training.scores.evaluation import Scores, comparison, evaluate
 from tap_deploy.training.scores.metrics import first_name
 

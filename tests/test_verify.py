@@ -48,7 +48,7 @@ def spoiled(session, tensor, change):
 def test_right_sessions_pass(sessions, micro_config, golden):
     report = verify(sessions, micro_config, golden)
     assert report.passed
-    assert len(report.checks) == number_of_checks([golden]) == 39
+    assert len(report.checks) == number_of_checks([golden]) == 51
     report.require("unused")
 
 
@@ -78,7 +78,7 @@ def test_wrong_token(sessions, micro_config, golden):
     wrong = spoiled(sessions["text_decoder"], "next_ids", lambda ids: (ids + 1) % 500)
     report = verify({**sessions, "text_decoder": wrong}, micro_config, golden)
     assert failed(report) == {("text_decoder", "caption_ids"), ("end to end", "caption_ids")}
-    with pytest.raises(VerificationError, match=r"6 of 39 comparisons failed; first: text_decoder"):
+    with pytest.raises(VerificationError, match=r"6 of 51 comparisons failed; first: text_decoder"):
         report.require("bad")
 
 
@@ -119,7 +119,7 @@ def test_report_prints_every_tensor_and_is_json(sessions, micro_config, golden):
     for check in report.checks:
         assert check.tensor in text
     assert "4x4x128x128" in text
-    assert text.endswith("PASSED: 39 comparisons, 0 failed (test, fp32)")
+    assert text.endswith("PASSED: 51 comparisons, 0 failed (test, fp32)")
     bad = dataclasses.replace(report.checks[0], max_abs=float("inf"), max_rel=float("inf"))
     values = json.loads(json.dumps(Report(checks=(bad,), backend="b", precision="p").to_dict()))
     assert values["passed"] is False

@@ -87,7 +87,9 @@ def test_the_first_layer_out_of_tolerance_is_named(bundle, assets):
     assert (found["graph"], found["node"]) == ("prompt_decoder", node.name)
 
 
-def test_a_bundle_of_another_machine_is_announced_once_or_refused(bundle, monkeypatch, caplog):
+def test_a_bundle_of_another_machine_is_announced_once_or_refused(
+    bundle, photo, monkeypatch, caplog
+):
     monkeypatch.setattr(verified, "_warned", set())
     TapPredictor.from_bundle(bundle.path, require_verified=True).close()  # exported here
     monkeypatch.setattr(verified, "machine_title", lambda *, on_cpu: "another machine")
@@ -99,9 +101,8 @@ def test_a_bundle_of_another_machine_is_announced_once_or_refused(bundle, monkey
     assert message.endswith(f"tap-export selftest {bundle.path}")
     with pytest.raises(BundleError, match="never verified on this machine"):
         TapPredictor.from_bundle(bundle.path, require_verified=True)
-    picture = "nothing.png"
     refused(
-        invoke("run", bundle.path, picture, "--point", "1,1", "--require-verified"),
+        invoke("run", bundle.path, photo, "--point", "1,1", "--require-verified"),
         "never verified on this machine",
     )
     monkeypatch.setattr(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +13,7 @@ from tap_deploy.bundle.variant import Variant
 from tap_deploy.errors import SessionError, VerificationError, first_line
 from tap_deploy.sessions.contract import Session, Tensors
 from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
+from tap_deploy.storage.unfinished import temporary_folder
 
 
 class RangeSession(Session):
@@ -32,8 +32,8 @@ class RangeSession(Session):
         self.max_abs: dict[str, float] = {}
         model = variant.load(graph)
         self._measured = add_reductions(model)
-        with tempfile.TemporaryDirectory(prefix="tap-ranges-") as folder:
-            file = pathlib.Path(folder) / "measured.onnx"
+        with temporary_folder() as folder:
+            file = folder / "measured.onnx"
             write_model(model, file)
             self._session = _load(file, threads, graph)
 

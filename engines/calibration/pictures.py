@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Collection
@@ -15,6 +14,8 @@ from tap_deploy.errors import InputError
 from tap_deploy.image import load_image
 from tap_deploy.pictures.folders import find_pictures, read_each
 from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.storage.json_files import read_json
+from tap_deploy.storage.regular_files import read_text
 
 LIST_SUFFIXES = (".txt", ".json")
 FEW_IMAGES = 100  # fewer give unreliable ranges; NVIDIA recommends 500 or more for a ViT
@@ -121,9 +122,9 @@ def _find(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _listed(path: pathlib.Path) -> list[pathlib.Path]:
     try:
-        text = path.read_text("utf-8-sig")
-        entries = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
-    except (OSError, ValueError, RecursionError) as exc:
+        is_json = path.suffix.lower() == ".json"
+        entries = read_json(path) if is_json else _lines(read_text(path))
+    except (OSError, ValueError) as exc:
         raise InputError(f"list of pictures {path} cannot be read: {exc}") from exc
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise InputError(f"list of pictures {path} is not a list of strings; expected paths")

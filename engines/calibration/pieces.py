@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import pathlib
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import onnx_ir as ir
 from tap_deploy.bundle.graph_files import write_model
 from tap_deploy.errors import InputError, SessionError, first_line
 from tap_deploy.sessions.ort.session import import_onnxruntime, session_options
+from tap_deploy.storage.unfinished import temporary_folder
 
 OnTap = Callable[[str, np.ndarray], None]
 
@@ -213,8 +212,8 @@ class Piece:
         options.enable_cpu_mem_arena = False
         # Load from a file, because onnxruntime keeps a model in bytes as long as the session. Keep
         # the weights in a separate file, which is mapped and may exceed the 2 GB of a protobuf.
-        with tempfile.TemporaryDirectory(prefix="tap-piece-", ignore_cleanup_errors=True) as folder:
-            file = pathlib.Path(folder) / "piece.onnx"
+        with temporary_folder() as folder:
+            file = folder / "piece.onnx"
             write_model(segment.model, file, beside=True)
             try:
                 self._session: Any = onnxruntime.InferenceSession(

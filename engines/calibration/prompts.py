@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ import numpy as np
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
+from tap_deploy.storage.json_files import parse_json
+from tap_deploy.storage.regular_files import TEXT_BYTES, read_bytes
 
 BOXES, POINTS, SKETCHES = "boxes", "points", "sketches"
 KINDS = (BOXES, POINTS, SKETCHES)
@@ -49,9 +50,9 @@ class CalibrationPrompts:
             InputError: the file cannot be read, or has another structure.
         """
         try:
-            data = pathlib.Path(path).read_bytes()
-            values = json.loads(data)
-        except (OSError, ValueError, RecursionError) as exc:
+            data = read_bytes(path, TEXT_BYTES)
+            values = parse_json(data)
+        except (OSError, ValueError) as exc:
             raise InputError(f"prompts {path} cannot be read as JSON: {exc}") from exc
         if not isinstance(values, dict) or not values:
             raise InputError(f"prompts {path}: expected an object, name of a picture -> prompts")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import pathlib
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.json_files import read_json
 
 SCHEMA_VERSION = 1
 
@@ -41,10 +42,11 @@ class CalibrationTable:
 
     def __post_init__(self) -> None:
         for name, amax in self.ranges.items():
-            if not isinstance(amax, (int, float)) or not math.isfinite(amax) or amax < 0:
+            # No math.isfinite: it fails on an integer that is too large for a float.
+            if not isinstance(amax, (int, float)) or not 0 <= amax <= sys.float_info.max:
                 raise InputError(
-                    f"calibration of {self.graph}: range of {name} is {amax!r}; expected a finite "
-                    "number of at least 0"
+                    f"calibration of {self.graph}: range of {name} is {reprlib.repr(amax)}; "
+                    "expected a finite number of at least 0"
                 )
 
     def require(
@@ -95,8 +97,8 @@ def load_tables(path: str | os.PathLike[str]) -> dict[str, CalibrationTable]:
     """
     problem = f"calibration cache {os.fspath(path)}"
     try:
-        values = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+        values = read_json(path)
+    except (OSError, ValueError) as exc:
         raise InputError(f"{problem} cannot be read as JSON: {exc}; name another file") from exc
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

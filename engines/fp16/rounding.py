@@ -7,8 +7,6 @@ product beyond 65504 stays finite. It keeps Casts that are part of the graph.
 from __future__ import annotations
 
 import os
-import pathlib
-import tempfile
 
 import onnx_ir as ir
 
@@ -17,6 +15,7 @@ from tap_deploy.errors import SessionError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
+from tap_deploy.storage.unfinished import temporary_folder
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -43,8 +42,8 @@ def load_rounding(
         round_to_half(model)
     except ValueError as exc:
         raise SessionError(f"graph {spec.name}: {exc}") from exc
-    with tempfile.TemporaryDirectory(prefix="tap-rounding-") as folder:
-        file = pathlib.Path(folder) / "rounding.onnx"
+    with temporary_folder() as folder:
+        file = folder / "rounding.onnx"
         try:
             write_model(model, file, beside=True)  # external weights are mapped instead of parsed
         except OSError as exc:

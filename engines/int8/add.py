@@ -33,6 +33,7 @@ from tap_deploy.precisions import (
     INT8_FP32,
     VARIANT_DTYPES,
 )
+from tap_deploy.storage.json_files import read_json
 
 RANGES_FILE = "calibration/ranges.json"
 PICTURES_FILE = "calibration/pictures.json"
@@ -137,7 +138,7 @@ def pictures_calibrated_on(bundle: Bundle) -> set[str]:
         return set()
     path = bundle.path / PICTURES_FILE
     try:
-        return set(json.loads(path.read_text("utf-8"))["sha256"])
+        return set(read_json(path)["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise InputError(f"{path} cannot be read: {exc}; quantize the bundle again") from exc
 

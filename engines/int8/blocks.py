@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.storage.json_files import read_json
 
 # Node names are module paths. Each pattern matches the prefix that forms a block.
 _BLOCK_PATTERNS = (
@@ -95,8 +95,8 @@ class Exclusions:
             InputError: the file is missing, is not JSON, or has another structure.
         """
         try:
-            values: Any = json.loads(pathlib.Path(path).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as exc:
+            values: Any = read_json(path)
+        except (OSError, ValueError) as exc:
             raise InputError(f"exclusions {path} cannot be read as JSON: {exc}") from exc
         entries = values.get("exclude") if isinstance(values, dict) else None
         if not isinstance(entries, dict) or not all(

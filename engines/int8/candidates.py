@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -15,6 +13,7 @@ from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
+from tap_deploy.storage.unfinished import temporary_folder
 
 
 class CandidateSessions:
@@ -55,8 +54,8 @@ class CandidateSessions:
             for_cpu=True,
             reduce_range=self._reduce_range,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / f"{graph}.onnx"
+        with temporary_folder() as folder:
+            path = folder / f"{graph}.onnx"
             write_model(model, path)
             spec = self._variant.specs[graph]
             return create_session("onnxruntime", path, spec, threads=self._threads)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 
 from tap_deploy.bundle.graph_files import save_graph
@@ -16,6 +15,7 @@ from tap_deploy.engines.calibration.pictures import CalibrationImages
 from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.smoothing.channels import ChannelRanges, measure_channels
 from tap_deploy.engines.smoothing.smoothquant import Smoothing, choose_smoothings, fold
+from tap_deploy.storage.unfinished import temporary_folder
 
 AUTO, ON, OFF = "auto", "on", "off"
 SMOOTHQUANT = (AUTO, ON, OFF)
@@ -66,8 +66,8 @@ def smoothed_variant(
     measured = measure_channels(
         variant, images, prompts=prompts, threads=threads, on_progress=on_progress
     )
-    with tempfile.TemporaryDirectory(prefix="tap-smoothed-") as name:
-        yield _smoothed(variant, measured, pathlib.Path(name), always=mode == ON)
+    with temporary_folder() as folder:
+        yield _smoothed(variant, measured, folder, always=mode == ON)
 
 
 def _smoothed(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import pathlib
-import tempfile
 
 import onnx
 
@@ -19,6 +17,7 @@ from tap_deploy.sessions.ort.session import (
     linked_weights,
     session_options,
 )
+from tap_deploy.storage.unfinished import temporary_folder
 
 # Operators that onnxruntime's fusions create for matrix products of quantized values.
 _INTEGER_PRODUCTS = {
@@ -127,8 +126,8 @@ def kernels_in_onnxruntime(path: str | os.PathLike[str]) -> KernelCount:
     Raises:
         SessionError: onnxruntime cannot load the graph.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = pathlib.Path(folder) / "optimised.onnx"
+    with temporary_folder() as folder:
+        optimised = folder / "optimised.onnx"
         onnxruntime = import_onnxruntime()
         options = session_options(onnxruntime)
         options.optimized_model_filepath = os.fspath(optimised)

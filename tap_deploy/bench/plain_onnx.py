@@ -7,8 +7,6 @@ prompt decoder: the caption loop of the reference is Python, which torch.onnx do
 from __future__ import annotations
 
 import contextlib
-import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +31,7 @@ from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.ort.session import import_onnxruntime
+from tap_deploy.storage.unfinished import temporary_folder
 
 
 class PlainCandidate(Candidate):
@@ -191,8 +190,8 @@ def session(module: nn.Module, spec: GraphSpec, threads: int) -> Any:
     from tap_deploy.export.exporter import onnx_from_module
 
     onnxruntime = import_onnxruntime()
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "plain.onnx"
+    with temporary_folder() as folder:
+        path = folder / "plain.onnx"
         ir.save(onnx_from_module(module, spec), path, external_data="plain.onnx.bin")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -8,6 +8,7 @@ from typing import Any
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.json_files import read_json
 
 SCHEMA, VERSION = "tap-deploy-bench", 1
 
@@ -29,7 +30,7 @@ def load_report(path: pathlib.Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is not a report of this version.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as exc:
         raise InputError(
             f"{path} cannot be read as a report: {exc}; write one with: tap-export bench --json"

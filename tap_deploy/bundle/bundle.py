@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tap_deploy.bundle.golden import Golden
 from tap_deploy.bundle.graph_config import require_config
@@ -17,7 +18,8 @@ from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.precisions import FP16, FP32, INT8, precision_of
-from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.storage.files import sha256_of
+from tap_deploy.storage.regular_files import Stamp, open_regular, stamp_of
 from tap_deploy.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -27,6 +29,11 @@ ONNX_FOLDER = "onnx"
 # Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
 # behind by two writes.
 CHANGES_BEHIND = 3
+# Attempts to load files that others touch meanwhile (``cp -al`` changes the time of each), or whose
+# numbers a network file system makes up anew.
+LOAD_ATTEMPTS = 2
+
+Loaded = TypeVar("Loaded")
 
 # How to add a missing precision, for error messages.
 _REMEDIES = {
@@ -46,6 +53,7 @@ class Bundle:
 
     def __init__(self, path: pathlib.Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self._stamps: dict[str, Stamp] = {}  # of the files as they were checked
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
@@ -114,11 +122,15 @@ class Bundle:
 
     def vocabulary(self) -> Vocabulary | None:
         """Load the exported concepts; None if the bundle has none."""
-        return Vocabulary.load(self.path / CONCEPTS_FILE) if self._has(CONCEPTS_FILE) else None
+        if not self._has(CONCEPTS_FILE):
+            return None
+        return self.loaded((CONCEPTS_FILE,), lambda: Vocabulary.load(self.path / CONCEPTS_FILE))
 
     def tokenizer(self) -> Tokenizer | None:
         """Load the exported tokenizer; None if the bundle has none."""
-        return Tokenizer(self.path / TOKENIZER_FILE) if self._has(TOKENIZER_FILE) else None
+        if not self._has(TOKENIZER_FILE):
+            return None
+        return self.loaded((TOKENIZER_FILE,), lambda: Tokenizer(self.path / TOKENIZER_FILE))
 
     def golden(self) -> Golden:
         """Load the golden samples.
@@ -129,19 +141,51 @@ class Bundle:
         """
         if not self._has(GOLDEN_FILE):
             raise BundleError(f"bundle {self.path} has no {GOLDEN_FILE}; export it again")
-        return Golden.load(self.path / GOLDEN_FILE, self.config)
+        path = self.path / GOLDEN_FILE
+        return self.loaded((GOLDEN_FILE,), lambda: Golden.load(path, self.config))
 
-    def check_files(self, names: Iterable[str]) -> None:
-        """Compare the size and SHA-256 of files with the manifest.
+    def loaded(self, names: Iterable[str], load: Callable[[], Loaded]) -> Loaded:
+        """Load files, and check that they are the ones whose SHA-256 was compared.
+
+        The runtimes open graphs by their paths, so a file may change between its check and its use.
+        A file that was touched since its check is checked again. One that is touched while it is
+        loaded is checked and loaded again; if it never rests, its content decides.
 
         Args:
             names: paths relative to the bundle, listed in the manifest.
+            load: loads them.
+
+        Returns:
+            The result of ``load``.
 
         Raises:
             BundleError: a file is missing or changed.
         """
+        names = tuple(names)
+        self._check_touched(names)
+        for _ in range(LOAD_ATTEMPTS):
+            result = load()
+            if self.is_unchanged(names):
+                break
+            self._check_touched(names)
+        return result
+
+    def _check_touched(self, names: tuple[str, ...]) -> None:
         for name in names:
-            self._check_file(name, self.manifest.files[name], check_hash=True)
+            if not self.is_unchanged((name,)):
+                self._check_file(name, self.manifest.files[name], check_hash=True)
+
+    def is_unchanged(self, names: Iterable[str]) -> bool:
+        """Whether files were not touched since they were compared with the manifest."""
+        return all(
+            name in self._stamps and self._stamp(name) == self._stamps[name] for name in names
+        )
+
+    def _stamp(self, name: str) -> Stamp | None:
+        try:
+            return stamp_of((self.path / name).stat())
+        except OSError:
+            return None
 
     def _has(self, name: str) -> bool:
         return name in self.manifest.files
@@ -159,10 +203,11 @@ class Bundle:
         return self
 
     def _check_file(self, name: str, record: FileRecord, check_hash: bool) -> None:
-        file = self.path / name
         try:
-            size = file.stat().st_size
-            digest = sha256_of_file(file) if check_hash and size == record.size_bytes else None
+            with open_regular(self.path / name) as file:
+                found = os.fstat(file.fileno())
+                size, stamp = found.st_size, stamp_of(found)
+                digest = sha256_of(file) if check_hash and size == record.size_bytes else None
         except FileNotFoundError as exc:
             raise BundleError(
                 f"bundle {self.path}: {name} is missing; copy or export it again"
@@ -179,6 +224,7 @@ class Bundle:
                 f"bundle {self.path}: {name} was changed: SHA-256 {digest[:12]}…, "
                 f"expected {record.sha256[:12]}…; copy or export it again"
             )
+        self._stamps[name] = stamp  # from before the reading: a later write changes it
 
 
 def file_records(root: pathlib.Path) -> dict[str, FileRecord]:

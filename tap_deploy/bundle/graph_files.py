@@ -7,8 +7,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from tap_deploy.bundle.graph_references import require_listed_data
 from tap_deploy.bundle.manifest import GraphRecord, weights_file
-from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GraphSpec
 
 if TYPE_CHECKING:
@@ -26,23 +26,19 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     refuses links, but here the manifest has the SHA-256 of the files they point to.
 
     Raises:
-        BundleError: external weights are not in ``weights_file(path)``, the only file that the
-            manifest covers.
+        BundleError: the graph cannot be read, or has data in another file than
+            ``weights_file(path)``, the only one that the manifest covers.
     """
     import onnx_ir as ir
 
-    model = ir.load(path)
     data = pathlib.Path(weights_file(path))
+    require_listed_data(path, (data.name,))
+    model = ir.load(path)
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor):
                 continue
-            if os.fspath(tensor.location) != data.name:
-                raise BundleError(
-                    f"graph {path} has weights in {os.fspath(tensor.location)!r}; expected "
-                    f"{data.name!r} next to it; export the bundle again"
-                )
             value.const_value = ir.ExternalTensor(
                 data.resolve(),  # resolved and without a base folder, onnx-ir finds no link
                 tensor.offset,

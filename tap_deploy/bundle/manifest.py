@@ -15,9 +15,11 @@ from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
 from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.storage.json_files import read_json
 
 SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
+MAX_NAME_BYTES = 255  # of a file or folder, on common file systems
 
 
 def weights_file(onnx_file: str | os.PathLike[str]) -> str:
@@ -164,13 +166,13 @@ class Manifest:
             BundleError: it is missing, is not JSON, has another schema version, or is malformed.
         """
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = read_json(path)
         except FileNotFoundError as exc:
             raise BundleError(
                 f"{path.parent} is not a bundle: {path.name} is missing; "
                 "create one with: tap-export export"
             ) from exc
-        except (OSError, ValueError, RecursionError) as exc:
+        except (OSError, ValueError) as exc:
             raise BundleError(f"{path} cannot be read as JSON: {exc}; export it again") from exc
         found = values.get("schema_version") if isinstance(values, dict) else None
         if found != SCHEMA_VERSION:
@@ -186,12 +188,24 @@ class Manifest:
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> Manifest:
         for name in json_object(values["files"]):
-            relative = pathlib.PurePosixPath(name)
-            if relative.is_absolute() or ".." in relative.parts:
-                raise InputError(f"it lists {name!r}, outside the bundle")
+            _check_name(name)
         if not Preprocessing().agrees_with(values.get("preprocessing")):
             raise InputError("its preprocessing differs from that of this program")
         return record_from_json(cls, values | {"config": TapConfig.from_dict(values["config"])})
+
+
+def _check_name(name: str) -> None:
+    """Check the path of a listed file.
+
+    Raises:
+        InputError: it leads out of the bundle, or is none that this project writes.
+    """
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        raise InputError(f"it lists {name[:80]!r}, outside the bundle")
+    usual = name.isprintable() and "\\" not in name and not {"", "."} & {*parts}
+    if not usual or max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
+        raise InputError(f"it lists {name[:80]!r}, which is no usual name of a file")
 
 
 def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tap_deploy.bundle.json_record import record_from_json
 from tap_deploy.errors import BundleError
+from tap_deploy.storage.json_files import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,10 @@ class PlanRecord:
             BundleError: it is missing, is not JSON, is malformed, or does not match its key.
         """
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = read_json(path)
             key = values.pop("key")
             record = record_from_json(cls, values)
-        except (OSError, ValueError, RecursionError) as exc:
+        except (OSError, ValueError) as exc:
             raise BundleError(f"{path} cannot be read: {exc}; build the engine again") from exc
         except (KeyError, TypeError, AttributeError) as exc:
             raise BundleError(f"{path} is malformed: {exc}; build the engine again") from exc
@@ -121,7 +122,7 @@ def _version(text: str) -> tuple[int, ...]:
     """Parse the leading numbers of a version, for comparison; (-1,) without any."""
     numbers = []
     for part in text.split("."):
-        if not part.isdecimal():
+        if not part.isdecimal() or len(part) > 9:
             break
         numbers.append(int(part))
     return tuple(numbers) or (-1,)

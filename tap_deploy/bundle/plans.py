@@ -22,8 +22,10 @@ from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import changing_bundle
 from tap_deploy.errors import BundleError
-from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.files import atomic_file, new_folder
 from tap_deploy.storage.folder_lock import locked_folder
+from tap_deploy.storage.json_files import read_json
+from tap_deploy.storage.regular_files import open_regular
 
 ENGINES_FOLDER = "engines"
 SELFTEST_FILE = "selftest.json"
@@ -148,8 +150,9 @@ def plan_path_name(
 def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
     """Write a plan and its sidecar, and return the path of the plan.
 
-    The sidecar is written last, so that an interrupted write leaves no valid plan. The self-test
-    result of the folder is removed, because it does not cover the new plan.
+    An existing plan stays until both are written. The sidecar is moved last, so that an interrupted
+    write leaves no valid plan. The self-test result of the folder is removed, because it does not
+    cover the new plan.
 
     Raises:
         InputError: the bundle cannot be written, or another process has locked it.
@@ -163,14 +166,12 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
                 f"graph {record.graph} of bundle {bundle.path} changed while its engine was built; "
                 "the engine was not stored; build it again"
             )
-        with translated_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SELFTEST_FILE).unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
-        with atomic_file(path) as partial:
-            partial.write_bytes(plan)
-        with atomic_file(path.with_suffix(".json")) as partial:
-            partial.write_text(record.to_json(), "utf-8")
+        with new_folder(folder), atomic_file(path.with_suffix(".json")) as sidecar:
+            sidecar.write_text(record.to_json(), "utf-8")
+            with atomic_file(path) as partial:
+                partial.write_bytes(plan)
+                (folder / SELFTEST_FILE).unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
     return path
 
 
@@ -261,10 +262,10 @@ def plans_verified_on(folder: pathlib.Path) -> set[str]:
 def _mark(path: pathlib.Path) -> SelftestMark | None:
     """Return a mark: None without a file, a failure if it is malformed."""
     try:
-        return record_from_json(SelftestMark, json.loads(path.read_text("utf-8")))
+        return record_from_json(SelftestMark, read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, TypeError) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         return SelftestMark(passed=False, error=f"{path} cannot be read: {exc}")
 
 
@@ -318,7 +319,8 @@ def _refuse_failed(folder: pathlib.Path, remedy: str) -> None:
 
 def _checked_bytes(path: pathlib.Path, record: PlanRecord, remedy: str) -> bytes:
     try:
-        plan = path.read_bytes()
+        with open_regular(path) as file:
+            plan = file.read()
     except OSError as exc:
         raise BundleError(f"engine {path} cannot be read: {exc.strerror}; {remedy}") from exc
     digest = hashlib.sha256(plan).hexdigest()

@@ -10,16 +10,17 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from tap_deploy.bundle.bundle import Bundle, file_records
+from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME, FileRecord, GraphRecord, Manifest
 from tap_deploy.bundle.precision_record import PrecisionRecord
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.storage.folder_lock import locked_folder
+from tap_deploy.storage.moves import moves_into
+from tap_deploy.storage.sync import sync_folder, sync_tree
+from tap_deploy.storage.unfinished import unfinished_path
 
 Revision = Callable[[PrecisionRecord], PrecisionRecord]
 
@@ -47,9 +48,10 @@ class BundleAddition:
 def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterator[BundleAddition]:
     """Yield an empty addition, and apply it to the bundle when the block ends without an error.
 
-    An interrupted update never leaves an inconsistent manifest: a replaced variant is first removed
-    from the manifest, then its files are moved, then it is added. ``bundle.manifest`` is updated.
-    If the block raises, the bundle is unchanged.
+    If the block or the update raises, for example because the disk is full, the bundle is
+    unchanged. A process that is killed, or a power cut, never leaves an inconsistent manifest: a
+    replaced variant is first removed from the manifest, then its files are moved, then it is added;
+    the next addition of the variant removes what is left of it. ``bundle.manifest`` is updated.
 
     Args:
         bundle: the bundle in the state from which the addition was made.
@@ -60,18 +62,14 @@ def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterat
             file is a link out of the bundle.
         BundleError: another process changed one of these variants, or one that is added.
     """
-    partial = bundle.path / f".partial-{secrets.token_hex(4)}"
-    try:
-        with translated_writes(bundle.path):
-            partial.mkdir()
-            addition = BundleAddition(folder=partial)
-            yield addition
-            files = file_records(partial)
-            with changing_bundle(bundle, {*based_on, *addition.graphs, *addition.precisions}):
-                _require_complete(bundle, addition, files)
-                _add(bundle, addition, files)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with translated_writes(bundle.path), unfinished_path(bundle.path, "addition") as partial:
+        partial.mkdir()
+        addition = BundleAddition(folder=partial)
+        yield addition
+        files = file_records(partial)
+        with changing_bundle(bundle, {*based_on, *addition.graphs, *addition.precisions}):
+            _require_complete(bundle, addition, files)
+            _add(bundle, addition, files)
 
 
 def require_writable(bundle: Bundle) -> None:
@@ -153,23 +151,67 @@ def _add(bundle: Bundle, addition: BundleAddition, files: Mapping[str, FileRecor
     }
     reduced = _without(before, addition, files)
     dropped = before.files.keys() - reduced.files.keys() - files.keys()
+    dropped |= _left_over(bundle, addition) - reduced.files.keys() - files.keys()
     _require_own(bundle, dropped | files.keys())
-    _write(bundle, reduced)
-    for name in dropped:
-        (bundle.path / name).unlink(missing_ok=True)
-    for name in files:
-        target = bundle.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(addition.folder / name, target)
-    _write(
-        bundle,
-        dataclasses.replace(
-            reduced,
-            graphs=reduced.graphs | addition.graphs,
-            precisions=reduced.precisions | precisions,
-            files=dict(sorted((reduced.files | dict(files)).items())),
-        ),
+    final = dataclasses.replace(
+        reduced,
+        graphs=reduced.graphs | addition.graphs,
+        precisions=reduced.precisions | precisions,
+        files=dict(sorted((reduced.files | dict(files)).items())),
     )
+    _exchange(bundle, addition.folder, dropped, files, (reduced, final))
+    bundle.manifest = final
+
+
+def _exchange(
+    bundle: Bundle,
+    folder: pathlib.Path,
+    dropped: Collection[str],
+    files: Collection[str],
+    manifests: tuple[Manifest, Manifest],
+) -> None:
+    """Take files out of a bundle and others in; on an error, all is as it was.
+
+    Everything that needs space on the disk is written first; then files are only renamed.
+
+    Args:
+        bundle: the bundle, locked.
+        folder: the folder of the addition.
+        dropped: files to remove.
+        files: files of the addition.
+        manifests: the manifest during the exchange and the one after it.
+    """
+    manifest, aside = bundle.path / MANIFEST_NAME, folder / ".aside"
+    aside.mkdir()
+    before, during, after = (aside / f"{name}.json" for name in ("before", "during", "after"))
+    before.write_bytes(manifest.read_bytes())
+    during.write_text(manifests[0].to_json(), "utf-8")
+    after.write_text(manifests[1].to_json(), "utf-8")
+    sync_tree(folder)
+    try:
+        with moves_into(bundle.path, aside / "files") as moves:
+            _put(during, manifest)
+            for name in dropped:
+                moves.take_out(name)
+            for name in files:
+                moves.put_in(folder / name, name)
+            moves.sync()
+            _put(after, manifest)
+    except BaseException:
+        _put(before, manifest)
+        raise
+
+
+def _put(source: pathlib.Path, target: pathlib.Path) -> None:
+    os.replace(source, target)
+    sync_folder(target.parent)
+
+
+def _left_over(bundle: Bundle, addition: BundleAddition) -> set[str]:
+    """Return the files in the folders of added variants: a killed process may have left some."""
+    folders = [bundle.path / ONNX_FOLDER / variant for variant in addition.graphs]
+    files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(bundle.path).as_posix() for path in files}
 
 
 def _require_own(bundle: Bundle, names: Collection[str]) -> None:

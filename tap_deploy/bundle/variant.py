@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tap_deploy.bundle.graph_files import load_graph
+from tap_deploy.bundle.graph_references import require_listed_data
 from tap_deploy.bundle.manifest import FileRecord, GraphRecord
 from tap_deploy.config import TapConfig
 from tap_deploy.graphs import GraphSpec, graph_specs
@@ -57,8 +58,14 @@ class Variant:
         return tuple(self.file_records[graph])
 
     def path(self, graph: str) -> pathlib.Path:
-        """Return the ONNX file of a graph."""
-        return self.files(graph)[0]
+        """Return the ONNX file of a graph, which a runtime may load.
+
+        Raises:
+            BundleError: the graph cannot be read, or refers to a file that is none of ``files``.
+        """
+        path, *data = self.files(graph)
+        require_listed_data(path, [file.name for file in data])
+        return path
 
     def digests(self, graph: str) -> tuple[str, ...]:
         """Return the recorded SHA-256 of each of ``files``."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
 from tap_deploy import __version__
+from tap_deploy.cli.lazy_group import LazyGroup
 from tap_deploy.console.exits import CleanExits
 
 # Command -> module and attribute; imported when the command is used.
@@ -20,7 +19,7 @@ COMMANDS = {
     "bench": ("tap_deploy.cli.bench", "bench_command"),
     "quantize": ("tap_deploy.cli.quantize", "quantize_command"),
     "verdict": ("tap_deploy.cli.verdict", "verdict_command"),
-    "eval-demo": ("tap_deploy.cli.eval_demo", "eval_demo_command"),
+    "eval": ("tap_deploy.cli.evaluate.group", "eval_command"),
     "samples": ("tap_deploy.cli.samples", "samples_command"),
     "plan": ("tap_deploy.cli.estimate", "plan_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
@@ -29,27 +28,13 @@ COMMANDS = {
 }
 
 
-class TapGroup(CleanExits, click.Group):
-    """Imports commands on use, and turns errors into one line and an exit code."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Show the help if no command is named."""
-        return super().parse_args(ctx, args or ["--help"])
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands, in the order of use."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+class TapGroup(CleanExits, LazyGroup):
+    """Turns errors into one line and an exit code."""
 
 
-@click.group(cls=TapGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=TapGroup, members=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="tap-export")
 def main() -> None:
     """Tokenize Anything, deployed: export a checkpoint, run and verify the bundle.

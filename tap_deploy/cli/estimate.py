@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.config import VARIANTS, TapConfig, config_from_file
+from tap_deploy.config import VARIANTS, TapConfig
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.options import NamedPath, json_option, option_group
 from tap_deploy.errors import InputError
 from tap_deploy.precisions import FP16, FP32, INT8, PRECISIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from tap_deploy.bundle.manifest import MANIFEST_NAME, CheckpointRecord
 from tap_deploy.cli.convert import convert_bundle, describe_fp16, require_convertible
 from tap_deploy.cli.quantize import add_int8, calibration_data_option, describe_int8
 from tap_deploy.cli.verdict import require_passed
-from tap_deploy.config import DEMO, VARIANTS, TapConfig, config_from_file
+from tap_deploy.config import DEMO, VARIANTS, TapConfig
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.extras import require_export_extra
 from tap_deploy.console.options import (
     FILE,
@@ -324,9 +326,9 @@ def _refuse_inputs_inside(
 ) -> None:
     """Refuse an output folder that holds an input: it is deleted when the new one is complete."""
     inputs = (model.config, model.checkpoint, model.concepts, model.tokenizer)
-    folder = output.resolve()
+    folder = os.path.realpath(output)
     for path in (*inputs, further.calibration_data):
-        if path is not None and path.resolve().is_relative_to(folder):
+        if path is not None and pathlib.Path(os.path.realpath(path)).is_relative_to(folder):
             raise InputError(f"{path} lies inside the output {output}; choose another output")
 
 

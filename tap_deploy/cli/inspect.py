@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.manifest import Manifest
 from tap_deploy.bundle.plans import all_records, selftest_passed
-from tap_deploy.console.options import bundle_argument, json_option
+from tap_deploy.console.options import FILE, bundle_argument, json_option
+from tap_deploy.console.progress import stage_bar
+from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.verify.polygraphy import write_polygraphy
 
 MEGABYTE = 1e6
 
 
 @click.command("inspect")
 @bundle_argument
+@click.option(
+    "--polygraphy",
+    type=FILE,
+    metavar="DIR",
+    help="Write the golden samples to DIR as inputs and outputs of Polygraphy, and print commands "
+    "that use them; print nothing else.",
+)
 @json_option
-def inspect_command(bundle: str, as_json: bool) -> None:
+def inspect_command(bundle: str, polygraphy: pathlib.Path | None, as_json: bool) -> None:
     """Check BUNDLE; print its graphs, operators and provenance."""
     opened = Bundle.open(bundle)
-    click.echo(_as_json(opened) if as_json else describe(opened))
+    if polygraphy is not None:
+        click.echo(_polygraphy(opened, polygraphy, as_json))
+    else:
+        click.echo(_as_json(opened) if as_json else describe(opened))
+
+
+def _polygraphy(bundle: Bundle, folder: pathlib.Path, as_json: bool) -> str:
+    """Write the files for Polygraphy, and return the commands that use them."""
+    with stage_bar("polygraphy", len(bundle.manifest.graphs) * len(GRAPH_NAMES)) as stage:
+        written = write_polygraphy(bundle, folder, on_graph=stage)
+    if not as_json:
+        return "\n".join(files.commands() for files in written)
+    return json.dumps(
+        [
+            {
+                "variant": files.variant.name,
+                "graph": files.graph,
+                "folder": str(files.folder),
+                "commands": files.commands(),
+            }
+            for files in written
+        ],
+        indent=2,
+    )
 
 
 def _as_json(bundle: Bundle) -> str:

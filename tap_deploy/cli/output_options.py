@@ -17,7 +17,12 @@ from tap_deploy.console.progress import clear_line
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.regions import Regions
-from tap_deploy.storage.files import atomic_file, check_file_output, translated_writes
+from tap_deploy.storage.files import (
+    atomic_file,
+    check_file_output,
+    check_folder_for_files,
+    new_folder,
+)
 from tap_deploy.visualize.enlarge import MAX_SCALE
 from tap_deploy.visualize.fonts import font_from_path
 
@@ -77,13 +82,12 @@ class OutputOptions:
             click.echo(_json(values) if self.as_json else text)
             return
         paths = self._paths(self.folder, source)
-        with translated_writes(paths[0].parent):
-            paths[0].parent.mkdir(parents=True, exist_ok=True)
-        if self.overlays:
-            with atomic_file(paths[1]) as partial:
-                self.draw(source.image, regions).save(partial, "PNG")
-        with atomic_file(paths[0]) as partial:
-            partial.write_text(_json(values) + "\n", "utf-8")
+        with new_folder(paths[0].parent):
+            if self.overlays:
+                with atomic_file(paths[1]) as partial:
+                    self.draw(source.image, regions).save(partial, "PNG")
+            with atomic_file(paths[0]) as partial:
+                partial.write_text(_json(values) + "\n", "utf-8")
 
     def _check_overlay(
         self, overlay: pathlib.Path, sources: Sequence[Source], *, single: bool
@@ -110,8 +114,7 @@ class OutputOptions:
                     f"pictures {other.argument} and {source.argument} have the same name, and so "
                     f"would their results in {folder}; pass a folder that holds both"
                 )
-        with translated_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        check_folder_for_files(folder)
         for source in sources:
             for path in self._paths(folder, source):
                 if path.parent.is_dir():

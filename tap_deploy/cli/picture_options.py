@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -18,8 +17,9 @@ from tap_deploy.cli.prompt_options import PromptOptions, parse_bands
 from tap_deploy.console.options import option_group, strict_option
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.folders import find_pictures
-from tap_deploy.pictures.source import PictureFile
+from tap_deploy.pictures.source import PictureFile, read_pipe
 from tap_deploy.prompts import Prompts
+from tap_deploy.storage.json_files import read_json
 
 STDIN = "-"
 
@@ -156,7 +156,7 @@ def _find_sources(
                 raise InputError("- is named twice; stdin holds one picture")
             if sys.stdin is None:
                 raise InputError("- is a picture on stdin, which is closed; pass a file")
-            image = reading.picture(sys.stdin.buffer.read())
+            image = reading.picture(read_pipe(sys.stdin.buffer, "the picture on stdin"))
             sources.append(Source(name="stdin", argument=argument, image=image, named=True))
         elif os.path.isdir(argument):
             sources += _in_folder(pathlib.Path(argument), reading, without)
@@ -169,7 +169,7 @@ def _find_sources(
 def _in_folder(
     folder: pathlib.Path, reading: PictureOptions, without: pathlib.Path | None
 ) -> Iterator[Source]:
-    own = None if without is None else without.resolve()
+    own = None if without is None else pathlib.Path(os.path.realpath(without))
     for path in find_pictures(folder):
         if own is not None and path.resolve().is_relative_to(own):
             continue
@@ -193,8 +193,8 @@ class BoxFile:
         """
         self.path = path
         try:
-            values = json.loads(path.read_text("utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as exc:
+            values = read_json(path)
+        except (OSError, ValueError) as exc:
             raise InputError(f"boxes {path} cannot be read: {exc}") from exc
         named = values if isinstance(values, dict) else {None: values}  # None: every picture
         self._boxes = {name: self._prompts(name, boxes) for name, boxes in named.items()}

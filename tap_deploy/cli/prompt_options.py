@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from tap_deploy.console.options import FILE, option_group
 from tap_deploy.errors import InputError
 from tap_deploy.pictures.source import Bands
 from tap_deploy.prompts import Prompts
+from tap_deploy.storage.json_files import parse_json
+from tap_deploy.storage.regular_files import read_text
 
 Stroke = npt.NDArray[np.float64]  # [n, 2] XY
 
@@ -153,13 +154,11 @@ def load_sketch(path: str | os.PathLike[str]) -> list[Stroke]:
         InputError: the file cannot be read, or its content has another form.
     """
     try:
-        text = Path(path).read_text("utf-8-sig")
+        text = read_text(path)
     except OSError as exc:
         raise InputError(f"sketch {path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise InputError(f"sketch {path} is not text; expected JSON or lines of x,y") from exc
-    except ValueError as exc:  # a path with a NUL
-        raise InputError(f"sketch {path} cannot be read: {exc}") from exc
     if text.lstrip().startswith(("[", "{")):
         strokes = _strokes_from_json(text, path)
     else:
@@ -179,13 +178,12 @@ def _numbers(text: str) -> list[float]:
 
 def _strokes_from_json(text: str, path: str | os.PathLike[str]) -> list[Stroke]:
     try:
-        values: Any = json.loads(text)
+        values: Any = parse_json(text)
+    except ValueError as exc:
+        raise InputError(f"sketch {path} is not valid JSON: {exc}") from exc
+    try:
         single = isinstance(values[0][0], (int, float))
         strokes = [np.array(stroke, np.float64) for stroke in ([values] if single else values)]
-    except json.JSONDecodeError as exc:
-        raise InputError(f"sketch {path} is not valid JSON: {exc}") from exc
-    except RecursionError as exc:
-        raise InputError(f"{_json_problem(path)}; it is nested too deeply") from exc
     # OverflowError: an integer of more digits than a float can hold.
     except (TypeError, ValueError, LookupError, OverflowError) as exc:
         raise InputError(_json_problem(path)) from exc

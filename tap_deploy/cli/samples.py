@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -17,7 +18,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.files import atomic_file, new_folder
 
 _SCALE = 4  # of the overlays: 1024 pixels from 256
 
@@ -50,7 +51,7 @@ def samples_command(
     """Run BUNDLE of the demo model on its sample pictures.
 
     Prints answers and ground truth. A quick check that a device computes sensible results;
-    eval-demo measures how good the model is.
+    eval demo measures how good the model is.
     """
     answers = answers_to_samples(bundle, run_on, overlays)
     click.echo(_as_json(answers) if as_json else describe(answers))
@@ -71,10 +72,8 @@ def answers_to_samples(
         TapError: the bundle cannot be used, or the backend failed.
     """
     samples, answers = load_samples(), []
-    if overlays is not None:
-        with translated_writes(overlays):
-            overlays.mkdir(parents=True, exist_ok=True)
     with (
+        contextlib.nullcontext() if overlays is None else new_folder(overlays),
         stage_bar("samples", len(samples)) as stage,
         TapPredictor.from_bundle(bundle, **dataclasses.asdict(run_on)) as predictor,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Callable
 
 import click
@@ -21,6 +22,7 @@ from tap_deploy.sessions.trt.versions import import_tensorrt
 from tap_deploy.verify.comparison import Comparison
 from tap_deploy.verify.graph_check import number_of_checks
 from tap_deploy.verify.pipeline_check import CHECKS_PER_RUN, RUNS
+from tap_deploy.verify.polygraphy import commands_after
 from tap_deploy.verify.selftest import SelftestResult, SelftestSubject, run_selftest
 
 
@@ -40,6 +42,8 @@ def selftest_command(bundle: str, run_on: RunOn, as_json: bool) -> None:
     with stage_bar("selftest", checks) as stage:
         result = selftest_bundle(opened, run_on, on_check=lambda c: stage(c.tensor))
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+    if not result.passed and not as_json:
+        click.echo(commands_after(result, pathlib.Path("polygraphy")))
     result.require()
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from tap_deploy.errors import TapError
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
+# The signals that end a process in order, and their words; the exit code is 128 + the number.
+ENDINGS = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
 
 
 class CleanExits(click.Command):
@@ -48,22 +50,31 @@ class CleanExits(click.Command):
 
 @contextlib.contextmanager
 def _clean_up_when_terminated() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, to delete unfinished files; a second one ends at once."""
+    """Handle ``ENDINGS`` like Ctrl-C, to delete unfinished files; a second one ends at once.
 
-    def terminate(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _print_error("terminated")
-        sys.exit(EXIT_TERMINATED)
-
+    Signals that somebody else handles, or ignores as nohup does, stay as they are.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    ours = [each for each in ENDINGS if signal.getsignal(each) is signal.SIG_DFL]
+
+    def reset() -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+
+    def terminate(number: int, frame: types.FrameType | None) -> None:
+        reset()
+        _print_error(ENDINGS[signal.Signals(number)])
+        sys.exit(128 + number)
+
+    if not in_main_thread:
         yield
         return
-    signal.signal(signal.SIGTERM, terminate)
+    for each in ours:
+        signal.signal(each, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        reset()
 
 
 def _explain(error: Exception) -> int:

@@ -79,6 +79,21 @@ def option_group(
     return decorate
 
 
+device_option = click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Where the graphs run; default: the first GPU with engines, cpu with the others.",
+)
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(list(PROVIDERS)),
+    help="How onnxruntime uses a GPU; default: cuda.",
+)
+allow_failed_option = click.option(
+    "--allow-failed",
+    is_flag=True,
+    help="Also use graphs and engines that failed their accuracy check or self-test.",
+)
 _RUNTIME = (
     backend_option,
     click.option(
@@ -88,27 +103,15 @@ _RUNTIME = (
         type=click.Choice(RUN_PRECISIONS),
         help="Which graphs of the bundle to use; bf16 needs --backend openvino or cpu.",
     ),
-    click.option(
-        "--device",
-        metavar="cpu|cuda|cuda:N",
-        help="Where the graphs run; default: the first GPU with engines, cpu with the others.",
-    ),
-    click.option(
-        "--provider",
-        type=click.Choice(list(PROVIDERS)),
-        help="How onnxruntime uses a GPU; default: cuda.",
-    ),
+    device_option,
+    provider_option,
     threads_option,
 )
 runtime_options = option_group(
     "run_on",
     RunOn,
     *_RUNTIME,
-    click.option(
-        "--allow-failed",
-        is_flag=True,
-        help="Also use graphs and engines that failed their accuracy check or self-test.",
-    ),
+    allow_failed_option,
     click.option(
         "--require-verified",
         is_flag=True,

@@ -80,7 +80,7 @@ def coco_annotations(
     """Return COCO annotations, see ``Regions.to_coco``; ``rles`` are the masks of the regions."""
     require_int("first_id", first_id, 1)  # COCOeval reads id 0 as "no match"
     annotations = []
-    for index, (rle, segmentation) in enumerate(zip(rles, _compressed(rles), strict=True)):
+    for index, (rle, segmentation) in enumerate(zip(rles, compressed_rles(rles), strict=True)):
         annotation = {
             "id": int(first_id) + index,
             "image_id": int(image_id),
@@ -107,7 +107,7 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """Return COCO results, see ``Regions.to_coco_results``; ``rles`` are the regions' masks."""
     results = []
-    for index, segmentation in enumerate(_compressed(rles)):
+    for index, segmentation in enumerate(compressed_rles(rles)):
         score = json_number(regions.iou_predictions[index])
         if score is None:
             raise InputError(
@@ -158,7 +158,7 @@ def _distinct(category_ids: Mapping[str, int]) -> dict[str, int]:
     return dict(category_ids)
 
 
-def _compressed(rles: Sequence[Rle]) -> list[dict[str, Any]]:
+def compressed_rles(rles: Sequence[Rle]) -> list[dict[str, Any]]:
     """Return masks as compressed COCO RLE: ``size``, and ``counts`` as text."""
     require_module("pycocotools", "COCO output", "coco")
     coco_mask = require_module("pycocotools.mask", "COCO output", "coco")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import IO, Any
@@ -14,6 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from tap_deploy.errors import InputError
+
+MAX_PIPE_BYTES = 1 << 28
 
 Bands = tuple[int, int, int]  # band numbers of red, green and blue, counted from 1
 
@@ -142,11 +146,13 @@ def opened(source: Any) -> Iterator[IO[bytes]]:
 def _file(source: Any, name: str) -> IO[bytes]:
     try:
         if isinstance(source, str | os.PathLike):
-            return _searchable(open(source, "rb"))
+            return _file_at(source)
         if isinstance(source, bytes | bytearray | memoryview):
             return io.BytesIO(source)
         if hasattr(source, "read"):
             return io.BytesIO(source.read())
+    except InputError:
+        raise
     except FileNotFoundError as exc:
         raise InputError(f"{name} does not exist; check the path") from exc
     except io.UnsupportedOperation as exc:
@@ -163,12 +169,34 @@ def _file(source: Any, name: str) -> IO[bytes]:
     )
 
 
-def _searchable(file: IO[bytes]) -> IO[bytes]:
-    """Return a seekable file; a pipe, such as a shell's ``<(...)``, is read into memory."""
+def _file_at(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file; a pipe, such as a shell's ``<(...)``, is read into memory.
+
+    Raises:
+        OSError: it cannot be opened, or is a device, which may have no end.
+        ValueError: the path has impossible characters.
+        InputError: see ``read_pipe``.
+    """
+    kind = os.stat(path).st_mode
+    if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+        raise OSError(errno.EINVAL, "it is a device; expected a file")
+    file = open(path, "rb")  # noqa: SIM115  # returned
     if file.seekable():
         return file
     with file:
-        return io.BytesIO(file.read())
+        return io.BytesIO(read_pipe(file, name_of(path)))
+
+
+def read_pipe(file: IO[bytes], name: str) -> bytes:
+    """Return all that comes out of a pipe.
+
+    Raises:
+        InputError: it is more than ``MAX_PIPE_BYTES``; it may have no end.
+    """
+    content = file.read(MAX_PIPE_BYTES + 1)
+    if len(content) > MAX_PIPE_BYTES:
+        raise InputError(f"{name} has more than {MAX_PIPE_BYTES} bytes; pass it as a file")
+    return content
 
 
 def _is_count(value: object) -> bool:

@@ -20,6 +20,7 @@ from tap_deploy.reference.state import model_from_state_dict
 from tap_deploy.reference.weight_files import READERS, WRITERS, detect_format
 from tap_deploy.reference.weight_names import find_weights
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.regular_files import open_regular
 from tap_deploy.storage.unpickle import printable
 
 PathLike = str | os.PathLike[str]
@@ -181,7 +182,7 @@ def _digests(path: Path) -> tuple[str, str]:
     """Return SHA-256 and MD5 of a file, read once."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(HASH_CHUNK_BYTES):
                 sha256.update(chunk)
                 md5.update(chunk)

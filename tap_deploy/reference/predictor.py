@@ -9,12 +9,25 @@ import numpy.typing as npt
 import torch
 
 from tap_deploy.concepts import Vocabulary
-from tap_deploy.image import model_image
-from tap_deploy.masks import masks_from_logits, select_mask_token
+from tap_deploy.image import Frame, frame_image
+from tap_deploy.masks import masks_from_logits, rles_from_logits, select_mask_token
+from tap_deploy.pictures.source import ImageSource
 from tap_deploy.prompts import Prompts
 from tap_deploy.reference.model import TapModel
 from tap_deploy.regions import Regions
 from tap_deploy.tokenizer import Tokenizer
+
+
+class EncodedPicture(typing.NamedTuple):
+    """A picture after the image encoder.
+
+    Attributes:
+        embeddings: float ``[1, C, grid, grid]``, on the device of the model.
+        frame: placement of the picture in the model frame.
+    """
+
+    embeddings: torch.Tensor
+    frame: Frame
 
 
 class _Answers(typing.NamedTuple):
@@ -57,20 +70,28 @@ class ReferencePredictor:
         self._prompts_per_call = prompts_per_call
 
     @torch.no_grad()
+    def encode(self, image: ImageSource) -> EncodedPicture:
+        """Run the image encoder; see ``TapPredictor.encode``."""
+        pixels, frame = frame_image(image, self._model.config.image_size)
+        images = torch.from_numpy(pixels).to(self._model.pixel_mean.device)
+        return EncodedPicture(embeddings=self._model.encode_image(images), frame=frame)
+
+    @torch.no_grad()
     def predict(
         self,
-        image: npt.NDArray[np.uint8],
+        image: ImageSource | EncodedPicture,
         *,
         prompts: Prompts,
         top_k: int = 5,
+        masks: bool | typing.Literal["rle"] = True,
         captions: bool = True,
         max_new_tokens: int | None = None,
     ) -> Regions:
-        """Predict P prompts on uint8 [H, W, 3] RGB; see ``TapPredictor.predict``."""
-        device = self._model.pixel_mean.device
-        pixels, frame = model_image(image, self._model.config.image_size)
+        """Predict P prompts on a picture; see ``TapPredictor.predict``."""
+        encoded = image if isinstance(image, EncodedPicture) else self.encode(image)
+        device, frame = encoded.embeddings.device, encoded.frame
         answers = self._decode(
-            self._model.encode_image(torch.from_numpy(pixels).to(device)),
+            encoded.embeddings,
             torch.from_numpy(prompts.model_coords(frame.scale)).to(device),
             torch.from_numpy(prompts.labels.astype(np.int64)).to(device),
         )
@@ -79,7 +100,8 @@ class ReferencePredictor:
         logits, embeddings = _numpy(answers.masks), _numpy(answers.embeddings)
         named, texts = self._vocabulary, self._tokenizer if captions else None
         return Regions(
-            masks=masks_from_logits(logits, frame),
+            masks=masks_from_logits(logits, frame) if masks is True else None,
+            rles=rles_from_logits(logits, frame) if masks == "rle" else None,
             iou_predictions=answers.ious,
             mask_index=answers.mask_index,
             concepts=None if named is None else named.top_k(embeddings, top_k),

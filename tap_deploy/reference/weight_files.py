@@ -6,6 +6,7 @@ tensors by name.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
@@ -22,6 +23,7 @@ from tap_deploy.errors import (
     UnsafeCheckpointError,
     first_line,
 )
+from tap_deploy.storage.regular_files import open_regular
 from tap_deploy.storage.unpickle import load_pickle, printable, refusal
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -37,7 +39,7 @@ def detect_format(path: Path) -> str:
         CheckpointError: the file cannot be opened, or is empty.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
     except OSError as exc:
         raise CheckpointError(
@@ -83,7 +85,10 @@ def _check_zip(path: Path) -> None:
     """Verify the checksums, which torch skips for memory-mapped files."""
     with zipfile.ZipFile(path) as archive:
         # torch stores records uncompressed; a compressed one could expand to any size.
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise ValueError("its records are compressed; expected a file of torch.save")
         broken = archive.testzip()
     if broken is not None:
@@ -116,9 +121,33 @@ def write_pickle(state: dict[str, torch.Tensor], path: Path) -> None:
         pickle.dump(arrays, file, protocol=5)
 
 
-def write_torch(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a torch state dict."""
-    torch.save(state, path)
+def write_torch(state: dict[str, Any], path: Path) -> None:
+    """Write a torch state dict, or another dict of tensors and plain values.
+
+    Raises:
+        OSError: the file cannot be written; ``torch.save`` alone raises a RuntimeError about its
+            own positions.
+    """
+    with _Writer(io.FileIO(path, "w")) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as exc:
+            if file.error is None:
+                raise
+            raise file.error from exc
+
+
+class _Writer(io.BufferedWriter):
+    """Keeps the error of a write, which torch replaces with its own."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as exc:
+            self.error = exc
+            raise
 
 
 def write_safetensors(state: dict[str, torch.Tensor], path: Path) -> None:

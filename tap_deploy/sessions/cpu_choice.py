@@ -19,7 +19,8 @@ from tap_deploy.sessions.cache_folder import default_cache_folder
 from tap_deploy.sessions.openvino.session import import_openvino
 from tap_deploy.sessions.ort.session import import_onnxruntime
 from tap_deploy.sessions.run_on import FASTEST_ON_CPU, ONNXRUNTIME, OPENVINO, RunOn
-from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.storage.files import atomic_file, new_folder
+from tap_deploy.storage.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +115,16 @@ def store_times(config: TapConfig, times: Times) -> pathlib.Path | None:
     path = _path(config, versions)
     if path is None:
         return None
-    with translated_writes(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            merged = {**_stored_times(config, versions), **times}
-            partial.write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
+    with new_folder(path.parent), atomic_file(path) as partial:
+        merged = {**_stored_times(config, versions), **times}
+        partial.write_text(json.dumps(merged, indent=1) + "\n", "utf-8")
     return path
 
 
 def _stored_times(config: TapConfig, versions: Mapping[str, str]) -> Times:
     path = _path(config, versions)
     try:
-        return {} if path is None else _checked(json.loads(path.read_text("utf-8")))
+        return {} if path is None else _checked(read_json(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as exc:

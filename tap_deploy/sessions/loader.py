@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
@@ -34,6 +35,8 @@ from tap_deploy.sessions.trt.runtime_cache import RuntimeCacheFile
 from tap_deploy.sessions.verified import check_verified
 
 logger = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,10 @@ class Loader:
         Calls without captions never load the text decoder. ``Bundle.open`` has checked its files;
         if they were touched since, they are checked again before they are loaded.
         """
-        options, specs, variant = DeviceOptions(), self._specs, self._onnx
+        options, specs, _ = DeviceOptions(), self._specs, self._onnx
         _ = self._cpu_backends  # chosen once, before the threads start
-        files = variant.files(graphs.TEXT_DECODER)
-        known = _stamps(files)
 
         def load_text_decoder() -> Session:
-            if _stamps(files) != known:
-                self.bundle.check_files(variant.records[graphs.TEXT_DECODER].files)
             session = self._session(specs[graphs.TEXT_DECODER], options)
             return_freed_memory()
             return session
@@ -111,19 +110,25 @@ class Loader:
         )
 
     def _session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
-        if self.run_on.on_cpu:
-            return self._cpu_session(spec, options)
         if not self.run_on.is_engine:
-            from tap_deploy.sessions.ort.session import OnnxRuntimeSession
-
-            provider = self._provider(options)
-            provider.forbid_tf32()
-            return OnnxRuntimeSession(self._onnx.path(spec.name), spec, provider=provider)
+            load = self._cpu_session if self.run_on.on_cpu else self._provider_session
+            return self._checked(spec, functools.partial(load, spec, options))
         from tap_deploy.sessions.gpu.session import DeviceSession
 
         memory = open_device_memory(self.run_on.resolved_device.index)
-        load = functools.partial(self._graph, memory, options, spec)
-        return DeviceSession(memory, load)
+        graph = functools.partial(self._graph, memory, options, spec)
+        return DeviceSession(memory, graph)
+
+    def _checked(self, spec: GraphSpec, load: Callable[[], Loaded]) -> Loaded:
+        """Load the ONNX file of a graph, see ``Bundle.loaded``."""
+        return self.bundle.loaded(self._onnx.records[spec.name].files, load)
+
+    def _provider_session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
+        from tap_deploy.sessions.ort.session import OnnxRuntimeSession
+
+        provider = self._provider(options)
+        provider.forbid_tf32()
+        return OnnxRuntimeSession(self._onnx.path(spec.name), spec, provider=provider)
 
     def _cpu_session(self, spec: GraphSpec, options: DeviceOptions) -> Session:
         if self.run_on.in_bf16 and not cpu_has_bf16(Host()):
@@ -139,12 +144,13 @@ class Loader:
         from tap_deploy.sessions.openvino.session import OpenVinoSession
 
         folder, digests = self._cache_folder(options), self._onnx.digests(spec.name)
+        unchanged = functools.partial(self.bundle.is_unchanged, self._onnx.records[spec.name].files)
         return OpenVinoSession(
             path,
             spec,
             threads=threads,
             bf16=self.run_on.computes_in_bf16(spec.name),
-            cache=None if folder is None else CompiledCache(folder, digests),
+            cache=None if folder is None else CompiledCache(folder, digests, unchanged),
         )
 
     @functools.cached_property
@@ -169,7 +175,7 @@ class Loader:
         record = options.cuda_graphs and spec.name == graphs.TEXT_DECODER
         limits = dict(provider.limits) | {"B": 1}
         provider = dataclasses.replace(provider, limits=limits, record=record)
-        return OnnxRuntimeGraph(path, spec, provider)
+        return OnnxRuntimeGraph(path, spec, provider, functools.partial(self._checked, spec))
 
     def _provider(self, options: DeviceOptions) -> Provider:
         config, index = self.bundle.config, self.run_on.resolved_device.index
@@ -217,16 +223,3 @@ class Loader:
             cache = RuntimeCacheFile(folder, loaded.plan, trt.__version__)
         host_code = loaded.record.version_compatible
         return TensorRtEngine(trt, loaded.plan, spec, cache_file=cache, host_code=host_code)
-
-
-def _stamps(files: Iterable[pathlib.Path]) -> list[tuple[int, ...] | None]:
-    """Return what changes if a file is replaced or written to; None for a missing file."""
-    stamps: list[tuple[int, ...] | None] = []
-    for file in files:
-        try:
-            found = file.stat()
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns))
-    return stamps

@@ -7,12 +7,15 @@ import ctypes
 import hashlib
 import os
 import pathlib
-import secrets
 import shutil
 from collections.abc import Iterator
+from typing import IO
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.folder_lock import locked_folder
+from tap_deploy.storage.regular_files import open_regular
+from tap_deploy.storage.sync import sync_file, sync_folder, sync_tree
+from tap_deploy.storage.unfinished import OLD_SUFFIX, unfinished_path
 
 CHUNK_BYTES = 1 << 22
 AT_FDCWD = -100  # renameat2: paths are relative to the working directory
@@ -20,11 +23,16 @@ RENAME_EXCHANGE = 2
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as hex digits; the file is read in chunks."""
+    """Return the SHA-256 of a regular file as hex digits; the file is read in chunks."""
+    with open_regular(path) as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of the rest of a file as hex digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -32,19 +40,18 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yield a temporary path in the folder of ``path``, and move it to ``path`` on success.
 
+    After a power cut, ``path`` is the old file or the whole new one.
+
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
     target = pathlib.Path(path)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with translated_writes(target):
-            partial.touch(exist_ok=False)
-            yield partial
-            os.replace(partial, target)
-    finally:
-        with contextlib.suppress(OSError):  # keep the original error
-            partial.unlink()
+    with translated_writes(target), unfinished_path(target.parent, target.name) as partial:
+        partial.touch(exist_ok=False)
+        yield partial
+        sync_file(partial)
+        os.replace(partial, target)
+        sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -53,8 +60,9 @@ def atomic_folder(
 ) -> Iterator[pathlib.Path]:
     """Yield a temporary folder next to ``path``, and move it to ``path`` on success.
 
-    An existing folder at ``path`` stays until then, and is restored if the move fails. A killed
-    process leaves at most a hidden folder ``.NAME.partial-…``.
+    An existing folder at ``path`` stays until then, and is restored if the move fails. After a
+    power cut, ``path`` is the old folder or the whole new one. What a killed process leaves, a
+    hidden folder ``.NAME.partial-…``, the next one removes; see ``unfinished_path``.
 
     Args:
         path: the folder to write.
@@ -65,21 +73,43 @@ def atomic_folder(
         InputError: see ``check_folder_output``; or the parent cannot be written, or another process
             holds the lock of the folder to replace.
     """
-    target = pathlib.Path(path).resolve()
+    target = pathlib.Path(os.path.realpath(path))  # Path.resolve fails on a circle of links
     check_folder_output(target, force=force, marker=marker)
-    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    with (
+        new_folder(target.parent),
+        translated_writes(target),
+        unfinished_path(target.parent, target.name) as partial,
+    ):
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        if force and target.is_dir():
+            with locked_folder(target):
+                _replace_folder(partial, target)
+        else:
+            os.rename(partial, target)  # fails if the target is a non-empty folder
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[None]:
+    """Make a folder and its parents, unless they exist, for what the block writes.
+
+    If the block fails, those that were made are removed again, unless they hold something.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
-        with translated_writes(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
-            yield partial
-            if force and target.is_dir():
-                with locked_folder(target):
-                    _replace_folder(partial, target)
-            else:
-                os.rename(partial, target)  # fails if the target is a non-empty folder
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with translated_writes(path):
+            path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def check_file_output(path: str | os.PathLike[str], *, force: bool) -> None:
@@ -107,11 +137,7 @@ def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: st
             cannot be written.
     """
     target = pathlib.Path(path)
-    holder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not os.access(holder, os.W_OK):
-        raise InputError(
-            f"cannot write {target}: Permission denied; choose a folder that can be written"
-        )
+    _check_writable(target, target.absolute().parent)
     if not os.path.lexists(target):
         return
     if not force:
@@ -122,6 +148,22 @@ def check_folder_output(path: str | os.PathLike[str], *, force: bool, marker: st
             f"output {target} exists and is not a folder with {marker}; --force replaces only "
             "such a folder; choose another output"
         )
+
+
+def check_folder_for_files(path: pathlib.Path) -> None:
+    """Check that files can be written to a folder, which may not exist yet, before a long job.
+
+    Raises:
+        InputError: they cannot.
+    """
+    _check_writable(path, path.absolute())
+
+
+def _check_writable(target: pathlib.Path, folder: pathlib.Path) -> None:
+    holder = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    reason = "Permission denied" if holder.is_dir() else f"{holder} is not a folder"
+    if not holder.is_dir() or not os.access(holder, os.W_OK):
+        raise InputError(f"cannot write {target}: {reason}; choose a folder that can be written")
 
 
 @contextlib.contextmanager
@@ -140,7 +182,7 @@ def _replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
     """Move ``partial`` to ``target``; the old folder is removed here or left at ``partial``."""
     if _exchange(partial, target):
         return
-    old = partial.with_name(f"{partial.name}.old")
+    old = partial.with_name(f"{partial.name}{OLD_SUFFIX}")
     os.rename(target, old)
     try:
         os.rename(partial, target)

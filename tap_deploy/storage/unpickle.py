@@ -24,6 +24,7 @@ from tap_deploy.storage.pickled_values import (
     check_value,
     symbol_from_name,
 )
+from tap_deploy.storage.regular_files import open_regular
 
 # A checkpoint of the largest model has about 20 000, a vocabulary two per name.
 MAX_INSTRUCTIONS = 1_000_000
@@ -53,7 +54,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
     """
     name = printable(os.fspath(path))
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise CheckpointError(f"{name} is empty; expected a pickle: download it again")

@@ -152,17 +152,17 @@ def begin_or_check(
 def stop_on_signals() -> Callable[[], bool]:
     """Return a function that tells whether the run has been asked to stop.
 
-    The first SIGINT or SIGTERM sets a flag, so that the run ends between two steps; a second one
-    ends it at once.
+    The first SIGINT, SIGTERM or SIGHUP sets a flag, so that the run ends between two steps; a
+    second one ends it at once.
     """
-    asked = threading.Event()
+    asked, signals = threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def take_note(number: int, frame: types.FrameType | None) -> None:
         asked.set()
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in signals:
             signal.signal(each, signal.SIG_DFL)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in signals:
         signal.signal(each, take_note)
     return asked.is_set
 

@@ -17,7 +17,7 @@ from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.verify.answers import AnswerTally
 from tap_deploy.verify.comparison import END_TO_END, Comparison, Report, compare
 from tap_deploy.verify.pipeline_check import Expected
-from tap_deploy.verify.prompt_outputs import decode_all_tokens
+from tap_deploy.verify.prompt_outputs import decode_all_tokens, decode_answers
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
 from tap_deploy.verify.text_steps import draw_tokens, logits_of, run_text
 from tap_deploy.verify.tolerances import (
@@ -76,7 +76,9 @@ def number_of_checks(goldens: Sequence[Golden]) -> int:
     """Return the number of comparisons of ``verify_sessions``."""
     decoded = len(PROMPT_OUTPUTS) + 1  # and the mask index
     return sum(
-        3 + 3 * (golden.vocabulary is not None) + len(golden.samples) * (2 * decoded + 1)
+        3
+        + 3 * (golden.vocabulary is not None)
+        + len(golden.samples) * (2 * decoded + 1 + len(PROMPT_OUTPUTS))
         for golden in goldens
     )
 
@@ -143,8 +145,19 @@ class _Verifier:
         return actual
 
     def _check_prompt_decoder(self, sample: GoldenSample) -> None:
+        graph = graphs.PROMPT_DECODER
         outputs = self._decode(sample, sample.image_embeddings)
-        self._add_prompt_outputs(graphs.PROMPT_DECODER, sample, outputs)
+        self._add_prompt_outputs(graph, sample, outputs)
+        answers = decode_answers(
+            self.sessions[graph], sample.point_coords, sample.point_labels, sample.image_embeddings
+        )
+        rows, index = np.arange(len(sample.mask_index)), answers[graphs.MASK_INDEX]
+        for tensor in PROMPT_OUTPUTS:
+            expected = getattr(sample, tensor)
+            if tensor != graphs.IOU_PREDICTIONS:
+                # A nearly tied token that the graph selects instead was compared above.
+                expected = expected[rows, index]
+            self.recorder.add(graph, tensor, f"{sample.name} answers", answers[tensor], expected)
 
     def _decode(self, sample: GoldenSample, embeddings: np.ndarray) -> dict[str, np.ndarray]:
         session = self.sessions[graphs.PROMPT_DECODER]

@@ -34,21 +34,49 @@ def decode_all_tokens(
         SessionError: the graph fails to run.
     """
     prompts = len(point_labels)
+    inputs = _inputs(session, point_coords, point_labels, image_embeddings)
+    inputs[graphs.MASK_REQUEST] = request_candidates(prompts, config.num_mask_tokens)
+    # In another order than the prompts, which a graph that ignores it does not follow.
+    inputs[graphs.MASK_ROWS] = np.ascontiguousarray(mask_rows(prompts)[::-1])
+    outputs = to_float32(session.run(inputs))
+    outputs[graphs.LOW_RES_MASKS] = np.ascontiguousarray(outputs[graphs.LOW_RES_MASKS][::-1])
+    answers = decode_answers(session, point_coords, point_labels, image_embeddings)
+    return outputs | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX]}
+
+
+def decode_answers(
+    session: Session,
+    point_coords: np.ndarray,
+    point_labels: np.ndarray,
+    image_embeddings: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Run the prompt decoder for the token that it selects, as a predictor does.
+
+    Returns:
+        The outputs for that token, float32 ``[P, ...]``; ``iou_predictions`` of all tokens, ``[P,
+        M]``; and ``mask_index``, int64 ``[P]``.
+
+    Raises:
+        SessionError: the graph fails to run.
+    """
+    prompts = len(point_labels)
+    inputs = _inputs(session, point_coords, point_labels, image_embeddings)
+    inputs[graphs.MASK_REQUEST] = request_answers(prompts)
+    inputs[graphs.MASK_ROWS] = mask_rows(prompts)
+    outputs = to_float32(session.run(inputs))
+    answers = {n: a if n == graphs.IOU_PREDICTIONS else a[:, 0] for n, a in outputs.items()}
+    return answers | {graphs.MASK_INDEX: answers[graphs.MASK_INDEX].astype(np.int64)}
+
+
+def _inputs(
+    session: Session,
+    point_coords: np.ndarray,
+    point_labels: np.ndarray,
+    image_embeddings: np.ndarray,
+) -> dict[str, np.ndarray]:
     inputs = {
         graphs.IMAGE_EMBEDDINGS: image_embeddings[:1],
         graphs.POINT_COORDS: point_coords,
         graphs.POINT_LABELS: point_labels,
-        # In another order than the prompts, which a graph that ignores it does not follow.
-        graphs.MASK_ROWS: np.ascontiguousarray(mask_rows(prompts)[::-1]),
     }
-    every, selected = (
-        to_float32(
-            session.run(to_spec_dtypes(session.spec, inputs | {graphs.MASK_REQUEST: request}))
-        )
-        for request in (
-            request_candidates(prompts, config.num_mask_tokens),
-            request_answers(prompts),
-        )
-    )
-    every[graphs.LOW_RES_MASKS] = np.ascontiguousarray(every[graphs.LOW_RES_MASKS][::-1])
-    return every | {graphs.MASK_INDEX: selected[graphs.MASK_INDEX][:, 0].astype(np.int64)}
+    return to_spec_dtypes(session.spec, inputs)

@@ -12,6 +12,7 @@ from PIL import ImageFont
 
 from tap_deploy.errors import InputError
 from tap_deploy.machine.host import run_command
+from tap_deploy.storage.regular_files import open_regular
 
 _FOLDERS = (
     "/usr/share/fonts",
@@ -56,6 +57,7 @@ def font_from_path(path: str | os.PathLike[str]) -> FontFile:
     """
     file = FontFile(os.fspath(path))
     try:
+        open_regular(path).close()  # FreeType would wait for a pipe
         _load(file, _UNUSUAL_PIXELS, ImageFont.Layout.BASIC)
     except (OSError, ValueError) as exc:  # ValueError: a path with a NUL byte
         raise InputError(

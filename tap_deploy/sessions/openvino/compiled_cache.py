@@ -7,7 +7,7 @@ import hashlib
 import logging
 import mmap
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,12 @@ from tap_deploy.errors import TapError
 from tap_deploy.machine.cpu import cpu_flags
 from tap_deploy.machine.host import Host
 from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
-from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.files import atomic_file, new_folder
+from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
+
+DIGEST_BYTES = hashlib.sha256().digest_size  # at the end of a file: the SHA-256 of the rest
 
 
 class CompiledCache:
@@ -27,14 +30,20 @@ class CompiledCache:
     OpenVINO's own cache knows an ONNX file by its path and time, and not its external weights.
     """
 
-    def __init__(self, folder: pathlib.Path, digests: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        digests: Sequence[str],
+        unchanged: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Store the arguments.
 
         Args:
             folder: folder of the cache.
             digests: SHA-256 of the ONNX file and its weights.
+            unchanged: whether the files still are those with these digests; asked after compiling.
         """
-        self._folder, self._digests = folder, tuple(digests)
+        self._folder, self._digests, self._unchanged = folder, tuple(digests), unchanged
 
     def load(self, openvino: Any, settings: Mapping[str, Any]) -> tuple[Any, mmap.mmap] | None:
         """Return the compiled graph, and its mapped file, which it does not keep alive.
@@ -44,9 +53,13 @@ class CompiledCache:
         """
         path = self._path(openvino, settings)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            stored = tensor_from_array(openvino, np.frombuffer(mapping, np.uint8))
+            blob = memoryview(mapping)[:-DIGEST_BYTES]
+            if hashlib.sha256(blob).digest() != mapping[-DIGEST_BYTES:]:
+                raise ValueError("it is damaged")  # OpenVINO would not notice, or crash
+            drop_pages(mapping)
+            stored = tensor_from_array(openvino, np.frombuffer(blob, np.uint8))
             compiled = shared_core(openvino).import_model(stored, DEVICE, dict(settings))
             drop_pages(mapping)
             return compiled, mapping
@@ -57,12 +70,16 @@ class CompiledCache:
             return None
 
     def store(self, openvino: Any, settings: Mapping[str, Any], compiled: Any) -> None:
-        """Store a graph that was compiled with these settings."""
+        """Store a graph that was compiled with these settings, unless its files have changed."""
+        if not self._unchanged():
+            return
         path = self._path(openvino, settings)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as partial:
-                partial.write_bytes(compiled.export_model().getvalue())
+            with new_folder(path.parent), atomic_file(path) as partial:
+                blob = compiled.export_model().getbuffer()
+                with partial.open("wb") as file:
+                    file.write(blob)
+                    file.write(hashlib.sha256(blob).digest())
         except (OSError, TapError, RuntimeError) as exc:
             logger.warning("compiled graph not stored: %s", exc)
 

@@ -8,7 +8,6 @@ import os
 import pathlib
 import queue
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from tap_deploy.optional_modules import load_module
 from tap_deploy.sessions.contract import Session, Tensors, check_graph
 from tap_deploy.sessions.openvino.compiled_cache import CompiledCache, drop_pages
 from tap_deploy.sessions.openvino.core import DEVICE, shared_core, tensor_from_array
+from tap_deploy.storage.unfinished import temporary_folder
 
 
 def import_openvino() -> Any:
@@ -193,13 +193,13 @@ def _weights_in_its_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Pat
     if not weights.is_file() or weights.resolve().parent == graph.parent.resolve():
         yield graph
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for file in (graph, weights):
             try:
-                os.link(file.resolve(), pathlib.Path(folder) / file.name)
+                os.link(file.resolve(), folder / file.name)
             except OSError:
-                shutil.copyfile(file, pathlib.Path(folder) / file.name)
-        yield pathlib.Path(folder) / graph.name
+                shutil.copyfile(file, folder / file.name)
+        yield folder / graph.name
 
 
 def _read(openvino: Any, path: str | os.PathLike[str]) -> Any:

@@ -36,16 +36,24 @@ class OnnxRuntimeGraph(DeviceGraph):
     if another thread allocates during the capture.
     """
 
-    def __init__(self, path: str | os.PathLike[str], spec: GraphSpec, provider: Provider) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        spec: GraphSpec,
+        provider: Provider,
+        checked: Callable[[Callable[[], Any]], Any] = lambda load: load(),
+    ) -> None:
         """Store the arguments; ``executor`` loads the graph.
 
         Args:
             path: the ONNX file.
             spec: expected inputs and outputs.
             provider: provider that runs the graph, with the largest size of each dynamic axis.
+            checked: calls a function that loads the file, and checks that the file is the right
+                one, see ``Bundle.loaded``.
         """
         axes = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
-        self.spec, self._path, self._provider = spec, path, provider
+        self.spec, self._path, self._provider, self._checked = spec, path, provider, checked
         self.limits = {axis: provider.limits[axis] for axis in axes}
         self.minima = dict.fromkeys(axes, 1)
         self.can_record = provider.record and provider.name == CUDA and _can_be_recorded(spec)
@@ -64,7 +72,7 @@ class OnnxRuntimeGraph(DeviceGraph):
     def _load(self, stream: int) -> Any:
         provider = dataclasses.replace(self._provider, stream=stream, record=self.can_record)
         try:
-            return load_session(self._path, self.spec, provider=provider)
+            return self._checked(lambda: load_session(self._path, self.spec, provider=provider))
         except SessionError as exc:
             # onnxruntime cannot record graphs with control flow or with copies to the CPU.
             if not self.can_record or "cannot use the" not in str(exc):

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from tap_deploy.sessions.ort.provider_libraries import (
     plugin_device,
     preload_libraries,
 )
+from tap_deploy.storage.unfinished import temporary_folder
 
 logger = logging.getLogger(__name__)
 PROVIDERS = {
@@ -201,7 +201,7 @@ def require_real_inference(
         MissingDependencyError: the plugin of the provider is not installed.
     """
     providers = provider.add_to(runtime, options, spec)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(folder, "probe")
         session = _loaded(

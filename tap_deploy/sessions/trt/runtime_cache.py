@@ -7,7 +7,8 @@ import logging
 import pathlib
 
 from tap_deploy.errors import TapError
-from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.files import atomic_file, new_folder
+from tap_deploy.storage.regular_files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class RuntimeCacheFile:
         if self._path is None:
             return None
         try:
-            self._known = self._path.read_bytes()
+            with open_regular(self._path) as file:
+                self._known = file.read()
         except OSError:
             return None
         return self._known or None
@@ -36,8 +38,7 @@ class RuntimeCacheFile:
         if self._path is None or not data or data == self._known:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(self._path) as partial:
+            with new_folder(self._path.parent), atomic_file(self._path) as partial:
                 partial.write_bytes(data)
         except (OSError, TapError) as exc:
             logger.warning("runtime cache not stored: %s", exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -14,6 +15,14 @@ from tap_deploy.errors import InputError
 from tap_deploy.storage.files import atomic_file
 from tap_deploy.training.objective.objective import Losses
 from tap_deploy.training.scores.evaluation import Scores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Means:
+    """Means of some steps: of each loss, and of the seconds."""
+
+    losses: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds_per_step: float = 0.0
 
 
 class Progress:
@@ -36,26 +45,32 @@ class Progress:
         self._count += 1
         self._last = time.monotonic()
 
-    def report(self, step: int, held_out: Scores) -> str:
+    def means(self) -> Means:
+        """Return the means of the steps since the last report."""
+        count = max(1, self._count)
+        return Means(
+            losses={name: float(total) / count for name, total in self._sums.items()},
+            seconds_per_step=(self._last - self._since) / count,
+        )
+
+    def report(self, step: int, means: Means, held_out: Scores) -> str:
         """Append a report to the file, reset the means, and return a line of text.
 
         Args:
             step: steps done.
+            means: result of ``means``, perhaps in an earlier process.
             held_out: scores on validation scenes.
         """
-        count = max(1, self._count)
-        means = {name: float(total) / count for name, total in self._sums.items()}
-        seconds = (self._last - self._since) / count
         record = {
             "step": step,
             "steps": self._total_steps,
-            "seconds_per_step": round(seconds, 4),
-            "losses": {name: round(value, 5) for name, value in means.items()},
+            "seconds_per_step": round(means.seconds_per_step, 4),
+            "losses": {name: round(value, 5) for name, value in means.losses.items()},
             "held_out": held_out.to_dict(),
         }
         self._append(record)
         self._restart()
-        return _line(step, self._total_steps, means, held_out, seconds)
+        return _line(step, self._total_steps, means, held_out)
 
     def _append(self, record: dict[str, Any]) -> None:
         before = self._path.read_text("utf-8") if self._path.exists() else ""
@@ -89,12 +104,12 @@ def training_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} contains no report of a run ({exc!r}); train first") from exc
 
 
-def _line(step: int, steps: int, losses: dict[str, float], scores: Scores, seconds: float) -> str:
-    terms = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+def _line(step: int, steps: int, means: Means, scores: Scores) -> str:
+    terms = " ".join(f"{name} {value:.3f}" for name, value in means.losses.items())
     box, point = scores.box, scores.point
     held_out = (
         f"held-out: IoU box {box.mask_iou:.3f} point {point.mask_iou:.3f}, concept "
         f"{box.concept_top1:.3f} top-5 {box.concept_top5:.3f}, caption named "
         f"{box.caption_named:.3f} exact {box.caption_exact:.3f}"
     )
-    return f"{step}/{steps} | {terms} | {held_out} | {seconds:.2f} s/step"
+    return f"{step}/{steps} | {terms} | {held_out} | {means.seconds_per_step:.2f} s/step"

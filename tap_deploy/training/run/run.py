@@ -59,7 +59,7 @@ def train(
         should_stop: called after every step; if it returns True, save the state and stop.
 
     Raises:
-        InputError: the folder contains no run.
+        InputError: the folder contains no run, or cannot be written.
         CheckpointError: the state is corrupt, or the loss is not finite.
     """
     started = time.monotonic()
@@ -74,10 +74,11 @@ def train(
 
     def report() -> None:
         save_checkpoint(trainer.averaged_model, folder.model)
-        say(progress.report(trainer.step, _scores(trainer, folder, held_out, options)))
+        scores = _scores(trainer, folder, held_out, options)
+        say(progress.report(trainer.step, trainer.unreported, scores))
 
-    if trainer.step == config.steps and not folder.is_finished():
-        report()  # the run was stopped between its last step and its last report
+    if trainer.step > folder.reported_step():
+        report()  # the run was stopped between its state and the report
     for batch in batches:
         progress.add(trainer.train_step(batch))
         time_is_up = (
@@ -85,6 +86,7 @@ def train(
         )
         stop = time_is_up or should_stop() or trainer.step == config.steps
         if stop or trainer.step % options.report_every == 0:
+            trainer.unreported = progress.means()
             trainer.save(folder.state)
             report()
         if stop:

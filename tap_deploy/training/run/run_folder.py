@@ -10,7 +10,7 @@ from typing import Any
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import InputError
 from tap_deploy.reference.checkpoint import load_checkpoint, save_checkpoint
-from tap_deploy.storage.files import atomic_file, sha256_of_file
+from tap_deploy.storage.files import atomic_file, new_folder, sha256_of_file
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.run.progress import training_summary
 
@@ -107,19 +107,16 @@ class RunFolder:
                 "choose another folder"
             )
         model = None if weights is None else load_checkpoint(weights, config.model)[0]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise InputError(f"cannot make folder {self.path}: {exc.strerror}") from exc
-        with atomic_file(self.tokenizer) as partial:
-            partial.write_bytes(tokenizer)
-        vocabulary.save(self.concepts)
-        self.initial_weights.unlink(missing_ok=True)  # left by a failed start
-        if weights is not None and model is not None:
-            save_checkpoint(model, self.initial_weights)
-            _write_json(self.origin, _origin(weights))
-        _write_json(self.model_config, config.model.to_dict())
-        _write_json(self.config, config.to_dict())  # last: this file marks the run as started
+        with new_folder(self.path):
+            with atomic_file(self.tokenizer) as partial:
+                partial.write_bytes(tokenizer)
+            vocabulary.save(self.concepts)
+            self.initial_weights.unlink(missing_ok=True)  # left by a failed start
+            if weights is not None and model is not None:
+                save_checkpoint(model, self.initial_weights)
+                _write_json(self.origin, _origin(weights))
+            _write_json(self.model_config, config.model.to_dict())
+            _write_json(self.config, config.to_dict())  # last: this file marks the run as started
 
     def read_config(self) -> TrainingConfig:
         """Return the config of the run.
@@ -142,7 +139,15 @@ class RunFolder:
             InputError: the folder contains no run, or its reports cannot be read.
         """
         steps = self.read_config().steps
-        return self.progress.exists() and training_summary(self.progress)["step"] == steps
+        return self.reported_step() == steps
+
+    def reported_step(self) -> int:
+        """Return the step of the last report; 0 before the first.
+
+        Raises:
+            InputError: the reports cannot be read.
+        """
+        return int(training_summary(self.progress)["step"]) if self.progress.exists() else 0
 
     def summary(self) -> dict[str, Any]:
         """Return the settings and the state of the run, JSON types.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.errors import CheckpointError, InputError, first_line
 from tap_deploy.reference.checkpoint import load_checkpoint
 from tap_deploy.reference.model import TapModel
+from tap_deploy.reference.weight_files import write_torch
 from tap_deploy.storage.files import atomic_file
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.objective.batches import Batch
@@ -20,6 +22,7 @@ from tap_deploy.training.objective.losses import ConceptSpace
 from tap_deploy.training.objective.objective import AuxiliaryHeads, Losses, Objective
 from tap_deploy.training.run.initialize import new_model
 from tap_deploy.training.run.optimizer import Optimizer
+from tap_deploy.training.run.progress import Means
 from tap_deploy.training.run.weight_average import WeightAverage
 
 
@@ -33,6 +36,8 @@ class Trainer:
         config: config of the run.
         step: steps done so far, which is the index of the next batch.
         device: torch device.
+        unreported: the means of the steps since the last report, of which the state keeps a copy:
+            the run may be killed before it writes the report.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Trainer:
                 "sem_embed_dim of the model"
             )
         self.config, self.device, self.step = config, device, 0
+        self.unreported = Means()
         model = new_model(config.model, config.seed)
         if weights is not None:
             model.load_state_dict(load_checkpoint(weights, config.model)[0].state_dict())
@@ -103,7 +109,11 @@ class Trainer:
         return losses
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state; an existing file is replaced atomically."""
+        """Write the state; an existing file is replaced atomically.
+
+        Raises:
+            InputError: it cannot be written, for example because the disk is full.
+        """
         state = {
             "config": self.config.to_dict(),
             "step": self.step,
@@ -111,9 +121,10 @@ class Trainer:
             "heads": self.objective.heads.state_dict(),
             "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "unreported": dataclasses.asdict(self.unreported),
         }
         with atomic_file(path) as partial:
-            torch.save(state, partial)
+            write_torch(state, partial)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Load a state that ``save`` has written.
@@ -140,6 +151,7 @@ class Trainer:
         self.objective.heads.load_state_dict(state["heads"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.unreported = Means(**state.get("unreported", {}))
 
 
 def steps_done(path: str | os.PathLike[str]) -> int:

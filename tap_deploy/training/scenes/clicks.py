@@ -1,4 +1,4 @@
-"""Points and strokes that a person would use to select an object."""
+"""Strokes that a person would use to select an object."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from tap_deploy.evaluation.clicks import inner_point
+
 _DIRECTIONS = 16  # directions of a stroke to try
 _STROKE_POINTS = 8
 _STROKE_SHARE = 0.8  # length of a stroke as a fraction of the way to the edge
-
-
-def inner_point(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the pixel deepest inside a non-empty mask bool [H, W], as (x, y).
-
-    The mask is eroded, also from the edges of the picture, as long as pixels are left; the result
-    is the remaining pixel closest to their centre. It approximates where a person clicks.
-    """
-    core = mask
-    while (smaller := _eroded(core)).any():
-        core = smaller
-    pixels = np.argwhere(core)  # [n, 2] YX
-    distance = np.square(pixels - pixels.mean(axis=0)).sum(axis=1)
-    y, x = pixels[distance.argmin()].tolist()
-    return float(x), float(y)
 
 
 def inner_stroke(mask: npt.NDArray[np.bool_]) -> list[tuple[float, float]]:
@@ -58,11 +45,3 @@ def _run(mask: npt.NDArray[np.bool_], x: float, y: float, dx: float, dy: float) 
         if not (0 <= column < width and 0 <= row < height and mask[row, column]):
             return step
         step += 1
-
-
-def _eroded(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return the pixels whose eight neighbours are all in the mask."""
-    rows = np.pad(mask, 1)
-    rows = rows[:-2] & rows[1:-1] & rows[2:]  # [H, W + 2]
-    eroded: npt.NDArray[np.bool_] = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
-    return eroded

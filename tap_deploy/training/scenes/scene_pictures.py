@@ -17,9 +17,10 @@ from PIL import Image
 from tap_deploy.console.exits import CleanExits
 from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, SKETCH
 from tap_deploy.errors import InputError
-from tap_deploy.storage.files import atomic_file, translated_writes
+from tap_deploy.evaluation.clicks import inner_point
+from tap_deploy.storage.files import atomic_file, new_folder
 from tap_deploy.training.scenes.backgrounds import SPLITS
-from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
+from tap_deploy.training.scenes.clicks import inner_stroke
 from tap_deploy.training.scenes.scenes import Scene, SceneGenerator, SceneObject
 
 PROMPTS_FILE = "prompts.json"
@@ -79,18 +80,18 @@ def write_pictures(
         raise InputError(f"{folder} already contains {PROMPTS_FILE}; choose another folder")
     prompts: dict[str, dict[str, list[Any]]] = {}
     turns, regions = itertools.cycle(kinds), 0
-    with translated_writes(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder):
         for scene in scenes:
             name = f"{scene.split}-{scene.seed}.png"
-            Image.fromarray(scene.image).save(folder / name)
+            with atomic_file(folder / name) as partial:
+                Image.fromarray(scene.image).save(partial, "PNG")
             own = prompts[name] = {}
             for item in scene.objects:
                 kind = next(turns)
                 own.setdefault(_KEYS[kind], []).append(_prompt(item, kind))
             regions += len(scene.objects)
-    with atomic_file(folder / PROMPTS_FILE) as partial:
-        partial.write_text(json.dumps(prompts, indent=1) + "\n", "utf-8")
+        with atomic_file(folder / PROMPTS_FILE) as partial:
+            partial.write_text(json.dumps(prompts, indent=1) + "\n", "utf-8")
     return regions
 
 

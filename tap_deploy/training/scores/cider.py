@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import collections
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 from tap_deploy.errors import InputError
+from tap_deploy.evaluation.words import words
 
 MAX_N = 4
 LENGTH_SIGMA = 6.0
@@ -24,18 +24,6 @@ SCALE = 10.0
 
 NGram = tuple[str, ...]
 Counts = collections.Counter[NGram]
-
-# Like the Penn Treebank tokenizer, for letters, digits, hyphens and apostrophes. Punctuation is not
-# matched, because the evaluation drops it anyway.
-_WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*?(?=n't\b)|n't\b|'[^\W_]+|[^\W_]+(?:-[^\W_]+)*")
-
-
-def words(caption: str) -> list[str]:
-    """Split a caption like the PTB tokenizer, in lower case and without punctuation.
-
-    Hyphenated words stay whole; "n't" and suffixes after an apostrophe are separate words.
-    """
-    return _WORD.findall(caption.lower())
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
+from tap_deploy.evaluation.clicks import inner_point
 from tap_deploy.masks import mask_iou
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
-from tap_deploy.training.scenes.clicks import inner_point
 from tap_deploy.training.scenes.scenes import SceneSource
 from tap_deploy.training.scores.cider import cider_d
 from tap_deploy.training.scores.metrics import first_name

@@ -98,7 +98,7 @@ def _numbers(facts: CardFacts) -> str:
             cells = " | ".join(f"{value:.{digits}f}" for value in values)
             lines.append(f"| {_TITLES[field.name]} | {kind} | {cells} |")
     tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
-    lines += ["", f"Measured with {tools}. To repeat:", "", "    tap-export eval-demo"]
+    lines += ["", f"Measured with {tools}. To repeat:", "", "    tap-export eval demo"]
     return "\n".join(lines)
 
 

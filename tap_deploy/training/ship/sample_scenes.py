@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from tap_deploy.demo_model import BOX, POINT, PROMPT_KINDS, Sample, SampleRegion, save_samples
-from tap_deploy.training.scenes.clicks import inner_point, inner_stroke
+from tap_deploy.evaluation.clicks import inner_point
+from tap_deploy.training.scenes.clicks import inner_stroke
 from tap_deploy.training.scenes.scenes import SceneObject, SceneSource
 
 # Chosen from the pictures alone, before any prediction: three objects each, in front of a

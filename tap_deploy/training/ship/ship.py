@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.predictor import ReferencePredictor
 from tap_deploy.reference.state import COUNTER_SUFFIX, INDEX_SUFFIX
 from tap_deploy.storage.files import atomic_folder, sha256_of_file
+from tap_deploy.storage.unfinished import temporary_folder
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.training.config import TrainingConfig
 from tap_deploy.training.run.progress import training_summary
@@ -160,9 +160,9 @@ def _measure(
     model, _ = load_checkpoint(demo.weights, config.model)
     reference = ReferencePredictor(model, Vocabulary.load(demo.concepts), Tokenizer(demo.tokenizer))
     scores = {"PyTorch": evaluate(reference, scenes, regions)}
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         say("export")
-        bundle = export_demo(demo, Path(temporary, DEMO), config.model)
+        bundle = export_demo(demo, temporary / DEMO, config.model)
         say(f"ONNX graphs on {regions} regions")
         with TapPredictor.from_bundle(bundle.path) as predictor:
             scores["onnxruntime fp32"] = evaluate(predictor, scenes, regions)

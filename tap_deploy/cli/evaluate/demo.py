@@ -1,4 +1,4 @@
-"""``tap-export eval-demo``: scores the demo model, in PyTorch and as a bundle."""
+"""``tap-export eval demo``: scores the demo model, in PyTorch and as a bundle."""
 
 from __future__ import annotations
 
@@ -8,30 +8,24 @@ import functools
 import importlib.util
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.config import DEMO, config_from_file
+from tap_deploy.cli.evaluate.runs import runs_options
+from tap_deploy.config import DEMO
+from tap_deploy.console.config_file import config_from_file
 from tap_deploy.console.extras import require_export_extra
-from tap_deploy.console.options import (
-    FILE,
-    NamedPath,
-    backend_option,
-    json_option,
-    option_group,
-    threads_option,
-)
+from tap_deploy.console.options import FILE, NamedPath, json_option
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import BundleError, InputError
-from tap_deploy.precisions import FP32, RUN_PRECISIONS
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
+from tap_deploy.storage.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from tap_deploy.training.scores.evaluation import Scores, Subject
@@ -39,30 +33,9 @@ if TYPE_CHECKING:
 SPLIT = "test"  # neither training nor model selection saw it
 
 
-def _run_on_each(backend: str, precisions: tuple[str, ...], threads: int | None) -> list[RunOn]:
-    return [
-        RunOn(backend=backend, precision=precision, threads=threads)
-        for precision in dict.fromkeys(precisions)
-    ]
-
-
-@click.command("eval-demo")
+@click.command("demo")
 @click.argument("bundle", type=NamedPath(), required=False)
-@option_group(
-    "run_on",
-    _run_on_each,
-    backend_option,
-    click.option(
-        "--precision",
-        "precisions",
-        default=(FP32,),
-        show_default=FP32,
-        multiple=True,
-        type=click.Choice(RUN_PRECISIONS),
-        help="Which graphs of the bundle to use; repeat it to compare several.",
-    ),
-    threads_option,
-)
+@runs_options
 @click.option("--checkpoint", type=FILE, help="Score PyTorch on these weights as well.")
 @click.option("--config", type=FILE, help="TapConfig of the checkpoint; default: the bundle's.")
 @click.option(
@@ -160,8 +133,8 @@ def _exported_demo() -> Iterator[str]:
     require_export_extra()
     from tap_deploy.export.demo import export_demo
 
-    with tempfile.TemporaryDirectory() as folder:
-        yield str(export_demo(DemoModel(), pathlib.Path(folder, DEMO)).path)
+    with temporary_folder() as folder:
+        yield str(export_demo(DemoModel(), folder / DEMO).path)
 
 
 def _require(scores: dict[str, Scores]) -> None:

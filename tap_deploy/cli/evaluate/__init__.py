@@ -1,0 +1,1 @@
+"""``tap-export eval``: scores a model on labelled pictures."""

@@ -1,0 +1,38 @@
+"""A few random inputs of each target: the short form of ``scripts/soak fuzz``."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz_targets import TARGETS, use_bundle
+from tests.hostile import patience
+
+EXAMPLES = {"manifest": 20, "text decoder": 10, "command line": 40, "picture": 60, "graph": 60}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_hostile_inputs_are_taken_or_refused_in_one_line(
+    name, micro_bundle, tmp_path_factory, monkeypatch
+):
+    use_bundle(micro_bundle.path)
+    target, folder = TARGETS[name], tmp_path_factory.mktemp("fuzz")
+    monkeypatch.chdir(folder)
+
+    # One number makes one input: hypothesis chooses the same ones in every run.
+    @settings(
+        derandomize=True,
+        max_examples=EXAMPLES.get(name, 100),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.integers(0, 2**32))
+    def run(seed):
+        with patience():
+            target.check(target.make(random.Random(seed)), folder)
+
+    run()
