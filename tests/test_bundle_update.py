@@ -34,7 +34,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
     add_fp16(bundle)
     again = Bundle.open(bundle.path)
     assert again.manifest == bundle.manifest
-    assert again.variant("fp16").path("image_encoder").read_bytes() == b"weights"
+    assert (again.path / "onnx/fp16/image_encoder.onnx").read_bytes() == b"weights"
     assert again.manifest.precisions == {"fp16": PrecisionRecord(made_from="fp32")}
     assert not list(bundle.path.glob(".*partial-*"))
 
@@ -42,7 +42,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
 def test_an_addition_can_be_replaced(bundle):
     add_fp16(bundle)
     add_fp16(bundle, b"better")
-    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
+    assert (Bundle.open(bundle.path).path / "onnx/fp16/text_decoder.onnx").read_bytes() == b"better"
 
 
 def test_a_failed_addition_changes_nothing(bundle):
@@ -72,7 +72,7 @@ def test_an_interrupted_replacement_is_undone(bundle, monkeypatch, function, cal
             # "fsync" is called for each file and folder, and twice for each manifest.
             assert calls >= {"os.rename": 6, "os.replace": 2, "os.fsync": 12}[function]
     add_fp16(bundle, b"better")
-    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
+    assert (Bundle.open(bundle.path).path / "onnx/fp16/text_decoder.onnx").read_bytes() == b"better"
 
 
 def digests(folder):

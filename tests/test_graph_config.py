@@ -82,7 +82,7 @@ def test_a_graph_without_sizes_is_refused(bundle):
 def test_a_file_that_is_no_graph_is_refused(tmp_path, micro_config, content):
     path = tmp_path / "a.onnx"
     path.write_bytes(content)
-    with pytest.raises(BundleError, match="cannot be read: .*; export the bundle again"):
+    with pytest.raises(BundleError, match=r"cannot be read: .*; export the bundle again"):
         require_config(path, micro_config)
 
 
