@@ -116,6 +116,16 @@ def test_what_somebody_holds_stays(tmp_path):
     assert os.listdir(tmp_path) == ["held"]
 
 
+def test_what_cannot_be_removed_is_left_to_the_next_process(tmp_path, monkeypatch):
+    """A child of the process may still write there."""
+    with monkeypatch.context() as patched, unfinished_path(tmp_path, "x") as path:
+        path.mkdir()
+        patched.setattr("shutil.rmtree", lambda *args, **options: None)
+    assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.lock"]
+    remove_abandoned(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_is_not_ours_stays(tmp_path):
     names = {".x.partial-12345678", ".x.partial-123.lock", "x.lock", ".git.lock"}
     for name in names:

@@ -47,8 +47,9 @@ def unfinished_path(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     finally:
         _remove(path)
         if descriptor is not None:
-            with contextlib.suppress(OSError):
-                _lock_of(path).unlink()
+            if not os.path.lexists(path):  # else something still writes there: for the next process
+                with contextlib.suppress(OSError):
+                    _lock_of(path).unlink()
             os.close(descriptor)
 
 
@@ -83,6 +84,8 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
                     path = lock.with_name(match.string.removesuffix(LOCK_SUFFIX))
                     _put_back(path, match["name"])
                     _remove(path)
+                    if os.path.lexists(path):
+                        continue
                     lock.unlink()  # last: if this process is killed, another one goes on
             finally:
                 os.close(descriptor)
