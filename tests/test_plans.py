@@ -131,7 +131,9 @@ def replace_graph(folder):
     other = Bundle.open(folder)
     with bundle_addition(other) as addition:
         (addition.folder / f"onnx/fp32/{GRAPH}.onnx").parent.mkdir(parents=True)
-        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").write_bytes(b"another graph")
+        # The same graph, with a description.
+        graph = (folder / f"onnx/fp32/{GRAPH}.onnx").read_bytes() + b"\x32\x03new"
+        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").write_bytes(graph)
         addition.graphs["fp32"] = other.manifest.graphs["fp32"]
 
 
