@@ -42,7 +42,11 @@ from tap_deploy.engines.calibration.prompts import CalibrationPrompts
 from tap_deploy.engines.calibration.table import load_tables
 from tap_deploy.engines.int8.blocks import Exclusions
 from tap_deploy.errors import TapError
-from tap_deploy.image import load_image
+from tap_deploy.evaluation.boxes import prompts_from_boxes
+from tap_deploy.evaluation.instances import COCO, Instances
+from tap_deploy.evaluation.truth_masks import truth_mask
+from tap_deploy.evaluation.visual_genome import read_phrases
+from tap_deploy.image import Frame, load_image
 from tap_deploy.prompts import Prompts
 from tap_deploy.reference.checkpoint import read_checkpoint, save_checkpoint
 from tap_deploy.sessions.opening import create_session, sessions_from_bundle
@@ -428,6 +432,57 @@ def read_picture(path: pathlib.Path) -> None:
             assert str(exc).isprintable()
 
 
+# --- annotations ---
+
+SIDE = 8  # of the picture, pixels
+BOXED = {"id": 5, "image_id": 1, "category_id": 2, "bbox": [1, 1, 4.5, 3], "score": 0.5}
+ANNOTATIONS = {
+    "images": [{"id": 1, "height": SIDE, "width": SIDE, "file_name": "a.png", "coco_url": "x/b"}],
+    "categories": [{"id": 2, "name": "a"}],
+    "annotations": [
+        BOXED | {"id": 5 + i, "area": 9, "iscrowd": i % 2, "segmentation": segmentation}
+        for i, segmentation in enumerate(
+            (
+                [[1, 1, 5, 1, 5, 4.5]],
+                {"size": [SIDE, SIDE], "counts": [9, 20, 35]},
+                {"size": [SIDE, SIDE], "counts": "9d0S1"},
+            )
+        )
+    ],
+}
+REGION = {"x": 1, "y": 2, "width": 3, "height": 4, "phrase": "a dog"}
+PHRASES = [{"id": 1, "regions": [REGION]}]
+
+
+def some_annotations(rng: random.Random) -> bytes:
+    if rng.random() < 0.2:
+        return mutated(json.dumps(ANNOTATIONS).encode(), rng)
+    return mutated_json(ANNOTATIONS, rng)
+
+
+def read_annotations(path: pathlib.Path) -> None:
+    """Read annotations, then what the protocols read of each: boxes, and masks by C code."""
+    (path.parent / "a.png").touch()
+    found = Instances.read(path, path.parent, COCO)
+    for picture in found.pictures:
+        picture.check_size(SIDE, SIDE)
+        for entry in found.by_picture()[picture.id]:
+            prompts_from_boxes([entry["bbox"]], Frame.for_image(SIDE, SIDE, 64)).check(SIDE, SIDE)
+            assert truth_mask(entry, SIDE, SIDE).shape == (SIDE, SIDE)
+
+
+def read_detections(path: pathlib.Path) -> None:
+    whole = path.with_name("annotations.json")
+    whole.write_text(json.dumps(ANNOTATIONS))
+    (path.parent / "a.png").touch()
+    Instances.read(whole, path.parent, COCO).detections(path)
+
+
+def read_regions(path: pathlib.Path) -> None:
+    (path.parent / "1.jpg").touch()
+    read_phrases(path, path.parent)
+
+
 # --- command lines ---
 
 LIGHT = ("run", "inspect", "plan", "verify", "completion")
@@ -512,5 +567,8 @@ TARGETS = {
     ),
     "points and boxes": Target(make=lambda rng: mutated(b"1,2,1;3.5,4,0", rng), read=read_point),
     "picture": Target(make=some_picture, read=read_picture, native=True),
+    "annotations": Target(make=some_annotations, read=read_annotations, native=True),
+    "detections": Target(make=changed([BOXED, BOXED]), read=read_detections),
+    "region descriptions": Target(make=changed(PHRASES), read=read_regions),
     "command line": Target(make=some_command_line, read=read_command_line),
 }

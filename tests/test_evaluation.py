@@ -447,13 +447,14 @@ def test_right_captions_get_full_marks_in_both_formats(data, no_java):
         assert scores.pop("METEOR") is None
         assert scores.pop("CIDEr") == pytest.approx(1000)
         assert scores == pytest.approx(dict.fromkeys(scores, 100)) and len(scores) == 4
-        assert protocol.conditions["words by"] == "tap_deploy (no Java)"
+        assert protocol.conditions["words by"] == "tap_deploy (without Java)"
 
 
 def test_scores_of_captions_by_hand(no_java, caplog):
     """BLEU-1: 3 of 4 words, BLEU-2: 1 of 2 pairs; 4 words found against 5 true ones."""
     caplog.set_level("INFO")
-    scores = caption_scores(["A red cat.", "dog"], ["a red dog", "Dog dog"])
+    scores, words_by = caption_scores(["A red cat.", "dog"], ["a red dog", "Dog dog"])
+    assert words_by == "tap_deploy (without Java)"
     brevity = math.exp(1 - 5 / 4)
     assert scores["BLEU-1"] == pytest.approx(100 * brevity * 3 / 4)
     assert scores["BLEU-2"] == pytest.approx(100 * brevity * math.sqrt(3 / 4 * 1 / 2))
@@ -466,7 +467,7 @@ def test_own_cider_equals_that_of_pycocoevalcap(no_java):
     found, true = texts[:200], texts[200:]
     own = 100 * np.mean(cider_d(found, [[text] for text in true]))
     assert 20 < own < 200
-    assert caption_scores(found, true)["CIDEr"] == pytest.approx(own, rel=1e-12)
+    assert caption_scores(found, true)[0]["CIDEr"] == pytest.approx(own, rel=1e-12)
 
 
 CAPTIONS = [
@@ -487,32 +488,38 @@ def test_own_words_are_those_of_the_ptb_tokenizer(data):
 
     captions = [item.caption for scene in data.scenes for item in scene.objects]
     captions += ["The man's watch isn't new.", 'a t-shirt, blue; "x"', "wi-fi at 5 pm"]
-    split = tokenized(captions)
+    split, words_by = tokenized(captions)
+    assert words_by == "PTB tokenizer (Java)"
     library = PTBTokenizer().tokenize({i: [{"caption": c}] for i, c in enumerate(captions)})
     assert split == [library[i][0] for i in range(len(captions))]
     assert split == [" ".join(words(caption)) for caption in captions]
-    assert len(tokenized(CAPTIONS)) == len(CAPTIONS)  # a caption a line, whatever is in it
+    assert len(tokenized(CAPTIONS)[0]) == len(CAPTIONS)  # a caption a line, whatever is in it
 
 
 @needs_java
-def test_without_a_working_java_captions_are_split_all_the_same(monkeypatch, tmp_path, caplog):
+def test_without_a_working_java_captions_are_split_all_the_same(
+    data, monkeypatch, tmp_path, caplog
+):
     broken = tmp_path / "java"
     broken.write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert tokenized(["A dog."]) == ["a dog"]
+    assert tokenized(["A dog."]) == (["a dog"], "tap_deploy (without Java)")
     assert "the PTB tokenizer failed (exit code 1, 0 of 1 captions)" in caplog.text
     assert "no memory" in caplog.text
-    assert caption_scores(["a dog"], ["a dog"])["METEOR"] is None
+    assert caption_scores(["a dog"], ["a dog"])[0]["METEOR"] is None
     assert "METEOR is left out, its Java program failed" in caplog.text
+    protocol = Captioning.read(data.vg_test, data.images)
+    score(protocol, Knowing(data, right))
+    assert protocol.conditions["words by"] == "tap_deploy (without Java)"
 
 
 @needs_java
 @pytest.mark.slow
 def test_meteor_prefers_the_right_caption():
-    right = caption_scores(["a red dog on the left"], ["a red dog on the left"])["METEOR"]
-    alike = caption_scores(["a red hound on the left"], ["a red dog on the left"])["METEOR"]
-    wrong = caption_scores(["two blue cars"], ["a red dog on the left"])["METEOR"]
+    said = ("a red dog on the left", "a red hound on the left", "two blue cars")
+    scores = [caption_scores([text], ["a red dog on the left"])[0] for text in said]
+    right, alike, wrong = (found["METEOR"] for found in scores)
     assert right == pytest.approx(100) and 0 <= wrong < alike < right
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -32,7 +36,9 @@ def run(data, tmp_path, monkeypatch):
 
     def invoke(protocol, *args, annotations, code=0):
         command = ["eval", protocol, "-o", str(tmp_path / "answers"), *map(str, args)]
-        command += ["--images", str(data.images), "--annotations", str(annotations)]
+        if "--images" not in args:
+            command += ["--images", str(data.images)]
+        command += ["--annotations", str(annotations)]
         result = CliRunner().invoke(main, command)
         assert result.exit_code == code, result.output
         return result.stderr if code else result.stdout
@@ -71,7 +77,7 @@ def test_names_and_captions_are_scored(run, data, micro_bundle, assets, concepts
     said = json.loads(run("vg-caption", *both, annotations=data.vg_test))
     assert said["scores"]["PyTorch"] == said["scores"]["onnxruntime fp32"]
     assert said["scores"]["PyTorch"]["METEOR"] is None
-    assert said["conditions"]["words by"] == "tap_deploy (no Java)"
+    assert said["conditions"]["words by"] == "tap_deploy (without Java)"
     assert said["published"]["paper"] == {"CIDEr": 164.7}
 
 
@@ -140,7 +146,84 @@ def test_what_cannot_be_evaluated_is_said(run, data, micro_bundle, tmp_path):
         "coco-seg", micro_bundle.path, *both, annotations=data.coco, code=2
     )
     error = run("coco-seg", micro_bundle.path, annotations=data.images, code=2)
-    assert error.startswith("error: ") and "is not a file; pass COCO instances" in error
+    assert error.startswith("error: ") and "Is a directory; pass COCO instances" in error
+    os.mkfifo(tmp_path / "pipe")
+    error = run("coco-seg", tmp_path / "pipe", annotations=data.coco, code=2)
+    assert "pipe is neither a bundle nor a file of weights" in error
+
+
+@pytest.fixture
+def changed_checkpoint(assets, tmp_path):
+    """A checkpoint with the same name as that of the assets, and other weights."""
+    from tap_deploy.reference.checkpoint import read_checkpoint, save_checkpoint
+
+    state = {
+        name: 1.5 * tensor if name.endswith(".weight") else tensor
+        for name, tensor in read_checkpoint(assets["checkpoint"]).state_dict.items()
+    }
+    path = tmp_path / "other" / assets["checkpoint"].name
+    path.parent.mkdir()
+    save_checkpoint(state, path)
+    return path
+
+
+def test_subjects_of_one_name_have_their_own_answers(
+    run, data, assets, changed_checkpoint, tmp_path
+):
+    first = assets["checkpoint"]
+    args = (first, changed_checkpoint, "--config", assets["config"], "--json")
+    found = json.loads(run("coco-seg", *args, annotations=data.coco))["scores"]
+    assert list(found) == [f"PyTorch {first}", f"PyTorch {changed_checkpoint}"]
+    assert len(list((tmp_path / "answers").iterdir())) == 2
+    alone = (changed_checkpoint, "--config", assets["config"], "--json", "--resume")
+    again = json.loads(run("coco-seg", *alone, annotations=data.coco))["scores"]
+    assert again == {"PyTorch": found[f"PyTorch {changed_checkpoint}"]}
+    assert again["PyTorch"] != found[f"PyTorch {first}"]
+
+
+def test_one_subject_twice_is_refused(run, data, micro_bundle, assets):
+    path = micro_bundle.path
+    error = run("coco-seg", path, path.parent / "." / path.name, annotations=data.coco, code=2)
+    assert "are the same subject, by the hashes of their files; pass it once" in error
+
+
+def test_labels_tell_paths_apart(monkeypatch, tmp_path):
+    from tap_deploy.cli.evaluate.subjects import _labels
+
+    def labels(*names):
+        return list(_labels([pathlib.Path(name) for name in names]).values())
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert labels("v1/tap") == [""]
+    assert labels("v1/tap", "v2/tap", "v2/other") == ["v1/tap", "v2/tap", "other"]
+    assert labels(".", "v2/tap") == ["here", "tap"]
+    assert labels(".", "v2/here", "/") == [".", "v2/here", "/"]
+
+
+def test_answers_of_other_inputs_are_not_continued(run, data, assets, micro_config, tmp_path):
+    from tap_deploy.cli.evaluate.subjects import Subjects, WeightsOptions
+
+    def keys(**options):
+        weights = dict.fromkeys(("model", "config", "concepts", "tokenizer"))
+        weights |= {"config": assets["config"]} | options
+        (candidate,) = Subjects([str(assets["checkpoint"])], WeightsOptions(**weights)).candidates(
+            []
+        )
+        return candidate.key
+
+    config = tmp_path / "config.json"
+    other = dataclasses.replace(micro_config, text_seq_len=micro_config.text_seq_len - 1)
+    config.write_text(json.dumps(other.to_dict()))
+    plain, said, short = keys(), keys(tokenizer=assets["tokenizer"]), keys(config=config)
+    assert {name for name in plain if plain[name] != said[name]} == {"tokenizer"}
+    assert {name for name in plain if plain[name] != short[name]} == {"config"}
+
+    args = (assets["checkpoint"], "--config", assets["config"], "--resume")
+    run("coco-seg", *args, annotations=data.coco)
+    shutil.copytree(data.images, tmp_path / "images")
+    run("coco-seg", *args, "--images", tmp_path / "images", annotations=data.coco)
+    assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
 def test_the_table_stands_in_columns():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pycocotools")
@@ -17,8 +20,10 @@ from tap_deploy.errors import InputError, MissingDependencyError
 from tap_deploy.evaluation.answers import Answers, Shard, file_name
 from tap_deploy.evaluation.instances import COCO, LVIS, Instances
 from tap_deploy.evaluation.modules import eval_module
-from tap_deploy.evaluation.truth_masks import truth_mask
+from tap_deploy.evaluation.truth_masks import fills, truth_mask
 from tap_deploy.evaluation.visual_genome import read_phrases
+from tap_deploy.formats.coco import compressed_rles
+from tap_deploy.masks import rle_from_mask
 
 KEY = {"protocol": "coco-seg", "graphs": "abc"}
 
@@ -78,6 +83,14 @@ WRONG_INSTANCES = [
         "annotations[0] has a polygon with the coordinate 1e+09; expected pixels of a",
     ),
     (put("annotations", 1, "segmentation", "counts", value=[5]), "or run lengths with size and"),
+    (put("annotations", 0, "area", value=10**400), "has area 1000"),
+    (put("annotations", 0, "id", value=10**400), "expected a whole number below 2^53"),
+    (put("images", 0, "width", value=1 << 20), "expected a whole number of at least 1 and at most"),
+    (put("images", 0, "coco_url", value="x" * 5000), "picture 1000 of the annotations is not"),
+    (
+        put("annotations", 1, "segmentation", "counts", value="52"),  # 5 and 2 of 4096 pixels
+        "annotations[1] has compressed run lengths that do not fill its picture of 64 x 64 pixels",
+    ),
     (
         put("annotations", 1, "segmentation", value={"size": [2, 2], "counts": [4]}),
         "annotations[1] has run lengths of size [2, 2]; expected [64, 64], the size of its picture",
@@ -113,6 +126,7 @@ def test_malformed_lvis_is_named(data, tmp_path, change, message):
     [
         (lambda content: {"results": content}, "the file has no 'annotations'; it has"),
         (put(0, "score", value="high"), 'entry[0] has score "high"; expected a finite number'),
+        (put(0, "score", value=10**400), "entry[0] has score 1000"),
         (put(0, "image_id", value=3), "entry[0] has image_id 3, which the annotations do not list"),
         (put(0, "category_id", value=0), "entry[0] has category_id 0, which"),
         (lambda content: content[-1:], "none of 1 detections is in the 2 pictures to evaluate"),
@@ -167,10 +181,51 @@ def test_files_that_are_no_json_are_named(data, tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(InputError, match="is not JSON"):
         Instances.read(path, data.images, COCO)
-    with pytest.raises(InputError, match="is not a file; pass COCO instances"):
+    path.write_text('{"images": [], "images": []}')
+    with pytest.raises(InputError, match="is not JSON: an object holds 'images' twice"):
+        Instances.read(path, data.images, COCO)
+    with pytest.raises(InputError, match="cannot be read: Is a directory; pass COCO instances"):
         Instances.read(tmp_path, data.images, COCO)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="cannot be read: it is a pipe"):
+        Instances.read(tmp_path / "pipe", data.images, COCO)
+    with path.open("wb") as file:
+        file.truncate(3 << 30)  # a hole: it takes no space
+    with pytest.raises(InputError, match="cannot be read: it has 3221225472 bytes; expected at"):
+        Instances.read(path, data.images, COCO)
     with pytest.raises(InputError, match="is not a folder"):
         Instances.read(data.coco, tmp_path / "nowhere", COCO)
+
+
+def test_compressed_run_lengths_that_the_library_writes_fill_the_picture():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.5, 0.99, 1):
+        mask = rng.random((300, 170)) < share
+        (rle,) = compressed_rles([rle_from_mask(mask)])
+        assert fills(rle["counts"], mask.size)
+        assert not fills(rle["counts"], mask.size + 1)
+        assert not fills(rle["counts"] + "1", mask.size)
+
+
+@pytest.mark.parametrize("counts", ["", "52", "P", "oooooooo0", "é", "4\0", "O5", "~"])
+def test_malformed_compressed_run_lengths_do_not_fill_a_picture(counts):
+    assert not fills(counts, 4)
+    assert fills("4", 4) and fills("031", 4)
+
+
+def test_a_picture_is_also_found_by_its_file_name(data, tmp_path):
+    for number in data.ids:
+        (tmp_path / f"my {number}.png").write_bytes((data.images / f"{number}.png").read_bytes())
+
+    def rename(content):
+        for image in content["images"]:
+            image["file_name"] = f"my {image['id']}.png"
+
+    path = changed(data.coco, tmp_path, rename)
+    found = Instances.read(path, tmp_path, COCO)
+    assert [each.path.name for each in found.pictures] == [f"my {n}.png" for n in data.ids]
+    found = Instances.read(path, data.images, COCO)  # the URL goes first
+    assert found.pictures[0].path.parent.name == "val2017"
 
 
 def test_a_mask_that_the_library_cannot_read_is_named():
@@ -235,13 +290,29 @@ def test_answers_are_not_overwritten_or_mixed(tmp_path):
         pass
     assert file_name(KEY) != file_name(KEY | {"graphs": "other"})
     other = json.dumps({"key": {}}).encode()
-    for content, message in ((other, "another evaluation"), (b"{}\n{]", "damaged in line 2")):
+    damages = (
+        (other, "another evaluation"),
+        (b"{}\n{]", "damaged in line 2"),
+        (b"[" * 100_000, "damaged in line 1"),
+    )
+    for content, message in damages:
         answers.path.write_bytes(content + b"\n")
         with (
             pytest.raises(InputError, match=message),
             Answers.opened(tmp_path, KEY, resume=True),
         ):
             pass
+
+
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with Answers.opened(tmp_path, KEY, resume=False) as answers:
+        answers.add(7, {})
+        assert answers.read() == {7: {}}
+    assert "cannot be locked ([Errno 37] No locks available): do not run two" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import logging
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,9 @@ from typing import IO, Any
 
 from tap_deploy.errors import InputError
 from tap_deploy.storage.files import translated_writes
+from tap_deploy.storage.json_files import parse_json
 
+logger = logging.getLogger(__name__)
 Key = Mapping[str, str]
 _KEY, _PICTURE, _ANSWER = "key", "image_id", "answer"
 _DIGITS = 8
@@ -76,6 +78,9 @@ class Answers:
         cls, folder: pathlib.Path, key: Key, *, resume: bool, shard: Shard | None = None
     ) -> Iterator[Answers]:
         """Yield the answers of a key, locked against other processes.
+
+        If locks are not available (no ``fcntl``, a file system without locks), there is a warning
+        instead.
 
         Args:
             folder: holds the files of all keys; it is made.
@@ -139,11 +144,19 @@ def _write(file: IO[bytes], line: Mapping[str, Any]) -> None:
 
 def _lock(path: pathlib.Path, file: IO[bytes]) -> None:
     try:
+        import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
+    except BlockingIOError as exc:
         raise InputError(
             f"{path} is in use by another evaluation; wait for it, or pass another --output"
         ) from exc
+    except (OSError, ImportError) as exc:
+        logger.warning(
+            "%s cannot be locked (%s): do not run two evaluations that write it at a time",
+            path,
+            exc,
+        )
 
 
 def _continued(path: pathlib.Path, file: IO[bytes], key: Key) -> set[int]:
@@ -176,7 +189,7 @@ def _pictures(path: pathlib.Path, lines: list[bytes], key: Key) -> set[int]:
 
 def _parsed(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(line)
+        parsed = parse_json(line)
     except ValueError as exc:
         raise _damaged(path, number) from exc
     if not isinstance(parsed, dict):

@@ -18,24 +18,29 @@ from tap_deploy.evaluation.words import words
 logger = logging.getLogger(__name__)
 
 CAPTION_METRICS = ("CIDEr", "METEOR", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-PTB, OWN = "PTB tokenizer (Java)", "tap_deploy (no Java)"
+PTB, OWN = "PTB tokenizer (Java)", "tap_deploy (without Java)"
 _PERCENT = 100.0
 _PTB_CLASS = "edu.stanford.nlp.process.PTBTokenizer"
 
 
-def caption_scores(found: Sequence[str], true: Sequence[str]) -> dict[str, float | None]:
-    """Return ``CAPTION_METRICS`` of captions, times 100 as in papers; METEOR None without Java.
+def caption_scores(
+    found: Sequence[str], true: Sequence[str]
+) -> tuple[dict[str, float | None], str]:
+    """Return ``CAPTION_METRICS`` of captions, and what split them into words, ``PTB`` or ``OWN``.
 
     Args:
         found: a caption per region.
         true: its true caption.
+
+    Returns:
+        The metrics times 100 as in papers, METEOR None without Java; and the name.
 
     Raises:
         MissingDependencyError: pycocoevalcap is not installed.
     """
     cider = eval_module("pycocoevalcap.cider.cider")
     bleu = eval_module("pycocoevalcap.bleu.bleu")
-    split = tokenized([*found, *true])
+    split, words_by = tokenized([*found, *true])
     candidates = {index: [text] for index, text in enumerate(split[: len(found)])}
     references = {index: [text] for index, text in enumerate(split[len(found) :])}
     scores: dict[str, float | None] = {
@@ -43,19 +48,15 @@ def caption_scores(found: Sequence[str], true: Sequence[str]) -> dict[str, float
         "METEOR": _meteor(references, candidates),
     }
     bleus, _ = bleu.Bleu().compute_score(references, candidates, verbose=0)
-    return scores | {f"BLEU-{n}": _PERCENT * value for n, value in enumerate(bleus, 1)}
+    scores |= {f"BLEU-{n}": _PERCENT * value for n, value in enumerate(bleus, 1)}
+    return scores, words_by
 
 
-def tokenizer_name() -> str:
-    """Return what splits captions into words on this machine."""
-    return OWN if shutil.which("java") is None else PTB
-
-
-def tokenized(captions: Sequence[str]) -> list[str]:
+def tokenized(captions: Sequence[str]) -> tuple[list[str], str]:
     """Return captions as words in lower case, without punctuation, separated by spaces.
 
-    The Java program of pycocoevalcap splits them; without Java, ``words`` does, which was compared
-    with it.
+    The Java program of pycocoevalcap splits them; without Java, or if it fails, ``words`` does,
+    which was compared with it. The second value says which: ``PTB`` or ``OWN``.
 
     Raises:
         MissingDependencyError: pycocoevalcap is not installed.
@@ -67,7 +68,7 @@ def tokenized(captions: Sequence[str]) -> list[str]:
             "no Java on this machine: captions are split without the PTB tokenizer, and METEOR is "
             "left out; apt-get install default-jre-headless adds both"
         )
-        return [" ".join(words(line)) for line in lines]
+        return [" ".join(words(line)) for line in lines], OWN
     jar = pathlib.Path(str(ptb.__file__)).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR)
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), _PTB_CLASS]
     ran = subprocess.run(
@@ -86,9 +87,9 @@ def tokenized(captions: Sequence[str]) -> list[str]:
             len(lines),
             first_line(RuntimeError(ran.stderr)),
         )
-        return [" ".join(words(line)) for line in lines]
+        return [" ".join(words(line)) for line in lines], OWN
     dropped = set(ptb.PUNCTUATIONS)
-    return [" ".join(word for word in line.split() if word not in dropped) for line in split]
+    return [" ".join(word for word in line.split() if word not in dropped) for line in split], PTB
 
 
 def _meteor(references: dict[int, list[str]], candidates: dict[int, list[str]]) -> float | None:

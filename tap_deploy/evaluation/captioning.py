@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from tap_deploy.errors import InputError
 from tap_deploy.evaluation.boxes import prompts_from_boxes
-from tap_deploy.evaluation.caption_scores import caption_scores, tokenizer_name
+from tap_deploy.evaluation.caption_scores import caption_scores
 from tap_deploy.evaluation.data_pictures import DataPicture
 from tap_deploy.evaluation.modules import eval_module
 from tap_deploy.evaluation.subject import Subject, encoded
@@ -31,6 +31,7 @@ class Captioning:
     pictures: tuple[DataPicture, ...]
     phrases: Mapping[int, Sequence[Phrase]]
     key: Mapping[str, str]
+    _words_by: set[str] = dataclasses.field(default_factory=set, init=False)  # filled by score()
 
     name: ClassVar[str] = "vg-caption"
 
@@ -51,9 +52,9 @@ class Captioning:
 
     @property
     def conditions(self) -> dict[str, str]:
-        """What the metrics depend on beside the answers."""
+        """What the metrics depend on beside the answers; ``words by`` after ``score``."""
         version = version_of("pycocoevalcap") or "unknown"
-        return {"pycocoevalcap": version, "words by": tokenizer_name()}
+        return {"pycocoevalcap": version, "words by": " and ".join(sorted(self._words_by))}
 
     @property
     def num_regions(self) -> int:
@@ -81,4 +82,6 @@ class Captioning:
         for picture in self.pictures:
             found += answers[picture.id]["captions"]
             true += [phrase.caption for phrase in self.phrases[picture.id]]
-        return caption_scores(found, true)
+        scores, words_by = caption_scores(found, true)
+        self._words_by.add(words_by)
+        return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -47,9 +48,10 @@ def located(pictures: Iterable[DataPicture], folder: pathlib.Path) -> tuple[Data
 
 def _found(folder: pathlib.Path, picture: DataPicture) -> pathlib.Path:
     for name in picture.names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # Path.is_file() fails on names that are too long
             return folder / name
     raise InputError(
         f"picture {picture.id} of the annotations is not in {folder}; looked for "
-        f"{' and '.join(picture.names)}; pass the right folder in --images, or use --limit"
+        f"{' and '.join(map(repr, picture.names))}; pass the right folder in --images, or use "
+        "--limit"
     )

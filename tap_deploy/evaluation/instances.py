@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -21,6 +22,7 @@ from tap_deploy.evaluation.json_files import (
     JsonFile,
     Kind,
 )
+from tap_deploy.evaluation.truth_masks import fills
 from tap_deploy.storage.files import sha256_of_file
 
 _URL = "coco_url"
@@ -169,11 +171,12 @@ def _by_picture(pictures: tuple[DataPicture, ...], entries: list[Entry]) -> dict
 def _picture(file: JsonFile, entry: Entry) -> DataPicture:
     """Return the picture of an entry: LVIS names it only by its URL, in one of COCO's folders."""
     url, name = entry.get(_URL), entry.get("file_name")
+    names: tuple[str, ...] = ()
     if isinstance(url, str) and url:
-        names: tuple[str, ...] = ("/".join(url.split("/")[-2:]), url.split("/")[-1])
-    elif isinstance(name, str) and name:
-        names = (name,)
-    else:
+        names = ("/".join(url.split("/")[-2:]), url.split("/")[-1])
+    if isinstance(name, str) and name and name not in names:
+        names += (name,)
+    if not names:
         raise file.error(f"image {entry['id']} has neither {_URL} nor file_name; expected one")
     return DataPicture(id=entry["id"], names=names, size=(entry["height"], entry["width"]))
 
@@ -192,7 +195,13 @@ def _check_masks(file: JsonFile, annotations: list[Entry], images: Mapping[int, 
                 f"annotations[{index}] has run lengths of size {found['size']}; expected {size}, "
                 "the size of its picture"
             )
-        if isinstance(found, list):
+        if isinstance(found, dict) and isinstance(found["counts"], str):
+            if not fills(found["counts"], math.prod(size)):
+                raise file.error(
+                    f"annotations[{index}] has compressed run lengths that do not fill its picture "
+                    f"of {size[1]} x {size[0]} pixels"
+                )
+        elif isinstance(found, list):
             far = max(abs(number) for polygon in found for number in polygon)
             if far > _FAR * max(size):
                 raise file.error(

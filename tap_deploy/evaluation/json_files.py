@@ -6,12 +6,18 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tap_deploy.errors import InputError, first_line
+from tap_deploy.storage.json_files import parse_json
+from tap_deploy.storage.regular_files import read_text
 
 Entry = dict[str, Any]
+MAX_BYTES = 1 << 31  # the largest annotations, those of the training set of LVIS, have 1.1 GB
+_MAX_ID = 1 << 53  # the libraries store ids as float64
+_MAX_SIDE = 65_535  # pixels, that of JPEG; the libraries count pixels as uint32
 _SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -29,7 +35,8 @@ class Kind:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Not isfinite(): it fails on whole numbers beyond float64.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_box(value: Any) -> bool:
@@ -61,11 +68,15 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_pixels(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= _MAX_SIDE
 
 
-ID = Kind(text="a whole number", fits=lambda value: type(value) is int)
-PIXELS = Kind(text="a whole number of at least 1", fits=_is_pixels)
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < _MAX_ID
+
+
+ID = Kind(text="a whole number below 2^53", fits=_is_id)
+PIXELS = Kind(text=f"a whole number of at least 1 and at most {_MAX_SIDE}", fits=_is_pixels)
 NUMBER = Kind(text="a finite number", fits=_is_number)
 TEXT = Kind(text="text", fits=lambda value: isinstance(value, str))
 NAME = Kind(
@@ -74,7 +85,7 @@ NAME = Kind(
 FLAG = Kind(text="0 or 1", fits=lambda value: type(value) is int and value in (0, 1))
 IDS = Kind(
     text="a list of whole numbers",
-    fits=lambda value: isinstance(value, list) and all(type(item) is int for item in value),
+    fits=lambda value: isinstance(value, list) and all(map(_is_id, value)),
 )
 BOX = Kind(text="[x, y, width, height], four finite numbers with no size below 0", fits=_is_box)
 SEGMENTATION = Kind(
@@ -100,16 +111,14 @@ class JsonFile:
             remedy: what to do about a wrong file, the end of each message.
 
         Raises:
-            InputError: it cannot be read, or is not JSON.
+            InputError: it cannot be read, is larger than ``MAX_BYTES``, or is not JSON.
         """
         self.path, self._remedy = path, remedy
-        if not path.is_file():
-            raise InputError(f"{path} is not a file; {remedy}")
         try:
-            self.content: Any = json.loads(path.read_bytes())
+            self.content: Any = parse_json(read_text(path, MAX_BYTES))
         except OSError as exc:
             raise InputError(f"{path} cannot be read: {exc.strerror}; {remedy}") from exc
-        except (ValueError, RecursionError) as exc:
+        except ValueError as exc:
             raise InputError(f"{path} is not JSON: {first_line(exc)}; {remedy}") from exc
 
     def error(self, problem: str) -> InputError:

@@ -25,7 +25,7 @@ class EvaluationProtocol(Protocol):
 
     @property
     def conditions(self) -> Mapping[str, str]:
-        """What the metrics depend on beside the answers."""
+        """What the metrics depend on beside the answers; complete after ``score``."""
 
     @property
     def pictures(self) -> tuple[DataPicture, ...]:

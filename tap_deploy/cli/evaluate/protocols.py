@@ -161,18 +161,21 @@ def _evaluate(
     candidates = found.candidates(run_on)
     protocol = read(found)
     with contextlib.ExitStack() as stack:
-        answers = {}
+        answers = []
+        common = {"protocol": protocol.name, "images": str(data.images.resolve()), **protocol.key}
         for candidate in candidates:
-            key = {"protocol": protocol.name, **protocol.key, **candidate.key}
+            key = {**common, **candidate.key}
             opened = Answers.opened(data.output, key, resume=data.resume, shard=shard)
-            answers[candidate.name] = stack.enter_context(opened)
+            answers.append(stack.enter_context(opened))
         part = slice(None) if shard is None else slice(shard.index, None, shard.count)
         pictures = protocol.pictures[part]
         with stage_bar("evaluate", len(pictures) * len(candidates) + 1) as stage:
-            for candidate in candidates:
-                _answer(protocol, candidate, pictures, answers[candidate.name], stage)
+            for candidate, own in zip(candidates, answers, strict=True):
+                _answer(protocol, candidate, pictures, own, stage)
             stage("score")
-            report = None if shard else report_of(protocol, answers)
+            names = (candidate.name for candidate in candidates)
+            by_name = dict(zip(names, answers, strict=True))
+            report = None if shard else report_of(protocol, by_name)
     if report is not None:
         click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
 

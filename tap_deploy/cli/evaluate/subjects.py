@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +15,7 @@ from contextlib import AbstractContextManager
 import click
 
 from tap_deploy import __version__
-from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.bundle import TOKENIZER_FILE, Bundle
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import DEMO, VARIANTS, TapConfig
 from tap_deploy.console.config_file import config_from_file
@@ -79,12 +82,14 @@ class Candidate:
     """A subject that is not loaded yet.
 
     Attributes:
-        name: its name in the report.
+        name: its name in the report, different from those of the others.
+        path: of the bundle or the checkpoint.
         key: what its answers depend on.
         opened: loads it.
     """
 
     name: str
+    path: pathlib.Path
     key: Mapping[str, str]
     opened: Callable[[], AbstractContextManager[Subject]]
 
@@ -99,11 +104,14 @@ class Subjects:
 
     def __init__(self, paths: Sequence[str], weights: WeightsOptions) -> None:
         self._weights = weights
-        self._bundles = [Bundle.open(path) for path in paths if pathlib.Path(path).is_dir()]
-        self._checkpoints = [pathlib.Path(path) for path in paths if pathlib.Path(path).is_file()]
-        for path in paths:
-            if not pathlib.Path(path).exists():
+        found = [pathlib.Path(path) for path in paths]
+        for path in found:
+            if not (path.is_dir() or path.is_file()):
                 raise InputError(f"{path} is neither a bundle nor a file of weights")
+        self._bundles = [Bundle.open(path) for path in found if path.is_dir()]
+        self._checkpoints = [path for path in found if path.is_file()]
+        self._labels = _labels([bundle.path for bundle in self._bundles])
+        self._labels |= _labels(self._checkpoints)
 
     def vocabulary(self) -> Vocabulary:
         """Return the concepts to classify into.
@@ -123,23 +131,36 @@ class Subjects:
         return found
 
     def candidates(self, run_on: Sequence[RunOn]) -> list[Candidate]:
-        """Return the subjects, PyTorch first: the others are compared with it."""
+        """Return the subjects, PyTorch first: the others are compared with it.
+
+        Raises:
+            InputError: two have the same answers, or one cannot be used.
+        """
         found = [self._checkpoint(path) for path in self._checkpoints]
         found += [self._bundle(bundle, each) for bundle in self._bundles for each in run_on]
+        for index, candidate in enumerate(found):
+            for earlier in found[:index]:
+                if earlier.key == candidate.key:
+                    raise InputError(
+                        f"{earlier.path} and {candidate.path} are the same subject, by the hashes "
+                        "of their files; pass it once"
+                    )
         return found
 
     def _bundle(self, bundle: Bundle, run_on: RunOn) -> Candidate:
         variant = bundle.variant(run_on.variant)
-        several = len({other.path for other in self._bundles}) > 1
         options = dataclasses.asdict(run_on)
         device = run_on.resolved_device.kind  # cuda:0 and cuda:1 continue each other
         runtime = (run_on.backend, run_on.precision, device, run_on.provider)
         digests = [digest for graph in GRAPH_NAMES for digest in variant.digests(graph)]
         return Candidate(
-            name=f"{bundle.path.name} " * several + f"{run_on.backend} {run_on.precision}",
+            name=f"{self._labels[bundle.path]} {run_on.backend} {run_on.precision}".lstrip(),
+            path=bundle.path,
             key={
                 "version": __version__,
                 "graphs": " ".join(digests),
+                "config": json.dumps(bundle.config.to_dict()),
+                "tokenizer": _tokenizer_digest(bundle),
                 "run_on": " ".join(map(str, runtime)),
             },
             opened=lambda: TapPredictor.from_bundle(bundle.path, check_hashes=False, **options),
@@ -147,7 +168,7 @@ class Subjects:
 
     def _checkpoint(self, path: pathlib.Path) -> Candidate:
         config, image_size = self._sizes(path)
-        several = len(self._checkpoints) > 1
+        tokenizer, tokenizer_digest = self._tokenizer()
         digest = sha256_of_file(path)
         for bundle in self._bundles:
             if bundle.manifest.checkpoint.sha256 not in ("", digest):
@@ -158,13 +179,16 @@ class Subjects:
                     path,
                 )
         return Candidate(
-            name=PYTORCH + f" {path.name}" * several,
+            name=f"{PYTORCH} {self._labels[path]}".rstrip(),
+            path=path,
             key={
                 "version": __version__,
                 "checkpoint": digest,
+                "config": json.dumps(config.to_dict()),
                 "image_size": str(image_size or config.image_size),
+                "tokenizer": tokenizer_digest,
             },
-            opened=lambda: _reference(path, config, image_size, self._tokenizer()),
+            opened=lambda: _reference(path, config, image_size, tokenizer),
         )
 
     def _sizes(self, path: pathlib.Path) -> tuple[TapConfig, int | None]:
@@ -178,14 +202,33 @@ class Subjects:
         bundle = self._bundles[0]
         return bundle.manifest.weights_config, bundle.config.image_size
 
-    def _tokenizer(self) -> Tokenizer | None:
-        if self._weights.tokenizer is not None:
-            return Tokenizer(self._weights.tokenizer)
-        if self._bundles:
-            return self._bundles[0].tokenizer()
-        if self._weights.model == DEMO:
-            return Tokenizer(DemoModel().require().tokenizer)
-        return None
+    def _tokenizer(self) -> tuple[Tokenizer | None, str]:
+        """Return the tokenizer of the checkpoints and its SHA-256; None and "" without one."""
+        path = self._weights.tokenizer
+        if path is None and self._bundles:
+            return self._bundles[0].tokenizer(), _tokenizer_digest(self._bundles[0])
+        if path is None and self._weights.model == DEMO:
+            path = DemoModel().require().tokenizer
+        return (None, "") if path is None else (Tokenizer(path), sha256_of_file(path))
+
+
+def _labels(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Return what tells paths apart: their names, or the whole paths where names are equal.
+
+    A single path needs no label: its label is empty.
+    """
+    # abspath(): "." has no name.
+    names = {path: pathlib.Path(os.path.abspath(path)).name or str(path) for path in paths}
+    if len(names) < 2:
+        return dict.fromkeys(names, "")
+    times = collections.Counter(names.values())
+    return {path: name if times[name] == 1 else str(path) for path, name in names.items()}
+
+
+def _tokenizer_digest(bundle: Bundle) -> str:
+    """Return the SHA-256 of the tokenizer of a bundle, "" if it has none."""
+    record = bundle.manifest.files.get(TOKENIZER_FILE)
+    return "" if record is None else record.sha256
 
 
 @contextlib.contextmanager
