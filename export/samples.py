@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +15,9 @@ from tap_deploy.config import PointLabel, TapConfig
 from tap_deploy.masks import select_mask_token
 from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions.fake import FakeSession
+from tap_deploy.verify.difference import difference
 from tap_deploy.verify.picture_samples import PromptedPicture
+from tap_deploy.verify.tolerances import FP32_LARGEST, FP32_MEAN, PROMPT_OUTPUTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,6 +261,34 @@ def golden_from_picture(model: TapModel, picture: PromptedPicture) -> Golden:
         for coords, labels in picture.prompts
     )
     return Golden(samples=samples, captions=_captions(model, samples))
+
+
+@torch.inference_mode()
+def rounding_noise(model: TapModel, golden: Golden) -> float:
+    """Return how far rounding may move an output, over its tolerance in fp32.
+
+    Measured on a copy of the model, each weight of which is one unit in the last place off.
+    With very large attention scores, outputs move more than the tolerance that most models keep.
+
+    Args:
+        model: the reference.
+        golden: inputs, with the outputs of the model.
+    """
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for weight in other.parameters():
+        signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+        weight.mul_(1 + signs * torch.finfo(weight.dtype).eps)
+    first = golden.samples[0]
+    embeddings = other.encode_image(torch.from_numpy(first.images)).numpy()
+    pairs = [(embeddings, first.image_embeddings)]
+    for sample in golden.samples:
+        given = torch.from_numpy(sample.image_embeddings)
+        moved = _sample(other, sample.images, given, sample.point_coords, sample.point_labels)
+        pairs += [(getattr(moved, name), getattr(sample, name)) for name in PROMPT_OUTPUTS]
+    text = text_from_model(other, golden.captions.semantic_tokens, golden.captions.input_ids)
+    pairs.append((text.logit_digests, golden.captions.logit_digests))
+    found = [difference(*pair) for pair in pairs]
+    return max(max(d.max_rel / FP32_LARGEST, d.mean_rel / FP32_MEAN) for d in found)
 
 
 def golden_samples(

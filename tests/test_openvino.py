@@ -384,7 +384,7 @@ import os, pathlib, re, sys
 allowed = {min(os.sched_getaffinity(0))}
 os.sched_setaffinity(0, allowed)
 from tap_deploy import TapPredictor
-predictor = TapPredictor.from_bundle(sys.argv[1], sys.argv[2])
+predictor = TapPredictor.from_bundle(sys.argv[1], sys.argv[2], allow_failed=True)
 predictor.predict(sys.argv[3], points=[[[9, 9, 1]]])
 tasks = pathlib.Path("/proc/self/task").iterdir()
 lists = {re.search(r"Cpus_allowed_list:\\\\s+(\\\\S+)", (task / "status").read_text())[1]
@@ -444,7 +444,7 @@ def test_selftest_and_verify_pass(int8_bundle, tmp_path, backend, precision):
     how = ("--backend", backend, "--precision", precision, "--threads", 1)
     verified = invoke("verify", path, *how, "--json")
     assert verified.exit_code == 0, verified.output
-    assert len(json.loads(verified.stdout)["checks"]) == 9
+    assert len(json.loads(verified.stdout)["checks"]) > 50
     result = invoke("selftest", path, *how, "--json")
     assert result.exit_code == 0, result.output
     mark = json.loads(result.stdout)

@@ -225,6 +225,8 @@ class PrecisionRecord:
 
     Attributes:
         made_from: the variant that was converted or quantized.
+        noise_factor: fp32: how much wider the tolerances are than usual, because rounding moves the
+            outputs of this model more; None for 1.
         overflow_limit: fp16: nodes with larger magnitudes stay fp32.
         score_limit: fp16: the inputs of a Softmax with larger attention scores stay fp32.
         samples: fp16: samples for the measurement of activations.
@@ -243,6 +245,7 @@ class PrecisionRecord:
     """
 
     made_from: str | None = None
+    noise_factor: float | None = None
     overflow_limit: float | None = None
     score_limit: float | None = None
     samples: tuple[SampleRecord, ...] | None = None

@@ -112,7 +112,7 @@ def output_bounds(graph: str, golden: Golden, tolerances: Tolerances) -> dict[st
 
 def _must_be_equal(tolerances: Tolerances) -> bool:
     """Whether choices must be those of PyTorch: fp32 has room for near-ties only."""
-    return tolerances is FP32_TOLERANCES
+    return tolerances == FP32_TOLERANCES
 
 
 def _encoder_case(sample: GoldenSample) -> GraphCase:
