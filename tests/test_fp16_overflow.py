@@ -116,7 +116,8 @@ def test_islands_bring_it_within_tolerance(converted):
     assert converted.report.passed, str(converted.report)
     for check in converted.report.checks:
         assert np.isfinite(check.max_abs)
-        assert check.mean_tolerance is not None or check.tensor in ("caption_ids", "mask_index")
+        bounded = check.mean_tolerance is not None or check.is_chained
+        assert bounded or check.tensor in ("caption_ids", "mask_index")
 
 
 def test_the_whole_way_to_the_softmax_is_fp32(bundle, converted):
