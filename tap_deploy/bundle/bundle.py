@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -29,8 +30,8 @@ ONNX_FOLDER = "onnx"
 # Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
 # behind by two writes.
 CHANGES_BEHIND = 3
-# Attempts to load files that others touch meanwhile (``cp -al`` changes the time of each), or whose
-# numbers a network file system makes up anew.
+# Attempts to load files that others touch meanwhile, or whose numbers a network file system makes up
+# anew.
 LOAD_ATTEMPTS = 2
 
 Loaded = TypeVar("Loaded")
@@ -148,12 +149,12 @@ class Bundle:
         """Load files, and check that they are the ones whose SHA-256 was compared.
 
         The runtimes open graphs by their paths, so a file may change between its check and its use.
-        A file that was touched since its check is checked again. One that is touched while it is
-        loaded is checked and loaded again; if it never rests, its content decides.
+        A file that was touched since its check is checked again. One that is replaced or written to
+        while it is loaded is checked and loaded again; if it never rests, its content decides.
 
         Args:
             names: paths relative to the bundle, listed in the manifest.
-            load: loads them.
+            load: loads them; a result that is not returned is closed, if it has ``close``.
 
         Returns:
             The result of ``load``.
@@ -163,23 +164,37 @@ class Bundle:
         """
         names = tuple(names)
         self._check_touched(names)
-        for _ in range(LOAD_ATTEMPTS):
-            result = load()
-            if self.is_unchanged(names):
-                break
-            self._check_touched(names)
-        return result
+        attempts = 0
+        while True:
+            with contextlib.ExitStack() as rejected:
+                result, attempts = load(), attempts + 1
+                rejected.callback(getattr(result, "close", lambda: None))
+                unchanged = self.is_unchanged(names)
+                self._check_touched(names)
+                if unchanged or attempts == LOAD_ATTEMPTS:
+                    rejected.pop_all()
+                    return result
 
-    def _check_touched(self, names: tuple[str, ...]) -> None:
+    def _check_touched(self, names: Iterable[str]) -> None:
         for name in names:
-            if not self.is_unchanged((name,)):
+            if name not in self._stamps or self._stamp(name) != self._stamps[name]:
                 self._check_file(name, self.manifest.files[name], check_hash=True)
 
-    def is_unchanged(self, names: Iterable[str]) -> bool:
-        """Whether files were not touched since they were compared with the manifest."""
-        return all(
-            name in self._stamps and self._stamp(name) == self._stamps[name] for name in names
-        )
+    def is_unchanged(self, names: Collection[str]) -> bool:
+        """Whether files are those that were compared with the manifest, and not written to since.
+
+        Files that others link to or rename (``cp -al``) are compared again: a new link changes the
+        last time of a file, as a write does that sets the other one back.
+
+        Raises:
+            BundleError: such a file was changed.
+        """
+        for name in names:
+            known, found = self._stamps.get(name), self._stamp(name)
+            if known is None or found is None or known[:-1] != found[:-1]:
+                return False
+        self._check_touched(names)
+        return True
 
     def _stamp(self, name: str) -> Stamp | None:
         try:
