@@ -14,7 +14,6 @@ pytest.importorskip("onnxruntime")
 from tap_deploy import graphs
 from tap_deploy.bundle.graph_files import write_model
 from tap_deploy.engines.bisect.bisect import OTHER_SHAPE, first_divergence
-from tap_deploy.engines.bisect.difference import CHUNK_VALUES, difference
 from tap_deploy.engines.bisect.pair import CHOICE, MISSING, RESCALED
 from tap_deploy.engines.qdq.chosen_nodes import ChosenNodes
 from tap_deploy.engines.qdq.graph import qdq_from_ranges
@@ -24,6 +23,7 @@ from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions.caption_steps import CaptionSteps
 from tap_deploy.sessions.fake import FakeSession
 from tap_deploy.sessions.opening import create_session
+from tap_deploy.verify.difference import CHUNK_VALUES, difference
 from tap_deploy.verify.tolerances import FP16_TOLERANCES, Tolerance
 
 TIGHT = Tolerance(max=1e-5, relative=True)

@@ -15,7 +15,7 @@ from tap_deploy.bundle.precision_record import PrecisionRecord, SelftestMark
 from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.precisions import variant_for
-from tap_deploy.storage.files import atomic_folder, sha256_of_file
+from tap_deploy.storage.files import atomic_folder, sha256_of, sha256_of_file
 
 
 def add_fp16(bundle, content=b"weights"):
@@ -34,7 +34,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
     add_fp16(bundle)
     again = Bundle.open(bundle.path)
     assert again.manifest == bundle.manifest
-    assert again.variant("fp16").path("image_encoder").read_bytes() == b"weights"
+    assert (again.path / "onnx/fp16/image_encoder.onnx").read_bytes() == b"weights"
     assert again.manifest.precisions == {"fp16": PrecisionRecord(made_from="fp32")}
     assert not list(bundle.path.glob(".*partial-*"))
 
@@ -42,7 +42,7 @@ def test_an_addition_is_part_of_the_bundle(bundle):
 def test_an_addition_can_be_replaced(bundle):
     add_fp16(bundle)
     add_fp16(bundle, b"better")
-    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
+    assert (Bundle.open(bundle.path).path / "onnx/fp16/text_decoder.onnx").read_bytes() == b"better"
 
 
 def test_a_failed_addition_changes_nothing(bundle):
@@ -72,7 +72,7 @@ def test_an_interrupted_replacement_is_undone(bundle, monkeypatch, function, cal
             # "fsync" is called for each file and folder, and twice for each manifest.
             assert calls >= {"os.rename": 6, "os.replace": 2, "os.fsync": 12}[function]
     add_fp16(bundle, b"better")
-    assert Bundle.open(bundle.path).variant("fp16").path("text_decoder").read_bytes() == b"better"
+    assert (Bundle.open(bundle.path).path / "onnx/fp16/text_decoder.onnx").read_bytes() == b"better"
 
 
 @pytest.mark.parametrize("calls", range(8))
@@ -203,19 +203,19 @@ def test_what_was_made_of_a_bundle_that_is_gone_does_not_come_back(bundle, micro
 
 def test_a_reader_that_is_overtaken_reads_again(bundle, other, monkeypatch):
     add_variant(other, "fp16", b"old")
-    digest, calls = sha256_of_file, []
+    digest, calls = sha256_of, []
 
-    def overtaken(path):
-        calls.append(path)
+    def overtaken(file):
+        calls.append(file)
         if len(calls) == 1:  # the manifest was read, the files were not
             add_variant(other, "fp16", b"new")
-        return digest(path)
+        return digest(file)
 
-    monkeypatch.setattr("tap_deploy.bundle.bundle.sha256_of_file", overtaken)
+    monkeypatch.setattr("tap_deploy.bundle.bundle.sha256_of", overtaken)
     monkeypatch.setattr("tap_deploy.bundle.bundle.usable_cores", lambda: 1)  # one file at a time
     opened = Bundle.open(bundle.path)
     assert opened.manifest == other.manifest
-    assert opened.variant("fp16").path("image_encoder").read_bytes() == b"new"
+    assert (opened.path / "onnx/fp16/image_encoder.onnx").read_bytes() == b"new"
 
 
 def test_files_that_nothing_needs_any_more_go(bundle):

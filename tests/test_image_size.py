@@ -107,7 +107,7 @@ def test_a_bundle_at_the_size_of_its_weights_says_nothing(micro_bundle):
 def test_the_bundle_verifies_against_the_checkpoint(half, assets):
     result = invoke("verify", half.path, "--checkpoint", assets["checkpoint"])
     assert result.exit_code == 0, result.output
-    assert "PASSED: 36 comparisons" in result.stdout
+    assert "PASSED: 72 comparisons" in result.stdout
 
 
 def test_selftest_passes(half):

@@ -17,9 +17,9 @@ from tap_deploy.bundle.plans import (
     load_plan,
     plan_digests,
     plan_folder,
+    plans_passed,
     record_selftest,
     save_plan,
-    selftest_passed,
 )
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import bundle_addition
@@ -131,7 +131,9 @@ def replace_graph(folder):
     other = Bundle.open(folder)
     with bundle_addition(other) as addition:
         (addition.folder / f"onnx/fp32/{GRAPH}.onnx").parent.mkdir(parents=True)
-        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").write_bytes(b"another graph")
+        # The same graph, with a description.
+        graph = (folder / f"onnx/fp32/{GRAPH}.onnx").read_bytes() + b"\x32\x03new"
+        (addition.folder / f"onnx/fp32/{GRAPH}.onnx").write_bytes(graph)
         addition.graphs["fp32"] = other.manifest.graphs["fp32"]
 
 
@@ -143,7 +145,7 @@ def test_a_verdict_is_for_the_plans_that_were_tested(bundle):
     for passed in (True, False):
         with pytest.raises(BundleError, match="rebuilt during their self-test; repeat it"):
             record_selftest(folder, SelftestMark(passed=passed, error=None), tested=tested)
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
 
 
 def test_a_plan_of_another_name_is_refused(bundle):
@@ -183,7 +185,7 @@ def test_a_sidecar_that_lies(bundle, text, reason):
 
 def test_a_failed_selftest_closes_the_door(bundle):
     folder = save_plan(bundle, PLAN, record(bundle)).parent
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
     tested = plan_digests(folder)
     record_selftest(folder, SelftestMark(passed=True, error=None), tested=tested)
     assert load(bundle).plan == PLAN
@@ -192,7 +194,7 @@ def test_a_failed_selftest_closes_the_door(bundle):
         load(bundle)
     assert load(bundle, allow_failed_selftest=True).plan == PLAN
     save_plan(bundle, PLAN, record(bundle))  # new plans, no verdict yet
-    assert selftest_passed(folder) is None
+    assert plans_passed(folder) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"passed": 1}', '{"passed": null}'])

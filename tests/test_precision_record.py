@@ -10,7 +10,7 @@ import pytest
 
 from tap_deploy.bundle.json_record import record_to_json
 from tap_deploy.bundle.manifest import Manifest
-from tap_deploy.bundle.plans import SELFTEST_FILE, selftest_passed
+from tap_deploy.bundle.plans import SELFTEST_FILE, plans_passed
 from tap_deploy.bundle.precision_record import (
     CalibrationRecord,
     Deviation,
@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_refused(values, tmp_path, place, value, message):
 def test_a_selftest_of_engines_is_the_same_record(values, tmp_path):
     mark = values["precisions"]["fp32"]["selftest"]["onnxruntime"]
     (tmp_path / SELFTEST_FILE).write_text(json.dumps(mark), "utf-8")
-    assert selftest_passed(tmp_path) is True
+    assert plans_passed(tmp_path) is True
     (tmp_path / SELFTEST_FILE).write_text(json.dumps(mark | {"surprise": 1}), "utf-8")
-    assert selftest_passed(tmp_path) is False
+    assert plans_passed(tmp_path) is False
 
 
 def test_a_conversion_writes_the_fields_that_were_recorded(fp16_bundle, values):

@@ -17,7 +17,7 @@ from tap_deploy.bundle.bundle import GOLDEN_FILE, Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME
 from tap_deploy.bundle.marks import check_mark, mark_variant
 from tap_deploy.bundle.plan_record import PlanRecord
-from tap_deploy.bundle.plans import load_plan, save_plan, selftest_passed
+from tap_deploy.bundle.plans import load_plan, plans_passed, save_plan
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.bundle.update import bundle_addition, revise_precision
 from tap_deploy.errors import BundleError, SessionError, VerificationError
@@ -277,7 +277,7 @@ def test_engines_keep_their_verdict_beside_their_plans(bundle, real):
     subject = subject_of(bundle, run_on=RunOn(backend="tensorrt"), plans=folder)
     wrong = {graphs.TEXT_DECODER: other_tokens}
     run_selftest(subject, lambda: fake_sessions(bundle, real, wrong))
-    assert selftest_passed(folder) is False
+    assert plans_passed(folder) is False
     assert bundle.manifest.precisions == {}  # the ONNX files are not to blame
 
     def load(**options):
@@ -295,7 +295,7 @@ def test_engines_keep_their_verdict_beside_their_plans(bundle, real):
         load()
     assert load(allow_failed_selftest=True).plan == b"plan"
     run_selftest(subject, lambda: fake_sessions(bundle, real))
-    assert selftest_passed(folder) is True
+    assert plans_passed(folder) is True
     assert load().plan == b"plan"
 
 

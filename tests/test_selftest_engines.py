@@ -70,7 +70,7 @@ def test_engines_that_are_right(bundle):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == verdict(bundle)
-    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 69)
+    assert (found["passed"], found["backend"], found["comparisons"]) == (True, "tensorrt", 54)
     assert found["backend_version"].startswith("10.3")
     assert Bundle.open(bundle.path).manifest.precisions == {}
     TapPredictor.from_bundle(bundle.path, "tensorrt").close()
@@ -109,7 +109,8 @@ def test_engines_for_fewer_prompts_than_the_samples_have(bundle, prompts, points
         assert "build them with --max-points 1" in result.stderr
         assert not list(bundle.path.glob("engines/*/selftest.json"))
     else:
-        assert f"P={prompts} N=4" in result.stdout
+        assert f"P={min(prompts, 3)} N=1" in result.stdout
+        assert (f"P={prompts} N=4" in result.stdout) is (points >= 4)
         assert verdict(bundle)["passed"] is True
 
 
@@ -198,7 +199,7 @@ def test_what_is_replayed_is_tested(bundle, monkeypatch, replay_is_right):
     assert result.exit_code == (0 if replay_is_right else 1), result.output
     if replay_is_right:
         return
-    assert found["comparisons"] == 27 and found["error"] is None
+    assert found["comparisons"] == 54 and found["error"] is None
     turned, again = found["failed"]  # all else is right, the first run of the pipeline, too
     assert "caption_ids" in turned and "reversed prompts" in turned
     assert "caption_ids" in again and "replayed" in again
@@ -214,7 +215,7 @@ def test_a_pipeline_that_does_not_load_has_failed(bundle, monkeypatch):
 
     monkeypatch.setattr(DeviceCaptioner, "_allocate", refuse)
     assert selftest(bundle).exit_code == 1
-    assert (verdict(bundle)["passed"], verdict(bundle)["comparisons"]) == (False, 9)
+    assert (verdict(bundle)["passed"], verdict(bundle)["comparisons"]) == (False, 36)
     assert "no memory for the captions" in verdict(bundle)["error"]
 
 

@@ -213,7 +213,7 @@ def test_golden_samples_of_another_model_are_refused(golden, micro_config, tmp_p
         ("0/caption_ids", lambda x: x.astype(np.float32), "caption_ids is float32"),
         ("0/caption_ids", lambda x: x[:, 1:], "caption_ids is"),
         ("captions/logit_digests", lambda x: x[0], "logit_digests is"),
-        ("captions/logit_digests", lambda x: x.astype(object), "pickle"),
+        ("captions/logit_digests", lambda x: x.astype(object), "holds Python objects"),
         ("vocabulary/input_ids", lambda x: x[:, 1:], "vocabulary/input_ids is"),
     ],
 )

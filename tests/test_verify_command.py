@@ -43,9 +43,11 @@ def tanh_gelu(graph):
     node.attributes["approximate"] = ir.AttrString("approximate", "tanh")
 
 
-def test_a_bundle_agrees_with_its_reference_at_every_level(bundle, photo, tmp_path):
-    page = tmp_path / "page.html"
-    result = invoke("verify", bundle.path, "--images", photo, "--report", page, "--json")
+def test_a_bundle_agrees_with_its_reference_at_every_level(bundle, photo, assets, tmp_path):
+    page, checkpoint = tmp_path / "page.html", ("--checkpoint", assets["checkpoint"])
+    result = invoke(
+        "verify", bundle.path, "--images", photo, "--report", page, "--json", *checkpoint
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["passed"] is True and found["sentence"].startswith("PASSED")
@@ -135,8 +137,9 @@ def test_a_result_with_other_tolerances_is_not_kept(bundle):
         (("--against", "bundle", "--checkpoint", "x"), "needs no --checkpoint"),
         (("--against", "reference"), "needs the weights of tap_micro; pass --checkpoint"),
         (("--prompts", "x.json"), "pass both"),
+        (("--images", "x"), "are the reference for --images themselves; pass --checkpoint"),
         (("--bisect",), "--bisect of fp32 graphs needs PyTorch"),
-        (("--bisect", "--backend", "tensorrt"), "--bisect examines ONNX files"),
+        (("--bisect", "--backend", "tensorrt"), "--bisect runs graphs in onnxruntime on the CPU"),
     ],
 )
 def test_options_that_do_not_fit(bundle, options, message):

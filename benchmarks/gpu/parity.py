@@ -67,7 +67,11 @@ def _verify(bundle: Bundle, run_on: RunOn, tf32: bool) -> list[str]:
     tolerances: Tolerances = (
         TOLERANCES[FP16]
         if tf32
-        else tolerances_for(run_on.precision, bundle.manifest.precision_record(run_on.variant))
+        else tolerances_for(
+            run_on.precision,
+            bundle.manifest.precision_record(run_on.variant),
+            in_tensorrt=run_on.in_tensorrt,
+        )
     )
     with contextlib.ExitStack() as stack:
         sessions = sessions_from_bundle(bundle, run_on, DeviceOptions(tf32=tf32))

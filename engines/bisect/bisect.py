@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from tap_deploy.engines.bisect.bisection import Bisection, Divergence, LayerError
-from tap_deploy.engines.bisect.difference import Difference, difference
 from tap_deploy.engines.bisect.pair import GraphPair, load_pair
 from tap_deploy.engines.calibration.pieces import Piece, positions, segments_at, tensor_groups
 from tap_deploy.errors import InputError
+from tap_deploy.verify.difference import Difference, difference
 from tap_deploy.verify.tolerances import Tolerance
 
 Tensors = Mapping[str, np.ndarray]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tap_deploy.engines.bisect.difference import Difference
+from tap_deploy.verify.difference import Difference
 from tap_deploy.verify.tolerances import Tolerance
 
 

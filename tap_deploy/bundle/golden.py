@@ -207,9 +207,10 @@ class Golden:
         _check_layout(arrays, "", _PICTURES, sizes)
         for prefix in prefixes:
             _check_layout(arrays, prefix, _PROMPTS, dict(sizes))
-            _check_values(arrays, prefix, sizes)
+            _check_values(arrays, prefix, ("point_labels", "mask_index", "caption_ids"), sizes)
         for kind in _TEXTS:
             _check_layout(arrays, f"{kind}/", _TEXT, dict(sizes))
+            _check_values(arrays, f"{kind}/", ("input_ids", "next_ids"), sizes)
         pictures: dict[str, Any] = {name: arrays[name] for name in _PICTURES}
         return cls(
             samples=tuple(
@@ -261,20 +262,19 @@ def _check_layout(
 
 
 def _check_values(
-    arrays: Mapping[str, np.ndarray], prefix: str, sizes: Mapping[str | int, int]
+    arrays: Mapping[str, np.ndarray],
+    prefix: str,
+    names: Sequence[str],
+    sizes: Mapping[str | int, int],
 ) -> None:
     """Check the range of codes and indices.
 
     Raises:
         ValueError: a value is out of range.
     """
-    ranges = {
-        "point_labels": NUM_POINT_LABELS,
-        "mask_index": sizes["M"],
-        "caption_ids": sizes["V"],
-    }
-    for name, count in ranges.items():
-        array = arrays[prefix + name]
+    counts = {"point_labels": NUM_POINT_LABELS, "mask_index": sizes["M"]}
+    for name in names:
+        array, count = arrays[prefix + name], counts.get(name, sizes["V"])
         if array.min() < 0 or array.max() >= count:
             raise ValueError(
                 f"{prefix}{name} holds {array.min()} to {array.max()}; expected 0 to {count - 1}"

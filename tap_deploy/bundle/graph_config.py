@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import BundleError
 from tap_deploy.storage.protobuf import fields
+from tap_deploy.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,10 +67,10 @@ def _config_in(path: str | os.PathLike[str]) -> Any:
     """Return the JSON value under ``CONFIG_KEY`` in an ONNX file; None without one.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: see ``open_regular``.
         ValueError: it is not a protobuf message, or the value is no JSON.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
             raise ValueError("it is empty")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

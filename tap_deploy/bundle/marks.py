@@ -6,6 +6,8 @@ Results of engines are stored next to their plans, see ``plans``.
 from __future__ import annotations
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
@@ -75,21 +77,28 @@ def require_no_failure(
         )
 
 
-def check_mark(bundle: Bundle, variant: str, name: str) -> None:
+def check_mark(bundle: Bundle, variant: str, name: str, options: Sequence[str] = ()) -> None:
     """Check that a variant has failed neither its self-test nor its verification.
 
     One that was never tested counts as not failed.
+
+    Args:
+        bundle: the bundle.
+        variant: the variant to load.
+        name: key of the results, see ``RunOn.mark_name``.
+        options: options of ``tap-export`` that select it, for the message.
 
     Raises:
         BundleError: it failed.
     """
     for field, command in MARKS.items():
-        mark = _mark(bundle, variant, name, field)
+        mark = mark_of(bundle, variant, name, field)
         if mark is not None and not mark.passed:
+            words = shlex.join(["tap-export", command, str(bundle.path), *options])
             raise BundleError(
                 f"bundle {bundle.path}: {variant} failed its {_CHECKS[field]} with {name} on "
-                f"{mark.device or 'an unknown machine'}; repeat it with: tap-export {command} "
-                f"{bundle.path}, use another precision, or pass allow_failed=True (--allow-failed)"
+                f"{mark.device or 'an unknown machine'}; repeat it with: {words}, use another "
+                "precision, or pass allow_failed=True (--allow-failed)"
             )
 
 
@@ -98,7 +107,7 @@ def verified_on(bundle: Bundle, variant: str, name: str) -> set[str]:
 
     Its export verifies the fp32 graphs with onnxruntime, on the machine that exports.
     """
-    marks = [_mark(bundle, variant, name, field) for field in MARKS]
+    marks = [mark_of(bundle, variant, name, field) for field in MARKS]
     found = {mark.device for mark in marks if mark is not None and mark.passed and mark.device}
     exported_on = bundle.manifest.verification.get("device")
     if (variant, name) == (FP32, _EXPORT_BACKEND) and isinstance(exported_on, str):
@@ -106,7 +115,8 @@ def verified_on(bundle: Bundle, variant: str, name: str) -> set[str]:
     return found
 
 
-def _mark(bundle: Bundle, variant: str, name: str, field: str) -> SelftestMark | None:
+def mark_of(bundle: Bundle, variant: str, name: str, field: str) -> SelftestMark | None:
+    """Return the mark of a variant under a key of ``MARKS``; None if there is none."""
     marks = getattr(bundle.manifest.precision_record(variant), field) or {}
     mark: SelftestMark | None = marks.get(name)
     return mark

@@ -151,8 +151,8 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
     """Write a plan and its sidecar, and return the path of the plan.
 
     An existing plan stays until both are written. The sidecar is moved last, so that an interrupted
-    write leaves no valid plan. The self-test result of the folder is removed, because it does not
-    cover the new plan.
+    write leaves no valid plan. The results of self-test and verification are removed, because they
+    do not cover the new plan.
 
     Raises:
         InputError: the bundle cannot be written, or another process has locked it.
@@ -170,8 +170,8 @@ def save_plan(bundle: Bundle, plan: bytes, record: PlanRecord) -> pathlib.Path:
             sidecar.write_text(record.to_json(), "utf-8")
             with atomic_file(path) as partial:
                 partial.write_bytes(plan)
-                (folder / SELFTEST_FILE).unlink(missing_ok=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
+                for name in (*MARK_FILES.values(), path.with_suffix(".json").name):
+                    (folder / name).unlink(missing_ok=True)
     return path
 
 
@@ -239,27 +239,28 @@ def record_selftest(
             raise BundleError(
                 f"the engines in {folder} were rebuilt during their self-test; repeat it"
             )
-        require_no_failure(_mark(folder / file), mark, own, f"the engines in {folder}")
+        require_no_failure(read_mark(folder / file), mark, own, f"the engines in {folder}")
         with atomic_file(folder / file) as partial:
             partial.write_text(json.dumps(record_to_json(mark), indent=2) + "\n", "utf-8")
 
 
-def selftest_passed(folder: pathlib.Path) -> bool | None:
-    """Return whether the plans of a folder passed their self-test; None without a self-test.
+def plans_passed(folder: pathlib.Path) -> bool | None:
+    """Return whether the plans of a folder passed their self-test and verification; None: neither.
 
     An unreadable result counts as a failure.
     """
-    mark = _mark(folder / SELFTEST_FILE)
-    return None if mark is None else mark.passed
+    marks = [read_mark(folder / file) for file in MARK_FILES.values()]
+    passed = [mark.passed for mark in marks if mark is not None]
+    return all(passed) if passed else None
 
 
 def plans_verified_on(folder: pathlib.Path) -> set[str]:
     """Return the machines on which plans passed their self-test or their verification."""
-    marks = [_mark(folder / file) for file in (SELFTEST_FILE, VERIFIED_FILE)]
+    marks = [read_mark(folder / file) for file in MARK_FILES.values()]
     return {mark.device for mark in marks if mark is not None and mark.passed and mark.device}
 
 
-def _mark(path: pathlib.Path) -> SelftestMark | None:
+def read_mark(path: pathlib.Path) -> SelftestMark | None:
     """Return a mark: None without a file, a failure if it is malformed."""
     try:
         return record_from_json(SelftestMark, read_json(path))
@@ -309,7 +310,7 @@ def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
 
 def _refuse_failed(folder: pathlib.Path, remedy: str) -> None:
     for file, check in ((SELFTEST_FILE, "self-test"), (VERIFIED_FILE, "verification")):
-        mark = _mark(folder / file)
+        mark = read_mark(folder / file)
         if mark is not None and not mark.passed:
             raise BundleError(
                 f"the engines in {folder} failed their {check} ({file} lists the tensors); use "

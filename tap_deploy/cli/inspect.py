@@ -9,7 +9,7 @@ import click
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.manifest import Manifest
-from tap_deploy.bundle.plans import all_records, selftest_passed
+from tap_deploy.bundle.plans import all_records, plans_passed
 from tap_deploy.console.options import FILE, bundle_argument, json_option
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.graphs import GRAPH_NAMES
@@ -62,7 +62,7 @@ def _as_json(bundle: Bundle) -> str:
         json.loads(record.to_json())
         | {
             "path": path.relative_to(bundle.path).as_posix(),
-            "selftest_passed": selftest_passed(path.parent),
+            "selftest_passed": plans_passed(path.parent),
         }
         for path, record in all_records(bundle)
     ]
@@ -123,12 +123,12 @@ def _engines(bundle: Bundle) -> list[str]:
     lines: list[str] = []
     for path, record in all_records(bundle):
         later = " and later" if record.minimum_compute_capability else ""
-        verdict = {None: "not self-tested", True: "self-test passed", False: "SELF-TEST FAILED"}
+        verdict = {None: "not tested", True: "tests passed", False: "TESTS FAILED"}
         lines.append(
             f"  {record.size_bytes / MEGABYTE:9.1f} MB  {record.plan_sha256[:12]}  "
             f"{path.relative_to(bundle.path).as_posix()} (SM "
             f"{', '.join(record.compute_capabilities)}{later}, "
-            f"{record.build_seconds:.1f} s, {verdict[selftest_passed(path.parent)]})"
+            f"{record.build_seconds:.1f} s, {verdict[plans_passed(path.parent)]})"
         )
     return ["", "engines", *lines] if lines else []
 

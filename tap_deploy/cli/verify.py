@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from tap_deploy.cli.verify_bisect import bisect_failed_graph, require_bisectable
 from tap_deploy.cli.verify_options import SUITES, VerifyOptions, verify_options
 from tap_deploy.console.options import FILE, bundle_argument, json_option, selftest_runtime_options
 from tap_deploy.console.progress import stage_bar
+from tap_deploy.errors import SessionError
 from tap_deploy.optional_modules import require_module
 from tap_deploy.precisions import FP16, FP32
 from tap_deploy.sessions.contract import Session
@@ -31,11 +34,19 @@ from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.verify.answers import FP32_FLOORS, AnswerFloors, AnswerTally
 from tap_deploy.verify.comparison import Comparison, Report
 from tap_deploy.verify.graph_check import number_of_checks, verify_sessions
-from tap_deploy.verify.selftest import SelftestSubject
+from tap_deploy.verify.selftest import UNFINISHED, SelftestSubject, earlier_mark
 from tap_deploy.verify.suite import run_suite
 from tap_deploy.verify.summary import answers_summary
-from tap_deploy.verify.tolerances import CAPTION_IDS, Tolerances, tolerances_for
+from tap_deploy.verify.tolerances import (
+    CAPTION_IDS,
+    FP16_TOLERANCES,
+    Tolerance,
+    Tolerances,
+    tolerances_for,
+)
 from tap_deploy.verify.verification import Verification
+
+logger = logging.getLogger(__name__)
 
 
 @click.command("verify")
@@ -88,16 +99,25 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
     """
     record = bundle.manifest.precision_record(run_on.variant)
     bundle.variant(run_on.variant)  # reports a missing precision first
-    tolerances = options.tolerances(tolerances_for(run_on.precision, record))
+    tolerances = options.tolerances(
+        tolerances_for(run_on.precision, record, in_tensorrt=run_on.in_tensorrt)
+    )
+    options.require_reference(run_on)
     if options.bisect:
         require_bisectable(run_on, options)
     subject = selftest_subject(bundle, run_on)
-    keep = None
-    if not options.own_tolerances and options.is_of_bundle(bundle):
-        keep = subject.recorder("verified")
+    keep = _Mark(subject, kept=not options.own_tolerances and options.is_of_bundle(bundle))
     goldens = options.goldens(bundle, run_on.threads)
-    tally = AnswerTally(bundle.vocabulary(), tolerances[CAPTION_IDS])
-    with stage_bar("verify", number_of_checks(goldens)) as stage:
+    floors = _floors(run_on.precision, options)
+    tally = AnswerTally(
+        bundle.vocabulary(),
+        _near_tie(run_on.precision, tolerances),
+        only_pictures=floors is not None and not floors.near_ties,
+    )
+    checks = number_of_checks(goldens)
+    if options.suite is not None:
+        checks += SUITES[options.suite].most_checks
+    with keep.failing_on_error(), stage_bar("verify", checks) as stage:
         report = verify_bundle(
             bundle,
             run_on,
@@ -106,12 +126,11 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
             tally=tally,
             on_check=lambda check: stage(check.tensor),
         )
-    if options.suite is not None:
-        report = report + _run_suite(bundle, run_on, options, tolerances)
+        if options.suite is not None:
+            report = report + _run_suite(bundle, run_on, options, tolerances, stage)
     bisection = None
     if options.bisect:
         bisection = bisect_failed_graph(bundle, run_on, options, report, goldens[0])
-    floors = _floors(run_on.precision, options)
     found = Verification(
         report=report,
         answers=answers_summary(tally, floors, _token_text(bundle.tokenizer())),
@@ -120,8 +139,7 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
         bisection=bisection,
         conditions=_conditions(subject, options),
     )
-    if keep is not None:
-        keep(_mark(subject, found))
+    keep.result(found)
     return found
 
 
@@ -193,7 +211,11 @@ def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session
 
 
 def _run_suite(
-    bundle: Bundle, run_on: RunOn, options: VerifyOptions, tolerances: Tolerances
+    bundle: Bundle,
+    run_on: RunOn,
+    options: VerifyOptions,
+    tolerances: Tolerances,
+    stage: Callable[[str], None],
 ) -> Report:
     assert options.suite is not None
     reference = options.reference_sessions(bundle, run_on)
@@ -207,6 +229,7 @@ def _run_suite(
             precision=run_on.precision,
             tolerances=tolerances,
             reference=reference,
+            on_check=lambda check: stage(f"{check.tensor} {check.sample}"),
         )
 
 
@@ -239,21 +262,72 @@ def _conditions(subject: SelftestSubject, options: VerifyOptions) -> dict[str, A
         "machine": subject.device,
         "backend": f"{subject.run_on.mark_name} {subject.backend_version}",
         "precision": subject.run_on.precision,
-        "reference": "PyTorch" if options.needs_torch else "golden samples, made by PyTorch",
-        "pictures": "none" if options.images is None else str(options.images),
+        "reference": options.reference_name,
     }
 
 
-def _mark(subject: SelftestSubject, found: Verification) -> SelftestMark:
-    checks = found.report.checks
-    return SelftestMark(
-        passed=found.passed,
-        backend=subject.run_on.mark_name,
-        backend_version=subject.backend_version,
-        precision=subject.run_on.precision,
-        device=subject.device,
-        finished_at=found.conditions["date"],
-        comparisons=len(checks),
-        failed=tuple(str(check) for check in checks if not check.passed) + found.failures,
-        error=None,
-    )
+class _Mark:
+    """Keeps the result of a verification in the bundle.
+
+    On a GPU, the mark of an unfinished one is written first: a bad engine may crash the process.
+    """
+
+    def __init__(self, subject: SelftestSubject, *, kept: bool) -> None:
+        self._subject = subject
+        self._earlier = earlier_mark(subject, "verified") if kept else None
+        self._write = subject.recorder("verified") if kept else lambda mark: None
+        if not subject.run_on.on_cpu:
+            self._write(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
+
+    @contextlib.contextmanager
+    def failing_on_error(self) -> Iterator[None]:
+        """Keep a failure if a graph does not load or run in the block."""
+        try:
+            yield
+        except SessionError as exc:
+            self._write(self._mark(passed=False, error=str(exc)))
+            raise
+
+    def result(self, found: Verification) -> None:
+        """Keep the result; a failure of a verification that compared more stays."""
+        earlier, count = self._earlier, len(found.report.checks)
+        before = 0 if earlier is None or earlier.passed else earlier.comparisons or 0
+        if earlier is not None and found.passed and before > count:
+            logger.warning(
+                "the failure of an earlier verification stays: it made %d comparisons, this one "
+                "%d; repeat it with the same options",
+                before,
+                count,
+            )
+            self._write(earlier)
+            return
+        failed = tuple(str(check) for check in found.report.checks if not check.passed)
+        failed += found.failures
+        self._write(self._mark(passed=found.passed, comparisons=count, failed=failed))
+
+    def _mark(
+        self,
+        *,
+        passed: bool,
+        error: str | None = None,
+        comparisons: int | None = None,
+        failed: tuple[str, ...] | None = None,
+    ) -> SelftestMark:
+        subject = self._subject
+        return SelftestMark(
+            passed=passed,
+            backend=subject.run_on.mark_name,
+            backend_version=subject.backend_version,
+            precision=subject.run_on.precision,
+            device=subject.device,
+            finished_at=utc_now(),
+            comparisons=comparisons,
+            failed=failed,
+            error=error,
+        )
+
+
+def _near_tie(precision: str, tolerances: Tolerances) -> Tolerance:
+    """Return the margin of a near-tie: that of fp16 at most, because int8 has room for faults."""
+    own, most = tolerances[CAPTION_IDS], FP16_TOLERANCES[CAPTION_IDS]
+    return own if precision == FP32 or own.max < most.max else most

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tap_deploy import graphs
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.golden import Golden
@@ -17,19 +15,14 @@ from tap_deploy.cli.verify_options import VerifyOptions
 from tap_deploy.console.extras import require_quantize_extra
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.errors import InputError
-from tap_deploy.masks import mask_rows, request_candidates
 from tap_deploy.precisions import FP32, INT8, INT8_BF16
-from tap_deploy.sessions.caption_steps import CaptionSteps, step_inputs
-from tap_deploy.sessions.opening import create_session
 from tap_deploy.sessions.run_on import ONNXRUNTIME, RunOn
 from tap_deploy.verify.comparison import Comparison, Report
-from tap_deploy.verify.tolerances import Tolerance
+from tap_deploy.verify.graph_cases import graph_cases
+from tap_deploy.verify.tolerances import FP32_TOLERANCES, Tolerance
 
 if TYPE_CHECKING:
     from tap_deploy.engines.bisect.bisection import Bisection
-
-# Position of the examined step of the text decoder: in a caption, with a cache.
-_POSITION = 5
 
 
 def require_bisectable(run_on: RunOn, options: VerifyOptions) -> None:
@@ -39,10 +32,10 @@ def require_bisectable(run_on: RunOn, options: VerifyOptions) -> None:
         InputError: the graphs do not run as ONNX files, or fp32 graphs have no reference.
         MissingDependencyError: a package is not installed.
     """
-    if run_on.is_engine:
+    if run_on.backend != ONNXRUNTIME or not run_on.on_cpu:
         raise InputError(
-            "--bisect examines ONNX files; for engines, Polygraphy marks all layers: see "
-            "tap-export inspect BUNDLE --polygraphy DIR"
+            "--bisect runs graphs in onnxruntime on the CPU; got another backend or device; "
+            "Polygraphy compares layers of TensorRT: tap-export inspect BUNDLE --polygraphy DIR"
         )
     if run_on.precision == FP32 and not options.needs_torch:
         raise InputError(
@@ -77,13 +70,13 @@ def bisect_failed_graph(
     with _reference(bundle, options, found.graph) as reference:
         from tap_deploy.engines.bisect.bisect import first_divergence
 
-        feed = _feed(bundle, found.graph, golden, reference, run_on.threads)
+        cases = graph_cases(variant, found.graph, golden, FP32_TOLERANCES)
         with stage_bar("bisect", 1) as stage:
             stage(found.graph)
             bisection = first_divergence(
                 variant.path(found.graph),
                 reference,
-                [feed],
+                [case.inputs for case in cases],
                 _tolerance(found, run_on.precision),
                 rescaled=[choice.norm for choice in smoothed if choice.kept],
                 threads=run_on.threads,
@@ -103,31 +96,6 @@ def _reference(bundle: Bundle, options: VerifyOptions, graph: str) -> Iterator[p
     with tempfile.TemporaryDirectory(prefix="tap-export-") as folder:
         records = export_graphs(model, pathlib.Path(folder), lambda text: None)
         yield pathlib.Path(folder) / records[graph].file
-
-
-def _feed(
-    bundle: Bundle, graph: str, golden: Golden, reference: pathlib.Path, threads: int | None
-) -> dict[str, np.ndarray]:
-    """Return inputs of a graph; for the text decoder, a step with the cache of the reference."""
-    sample, config = golden.samples[0], bundle.config
-    if graph == graphs.IMAGE_ENCODER:
-        return {graphs.IMAGES: sample.images}
-    if graph == graphs.PROMPT_DECODER:
-        prompts = len(sample.mask_index)
-        return {
-            graphs.IMAGE_EMBEDDINGS: sample.image_embeddings[:1],
-            graphs.POINT_COORDS: sample.point_coords,
-            graphs.POINT_LABELS: sample.point_labels,
-            graphs.MASK_REQUEST: request_candidates(prompts, config.num_mask_tokens),
-            graphs.MASK_ROWS: mask_rows(prompts),
-        }
-    text, spec = golden.captions, bundle.variant(FP32).specs[graph]
-    with create_session(ONNXRUNTIME, reference, spec, threads=threads) as session:
-        steps = CaptionSteps(session, config, text.semantic_tokens)
-        for column in text.input_ids.T[: _POSITION - 1]:
-            steps.step(column)
-        ids = text.input_ids[:, _POSITION - 1]
-        return step_inputs(config, text.semantic_tokens, ids, _POSITION, steps.cache)
 
 
 def _tolerance(check: Comparison, precision: str) -> Tolerance:

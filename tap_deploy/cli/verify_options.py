@@ -77,6 +77,23 @@ class VerifyOptions:
         return self.checkpoint is not None or self.against == REFERENCE
 
     @property
+    def reference_name(self) -> str:
+        """What the graphs are compared with, for reports."""
+        if self.needs_torch:
+            return "PyTorch"
+        pictures = "" if self.images is None else "; on pictures, the fp32 graphs in onnxruntime"
+        return f"golden samples, made by PyTorch{pictures}"
+
+    def require_reference(self, run_on: RunOn) -> None:
+        """Raise InputError if the pictures would compare graphs with themselves."""
+        itself = run_on.on_cpu and (run_on.backend, run_on.precision) == (ONNXRUNTIME, FP32)
+        if self.images is not None and itself and not self.needs_torch:
+            raise InputError(
+                "fp32 graphs in onnxruntime are the reference for --images themselves; pass "
+                "--checkpoint FILE, --against reference, or another precision or backend"
+            )
+
+    @property
     def own_tolerances(self) -> bool:
         """Whether the user chose tolerances, so that the result says nothing to others."""
         return bool(self.atol or self.rtol)

@@ -106,11 +106,6 @@ class CaptionSteps:
         self._position += 1
         return self._next_ids
 
-    @property
-    def cache(self) -> np.ndarray:
-        """The cache with its filled slots, ``[layers, 2, P, heads, T, head_dim]``."""
-        return self._cache
-
     def keep(self, wanted: np.ndarray) -> None:
         """Keep only the rows selected by ``wanted``, bool ``[P]``; this copies the cache."""
         self._tokens = self._tokens[wanted]

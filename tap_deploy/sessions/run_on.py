@@ -88,6 +88,21 @@ class RunOn:
         return self.backend in ENGINE_BACKENDS
 
     @property
+    def in_tensorrt(self) -> bool:
+        """Whether TensorRT or TensorRT-RTX runs the graphs, also as a provider of onnxruntime."""
+        return self.is_engine or self.provider not in (None, CUDA)
+
+    @property
+    def words(self) -> list[str]:
+        """The options of ``tap-export`` that select this, without defaults."""
+        defaults, words = RunOn(), list[str]()
+        for name in ("backend", "precision", "device", "provider"):
+            value = getattr(self, name)
+            if value != getattr(defaults, name):
+                words += [f"--{name}", value]
+        return words
+
+    @property
     def resolved_device(self) -> Device:
         """The parsed device, with the default of the backend."""
         return Device.from_name(self.device or (CUDA if self.is_engine else CPU))

@@ -28,21 +28,10 @@ def check_verified(machines: Collection[str], run_on: RunOn, subject: str, bundl
     """
     if machines and machine_title(on_cpu=run_on.on_cpu) in machines:
         return
-    message = (
-        f"{subject} was never verified on this machine; do so once with: {_command(run_on, bundle)}"
-    )
+    command = shlex.join(["tap-export", "selftest", bundle, *run_on.words])
+    message = f"{subject} was never verified on this machine; do so once with: {command}"
     if run_on.require_verified:
         raise BundleError(message)
     if message not in _warned:
         _warned.add(message)
         logger.warning("%s", message)
-
-
-def _command(run_on: RunOn, bundle: str) -> str:
-    words = ["tap-export", "selftest", bundle]
-    defaults = RunOn()
-    for name in ("backend", "precision", "device", "provider"):
-        value = getattr(run_on, name)
-        if value != getattr(defaults, name):
-            words += [f"--{name}", value]
-    return shlex.join(words)

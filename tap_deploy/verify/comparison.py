@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tap_deploy.errors import VerificationError
+from tap_deploy.verify.difference import INFINITE, chunks, difference
 from tap_deploy.verify.tolerances import Tolerance
 
 _DIFFERENCES = ("max_abs", "max_rel", "mean_abs", "mean_rel", "cosine", "tolerance")
@@ -84,8 +85,16 @@ class Comparison:
         mean_fits = self.mean_tolerance is None or self.mean_rel <= self.mean_tolerance
         return math.isfinite(self.difference) and self.difference <= self.tolerance and mean_fits
 
+    @property
+    def miss(self) -> str:
+        """By how much it is off, and the bound that it leaves."""
+        mean = self.mean_tolerance
+        if mean is not None and self.mean_rel > mean and self.difference <= self.tolerance:
+            return f"is off by {self.mean_rel:.2g} on average, tolerance {mean:.2g}"
+        return f"is off by {self.difference:.2g}, tolerance {self.tolerance:.2g}"
+
     def __str__(self) -> str:
-        verdict = "[\u2713]" if self.passed else "[\u2717]"
+        verdict = "[✗]" if not self.passed else "[✓]" if self.is_bounded else "[-]"
         shape = "x".join(map(str, self.shape))
         cosine = "" if math.isnan(self.cosine) else f"cosine {self.cosine:.7f}  "
         odd = f"{self.num_nan} NaN, {self.num_inf} Inf  " if self.num_nan or self.num_inf else ""
@@ -100,8 +109,8 @@ class Comparison:
         if not self.is_bounded:
             return "measured only"
         kind = "rel " if self.relative else ""
-        mean = "" if self.mean_tolerance is None else f", mean {self.mean_tolerance:.0e}"
-        return f"tolerance {kind}{self.tolerance:.0e}{mean}"
+        mean = "" if self.mean_tolerance is None else f", mean {self.mean_tolerance:.2g}"
+        return f"tolerance {kind}{self.tolerance:.2g}{mean}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +169,7 @@ class Report:
         failures = [check for check in self.checks if not check.passed]
         first = failures[0] if failures else None
         detail = (
-            f"{first.graph} {first.tensor} ({first.sample}) is off by {first.difference:.2e}, "
-            f"tolerance {first.tolerance:.0e}"
+            f"{first.graph} {first.tensor} ({first.sample}) {first.miss}"
             if first
             else "nothing was compared"
         )
@@ -183,28 +191,21 @@ def compare(
     A plain number as ``tolerance`` bounds the largest absolute difference.
     """
     bound = tolerance if isinstance(tolerance, Tolerance) else Tolerance(max=tolerance)
-    max_abs = max_rel = mean_abs = mean_rel = math.inf
-    cosine, histogram = math.nan, tuple[int, ...]()
-    is_float = np.issubdtype(actual.dtype, np.floating)
     finite = np.isfinite(actual).all() and np.isfinite(expected).all()
-    if actual.shape == expected.shape and finite:
-        a, b = actual.astype(np.float64), expected.astype(np.float64)
-        difference, magnitude = np.abs(a - b), np.abs(b)
-        max_abs = float(difference.max(initial=0.0))
-        max_rel = _share(max_abs, float(magnitude.max(initial=0.0)))
-        mean_abs = float(difference.mean()) if difference.size else 0.0
-        mean_rel = _share(mean_abs, float(magnitude.mean()) if magnitude.size else 0.0)
-        cosine = _cosine(a, b) if is_float else math.nan
-        histogram = _histogram(difference) if is_float else ()
+    fits = actual.shape == expected.shape and finite
+    found = difference(actual, expected) if fits else INFINITE
+    cosine, histogram = math.nan, tuple[int, ...]()
+    if fits and np.issubdtype(actual.dtype, np.floating):
+        cosine, histogram = _cosine(actual, expected), _histogram(actual, expected)
     return Comparison(
         graph=graph,
         tensor=tensor,
         sample=sample,
         shape=tuple(actual.shape),
-        max_abs=max_abs,
-        max_rel=max_rel,
-        mean_abs=mean_abs,
-        mean_rel=mean_rel,
+        max_abs=found.max_abs,
+        max_rel=found.max_rel,
+        mean_abs=found.mean_abs,
+        mean_rel=found.mean_rel,
         tolerance=bound.max,
         mean_tolerance=bound.mean,
         relative=bound.relative,
@@ -257,13 +258,21 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else part
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b)) / norms if norms else math.nan
+def _cosine(actual: np.ndarray, expected: np.ndarray) -> float:
+    product = squares = expected_squares = 0.0
+    for a, b in chunks(actual, expected):
+        product += float(np.vdot(a, b))
+        squares += float(np.vdot(a, a))
+        expected_squares += float(np.vdot(b, b))
+    norms = math.sqrt(squares * expected_squares)
+    return product / norms if norms else math.nan
 
 
-def _histogram(difference: np.ndarray) -> tuple[int, ...]:
-    zeros = int((difference == 0).sum())
-    logs = np.log10(difference[difference > 0])
-    counts, _ = np.histogram(logs, [-np.inf, *HISTOGRAM_EDGES, np.inf])
-    return (zeros, *(int(count) for count in counts))
+def _histogram(actual: np.ndarray, expected: np.ndarray) -> tuple[int, ...]:
+    counts = np.zeros(len(HISTOGRAM_EDGES) + 2, np.int64)
+    for a, b in chunks(actual, expected):
+        distances = np.abs(a - b)
+        differs = distances[distances > 0]
+        counts[0] += len(distances) - len(differs)
+        counts[1:] += np.histogram(np.log10(differs), [-np.inf, *HISTOGRAM_EDGES, np.inf])[0]
+    return tuple(int(count) for count in counts)

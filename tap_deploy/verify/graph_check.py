@@ -151,7 +151,9 @@ class _Verifier:
         answers = decode_answers(
             self.sessions[graph], sample.point_coords, sample.point_labels, sample.image_embeddings
         )
-        rows, index = np.arange(len(sample.mask_index)), answers[graphs.MASK_INDEX]
+        tokens = self.config.num_mask_tokens
+        rows = np.arange(len(sample.mask_index))
+        index = np.clip(answers[graphs.MASK_INDEX], 0, tokens - 1)
         for tensor in PROMPT_OUTPUTS:
             expected = getattr(sample, tensor)
             if tensor != graphs.IOU_PREDICTIONS:
@@ -196,7 +198,7 @@ class _Verifier:
             draws.ids,
             draws.expected,
             draws.margins,
-            draws.scale,
+            1.0,
         )
 
     def _check_chain(self, sample: GoldenSample, image_embeddings: np.ndarray) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.json_record import record_to_json
-from tap_deploy.bundle.marks import mark_variant
-from tap_deploy.bundle.plans import MARK_FILES, plan_digests, record_selftest
+from tap_deploy.bundle.marks import mark_of, mark_variant
+from tap_deploy.bundle.plans import MARK_FILES, plan_digests, read_mark, record_selftest
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
@@ -90,6 +90,19 @@ class SelftestSubject:
             own = mark
 
         return record
+
+
+def earlier_mark(subject: SelftestSubject, field: str) -> SelftestMark | None:
+    """Return the mark that is stored for a subject; None if there is none.
+
+    Args:
+        subject: what was tested.
+        field: a key of ``marks.MARKS``.
+    """
+    if subject.plans is not None:
+        return read_mark(subject.plans / MARK_FILES[field])
+    run_on = subject.run_on
+    return mark_of(subject.bundle, run_on.variant, run_on.mark_name, field)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +207,8 @@ def run_selftest(
     """
     golden = subject.bundle.golden()
     precision_record = subject.bundle.manifest.precision_record(subject.run_on.variant)
-    tolerances = tolerances_for(subject.run_on.precision, precision_record)
+    run_on = subject.run_on
+    tolerances = tolerances_for(run_on.precision, precision_record, in_tensorrt=run_on.in_tensorrt)
     timed = _TimedComparisons(on_check)
     expected: Expected | None = None
     error = None

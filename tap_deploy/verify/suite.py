@@ -24,6 +24,7 @@ from tap_deploy.sessions.caption_steps import step_inputs
 from tap_deploy.sessions.contract import Session, to_float32, to_spec_dtypes
 from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.verify.comparison import Comparison, Report, compare
+from tap_deploy.verify.graph_check import within_limits
 from tap_deploy.verify.prompt_outputs import decode_all_tokens
 from tap_deploy.verify.recorder import ComparisonRecorder, choice_margins
 from tap_deploy.verify.text_steps import run_text
@@ -49,6 +50,13 @@ class SuiteSizes:
     points: tuple[int, ...]
     captions: tuple[int, ...]
     pictures: tuple[tuple[int, int], ...]
+
+    @property
+    def most_checks(self) -> int:
+        """Number of comparisons with a reference and without limits, for a progress bar."""
+        prompts = 3 * len(self.prompts) + len(self.points) + 5
+        text = 4 * len(self.captions) + 3
+        return 2 + len(self.batches) + 5 * (prompts + len(self.pictures)) + 4 + text
 
 
 FULL = SuiteSizes(
@@ -96,13 +104,15 @@ def run_suite(
     Raises:
         SessionError: a graph fails to run.
     """
+    golden = within_limits(sessions, golden)
     recorder = ComparisonRecorder(tolerances, on_check)
     _EncoderSuite(sessions[graphs.IMAGE_ENCODER], golden, recorder).run(sizes)
     prompts = _PromptSuite(sessions[graphs.PROMPT_DECODER], config, golden, recorder)
     prompts.run(sizes)
     if reference is not None:
         prompts.check_lengths(sizes, reference[graphs.PROMPT_DECODER])
-        for height, width in sizes.pictures:
+        points = sessions[graphs.PROMPT_DECODER].limits.get("N", 2)
+        for height, width in sizes.pictures if points >= 2 else ():
             _check_picture(sessions, reference, config, recorder, height, width)
     _TextSuite(sessions[graphs.TEXT_DECODER], config, golden, recorder).run(sizes)
     return Report(checks=tuple(recorder.checks), backend=backend, precision=precision)
@@ -141,8 +151,7 @@ class _PromptSuite:
         self, session: Session, config: TapConfig, golden: Golden, recorder: ComparisonRecorder
     ) -> None:
         self.session, self.config, self.recorder = session, config, recorder
-        points = session.limits.get("N", np.inf)
-        self.samples = [s for s in golden.samples if s.point_labels.shape[1] <= points]
+        self.samples = golden.samples
 
     def run(self, sizes: SuiteSizes) -> None:
         for sample in self.samples:
@@ -159,7 +168,8 @@ class _PromptSuite:
         """Compare prompts of every number of points with those of another session."""
         sample = self.samples[0]
         for points in _within(self.session, "N", sizes.points):
-            coords, labels = _prompts_of_length(self.config, points)
+            most = self.session.limits.get("P", 3)
+            coords, labels = (array[:most] for array in _prompts_of_length(self.config, points))
             decoded = self._decode(self.session, sample, coords, labels)
             expected = self._decode(reference, sample, coords, labels)
             index = select_mask_token(expected[graphs.IOU_PREDICTIONS], labels)
@@ -301,6 +311,8 @@ def _check_picture(
         ],
         np.int32,
     )
+    most = sessions[graphs.PROMPT_DECODER].limits.get("P", len(labels))
+    coords, labels = coords[:most], labels[:most]
     decoded, wanted = (
         decode_all_tokens(s[graphs.PROMPT_DECODER], config, coords, labels, expected)
         for s in (sessions, reference)

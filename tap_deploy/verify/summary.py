@@ -196,8 +196,8 @@ def _where_error_enters(report: Report, rows: list[dict[str, Any]]) -> str:
         order = list(graphs.GRAPH_NAMES)
         first = min(failed, key=lambda check: order.index(check.graph))
         return (
-            f"Error enters in {first.graph}: with the reference's own inputs, {first.tensor} is "
-            f"off by {first.difference:.2g}, tolerance {first.tolerance:.2g}."
+            f"Error enters in {first.graph}: with the reference's own inputs, {first.tensor} "
+            f"{first.miss}."
         )
     known = [row for row in rows if row["growth"] is not None]
     if not known:

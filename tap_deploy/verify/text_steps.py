@@ -70,14 +70,13 @@ class Draws:
     Attributes:
         ids: its tokens, int64 ``[R]``.
         expected: tokens drawn on the host from its logits, int64 ``[R]``.
-        margins: by how much the scores of ``ids`` miss the best ones, float64 ``[R]``.
-        scale: largest magnitude of the scores.
+        margins: by how much the scores of ``ids`` miss the best ones, as a share of the largest
+            magnitude of the scores of the row, float64 ``[R]``.
     """
 
     ids: np.ndarray
     expected: np.ndarray
     margins: np.ndarray
-    scale: float
 
 
 def draw_tokens(session: Session, config: TapConfig, text: GoldenText) -> Draws:
@@ -112,8 +111,7 @@ def draw_tokens(session: Session, config: TapConfig, text: GoldenText) -> Draws:
     return Draws(
         ids=ids,
         expected=np.take_along_axis(order, best, axis=1)[:, 0],
-        margins=misses.min(axis=1),
-        scale=float(np.abs(scores).max()),
+        margins=misses.min(axis=1) / np.abs(scores).max(axis=1),
     )
 
 

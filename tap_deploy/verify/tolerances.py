@@ -36,6 +36,11 @@ class Tolerance:
     mean: float | None = None
     relative: bool = False
 
+    def times(self, factor: float) -> Tolerance:
+        """Return these bounds times a factor."""
+        mean = None if self.mean is None else factor * self.mean
+        return dataclasses.replace(self, max=factor * self.max, mean=mean)
+
 
 Tolerances = Mapping[str, Tolerance]
 
@@ -43,23 +48,20 @@ Tolerances = Mapping[str, Tolerance]
 # tap_vit_b and the test model, with onnxruntime and OpenVINO on x86 and with onnxruntime's CUDA
 # provider on an H200: at most 2.8e-6 of the largest magnitude, and 2.6e-6 of the mean one.
 FP32_LARGEST, FP32_MEAN = 2e-5, 1e-5
-
-
-def _of_summation(factor: float) -> dict[str, Tolerance]:
-    each = Tolerance(max=factor * FP32_LARGEST, mean=factor * FP32_MEAN, relative=True)
-    # Only two scores that are as close as that may change places.
-    choice = Tolerance(max=2 * factor * FP32_LARGEST, relative=True)
-    return {
-        graphs.IMAGE_EMBEDDINGS: each,
-        **{name: each for name in PROMPT_OUTPUTS},
-        graphs.LOGITS: each,
-        CAPTION_IDS: choice,
-        MASK_INDEX: choice,
-    }
-
-
-FP32_TOLERANCES: Tolerances = _of_summation(1)
-CHAINED_FP32_TOLERANCES: Tolerances = _of_summation(4)
+_FP32 = Tolerance(max=FP32_LARGEST, mean=FP32_MEAN, relative=True)
+# Only two scores that are as close as that may change places.
+_FP32_CHOICE = Tolerance(max=2 * FP32_LARGEST, relative=True)
+FP32_TOLERANCES: Tolerances = {
+    graphs.IMAGE_EMBEDDINGS: _FP32,
+    **{name: _FP32 for name in PROMPT_OUTPUTS},
+    graphs.LOGITS: _FP32,
+    CAPTION_IDS: _FP32_CHOICE,
+    MASK_INDEX: _FP32_CHOICE,
+}
+# TensorRT was never measured in fp32. It fuses more, and so sums in more orders.
+ENGINE_FACTOR = 10
+# A graph may enlarge the error that comes in: by 1.3 at most on tap_demo and tap_vit_b.
+CHAIN_FACTOR = 4
 
 # Largest relative rounding errors of fp16 and bf16, whose significands have 11 and 8 bits.
 HALF_UNIT, BF16_UNIT = 2.0**-11, 2.0**-8
@@ -112,8 +114,8 @@ def chained_tolerances(precision: str, tolerances: Tolerances) -> Tolerances:
         precision: one of ``precisions.RUN_PRECISIONS``.
         tolerances: those of each graph with the reference's inputs.
     """
-    if precision == FP32 and tolerances is FP32_TOLERANCES:
-        return CHAINED_FP32_TOLERANCES
+    if precision == FP32:
+        return {name: bound.times(CHAIN_FACTOR) for name, bound in tolerances.items()}
     measured = dict.fromkeys(tolerances, _MEASURED)
     return measured | {CAPTION_IDS: tolerances[CAPTION_IDS]}
 
@@ -124,7 +126,9 @@ def chained_tolerances(precision: str, tolerances: Tolerances) -> Tolerances:
 INT8_SLACK = 2.0
 
 
-def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
+def tolerances_for(
+    precision: str, record: PrecisionRecord, *, in_tensorrt: bool = False
+) -> Tolerances:
     """Return the tolerances of a precision.
 
     Those of int8 come from the bundle. The deviation of int8 from the reference depends on model
@@ -135,10 +139,13 @@ def tolerances_for(precision: str, record: PrecisionRecord) -> Tolerances:
     Args:
         precision: one of ``precisions.RUN_PRECISIONS``.
         record: record of the variant, see ``Manifest.precision_record``.
+        in_tensorrt: whether TensorRT runs the graphs.
 
     Raises:
         BundleError: int8, and the bundle has no recorded deviations.
     """
+    if precision == FP32 and in_tensorrt:
+        return {name: bound.times(ENGINE_FACTOR) for name, bound in FP32_TOLERANCES.items()}
     if precision not in (INT8, INT8_BF16):
         return TOLERANCES[precision]
     deviation = _finite_deviation(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,11 +20,13 @@ class Difference:
     Attributes:
         max_abs: largest absolute difference; infinite where only one of two values is finite.
         max_rel: ``max_abs`` over the largest expected magnitude.
-        mean_rel: mean absolute difference over the mean expected magnitude.
+        mean_abs: mean absolute difference.
+        mean_rel: ``mean_abs`` over the mean expected magnitude.
     """
 
     max_abs: float
     max_rel: float
+    mean_abs: float
     mean_rel: float
 
     def fits(self, tolerance: Tolerance) -> bool:
@@ -34,7 +37,7 @@ class Difference:
         )
 
 
-_INFINITE = Difference(max_abs=math.inf, max_rel=math.inf, mean_rel=math.inf)
+INFINITE = Difference(max_abs=math.inf, max_rel=math.inf, mean_abs=math.inf, mean_rel=math.inf)
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> Difference:
@@ -55,7 +58,7 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> Difference:
         if not np.isfinite(distances.max()):
             finite = np.isfinite(x) & np.isfinite(y)
             if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
-                return _INFINITE
+                return INFINITE
             x, y = x[finite].astype(np.float64), y[finite].astype(np.float64)
             distances = np.abs(x - y)
         values = np.abs(y)
@@ -64,7 +67,10 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> Difference:
         total += float(distances.sum(dtype=np.float64))
         magnitudes += float(values.sum(dtype=np.float64))
     return Difference(
-        max_abs=largest, max_rel=_share(largest, magnitude), mean_rel=_share(total, magnitudes)
+        max_abs=largest,
+        max_rel=_share(largest, magnitude),
+        mean_abs=total / actual.size if actual.size else 0.0,
+        mean_rel=_share(total, magnitudes),
     )
 
 
@@ -72,3 +78,11 @@ def _share(part: float, whole: float) -> float:
     if part == 0:
         return 0.0
     return part / whole if whole else math.inf
+
+
+def chunks(actual: np.ndarray, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield parts of two tensors of the same shape, flat and in float64."""
+    for start in range(0, actual.size, CHUNK_VALUES):
+        part = slice(start, start + CHUNK_VALUES)
+        a, b = (array.reshape(-1)[part].astype(np.float64) for array in (actual, expected))
+        yield a, b
