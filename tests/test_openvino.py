@@ -305,6 +305,59 @@ def test_the_second_start_compiles_nothing(micro_bundle, images, own_cache, monk
     assert {path: path.stat().st_mtime_ns for path in blobs(own_cache)} == stored
 
 
+@pytest.fixture(scope="module")
+def linked_bundle(micro_bundle, tmp_path_factory):
+    """A bundle of links, as in the cache of a model hub, whose weights are in other files."""
+    onnx = pytest.importorskip("onnx")
+    made = shutil.copytree(micro_bundle.path, tmp_path_factory.mktemp("linked") / "made")
+    records = {}
+    for graph, record in micro_bundle.manifest.graphs["fp32"].items():
+        path = made / record.file
+        model = onnx.load(path)
+        path.unlink()
+        external = {"save_as_external_data": True, "location": f"{path.name}.data"}
+        onnx.save(model, path, size_threshold=0, **external)
+        records[graph] = dataclasses.replace(record, external_data=True)
+    (made / MANIFEST_NAME).unlink()
+    manifest = dataclasses.replace(
+        micro_bundle.manifest,
+        graphs=micro_bundle.manifest.graphs | {"fp32": records},
+        files=file_records(made),
+    )
+    (made / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+    linked = made.with_name("linked")
+    for index, file in enumerate(path for path in made.rglob("*") if path.is_file()):
+        path = linked / file.relative_to(made)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (made.parent / str(index)).mkdir()
+        path.symlink_to(file.rename(made.parent / str(index) / "object"))
+    return Bundle.open(linked)
+
+
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_graphs_behind_links_are_compiled_once(
+    linked_bundle, micro_bundle, images, own_cache, monkeypatch, has_cache
+):
+    """OpenVINO gets hard links to the files, which change their times."""
+    import openvino
+
+    if not has_cache:
+        monkeypatch.setattr(loader.Loader, "_cache_folder", lambda self, options: None)
+    real, calls = openvino.Core.compile_model, []
+
+    def counted(*args):
+        calls.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", counted)
+    expected = encoded(micro_bundle, images)
+    calls.clear()
+    np.testing.assert_array_equal(encoded(linked_bundle, images), expected)
+    assert len(calls) == 3
+    np.testing.assert_array_equal(encoded(linked_bundle, images), expected)
+    assert len(calls) == (3 if has_cache else 6)
+
+
 def test_other_weights_at_the_same_path_are_compiled_anew(bundle, images, own_cache):
     """Bundles are replaced in place; OpenVINO's own cache would look at path and time."""
     onnx = pytest.importorskip("onnx")

@@ -30,8 +30,8 @@ ONNX_FOLDER = "onnx"
 # Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
 # behind by two writes.
 CHANGES_BEHIND = 3
-# Attempts to load files that others touch meanwhile, or whose numbers a network file system makes up
-# anew.
+# Attempts to load files that others write to meanwhile, or to which a network file system gives new
+# numbers.
 LOAD_ATTEMPTS = 2
 
 Loaded = TypeVar("Loaded")
