@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,8 +30,8 @@ ONNX_FOLDER = "onnx"
 # Attempts to open a changing bundle: a replacement writes the manifest twice, so a reader can be
 # behind by two writes.
 CHANGES_BEHIND = 3
-# Attempts to load files that others write to meanwhile, or to which a network file system gives new
-# numbers.
+# Attempts to load files that others touch meanwhile (``cp -al`` changes the time of each), or whose
+# numbers a network file system makes up anew.
 LOAD_ATTEMPTS = 2
 
 Loaded = TypeVar("Loaded")
@@ -149,8 +149,8 @@ class Bundle:
         """Load files, and check that they are the ones whose SHA-256 was compared.
 
         The runtimes open graphs by their paths, so a file may change between its check and its use.
-        A file that was touched since its check is checked again. One that is replaced or written to
-        while it is loaded is checked and loaded again; if it never rests, its content decides.
+        A file that was touched since its check is checked again. One that is touched while it is
+        loaded is checked and loaded again; if it never rests, its content decides.
 
         Args:
             names: paths relative to the bundle, listed in the manifest.
@@ -175,26 +175,16 @@ class Bundle:
                     rejected.pop_all()
                     return result
 
-    def _check_touched(self, names: Iterable[str]) -> None:
+    def _check_touched(self, names: tuple[str, ...]) -> None:
         for name in names:
-            if name not in self._stamps or self._stamp(name) != self._stamps[name]:
+            if not self.is_unchanged((name,)):
                 self._check_file(name, self.manifest.files[name], check_hash=True)
 
-    def is_unchanged(self, names: Collection[str]) -> bool:
-        """Whether files are those that were compared with the manifest, and not written to since.
-
-        Files that others link to or rename (``cp -al``) are compared again: a new link changes the
-        last time of a file, as a write does that sets the other one back.
-
-        Raises:
-            BundleError: such a file was changed.
-        """
-        for name in names:
-            known, found = self._stamps.get(name), self._stamp(name)
-            if known is None or found is None or known[:-1] != found[:-1]:
-                return False
-        self._check_touched(names)
-        return True
+    def is_unchanged(self, names: Iterable[str]) -> bool:
+        """Whether files were not touched since they were compared with the manifest."""
+        return all(
+            name in self._stamps and self._stamp(name) == self._stamps[name] for name in names
+        )
 
     def _stamp(self, name: str) -> Stamp | None:
         try:

@@ -66,10 +66,7 @@ def read_text(path: str | os.PathLike[str], limit_bytes: int = TEXT_BYTES) -> st
 
 
 def stamp_of(found: os.stat_result) -> Stamp:
-    """Return what changes if a file is replaced or written to.
-
-    The last number, the time of change, also differs after a link to the file is made or removed.
-    """
+    """Return what changes if a file is replaced or written to."""
     times = found.st_mtime_ns, found.st_ctime_ns
     return (found.st_dev, found.st_ino, found.st_size, *times)
 
