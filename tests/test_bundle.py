@@ -155,7 +155,7 @@ def test_rules_may_be_worded_anew(copy):
 
 def test_unreadable_names(copy):
     edit_manifest(copy, files={"x" * 300: {"size_bytes": 1, "sha256": "0"}})
-    with pytest.raises(BundleError, match="no usual name of a file"):
+    with pytest.raises(BundleError, match="not a valid file name"):
         Bundle.open(copy)
 
 
@@ -298,6 +298,54 @@ def test_a_failed_move_brings_the_old_one_back(target, monkeypatch, error):
     assert len(moves) == 3
     assert content(target) == "old"
     assert only(target)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_signal_right_after_a_move_loses_nothing(target, monkeypatch, calls):
+    rename, moves = os.rename, []
+
+    def interrupted(source, destination):
+        rename(source, destination)
+        moves.append(source)
+        if len(moves) == calls:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tap_deploy.storage.files._exchange", lambda a, b: False)
+    monkeypatch.setattr("tap_deploy.storage.files.os.rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replaced(target, "new")
+    assert content(target) == {1: "old", 2: "new"}[calls]
+    assert only(target)
+
+
+def test_the_result_of_a_rejected_load_is_closed(copy):
+    bundle, made = Bundle.open(copy), []
+    name = "tokenizer.model"
+
+    class Loaded:
+        is_closed = False
+
+        def close(self):
+            self.is_closed = True
+
+    def load():
+        made.append(Loaded())
+        if len(made) == 1:
+            shutil.copy(copy / name, copy / "again")
+            os.replace(copy / "again", copy / name)
+        return made[-1]
+
+    assert bundle.loaded((name,), load) is made[1]
+    assert [each.is_closed for each in made] == [True, False]
+
+    def spoil():
+        (copy / name).write_bytes(b"another")
+        made.append(Loaded())
+        return made[-1]
+
+    with pytest.raises(BundleError, match="has 7 bytes"):
+        bundle.loaded((name,), spoil)
+    assert made[-1].is_closed
 
 
 @pytest.mark.parametrize("exchange", [True, False])

@@ -75,6 +75,38 @@ def test_an_interrupted_replacement_is_undone(bundle, monkeypatch, function, cal
     assert (Bundle.open(bundle.path).path / "onnx/fp16/text_decoder.onnx").read_bytes() == b"better"
 
 
+@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("function", ["os.rename", "os.replace"])
+def test_a_signal_right_after_a_move_undoes_it_too(bundle, monkeypatch, function, calls):
+    add_fp16(bundle)
+    before, manifest = digests(bundle.path), bundle.manifest
+    with monkeypatch.context() as patched:
+        made = interrupted_after(patched, function, calls)
+        try:
+            add_fp16(bundle, b"better")
+        except KeyboardInterrupt:
+            assert digests(bundle.path) == before
+            assert Bundle.open(bundle.path).manifest == bundle.manifest == manifest
+        else:
+            assert len(made) == {"os.rename": 6, "os.replace": 2}[function]
+    assert not list(bundle.path.glob(".*partial-*"))
+
+
+def interrupted_after(patched, function, calls):
+    """One call of a function of the system is made, and then a signal arrives."""
+    name, made = function.removeprefix("os."), []
+    real = getattr(os, name)
+
+    def counted(*args):
+        real(*args)
+        made.append(args)
+        if len(made) == calls + 1:
+            raise KeyboardInterrupt
+
+    patched.setattr(function, counted)
+    return made
+
+
 def digests(folder):
     return {
         path.relative_to(folder): sha256_of_file(path) if path.is_file() else None

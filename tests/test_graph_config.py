@@ -16,6 +16,7 @@ import onnxruntime
 from tap_deploy import TapPredictor, graphs
 from tap_deploy.bundle.bundle import Bundle, file_records
 from tap_deploy.bundle.graph_config import CONFIG_KEY, require_config
+from tap_deploy.bundle.graph_references import require_listed_data
 from tap_deploy.bundle.manifest import MANIFEST_NAME
 from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.plans import load_plan, save_plan
@@ -84,6 +85,18 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path, micro_config, content):
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"cannot be read: .*; export the bundle again"):
         require_config(path, micro_config)
+
+
+def test_a_graph_of_too_many_fields_is_refused(tmp_path, micro_config, monkeypatch):
+    """Else a file of nothing but small fields takes minutes."""
+    monkeypatch.setattr("tap_deploy.storage.protobuf.MAX_FIELDS", 1000)
+    path, version = tmp_path / "a.onnx", b"\x08\x07"  # ModelProto.ir_version
+    path.write_bytes(version * 1001)
+    for check, listed in ((require_config, micro_config), (require_listed_data, ())):
+        with pytest.raises(BundleError, match="more than 1000 fields"):
+            check(path, listed)
+    path.write_bytes(version * 1000)
+    require_listed_data(path, ())
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "7", '{"text_seq_len": 40}', "[" * 100_000])

@@ -28,7 +28,7 @@ from tap_deploy.reference.checkpoint import read_checkpoint
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.ort import session as ort_session
 from tap_deploy.sessions.run_on import RunOn
-from tap_deploy.storage.json_files import MAX_DEPTH, parse_json
+from tap_deploy.storage.json_files import MAX_DEPTH, parse_json, read_json
 from tap_deploy.storage.regular_files import TEXT_BYTES, open_regular, read_bytes
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.visualize.fonts import font_from_path
@@ -428,6 +428,20 @@ def test_a_file_that_becomes_a_pipe(tmp_path, fifo, monkeypatch):
     monkeypatch.setattr(os, "stat", lambda _: plain)
     with patience(), pytest.raises(OSError, match="expected a regular file"):
         open_regular(fifo)
+
+
+def test_a_key_that_is_twice_among_many_is_found_in_time():
+    """Comparing each key with all others took hours."""
+    text = json.dumps({str(number): 0 for number in range(300_000)})[:-1] + ', "299999": 0}'
+    with patience(), pytest.raises(ValueError, match="an object holds '299999' twice"):
+        parse_json(text)
+
+
+def test_the_limit_of_a_json_file(tmp_path):
+    (tmp_path / "file").write_text("[1, 2]", "utf-8")
+    assert read_json(tmp_path / "file", 6) == [1, 2]
+    with pytest.raises(OSError, match="at most 5"):
+        read_json(tmp_path / "file", 5)
 
 
 def test_sizes_are_known_before_reading(copy, photo, tmp_path):

@@ -8,12 +8,19 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tap_deploy.storage import unfinished
 from tap_deploy.storage.files import atomic_file, atomic_folder
 from tap_deploy.storage.folder_lock import LOCK_NAME
-from tap_deploy.storage.unfinished import remove_abandoned, temporary_folder, unfinished_path
+from tap_deploy.storage.unfinished import (
+    OLD_SUFFIX,
+    remove_abandoned,
+    temporary_folder,
+    unfinished_path,
+)
 
 # Forks processes that add variants and replace a folder, and kills each; forking from pytest would
 # copy its threads. Prints how many were killed in the middle.
@@ -48,8 +55,8 @@ for turn in range(30):
     killed += os.waitpid(child, 0)[1] != 0
     opened = Bundle.open(bundle.path)  # whole, or without the variant
     if "fp16" in opened.manifest.graphs:
-        variant = opened.variant("fp16")
-        found = {variant.path(graph).read_bytes() for graph in variant.records}
+        records = opened.manifest.graphs["fp16"].values()
+        found = {(bundle.path / record.file).read_bytes() for record in records}
         assert len(found) == 1, "graphs of two changes"
     else:
         half += 1
@@ -59,7 +66,7 @@ remove_abandoned(bundle.path)
 remove_abandoned(folder.parent)
 expected = {*map(pathlib.Path, bundle.manifest.files), pathlib.Path("manifest.json")}
 found = {name for name, digest in digests(bundle.path).items() if digest}
-assert found - expected == {pathlib.Path(f"onnx/fp16/{g}.onnx") for g in variant.records}, found
+assert found - expected == {pathlib.Path(record.file) for record in records}, found
 assert sorted(os.listdir(folder.parent)) == sorted([folder.name, bundle.path.name])
 print(killed, half)
 """
@@ -118,12 +125,67 @@ def test_what_somebody_holds_stays(tmp_path):
 
 def test_what_cannot_be_removed_is_left_to_the_next_process(tmp_path, monkeypatch):
     """A child of the process may still write there."""
-    with monkeypatch.context() as patched, unfinished_path(tmp_path, "x") as path:
-        path.mkdir()
-        patched.setattr("shutil.rmtree", lambda *args, **options: None)
-    assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.lock"]
+    for suffix in ("", OLD_SUFFIX):
+        with monkeypatch.context() as patched, unfinished_path(tmp_path, "x") as path:
+            (tmp_path / "x").touch()
+            path.with_name(path.name + suffix).mkdir()
+            patched.setattr("shutil.rmtree", lambda *args, **options: None)
+        left = ["x", path.name + suffix, f"{path.name}.lock"]
+        assert sorted(os.listdir(tmp_path)) == sorted(left)
+        remove_abandoned(tmp_path)
+        assert os.listdir(tmp_path) == ["x"]
+
+
+def make_old(lock):
+    yesterday = time.time() - 25 * 3600
+    os.utime(lock, (yesterday, yesterday))
+
+
+@pytest.mark.parametrize("made_on", ["another host", "a host without boot id", "this host"])
+def test_what_another_host_made_stays_for_a_day(tmp_path, monkeypatch, made_on):
+    """Its process may live: on some network file systems locks do not reach other hosts."""
+    if made_on != "this host":
+        monkeypatch.setattr(unfinished, "_boot_id", lambda: made_on.removeprefix("a host without"))
+    lock = tmp_path / ".x.partial-12345678.lock"
+    (tmp_path / ".x.partial-12345678").touch()
+    with lock.open("wb") as file:
+        unfinished._sign(file.fileno())
+    monkeypatch.undo()
     remove_abandoned(tmp_path)
+    assert lock.exists() == (made_on != "this host")
+    if lock.exists():
+        assert len(os.listdir(tmp_path)) == 2
+        make_old(lock)
+        remove_abandoned(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_without_a_boot_id_nothing_is_of_this_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "_boot_id", lambda: "")
+    (tmp_path / ".x.partial-12345678.lock").touch()
+    remove_abandoned(tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_folder_with_a_long_name_is_not_lost(tmp_path):
+    """The unfinished path holds only a part of its name, so it cannot be put back."""
+    stem = f".{'a' * 200}.partial-12345678"
+    (tmp_path / f"{stem}{OLD_SUFFIX}").mkdir()
+    (tmp_path / f"{stem}{OLD_SUFFIX}" / "file").touch()
+    (tmp_path / stem).mkdir()
+    (tmp_path / f"{stem}.lock").touch()
+    make_old(tmp_path / f"{stem}.lock")
+    remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f"{stem}.lock", f"{stem}{OLD_SUFFIX}"]
+    assert (tmp_path / f"{stem}{OLD_SUFFIX}" / "file").exists()
+
+
+@pytest.mark.parametrize("name", ["x", "a" * 220])
+def test_a_folder_is_put_back_at_once_if_its_process_lives(tmp_path, name):
+    with pytest.raises(KeyboardInterrupt), unfinished_path(tmp_path, name) as path:
+        path.with_name(path.name + OLD_SUFFIX).mkdir()
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_what_is_not_ours_stays(tmp_path):
@@ -134,6 +196,7 @@ def test_what_is_not_ours_stays(tmp_path):
     (tmp_path / ".link.partial-12345678.lock").touch()
     (tmp_path / ".link.partial-12345678").symlink_to(tmp_path / "precious")
     (tmp_path / ".other.partial-12345678.lock").symlink_to(tmp_path / "x.lock")
+    make_old(tmp_path / ".link.partial-12345678.lock")
     remove_abandoned(tmp_path)
     left = {*names, "precious", ".other.partial-12345678.lock"}
     assert set(os.listdir(tmp_path)) == left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -43,6 +44,42 @@ def test_a_wrong_answer_is_found(micro_bundle, monkeypatch):
     monkeypatch.setattr(predict, "digest_of", differs)
     figures = predict.soak(micro_bundle.path, predicts=8, threads=2, settled=8)
     assert figures.wrong == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_thread_that_fails_ends_the_soak(micro_bundle, monkeypatch, threads):
+    from tests.soak import predict
+
+    digest_of, calls = predict.digest_of, []
+
+    def fails(answer):
+        calls.append(answer)
+        if len(calls) == len(predict.cases()) + 5:
+            raise RuntimeError("crashed")
+        return digest_of(answer)
+
+    monkeypatch.setattr(predict, "digest_of", fails)
+    with pytest.raises(RuntimeError, match="crashed"):
+        predict.soak(micro_bundle.path, predicts=12, threads=threads, settled=12)
+
+
+def test_a_disk_that_never_was_full_is_found(tmp_path, monkeypatch):
+    from tests.soak import disk, kills
+
+    monkeypatch.setattr(disk, "room_left", lambda disk, num_bytes: contextlib.nullcontext())
+    monkeypatch.setattr(disk, "check_bundle", lambda folder: None)
+
+    class Place:
+        folder = tmp_path
+
+        def start(self, arguments):
+            return subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE)
+
+        def check(self, attack):
+            pass
+
+    with pytest.raises(AssertionError, match="convert was never refused"):
+        disk.fill(tmp_path, Place(), kills.ATTACKS["convert"], 100)
 
 
 @pytest.mark.parametrize("name", ["kills", "disk", "predict"])

@@ -170,6 +170,16 @@ def test_a_signal_asks_the_run_to_stop_and_a_second_one_is_for_the_system(run):
         assert signal.getsignal(each) is signal.SIG_DFL
 
 
+def test_a_signal_that_nohup_ignores_stays_ignored(run):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asked = cli.stop_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_errors_end_as_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "--output", str(tmp_path), "--resume"])
     with pytest.raises(SystemExit) as ended:

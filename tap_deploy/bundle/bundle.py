@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -153,7 +154,7 @@ class Bundle:
 
         Args:
             names: paths relative to the bundle, listed in the manifest.
-            load: loads them.
+            load: loads them; a result that is not returned is closed, if it has ``close``.
 
         Returns:
             The result of ``load``.
@@ -163,12 +164,16 @@ class Bundle:
         """
         names = tuple(names)
         self._check_touched(names)
-        for _ in range(LOAD_ATTEMPTS):
-            result = load()
-            if self.is_unchanged(names):
-                break
-            self._check_touched(names)
-        return result
+        attempts = 0
+        while True:
+            with contextlib.ExitStack() as rejected:
+                result, attempts = load(), attempts + 1
+                rejected.callback(getattr(result, "close", lambda: None))
+                unchanged = self.is_unchanged(names)
+                self._check_touched(names)
+                if unchanged or attempts == LOAD_ATTEMPTS:
+                    rejected.pop_all()
+                    return result
 
     def _check_touched(self, names: tuple[str, ...]) -> None:
         for name in names:

@@ -7,14 +7,13 @@ number of captioned tokens, and ``encoder_depth`` only the number of blocks.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from typing import TYPE_CHECKING, Any
 
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import BundleError
-from tap_deploy.storage.protobuf import fields
-from tap_deploy.storage.regular_files import open_regular
+from tap_deploy.storage.json_files import parse_json
+from tap_deploy.storage.protobuf import MessageFile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,7 +41,7 @@ def require_config(path: str | os.PathLike[str], config: TapConfig) -> None:
     """
     try:
         found = _config_in(path)
-    except (OSError, ValueError, RecursionError) as exc:
+    except (OSError, ValueError) as exc:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         raise BundleError(
             f"graph {os.fspath(path)} cannot be read: {reason}; export the bundle again"
@@ -68,15 +67,12 @@ def _config_in(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: see ``open_regular``.
-        ValueError: it is not a protobuf message, or the value is no JSON.
+        ValueError: it is not a protobuf message, has too many fields, or the value is no JSON.
     """
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
-            raise ValueError("it is empty")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for number, value in fields(memoryview(mapped)):
+    file = MessageFile(path)
+    for number, value in file.fields(file.message):
         if number == METADATA_PROPS and not isinstance(value, int):
-            entry = {n: bytes(text) for n, text in fields(value) if not isinstance(text, int)}
+            entry = {n: bytes(text) for n, text in file.fields(value) if not isinstance(text, int)}
             if entry.get(KEY) == CONFIG_KEY.encode():
-                return json.loads(entry.get(VALUE, b""))
+                return parse_json(entry.get(VALUE, b""))
     return None

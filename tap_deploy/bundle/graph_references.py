@@ -7,14 +7,12 @@ compiled engine, whose code a runtime executes.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Collection
 
 from tap_deploy.errors import BundleError
-from tap_deploy.storage.protobuf import fields
-from tap_deploy.storage.regular_files import open_regular
+from tap_deploy.storage.protobuf import MessageFile
 
 # Field numbers of the messages of ONNX that lead to a tensor or a node.
 MESSAGES = {
@@ -31,7 +29,6 @@ OP_TYPE, EXTERNAL_DATA, KEY, VALUE = 4, 13, 1, 2
 # A node without these bytes refers to no file.
 MARKS = re.compile(b"location|EPContext")
 MAX_DEPTH = 64  # messages within each other; a subgraph takes three
-MAX_FIELDS = 2_000_000  # a graph of the largest model has 40 000
 
 
 def require_listed_data(path: str | os.PathLike[str], listed: Collection[str]) -> None:
@@ -67,31 +64,25 @@ def referred_files(path: str | os.PathLike[str]) -> set[str]:
         OSError: see ``open_regular``.
         ValueError: the file is not an ONNX graph, is nested too deeply, or refers to an engine.
     """
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ValueError("it is empty")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    search = _Search()
-    search.visit("model", memoryview(mapped), 0)
+    file = MessageFile(path)
+    search = _Search(file)
+    search.visit("model", file.message, 0)
     return search.found
 
 
 class _Search:
     """A walk through one graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: MessageFile) -> None:
         self.found: set[str] = set()
-        self._fields_left = MAX_FIELDS
+        self._file = file
 
     def visit(self, kind: str, data: memoryview, depth: int) -> None:
         """Visit a message and those within it."""
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
         inner = MESSAGES[kind]
-        for number, value in fields(data):
-            self._fields_left -= 1
-            if self._fields_left < 0:
-                raise ValueError(f"it has more than {MAX_FIELDS} fields")
+        for number, value in self._file.fields(data):
             if isinstance(value, int):
                 continue
             if number in inner:
@@ -104,6 +95,7 @@ class _Search:
 
     def _entry(self, data: memoryview) -> None:
         """Note the name in a pair of texts ``location`` and name."""
-        entry = [(number, bytes(v)) for number, v in fields(data) if not isinstance(v, int)]
+        pairs = self._file.fields(data)
+        entry = [(number, bytes(value)) for number, value in pairs if not isinstance(value, int)]
         if (KEY, b"location") in entry:
             self.found.update(text.decode(errors="replace") for n, text in entry if n == VALUE)

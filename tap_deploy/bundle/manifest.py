@@ -205,7 +205,7 @@ def _check_name(name: str) -> None:
         raise InputError(f"it lists {name[:80]!r}, outside the bundle")
     usual = name.isprintable() and "\\" not in name and not {"", "."} & {*parts}
     if not usual or max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
-        raise InputError(f"it lists {name[:80]!r}, which is no usual name of a file")
+        raise InputError(f"it lists {name[:80]!r}, which is not a valid file name")
 
 
 def _remedy(folder: pathlib.Path, values: Any, version: Any) -> str:

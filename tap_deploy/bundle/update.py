@@ -19,7 +19,7 @@ from tap_deploy.errors import BundleError, InputError
 from tap_deploy.storage.files import atomic_file, translated_writes
 from tap_deploy.storage.folder_lock import locked_folder
 from tap_deploy.storage.moves import moves_into
-from tap_deploy.storage.sync import sync_folder, sync_tree
+from tap_deploy.storage.sync import sync_tree
 from tap_deploy.storage.unfinished import unfinished_path
 
 Revision = Callable[[PrecisionRecord], PrecisionRecord]
@@ -181,30 +181,22 @@ def _exchange(
         files: files of the addition.
         manifests: the manifest during the exchange and the one after it.
     """
-    manifest, aside = bundle.path / MANIFEST_NAME, folder / ".aside"
+    aside = folder / ".aside"
     aside.mkdir()
-    before, during, after = (aside / f"{name}.json" for name in ("before", "during", "after"))
-    before.write_bytes(manifest.read_bytes())
-    during.write_text(manifests[0].to_json(), "utf-8")
-    after.write_text(manifests[1].to_json(), "utf-8")
+    names = ("before", "during", "after", "undoing")
+    before, during, after, undoing = (aside / f"{name}.json" for name in names)
+    before.write_bytes((bundle.path / MANIFEST_NAME).read_bytes())
+    for path, content in zip((during, after, undoing), (*manifests, manifests[0]), strict=True):
+        path.write_text(content.to_json(), "utf-8")
     sync_tree(folder)
-    try:
-        with moves_into(bundle.path, aside / "files") as moves:
-            _put(during, manifest)
-            for name in dropped:
-                moves.take_out(name)
-            for name in files:
-                moves.put_in(folder / name, name)
-            moves.sync()
-            _put(after, manifest)
-    except BaseException:
-        _put(before, manifest)
-        raise
-
-
-def _put(source: pathlib.Path, target: pathlib.Path) -> None:
-    os.replace(source, target)
-    sync_folder(target.parent)
+    with moves_into(bundle.path, aside / "files") as moves:
+        moves.replace(during, MANIFEST_NAME, before)
+        for name in dropped:
+            moves.take_out(name)
+        for name in files:
+            moves.put_in(folder / name, name)
+        moves.sync()
+        moves.replace(after, MANIFEST_NAME, undoing)
 
 
 def _left_over(bundle: Bundle, addition: BundleAddition) -> set[str]:

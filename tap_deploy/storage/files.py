@@ -183,12 +183,12 @@ def _replace_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
     if _exchange(partial, target):
         return
     old = partial.with_name(f"{partial.name}{OLD_SUFFIX}")
-    os.rename(target, old)
     try:
+        os.rename(target, old)
         os.rename(partial, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
+    finally:
+        if not os.path.lexists(target):
+            os.rename(old, target)
     shutil.rmtree(old, ignore_errors=True)
 
 

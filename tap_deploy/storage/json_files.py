@@ -7,20 +7,24 @@ import os
 import re
 from typing import Any
 
-from tap_deploy.storage.regular_files import read_text
+from tap_deploy.storage.regular_files import TEXT_BYTES, read_text
 
 MAX_DEPTH = 100  # lists and objects within each other; ours have up to ten
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], limit_bytes: int = TEXT_BYTES) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        path: the file, or a link to it.
+        limit_bytes: largest size, bytes.
 
     Raises:
         OSError: see ``read_bytes``.
         ValueError: see ``parse_json``.
     """
-    return parse_json(read_text(path))
+    return parse_json(read_text(path, limit_bytes))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -51,9 +55,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object; programs differ in which of two equal keys they take."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object holds {twice[:80]!r} twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"an object holds {name[:80]!r} twice")
+            seen.add(name)
     return values
 
 

@@ -33,20 +33,36 @@ class Moves:
         self._folders.enter_context(new_folder((self._root / name).parent))
         self._move(source, self._root / name)
 
+    def replace(self, source: pathlib.Path, name: str, undone: pathlib.Path) -> None:
+        """Move a file to a name in the folder that is never without a file.
+
+        Args:
+            source: the file.
+            name: the name, which another file has.
+            undone: the file that takes its place if the moves are undone.
+        """
+        self._done.append((self._root / name, undone))
+        os.replace(source, self._root / name)
+        sync_folder((self._root / name).parent)
+
     def sync(self) -> None:
         """Wait until the names of all files are on the disk."""
         for folder in {path.parent for move in self._done for path in move}:
             sync_folder(folder)
 
     def undo(self) -> None:
-        """Move every file back."""
+        """Move every file back, the last one first."""
         while self._done:
-            before, now = self._done.pop()
-            os.rename(now, before)
+            before, now = self._done[-1]
+            with contextlib.suppress(FileNotFoundError):  # it was not moved yet
+                os.replace(now, before)
+            self._done.pop()
+        sync_folder(self._root)
 
     def _move(self, source: pathlib.Path, target: pathlib.Path) -> None:
-        os.rename(source, target)
+        # Noted first: a signal may end this function as soon as the file has moved.
         self._done.append((source, target))
+        os.rename(source, target)
 
 
 @contextlib.contextmanager

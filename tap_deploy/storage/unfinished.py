@@ -3,7 +3,11 @@
 An unfinished path is ``.NAME.partial-HEX``. Its process holds a lock (``flock``) on the file
 ``.NAME.partial-HEX.lock`` beside it, which the system releases however the process ends. The next
 process that makes an unfinished path in the same folder removes those that nobody holds. Locks also
-hold between containers and, on network file systems, between hosts; process numbers would not.
+hold between containers of a host; process numbers would not.
+
+Between hosts they hold on some file systems only: not on NFS with ``local_lock``, sshfs, or folders
+that a virtual machine shares. So the lock file names the host and its start, and what was made on
+another one, or before a restart, is removed only when its lock file is older than a day.
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import errno
 import functools
 import os
 import pathlib
+import platform
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
 LOCK_SUFFIX = ".lock"
 OLD_SUFFIX = ".old"  # a complete folder, while the unfinished one takes its place
 _LOCK = re.compile(r"\.(?P<name>.+)\.partial-[0-9a-f]{8}\.lock", re.DOTALL)
 _MOST_NAME_BYTES = 200  # file systems allow 255 for a name; ours adds 28
+_BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")  # one per start of a Linux kernel
+_DAY_SECONDS = 24 * 3600
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -30,8 +38,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def unfinished_path(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     """Yield a path for a temporary file or folder; whatever is there at the end is removed.
 
-    If the process is killed, the next one that calls this for ``folder`` removes it. On a file
-    system without locks it stays.
+    If the process is killed, the next one that calls this for ``folder`` removes it, on another
+    host a day later. On a file system without locks it stays.
 
     Args:
         folder: an existing folder.
@@ -45,11 +53,8 @@ def unfinished_path(folder: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
     try:
         yield path
     finally:
-        _remove(path)
+        _clear(path, folder / name)
         if descriptor is not None:
-            if not os.path.lexists(path):  # else something still writes there: for the next process
-                with contextlib.suppress(OSError):
-                    _lock_of(path).unlink()
             os.close(descriptor)
 
 
@@ -66,7 +71,7 @@ def temporary_folder() -> Iterator[pathlib.Path]:
 
 
 def remove_abandoned(folder: str | os.PathLike[str]) -> None:
-    """Remove the unfinished paths of a folder that no living process holds.
+    """Remove the unfinished paths of a folder that no living process holds; see above for hosts.
 
     A folder that was about to be replaced is put back, if nothing has taken its place.
     """
@@ -80,13 +85,10 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
         with contextlib.suppress(OSError, ImportError):  # held, or of another user
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if _is_locked(lock, descriptor):
+                if _is_locked(lock, descriptor) and _locks_tell(descriptor):
                     path = lock.with_name(match.string.removesuffix(LOCK_SUFFIX))
-                    _put_back(path, match["name"])
-                    _remove(path)
-                    if os.path.lexists(path):
-                        continue
-                    lock.unlink()  # last: if this process is killed, another one goes on
+                    is_whole = len(os.fsencode(match["name"])) < _MOST_NAME_BYTES
+                    _clear(path, lock.with_name(match["name"]) if is_whole else None)
             finally:
                 os.close(descriptor)
 
@@ -105,6 +107,7 @@ def _locked_path(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, int | N
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             if _is_locked(lock, descriptor):
+                _sign(descriptor)
                 return path, descriptor
         except (OSError, ImportError) as exc:
             if isinstance(exc, BlockingIOError):  # another process is about to remove it
@@ -135,16 +138,54 @@ def _is_locked(lock: pathlib.Path, descriptor: int) -> bool:
         return False
 
 
+def _sign(descriptor: int) -> None:
+    """Write the start of this host and its name into a lock file; a full disk does not matter."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"{_boot_id()} {platform.node()}".encode(errors="replace"))
+
+
+def _locks_tell(descriptor: int) -> bool:
+    """Whether nobody can hold a lock file that this process could lock."""
+    boot_id = _boot_id()
+    if boot_id and os.pread(descriptor, len(boot_id), 0) == boot_id.encode():
+        return True
+    return time.time() - os.fstat(descriptor).st_mtime > _DAY_SECONDS
+
+
+@functools.cache
+def _boot_id() -> str:
+    """Return what all processes on this kernel, also in containers, have in common, or ""."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def _lock_of(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + LOCK_SUFFIX)
 
 
-def _put_back(path: pathlib.Path, name: str) -> None:
+def _clear(path: pathlib.Path, target: pathlib.Path | None) -> None:
+    """Remove an unfinished path, then its lock file; put back what it was about to replace.
+
+    If something stays, the lock file does, too, so that the next process goes on.
+
+    Args:
+        path: the unfinished path.
+        target: what it was to become; None if its name is too long to be known, and then a folder
+            that it was about to replace, perhaps the only copy, is left alone.
+    """
     old = path.with_name(path.name + OLD_SUFFIX)
-    if len(os.fsencode(name)) < _MOST_NAME_BYTES and not os.path.lexists(path.with_name(name)):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(old, path.with_name(name))
-    shutil.rmtree(old, ignore_errors=True)
+    if target is not None:
+        if not os.path.lexists(target):
+            with contextlib.suppress(OSError):
+                os.rename(old, target)
+        if os.path.lexists(target):
+            shutil.rmtree(old, ignore_errors=True)
+    _remove(path)
+    if not os.path.lexists(path) and not os.path.lexists(old):
+        with contextlib.suppress(OSError):
+            _lock_of(path).unlink()
 
 
 def _remove(path: pathlib.Path) -> None:

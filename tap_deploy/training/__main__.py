@@ -153,9 +153,10 @@ def stop_on_signals() -> Callable[[], bool]:
     """Return a function that tells whether the run has been asked to stop.
 
     The first SIGINT, SIGTERM or SIGHUP sets a flag, so that the run ends between two steps; a
-    second one ends it at once.
+    second one ends it at once. Signals that are ignored, as under nohup, stay so.
     """
-    asked, signals = threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    asked, every = threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [each for each in every if signal.getsignal(each) is not signal.SIG_IGN]
 
     def take_note(number: int, frame: types.FrameType | None) -> None:
         asked.set()

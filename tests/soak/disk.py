@@ -50,7 +50,8 @@ def fill(disk: pathlib.Path, place: Place, attack: Attack, needed: int) -> tuple
     """Run the command with too little room; returns how often it was refused, and passed.
 
     Raises:
-        AssertionError: it said more than one line, changed something, or left something.
+        AssertionError: it was never refused, said more than one line, changed something, or left
+            something.
     """
     refused = passed = 0
     for share in SHARES:
@@ -75,6 +76,7 @@ def fill(disk: pathlib.Path, place: Place, attack: Attack, needed: int) -> tuple
             assert not changed, f"{attack.name} changed {sorted(changed)}"
         check_bundle(place.folder / "bundle")
         place.check(attack)
+    assert refused, f"{attack.name} was never refused: the disk was not full, or it writes nothing"
     return refused, passed
 
 

@@ -5,6 +5,7 @@ python -m tests.soak.predict [--predicts 10000] [--threads 4] [--settled 500] [-
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import click
 import numpy as np
@@ -147,7 +149,7 @@ def soak(
         show: called with the finished share and a text.
     """
     every, started = cases(), time.monotonic()
-    with TapPredictor.from_bundle(bundle) as predictor:
+    with TapPredictor.from_bundle(bundle) as predictor, ThreadPoolExecutor(threads) as pool:
         expected = [case.digest(predictor) for case in every]
         orders = [np.random.default_rng(1 + index) for index in range(threads)]
         wrong, memory, done, together = 0, [], 0, threading.Barrier(threads)
@@ -165,16 +167,18 @@ def soak(
                 found: list[int] = found,
                 done: int = done,
             ) -> None:
-                for count, turn in enumerate(turns[index]):
-                    if done == 0 and count < len(every):
-                        together.wait(600)  # not for ever, if a thread has failed
-                    found[index] += every[turn].digest(predictor) != expected[turn]
+                try:
+                    for count, turn in enumerate(turns[index]):
+                        if done == 0 and count < len(every):
+                            with contextlib.suppress(threading.BrokenBarrierError):
+                                together.wait()
+                        found[index] += every[turn].digest(predictor) != expected[turn]
+                except BaseException:
+                    together.abort()  # the others would wait for this thread
+                    raise
 
-            workers = [threading.Thread(target=work, args=(each,)) for each in range(threads)]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
+            for result in [pool.submit(work, index) for index in range(threads)]:
+                result.result()
             wrong, done = wrong + sum(found), done + sum(map(len, turns))
             memory.append(Memory.now(done))
             show(done / predicts, f"{memory[-1].resident_bytes / 1e6:.0f} MB, {wrong} wrong")

@@ -186,8 +186,9 @@ def _load(
 def _weights_in_its_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yield a path of the graph whose weights OpenVINO accepts: no link to another folder.
 
-    Bundles in caches and copies consist of links. Hard links have the same effect as the file, but
-    need the same file system; without it, the files are copied for the block.
+    Bundles in caches and copies consist of links; their files are copied for the block. Hard links
+    would take less time and space, but change the times of the files, which would then seem to have
+    been touched while they were loaded.
     """
     graph, weights = pathlib.Path(path), pathlib.Path(weights_file(path))
     if not weights.is_file() or weights.resolve().parent == graph.parent.resolve():
@@ -195,10 +196,7 @@ def _weights_in_its_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Pat
         return
     with temporary_folder() as folder:
         for file in (graph, weights):
-            try:
-                os.link(file.resolve(), folder / file.name)
-            except OSError:
-                shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(file, folder / file.name)
         yield folder / graph.name
 
 
