@@ -167,7 +167,8 @@ def test_every_version_gives_what_onnxruntime_gives(
         np.testing.assert_array_equal(bare.caption_ids, expected.caption_ids)
     assert cuda.leaks() == {}
     assert live_objects(load.trt) == {}
-    assert not caplog.records
+    # Nothing is said but that these engines were never verified.
+    assert {record.name for record in caplog.records} <= {"tap_deploy.sessions.verified"}
 
 
 def test_embeddings_and_cache_stay_on_the_gpu(load, cuda, picture, points, expected, micro_config):
@@ -567,7 +568,8 @@ def test_pycuda(load, monkeypatch, picture, points, expected, caplog, contexts):
     gc.collect()
     assert cuda.leaks() == {}
     assert cuda.aborts == []
-    assert not caplog.records
+    # Nothing is said but that these engines were never verified.
+    assert {record.name for record in caplog.records} <= {"tap_deploy.sessions.verified"}
 
 
 def test_pycuda_without_cuda_graphs(load, monkeypatch, picture, points, expected, caplog):

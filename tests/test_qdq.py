@@ -275,17 +275,17 @@ def test_weights_of_reduced_range_stay_int8_on_every_cpu(model_of, ranges, tmp_p
 @pytest.mark.parametrize("name", ["image_encoder", "text_decoder"])
 def test_outputs_stay_near(micro_bundle, model_of, ranges, name):
     spec = micro_bundle.variant("fp32").specs[name]
-    golden = np.load(micro_bundle.golden_path())
+    sample = micro_bundle.golden().samples[0]
     model = model_of(name)
     quantized = qdq_from_ranges(model, ranges[name], ChosenNodes.default(model), for_cpu=True)
     rng = np.random.default_rng(0)
     if name == "image_encoder":
-        inputs = {"images": golden["images"]}
+        inputs = {"images": sample.images}
     else:
         cache = rng.normal(size=(4, 2, 2, 3, 64)).astype(np.float32)  # K and V of two layers
         names = [f"past_key_values.{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")]
         inputs = {
-            "semantic_tokens": golden["semantic_tokens"][:2, 0],
+            "semantic_tokens": sample.semantic_tokens[:2, 0],
             "input_ids": np.array([1, 7], np.int32),
             "position": np.array([3], np.int32),
             "gumbel_noise": np.zeros((2, 1), np.float32),

@@ -36,7 +36,8 @@ def verified(sessions, bundle):
     golden = bundle.golden()
     first = dataclasses.replace(golden, samples=golden.samples[:1])
     report = verify_sessions(sessions, bundle.config, [first], backend="t", precision="fp16")
-    return {(check.graph, check.tensor): check for check in report.checks}
+    checks = [check for check in report.checks if not check.sample.startswith("drawn")]
+    return {(check.graph, check.tensor): check for check in checks}
 
 
 def spoiled(session, change):

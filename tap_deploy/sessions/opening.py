@@ -108,6 +108,7 @@ def pipeline_from_bundle(
     """
     loader = _checked_loader(bundle, run_on)
     if not run_on.allow_failed and not run_on.is_engine:  # engines: where their plans are read
+        bundle.variant(run_on.variant)  # reports a missing precision first
         machines = verified_on(bundle, run_on.variant, run_on.mark_name)
         subject = f"{run_on.precision} of bundle {bundle.path} with {run_on.mark_name}"
         check_verified(machines, run_on, subject, str(bundle.path))
