@@ -491,7 +491,7 @@ def test_selftest_and_verify_pass(int8_bundle, tmp_path, backend, precision):
     result = invoke("selftest", path, *how, "--json")
     assert result.exit_code == 0, result.output
     mark = json.loads(result.stdout)
-    assert (mark["comparisons"], mark["precision"]) == (27, precision)
+    assert (mark["comparisons"], mark["precision"]) == (69, precision)
     assert "2026" in mark["backend_version"]
     name = RunOn(backend=backend, precision=precision).mark_name
     variant = "int8_fp32" if "int8" in precision else "fp32"

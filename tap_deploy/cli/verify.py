@@ -115,19 +115,37 @@ def verification(bundle: Bundle, run_on: RunOn, options: VerifyOptions) -> Verif
         only_pictures=floors is not None and not floors.near_ties,
     )
     checks = number_of_checks(goldens)
+    reference = None
     if options.suite is not None:
         checks += SUITES[options.suite].most_checks
-    with keep.failing_on_error(), stage_bar("verify", checks) as stage:
-        report = verify_bundle(
-            bundle,
-            run_on,
+        reference = options.reference_sessions(bundle, run_on)
+    with (
+        stage_bar("verify", checks) as stage,
+        _open_sessions(bundle, run_on) as sessions,
+        keep.while_running(),
+    ):
+        report = verify_sessions(
+            sessions,
+            bundle.config,
             goldens,
+            backend=run_on.backend,
+            precision=run_on.precision,
             tolerances=tolerances,
             tally=tally,
             on_check=lambda check: stage(check.tensor),
         )
         if options.suite is not None:
-            report = report + _run_suite(bundle, run_on, options, tolerances, stage)
+            report = report + run_suite(
+                sessions,
+                bundle.config,
+                bundle.golden(),
+                sizes=SUITES[options.suite],
+                backend=run_on.backend,
+                precision=run_on.precision,
+                tolerances=tolerances,
+                reference=reference,
+                on_check=lambda check: stage(f"{check.tensor} {check.sample}"),
+            )
     bisection = None
     if options.bisect:
         bisection = bisect_failed_graph(bundle, run_on, options, report, goldens[0])
@@ -148,8 +166,6 @@ def verify_bundle(
     run_on: RunOn,
     goldens: Sequence[Golden],
     *,
-    tolerances: Tolerances | None = None,
-    tally: AnswerTally | None = None,
     on_check: Callable[[Comparison], None] | None = None,
 ) -> Report:
     """Load the graphs of a bundle and compare their outputs with samples.
@@ -161,8 +177,6 @@ def verify_bundle(
         bundle: an opened bundle.
         run_on: backend, precision and device that run the graphs.
         goldens: inputs and expected outputs.
-        tolerances: output name -> tolerance; None for those of the precision.
-        tally: counts the answers of the chain.
         on_check: called with every comparison.
 
     Raises:
@@ -171,9 +185,7 @@ def verify_bundle(
         SessionError: a graph does not load or run.
         MissingDependencyError: a package is not installed.
     """
-    if tolerances is None:
-        record = bundle.manifest.precision_record(run_on.variant)
-        tolerances = tolerances_for(run_on.precision, record)
+    record = bundle.manifest.precision_record(run_on.variant)
     with _open_sessions(bundle, run_on) as sessions:
         return verify_sessions(
             sessions,
@@ -181,8 +193,7 @@ def verify_bundle(
             goldens,
             backend=run_on.backend,
             precision=run_on.precision,
-            tolerances=tolerances,
-            tally=tally,
+            tolerances=tolerances_for(run_on.precision, record, in_tensorrt=run_on.in_tensorrt),
             on_check=on_check,
         )
 
@@ -208,29 +219,6 @@ def _rounding_sessions(bundle: Bundle, threads: int | None) -> dict[str, Session
         name: load_rounding(fp16.path(name), spec, threads=threads)
         for name, spec in fp16.specs.items()
     }
-
-
-def _run_suite(
-    bundle: Bundle,
-    run_on: RunOn,
-    options: VerifyOptions,
-    tolerances: Tolerances,
-    stage: Callable[[str], None],
-) -> Report:
-    assert options.suite is not None
-    reference = options.reference_sessions(bundle, run_on)
-    with _open_sessions(bundle, run_on) as sessions:
-        return run_suite(
-            sessions,
-            bundle.config,
-            bundle.golden(),
-            sizes=SUITES[options.suite],
-            backend=run_on.backend,
-            precision=run_on.precision,
-            tolerances=tolerances,
-            reference=reference,
-            on_check=lambda check: stage(f"{check.tensor} {check.sample}"),
-        )
 
 
 def _floors(precision: str, options: VerifyOptions) -> AnswerFloors | None:
@@ -276,12 +264,12 @@ class _Mark:
         self._subject = subject
         self._earlier = earlier_mark(subject, "verified") if kept else None
         self._write = subject.recorder("verified") if kept else lambda mark: None
-        if not subject.run_on.on_cpu:
-            self._write(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
 
     @contextlib.contextmanager
-    def failing_on_error(self) -> Iterator[None]:
-        """Keep a failure if a graph does not load or run in the block."""
+    def while_running(self) -> Iterator[None]:
+        """Keep a failure if a graph does not run in the block; loading is not part of it."""
+        if not self._subject.run_on.on_cpu:
+            self._write(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
         try:
             yield
         except SessionError as exc:
