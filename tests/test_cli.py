@@ -372,9 +372,11 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored():
 )
 def test_a_terminated_command_cleans_up(tmp_path, number, message):
     code = """
-import sys, time, click
+import signal, sys, time, click
 from tap_deploy.console.exits import CleanExits
 from tap_deploy.storage.files import atomic_folder
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
 @click.command(cls=CleanExits)
 def work():
