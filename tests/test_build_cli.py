@@ -64,14 +64,14 @@ def test_build_inspect_and_load(orin, bundle):
     text = invoke("inspect", bundle.path).stdout
     line = "engines/tensorrt-10.3.0.1-sm87-fp32/text_decoder.plan (SM 8.7, "
     assert line in text
-    assert "not self-tested" in text
+    assert "not tested" in text
     folder = loaded.path.parent
     failed = SelftestMark(passed=False, error=None)
     record_selftest(folder, failed, tested=plan_digests(folder))
     inspected = json.loads(invoke("inspect", bundle.path, "--json").stdout)
     assert len(inspected["engines"]) == 3
     assert {e["selftest_passed"] for e in inspected["engines"]} == {False}
-    assert "SELF-TEST FAILED" in invoke("inspect", bundle.path).stdout
+    assert "TESTS FAILED" in invoke("inspect", bundle.path).stdout
 
 
 def test_inspect_says_nothing_of_engines_that_are_not_there(micro_bundle):
