@@ -164,7 +164,7 @@ def test_what_others_add_meanwhile_stays(bundle, other):
     opened = Bundle.open(bundle.path)
     assert set(opened.manifest.graphs) == {"fp32", "fp16"}
     assert "reports/mine" in opened.manifest.files
-    record = PrecisionRecord(made_from="me", selftest={"onnxruntime": mark})
+    record = PrecisionRecord(made_from="me", selftest={"onnxruntime": {"": mark}})
     assert opened.manifest.precisions["fp32"] == record
     assert bundle.manifest == opened.manifest
 

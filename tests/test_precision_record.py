@@ -50,11 +50,13 @@ def test_fields_are_typed():
     assert fp16.fp16_graphs["text_decoder"].weights.overflowing == ("val_19",)
     assert fp16.quantized_nodes == {} == int8.fp16_graphs
     assert fp16.selftest == {
-        "onnxruntime-cuda": SelftestMark(
-            passed=False,
-            error="the self-test did not come to its end",
-            run="0123456789abcdef",
-        )
+        "onnxruntime-cuda": {
+            "": SelftestMark(
+                passed=False,
+                error="the self-test did not come to its end",
+                run="0123456789abcdef",
+            )
+        }
     }
     assert isinstance(int8.calibration, CalibrationRecord) and int8.calibration.method == "max"
     assert int8.quantized_nodes["text_decoder"] == ("encoder/Gemm", "blocks.0.qkv/Gemm")
@@ -62,7 +64,7 @@ def test_fields_are_typed():
     assert isinstance(int8.smoothquant["image_encoder"][0], SmoothingChoice)
     assert isinstance(int8.verdict, VerdictMark) and int8.verdict.judged == "int8_fp32"
     assert int8.mix["prompt_decoder"] == "fp32"
-    assert int8.selftest["onnxruntime"].passed is True
+    assert int8.selftest["onnxruntime"]["a machine"].passed is True
     assert records["int8"].golden_deviation["logits"] == Deviation(
         max=None, mean=0.007259974656925636
     )
@@ -76,8 +78,9 @@ def test_an_unknown_variant_has_an_empty_record():
 
 def test_only_fields_without_a_default_become_null():
     mark = SelftestMark(passed=True, error=None)
-    record = PrecisionRecord(selftest={"onnxruntime": mark})
-    assert record_to_json(record) == {"selftest": {"onnxruntime": {"passed": True, "error": None}}}
+    record = PrecisionRecord(selftest={"onnxruntime": {"": mark}})
+    written = {"onnxruntime": {"": {"passed": True, "error": None}}}
+    assert record_to_json(record) == {"selftest": written}
 
 
 def test_whole_numbers_may_stand_for_floats(values, tmp_path):
@@ -118,10 +121,11 @@ def test_what_does_not_fit_is_refused(values, tmp_path, place, value, message):
 
 
 def test_a_selftest_of_engines_is_the_same_record(values, tmp_path):
-    mark = values["precisions"]["fp32"]["selftest"]["onnxruntime"]
-    (tmp_path / SELFTEST_FILE).write_text(json.dumps(mark), "utf-8")
+    marks = values["precisions"]["fp32"]["selftest"]["onnxruntime"]
+    (tmp_path / SELFTEST_FILE).write_text(json.dumps(marks), "utf-8")
     assert plans_passed(tmp_path) is True
-    (tmp_path / SELFTEST_FILE).write_text(json.dumps(mark | {"surprise": 1}), "utf-8")
+    marks["a machine"]["surprise"] = 1
+    (tmp_path / SELFTEST_FILE).write_text(json.dumps(marks), "utf-8")
     assert plans_passed(tmp_path) is False
 
 

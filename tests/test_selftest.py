@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from tap_deploy import TapPredictor, graphs
+from tap_deploy.bundle import marks
 from tap_deploy.bundle.bundle import GOLDEN_FILE, Bundle, file_records
 from tap_deploy.bundle.manifest import MANIFEST_NAME
-from tap_deploy.bundle.marks import check_mark, mark_variant
+from tap_deploy.bundle.marks import check_mark, mark_variant, verified_on
 from tap_deploy.bundle.plan_record import PlanRecord
 from tap_deploy.bundle.plans import load_plan, plans_passed, save_plan
 from tap_deploy.bundle.precision_record import SelftestMark
@@ -34,12 +35,15 @@ def real(micro_bundle):
     return sessions_from_bundle(micro_bundle, RunOn(threads=1))
 
 
+BOARD = "a board"
+
+
 def subject_of(bundle, **changes):
     values = {
         "bundle": bundle,
         "run_on": RunOn(),
         "backend_version": "1.0",
-        "device": "a board",
+        "device": BOARD,
     }
     return SelftestSubject(**(values | changes))
 
@@ -85,10 +89,10 @@ def test_right_answers_pass(bundle, real):
     assert len(seen) == len(result.checks) == 51
     assert set(result.seconds) == {*graphs.GRAPH_NAMES, "end to end"}
     assert all(session.closed for session in sessions.values())
-    verdict = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
+    verdict = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"][BOARD]
     assert verdict == result.mark
     (printed,) = json.loads(bundle.manifest.to_json())["precisions"]["fp32"]["selftest"].values()
-    assert printed == json.loads(json.dumps(result.to_dict()))
+    assert printed == {BOARD: json.loads(json.dumps(result.to_dict()))}
     assert (verdict.passed, verdict.failed, verdict.error) == (True, (), None)
     assert verdict.device == "a board"
     sessions_from_bundle(bundle, RunOn())
@@ -129,6 +133,31 @@ def test_a_later_pass_takes_the_mark_away(bundle, real):
     TapPredictor.from_bundle(bundle.path).close()
 
 
+def test_the_result_on_this_machine_decides(bundle, real, monkeypatch):
+    """A pass elsewhere lifts no failure, and a failure elsewhere counts until tested here."""
+
+    def tested_on(machine, wrong):
+        subject = subject_of(bundle, device=machine)
+        return run_selftest(subject, lambda: fake_sessions(bundle, real, wrong)).passed
+
+    def used_on(machine):
+        monkeypatch.setattr(marks, "machine_title", lambda *, on_cpu: machine)
+        sessions_from_bundle(Bundle.open(bundle.path), RunOn())
+
+    assert not tested_on("first", {graphs.IMAGE_ENCODER: shifted})
+    for machine in ("first", "second"):
+        with pytest.raises(BundleError, match="failed its self-test with onnxruntime on first"):
+            used_on(machine)
+    assert tested_on("second", {})
+    used_on("second")
+    for machine in ("first", "third"):
+        with pytest.raises(BundleError, match="failed its self-test with onnxruntime on first"):
+            used_on(machine)
+    assert verified_on(Bundle.open(bundle.path), "fp16", "onnxruntime") == set()
+    assert "second" in verified_on(Bundle.open(bundle.path), "fp32", "onnxruntime")
+    assert "first" not in verified_on(Bundle.open(bundle.path), "fp32", "onnxruntime")
+
+
 def test_a_test_that_takes_the_process_down_has_failed(bundle, real):
     """While the graphs run, a failed verdict is on disk in case the process dies."""
 
@@ -166,13 +195,13 @@ def test_verdicts_of_other_ways_to_run_stay(bundle, real):
 
 
 @pytest.mark.parametrize(
-    "marks",
-    ["passed", *({"onnxruntime": mark} for mark in ("passed", [], {"passed": 1}, {}, None))],
+    "stored",
+    ["passed", *({"onnxruntime": {"": mark}} for mark in ("passed", [], {"passed": 1}, {}, None))],
 )
-def test_marks_that_cannot_be_read_are_refused(bundle, marks):
+def test_marks_that_cannot_be_read_are_refused(bundle, stored):
     path = bundle.path / MANIFEST_NAME
     manifest = json.loads(path.read_text("utf-8"))
-    manifest["precisions"]["fp32"] = {"selftest": marks}
+    manifest["precisions"]["fp32"] = {"selftest": stored}
     path.write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(BundleError, match="malformed"):
         Bundle.open(bundle.path)
@@ -210,7 +239,7 @@ from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.run_on import RunOn
 bundle = Bundle.open(sys.argv[1])
 run_on = RunOn(threads=1, allow_failed=True)
-subject = SelftestSubject(bundle=bundle, run_on=run_on, backend_version="1", device="this one")
+subject = SelftestSubject(bundle=bundle, run_on=run_on, backend_version="1", device="a board")
 def load():
     return sessions_from_bundle(bundle, run_on)
 def pause(check):
@@ -234,8 +263,7 @@ def test_two_selftests_at_a_time_lose_no_failure(bundle, real, wrong):
             subject_of(Bundle.open(bundle.path)), lambda: fake_sessions(bundle, real, wrong)
         )
         outcome, _ = other.communicate("\n")
-    mark = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"]
-    assert mark.device == ("a board" if wrong else "this one")
+    (mark,) = Bundle.open(bundle.path).manifest.precisions["fp32"].selftest["onnxruntime"].values()
     assert mark.passed is here.passed is (not wrong)
     if wrong:
         assert "another one that started meanwhile failed" in outcome
@@ -307,7 +335,7 @@ def test_the_command(bundle):
     assert verdict["comparisons"] == 69
     assert sum(verdict["seconds"].values()) < 60
     assert json.loads((bundle.path / MANIFEST_NAME).read_text("utf-8"))["precisions"] == {
-        "fp32": {"selftest": {"onnxruntime": verdict}}
+        "fp32": {"selftest": {"onnxruntime": {verdict["device"]: verdict}}}
     }
 
 

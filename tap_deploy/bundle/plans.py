@@ -16,12 +16,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from tap_deploy.bundle.bundle import Bundle
-from tap_deploy.bundle.json_record import record_from_json, record_to_json
-from tap_deploy.bundle.marks import require_no_failure
+from tap_deploy.bundle.json_record import json_object, record_from_json, record_to_json
+from tap_deploy.bundle.marks import failure_for, passed_on, with_mark
 from tap_deploy.bundle.plan_record import PlanRecord
-from tap_deploy.bundle.precision_record import SelftestMark
+from tap_deploy.bundle.precision_record import Marks, SelftestMark
 from tap_deploy.bundle.update import changing_bundle
 from tap_deploy.errors import BundleError
+from tap_deploy.machine.state import machine_title
 from tap_deploy.storage.files import atomic_file, new_folder
 from tap_deploy.storage.folder_lock import locked_folder
 from tap_deploy.storage.json_files import read_json
@@ -239,9 +240,10 @@ def record_selftest(
             raise BundleError(
                 f"the engines in {folder} were rebuilt during their self-test; repeat it"
             )
-        require_no_failure(read_mark(folder / file), mark, own, f"the engines in {folder}")
+        marks = with_mark(read_marks(folder / file), mark, own, f"the engines in {folder}")
+        values = {machine: record_to_json(result) for machine, result in marks.items()}
         with atomic_file(folder / file) as partial:
-            partial.write_text(json.dumps(record_to_json(mark), indent=2) + "\n", "utf-8")
+            partial.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def plans_passed(folder: pathlib.Path) -> bool | None:
@@ -249,25 +251,27 @@ def plans_passed(folder: pathlib.Path) -> bool | None:
 
     An unreadable result counts as a failure.
     """
-    marks = [read_mark(folder / file) for file in MARK_FILES.values()]
-    passed = [mark.passed for mark in marks if mark is not None]
+    checks = [read_marks(folder / file) for file in MARK_FILES.values()]
+    passed = [mark.passed for marks in checks for mark in marks.values()]
     return all(passed) if passed else None
 
 
 def plans_verified_on(folder: pathlib.Path) -> set[str]:
     """Return the machines on which plans passed their self-test or their verification."""
-    marks = [read_mark(folder / file) for file in MARK_FILES.values()]
-    return {mark.device for mark in marks if mark is not None and mark.passed and mark.device}
+    return passed_on(*(read_marks(folder / file) for file in MARK_FILES.values()))
 
 
-def read_mark(path: pathlib.Path) -> SelftestMark | None:
-    """Return a mark: None without a file, a failure if it is malformed."""
+def read_marks(path: pathlib.Path) -> Marks:
+    """Return the marks in a file: none without a file, a failure if it is malformed."""
     try:
-        return record_from_json(SelftestMark, read_json(path))
+        values = json_object(read_json(path))
+        if not values:
+            raise ValueError("it holds no result")
+        return {name: record_from_json(SelftestMark, mark) for name, mark in values.items()}
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ValueError, TypeError) as exc:
-        return SelftestMark(passed=False, error=f"{path} cannot be read: {exc}")
+        return {"": SelftestMark(passed=False, error=f"{path} cannot be read: {exc}")}
 
 
 def build_command(bundle: Bundle, backend: str, variant: str, options: Sequence[str] = ()) -> str:
@@ -310,8 +314,8 @@ def _other_graph(bundle: Bundle, record: PlanRecord) -> str | None:
 
 def _refuse_failed(folder: pathlib.Path, remedy: str) -> None:
     for file, check in ((SELFTEST_FILE, "self-test"), (VERIFIED_FILE, "verification")):
-        mark = read_mark(folder / file)
-        if mark is not None and not mark.passed:
+        marks = read_marks(folder / file)
+        if marks and failure_for(marks, machine_title(on_cpu=False)) is not None:
             raise BundleError(
                 f"the engines in {folder} failed their {check} ({file} lists the tensors); use "
                 f"another precision, or {remedy}"

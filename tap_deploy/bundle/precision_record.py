@@ -44,20 +44,20 @@ class Bf16Verdict:
 class SelftestMark:
     """The result of a self-test or a verification on one machine.
 
-    A self-test that has not ended has ``run`` and no measurements.
+    One that has not ended has ``run`` and no measurements.
 
     Attributes:
         passed: True if the check ended and all comparisons passed.
         backend: the backend that ran the graphs, see ``marks.mark_name``.
         backend_version: version of its package.
         precision: one of ``precisions.PRECISIONS``.
-        device: name of the machine and of its GPU.
+        device: the machine, see ``machine.state.machine_title``; None if unknown.
         finished_at: UTC, ISO 8601.
         seconds: stage -> wall time, seconds.
         comparisons: number of comparisons.
         failed: the failed comparisons, one line each.
-        error: the reason why the self-test ended early; None if it did not.
-        run: random number that identifies a self-test that has not ended.
+        error: the reason why the check ended early; None if it did not.
+        run: random number that identifies a check that has not ended.
     """
 
     passed: bool
@@ -71,6 +71,9 @@ class SelftestMark:
     failed: tuple[str, ...] | None = None
     error: str | None
     run: str | None = None
+
+
+Marks = dict[str, SelftestMark]  # machine, empty if unknown -> result of the last check on it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,8 +243,8 @@ class PrecisionRecord:
         verdict: int8: the verdict.
         bf16_verdict: fp32 and int8 on a CPU: the verdict on these graphs in bf16.
         mix: int8: graph name -> its variant, if float graphs replace INT8 graphs.
-        selftest: key from ``RunOn.mark_name`` -> self-test result of the ONNX files.
-        verified: key from ``RunOn.mark_name`` -> result of ``tap-export verify``.
+        selftest: key from ``RunOn.mark_name`` -> self-test results of the ONNX files.
+        verified: key from ``RunOn.mark_name`` -> results of ``tap-export verify``.
     """
 
     made_from: str | None = None
@@ -259,8 +262,8 @@ class PrecisionRecord:
     verdict: VerdictMark | None = None
     bf16_verdict: Bf16Verdict | None = None
     mix: dict[str, str] | None = None
-    selftest: dict[str, SelftestMark] | None = None
-    verified: dict[str, SelftestMark] | None = None
+    selftest: dict[str, Marks] | None = None
+    verified: dict[str, Marks] | None = None
 
     @property
     def fp16_graphs(self) -> dict[str, Fp16GraphRecord]:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.verify.answers import FP32_FLOORS, AnswerFloors, AnswerTally
 from tap_deploy.verify.comparison import Comparison, Report
 from tap_deploy.verify.graph_check import number_of_checks, verify_sessions
-from tap_deploy.verify.selftest import UNFINISHED, SelftestSubject, earlier_mark
+from tap_deploy.verify.selftest import SelftestSubject, earlier_mark
 from tap_deploy.verify.suite import run_suite
 from tap_deploy.verify.summary import answers_summary
 from tap_deploy.verify.tolerances import (
@@ -269,7 +268,7 @@ class _Mark:
     def while_running(self) -> Iterator[None]:
         """Keep a failure if a graph does not run in the block; loading is not part of it."""
         if not self._subject.run_on.on_cpu:
-            self._write(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
+            self._write(self._subject.unfinished_mark())
         try:
             yield
         except SessionError as exc:

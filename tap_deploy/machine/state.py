@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
@@ -116,6 +117,7 @@ def machine_state(host: Host | None = None) -> MachineState:
     )
 
 
+@functools.cache
 def machine_title(*, on_cpu: bool) -> str:
     """Return the name of what computes here: the CPU, or the board or GPU with its driver."""
     return cpu_name(Host()) if on_cpu else machine_state().title

@@ -149,5 +149,5 @@ def _checked_loader(bundle: Bundle, run_on: RunOn) -> Loader:
         check_verdict(bundle, run_on)
         _note_other_judge(bundle, run_on)
         if not run_on.is_engine:  # self-test results of engines are stored with their plans
-            check_mark(bundle, run_on.variant, run_on.mark_name, run_on.words)
+            check_mark(bundle, run_on.variant, run_on.mark_name, run_on.words, on_cpu=run_on.on_cpu)
     return Loader(bundle=bundle, run_on=run_on)

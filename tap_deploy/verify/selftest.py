@@ -19,8 +19,8 @@ from typing import Any
 
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.bundle.json_record import record_to_json
-from tap_deploy.bundle.marks import mark_of, mark_variant
-from tap_deploy.bundle.plans import MARK_FILES, plan_digests, read_mark, record_selftest
+from tap_deploy.bundle.marks import mark_variant, marks_of
+from tap_deploy.bundle.plans import MARK_FILES, plan_digests, read_marks, record_selftest
 from tap_deploy.bundle.precision_record import SelftestMark
 from tap_deploy.errors import SessionError, VerificationError
 from tap_deploy.sessions.contract import Session
@@ -91,18 +91,25 @@ class SelftestSubject:
 
         return record
 
+    def unfinished_mark(self) -> SelftestMark:
+        """Return the mark of a check that has not ended; a random number tells it from others."""
+        run = secrets.token_hex(8)
+        return SelftestMark(passed=False, device=self.device, error=UNFINISHED, run=run)
+
 
 def earlier_mark(subject: SelftestSubject, field: str) -> SelftestMark | None:
-    """Return the mark that is stored for a subject; None if there is none.
+    """Return the mark that is stored for a subject on its machine; None if there is none.
 
     Args:
         subject: what was tested.
         field: a key of ``marks.MARKS``.
     """
     if subject.plans is not None:
-        return read_mark(subject.plans / MARK_FILES[field])
-    run_on = subject.run_on
-    return mark_of(subject.bundle, run_on.variant, run_on.mark_name, field)
+        marks = read_marks(subject.plans / MARK_FILES[field])
+    else:
+        run_on = subject.run_on
+        marks = marks_of(subject.bundle, run_on.variant, run_on.mark_name, field)
+    return marks.get(subject.device)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +225,7 @@ def run_selftest(
         golden = within_limits(sessions, golden)
         # A bad engine may crash the process; this mark then remains. The random number
         # distinguishes it from that of another self-test.
-        record(SelftestMark(passed=False, error=UNFINISHED, run=secrets.token_hex(8)))
+        record(subject.unfinished_mark())
         timed.restart()
         config = subject.bundle.config
         try:
