@@ -163,8 +163,17 @@ def test_what_another_host_made_stays_for_a_day(tmp_path, monkeypatch, made_on):
 def test_without_a_boot_id_nothing_is_of_this_host(tmp_path, monkeypatch):
     monkeypatch.setattr(unfinished, "_boot_id", lambda: "")
     (tmp_path / ".x.partial-12345678.lock").touch()
+    (tmp_path / ".x.partial-12345678").touch()
     remove_abandoned(tmp_path)
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_lock_of_a_process_that_was_killed_before_it_signed_is_removed(tmp_path):
+    (tmp_path / ".x.partial-12345678.lock").touch()
+    (tmp_path / ".y.partial-12345678.lock").touch()
+    (tmp_path / f".y.partial-12345678{OLD_SUFFIX}").mkdir()  # signed in vain: the disk was full
+    remove_abandoned(tmp_path)
+    assert len(os.listdir(tmp_path)) == 2
 
 
 def test_a_folder_with_a_long_name_is_not_lost(tmp_path):

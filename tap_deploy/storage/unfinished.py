@@ -85,8 +85,8 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
         with contextlib.suppress(OSError, ImportError):  # held, or of another user
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if _is_locked(lock, descriptor) and _locks_tell(descriptor):
-                    path = lock.with_name(match.string.removesuffix(LOCK_SUFFIX))
+                path = lock.with_name(match.string.removesuffix(LOCK_SUFFIX))
+                if _is_locked(lock, descriptor) and _is_abandoned(path, descriptor):
                     is_whole = len(os.fsencode(match["name"])) < _MOST_NAME_BYTES
                     _clear(path, lock.with_name(match["name"]) if is_whole else None)
             finally:
@@ -144,8 +144,10 @@ def _sign(descriptor: int) -> None:
         os.write(descriptor, f"{_boot_id()} {platform.node()}".encode(errors="replace"))
 
 
-def _locks_tell(descriptor: int) -> bool:
-    """Whether nobody can hold a lock file that this process could lock."""
+def _is_abandoned(path: pathlib.Path, descriptor: int) -> bool:
+    """Whether nobody can hold the lock file of a path, which this process could lock."""
+    if not os.fstat(descriptor).st_size and not any(map(os.path.lexists, (path, _old_of(path)))):
+        return True  # killed before it signed; if it lives elsewhere, it loses only its lock
     boot_id = _boot_id()
     if boot_id and os.pread(descriptor, len(boot_id), 0) == boot_id.encode():
         return True
@@ -165,6 +167,10 @@ def _lock_of(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + LOCK_SUFFIX)
 
 
+def _old_of(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + OLD_SUFFIX)
+
+
 def _clear(path: pathlib.Path, target: pathlib.Path | None) -> None:
     """Remove an unfinished path, then its lock file; put back what it was about to replace.
 
@@ -175,7 +181,7 @@ def _clear(path: pathlib.Path, target: pathlib.Path | None) -> None:
         target: what it was to become; None if its name is too long to be known, and then a folder
             that it was about to replace, perhaps the only copy, is left alone.
     """
-    old = path.with_name(path.name + OLD_SUFFIX)
+    old = _old_of(path)
     if target is not None:
         if not os.path.lexists(target):
             with contextlib.suppress(OSError):
