@@ -23,6 +23,7 @@ from tap_deploy.bundle.bundle import (
     file_records,
 )
 from tap_deploy.bundle.golden import Golden
+from tap_deploy.bundle.json_record import record_from_json
 from tap_deploy.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -30,7 +31,7 @@ from tap_deploy.bundle.manifest import (
     GraphRecord,
     Manifest,
 )
-from tap_deploy.bundle.precision_record import PrecisionRecord
+from tap_deploy.bundle.precision_record import PrecisionRecord, VerificationRecord
 from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import Preprocessing
 from tap_deploy.errors import InputError
@@ -126,7 +127,9 @@ def export_bundle(
             tools=tool_versions(),
             graphs={FP32: records},
             files=file_records(folder),
-            verification=report.to_dict() | {"device": machine_title(on_cpu=True)},
+            verification=record_from_json(
+                VerificationRecord, report.to_dict() | {"device": machine_title(on_cpu=True)}
+            ),
             precisions={} if factor is None else {FP32: PrecisionRecord(noise_factor=factor)},
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")

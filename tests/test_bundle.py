@@ -210,10 +210,21 @@ def test_foreign_preprocessing_is_refused(copy):
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("record", [{}, {"passed": False}, {"passed": "yes"}])
-def test_unverified_bundle_is_refused(copy, record):
-    edit_manifest(copy, verification=record)
-    with pytest.raises(BundleError, match="did not pass its verification"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passed": False}, "did not pass its verification"),
+        ({"passed": "yes"}, "passed is 'yes'"),
+        ({"passed": None}, "passed is 'None'"),
+        ({"checks": True}, "checks is 'True'"),
+        ({"checks": [1]}, "got '1' where an object is expected"),
+        ({"surprise": 1}, "unknown field 'surprise'"),
+    ],
+)
+def test_unverified_bundle_is_refused(copy, changes, message):
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    edit_manifest(copy, verification=manifest["verification"] | changes)
+    with pytest.raises(BundleError, match=message):
         Bundle.open(copy)
 
 

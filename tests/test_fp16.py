@@ -96,8 +96,8 @@ def test_inputs_and_outputs_are_as_the_spec_says(fp16_bundle):
 
 def test_islands_are_recorded(fp16_bundle):
     record = Bundle.open(fp16_bundle.path).manifest.precisions["fp16"]
-    assert record.verification["passed"] is True
-    assert record.verification["backend"] == "onnxruntime"
+    assert record.verification.passed
+    assert record.verification.backend == "onnxruntime"
     assert [sample.name for sample in record.samples] == [*GOLDEN_NAMES, "coffee.jpg"]
     reasons = {
         name: {island.reason for island in islands_of(fp16_bundle, name)}

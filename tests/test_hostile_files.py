@@ -110,6 +110,10 @@ def test_references_are_found_wherever_a_graph_may_have_tensors(tmp_path, place)
     path = tmp_path / "graph.onnx"
     path.write_bytes(model.SerializeToString())
     assert referred_files(path) == {"elsewhere"}
+    del tensor.external_data[:]
+    tensor.external_data.add(key="location")
+    path.write_bytes(onnx.helper.make_model(inner_graph(tensor)).SerializeToString())
+    assert referred_files(path) == {""}
 
 
 def test_a_reference_behind_a_tag_that_others_cut_to_32_bits(tmp_path):

@@ -53,7 +53,7 @@ def record(bundle, **changes):
         "onnx_data_sha256": None,
         "plan_sha256": hashlib.sha256(PLAN).hexdigest(),
         "size_bytes": len(PLAN),
-        "profiles": {"position": {"min": [1], "opt": [1], "max": [1]}},
+        "profiles": {"position": {"min": (1,), "opt": (1,), "max": (1,)}},
         "flags": {"strongly_typed": True},
         "options": ("--max-prompts", "8"),
         "build_seconds": 1.5,

@@ -73,12 +73,9 @@ def optimization_profile(spec: GraphSpec, target: BuildTarget, config: TapConfig
     return {tensor.name: _shape_range(tensor, ranges) for tensor in spec.inputs}
 
 
-def profile_as_json(profile: Profile) -> dict[str, dict[str, list[int]]]:
-    """Return a profile in JSON types, as stored in the sidecar."""
-    return {
-        name: {bound: list(shape) for bound, shape in shapes.items()}
-        for name, shapes in profile.items()
-    }
+def profile_as_json(profile: Profile) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return a profile as stored in the sidecar."""
+    return {name: dict(shapes.items()) for name, shapes in profile.items()}
 
 
 def _shape_range(tensor: TensorSpec, ranges: dict[str, tuple[int, int, int]]) -> ShapeRange:

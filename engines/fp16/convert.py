@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from tap_deploy.bundle.bundle import ONNX_FOLDER, Bundle
 from tap_deploy.bundle.graph_files import save_graph
+from tap_deploy.bundle.json_record import record_from_json
 from tap_deploy.bundle.manifest import GraphRecord
 from tap_deploy.bundle.precision_record import (
     Fp16GraphRecord,
@@ -18,6 +19,7 @@ from tap_deploy.bundle.precision_record import (
     LargestActivation,
     PrecisionRecord,
     SampleRecord,
+    VerificationRecord,
 )
 from tap_deploy.bundle.update import bundle_addition
 from tap_deploy.bundle.variant import variant_specs
@@ -237,5 +239,5 @@ def _record(
             SampleRecord(name=sample.name, prompts=len(sample.point_labels)) for sample in samples
         ),
         graphs=dict(graphs),
-        verification=report.to_dict(),
+        verification=record_from_json(VerificationRecord, report.to_dict()),
     )

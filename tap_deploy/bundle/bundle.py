@@ -196,7 +196,7 @@ class Bundle:
         return name in self.manifest.files
 
     def _checked(self, check_hashes: bool) -> Bundle:
-        if self.manifest.verification.get("passed") is not True:
+        if not self.manifest.verification.passed:
             raise BundleError(f"bundle {self.path} did not pass its verification; export it again")
         with ThreadPoolExecutor(usable_cores()) as threads:  # hashing runs without the GIL
             checks = [

@@ -98,4 +98,5 @@ class _Search:
         pairs = self._file.fields(data)
         entry = [(number, bytes(value)) for number, value in pairs if not isinstance(value, int)]
         if (KEY, b"location") in entry:
-            self.found.update(text.decode(errors="replace") for n, text in entry if n == VALUE)
+            names = [text.decode(errors="replace") for n, text in entry if n == VALUE]
+            self.found.update(names or [""])  # as protobuf reads a missing value

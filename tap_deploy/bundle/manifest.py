@@ -10,7 +10,7 @@ import shlex
 from typing import Any
 
 from tap_deploy.bundle.json_record import json_object, record_from_json, record_to_json
-from tap_deploy.bundle.precision_record import PrecisionRecord
+from tap_deploy.bundle.precision_record import PrecisionRecord, VerificationRecord
 from tap_deploy.config import Preprocessing, TapConfig
 from tap_deploy.errors import BundleError, InputError
 from tap_deploy.graphs import GraphSpec, TensorSpec
@@ -120,7 +120,7 @@ class Manifest:
         tools: package -> version at export.
         graphs: variant, see ``tap_deploy.precisions`` -> graph name -> record.
         files: path relative to the bundle, with ``/`` as separator -> size and digest.
-        verification: report of the comparison with the reference at export, JSON types.
+        verification: comparison of the fp32 graphs with PyTorch at export.
         precisions: variant -> how it was made, and its accuracy.
     """
 
@@ -132,7 +132,7 @@ class Manifest:
     tools: dict[str, str]
     graphs: dict[str, dict[str, GraphRecord]]
     files: dict[str, FileRecord]
-    verification: dict[str, Any]
+    verification: VerificationRecord
     precisions: dict[str, PrecisionRecord] = dataclasses.field(default_factory=dict)
 
     @property

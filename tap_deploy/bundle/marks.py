@@ -126,8 +126,8 @@ def verified_on(bundle: Bundle, variant: str, name: str) -> set[str]:
     Its export verifies the fp32 graphs with onnxruntime, on the machine that exports.
     """
     found = passed_on(*(marks_of(bundle, variant, name, field) for field in MARKS))
-    exported_on = bundle.manifest.verification.get("device")
-    if (variant, name) == (FP32, _EXPORT_BACKEND) and isinstance(exported_on, str):
+    exported_on = bundle.manifest.verification.device
+    if (variant, name) == (FP32, _EXPORT_BACKEND) and exported_on is not None:
         found.add(exported_on)
     return found
 

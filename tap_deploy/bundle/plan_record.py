@@ -54,7 +54,7 @@ class PlanRecord:
     onnx_data_sha256: str | None
     plan_sha256: str
     size_bytes: int
-    profiles: dict[str, dict[str, Any]]
+    profiles: dict[str, dict[str, tuple[int, ...]]]
     flags: dict[str, Any]
     options: tuple[str, ...]
     build_seconds: float

@@ -73,6 +73,25 @@ class SelftestMark:
     run: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerificationRecord:
+    """The comparison of new graphs with the reference.
+
+    Attributes:
+        passed: True if all comparisons passed.
+        backend: the backend that ran the graphs.
+        precision: one of ``precisions.PRECISIONS``.
+        checks: the comparisons, fields of ``verify.comparison.Comparison``.
+        device: the machine, see ``machine.state.machine_title``; None if not recorded.
+    """
+
+    passed: bool
+    backend: str
+    precision: str
+    checks: tuple[dict[str, Any], ...]
+    device: str | None = None
+
+
 Marks = dict[str, SelftestMark]  # machine, empty if unknown -> result of the last check on it
 
 
@@ -236,7 +255,7 @@ class PrecisionRecord:
         reduce_range: int8: whether weights have 7 bits.
         calibration: int8: how ranges were measured.
         graphs: graph name -> how it was converted or quantized.
-        verification: fp16: report of the comparison with the golden samples, JSON types.
+        verification: fp16: comparison with the golden samples.
         smoothquant: int8: graph name -> decision for every LayerNormalization that can be smoothed.
         excluded: int8: graph name -> blocks or nodes that stay float.
         golden_deviation: int8: output -> difference from the golden samples.
@@ -255,7 +274,7 @@ class PrecisionRecord:
     reduce_range: bool | None = None
     calibration: CalibrationRecord | None = None
     graphs: dict[str, Fp16GraphRecord | Int8GraphRecord] | None = None
-    verification: dict[str, Any] | None = None
+    verification: VerificationRecord | None = None
     smoothquant: dict[str, tuple[SmoothingChoice, ...]] | None = None
     excluded: dict[str, tuple[str, ...]] | None = None
     golden_deviation: dict[str, Deviation] | None = None

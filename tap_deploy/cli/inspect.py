@@ -135,5 +135,4 @@ def _engines(bundle: Bundle) -> list[str]:
 
 def _verification(bundle: Bundle) -> str:
     record = bundle.manifest.verification
-    checks = record.get("checks", [])
-    return f"passed, {len(checks)} comparisons ({record.get('backend', 'unknown backend')})"
+    return f"passed, {len(record.checks)} comparisons ({record.backend})"
