@@ -47,6 +47,7 @@ from tap_deploy.reference.model import TapModel
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.opening import create_session
 from tap_deploy.storage.files import atomic_folder
+from tap_deploy.storage.unpickle import printable
 from tap_deploy.tokenizer import Tokenizer
 from tap_deploy.verify.comparison import Report
 from tap_deploy.verify.graph_check import verify_sessions
@@ -203,7 +204,7 @@ def checkpoint_record(
         synthetic: the weights are synthetic.
     """
     return CheckpointRecord(
-        file=file,
+        file=printable(file),
         sha256=checkpoint.sha256,
         md5=checkpoint.md5,
         known_as=checkpoint.known_as,

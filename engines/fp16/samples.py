@@ -17,6 +17,7 @@ from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.pictures.folders import find_pictures, read_each
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.host_captioner import Captioner
+from tap_deploy.storage.unpickle import printable
 
 PROMPTS_PER_PICTURE = 8  # half points, half boxes
 
@@ -103,7 +104,9 @@ def picture_inputs(path: pathlib.Path, config: TapConfig, seed: int) -> SampleIn
     labels[boxes] = PointLabel.BOX_LEFT_TOP, PointLabel.BOX_RIGHT_BOTTOM
     coords[points, 1] = 0
     labels[points] = PointLabel.FOREGROUND, PointLabel.PADDING
-    return SampleInputs(name=path.name, images=images, point_coords=coords, point_labels=labels)
+    return SampleInputs(
+        name=printable(path.name), images=images, point_coords=coords, point_labels=labels
+    )
 
 
 def run_sample(sessions: Mapping[str, Session], config: TapConfig, sample: SampleInputs) -> None:

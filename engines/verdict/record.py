@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import platform
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from tap_deploy.machine.cpu import cpu_int8, cpu_name, usable_cpus
 from tap_deploy.machine.host import Host
 from tap_deploy.optional_modules import version_of
 from tap_deploy.precisions import FP32, INT8, INT8_FP32
+from tap_deploy.storage.json_files import json_text
 from tap_deploy.timing import utc_now
 
 REPORTS_FOLDER = "reports"
@@ -58,9 +58,10 @@ def record_verdict(
     with bundle_addition(bundle, based_on=judged_with) as addition:
         folder = addition.folder / REPORTS_FOLDER
         folder.mkdir()
-        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
-        (addition.folder / f"{name}.json").write_text(text + "\n", "utf-8")
-        (addition.folder / f"{name}.html").write_text(html_from_report(report), "utf-8")
+        text = json_text(report, indent=2) + "\n"
+        (addition.folder / f"{name}.json").write_text(text, "utf-8")
+        page = html_from_report(report)
+        (addition.folder / f"{name}.html").write_text(page, "utf-8", "backslashreplace")
         mark = VerdictMark(
             passed=verdict.passed,
             sentence=verdict.sentence,

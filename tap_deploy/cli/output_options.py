@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import click
 from PIL import Image
@@ -23,6 +21,7 @@ from tap_deploy.storage.files import (
     check_folder_for_files,
     new_folder,
 )
+from tap_deploy.storage.json_files import json_text
 from tap_deploy.visualize.enlarge import MAX_SCALE
 from tap_deploy.visualize.fonts import font_from_path
 
@@ -79,7 +78,7 @@ class OutputOptions:
         if self.folder is None:
             text = f"{source.argument}\n{describe(regions)}"
             clear_line()
-            click.echo(_json(values) if self.as_json else text)
+            click.echo(json_text(values) if self.as_json else text)
             return
         paths = self._paths(self.folder, source)
         with new_folder(paths[0].parent):
@@ -87,7 +86,7 @@ class OutputOptions:
                 with atomic_file(paths[1]) as partial:
                     self.draw(source.image, regions).save(partial, "PNG")
             with atomic_file(paths[0]) as partial:
-                partial.write_text(_json(values) + "\n", "utf-8")
+                partial.write_text(json_text(values) + "\n", "utf-8")
 
     def _check_overlay(
         self, overlay: pathlib.Path, sources: Sequence[Source], *, single: bool
@@ -165,7 +164,3 @@ def describe(regions: Regions) -> str:
             parts.append(f"candidates {scores}")
         lines.append("  ".join(parts))
     return "\n".join(lines)
-
-
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)

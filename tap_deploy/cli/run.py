@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,7 @@ from tap_deploy.predictor import TapPredictor
 from tap_deploy.regions import Regions
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import atomic_file
+from tap_deploy.storage.json_files import json_text
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class RunResult:
             "regions": self.num_regions,
             "skipped": [{"file": source.argument, "error": text} for source, text in self.skipped],
         }
-        text = json.dumps(values, ensure_ascii=False) if as_json and not to_stderr else line
+        text = json_text(values) if as_json and not to_stderr else line
         click.echo(text, err=to_stderr)
 
 

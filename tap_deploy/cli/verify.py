@@ -75,7 +75,8 @@ def verify_command(
         from tap_deploy.cli.verify_page import page_from_verification
 
         with atomic_file(report) as partial:
-            partial.write_text(page_from_verification(opened, found), "utf-8")
+            page = page_from_verification(opened, found)
+            partial.write_text(page, "utf-8", "backslashreplace")  # names that are not UTF-8
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
     found.require(f"bundle {bundle} differs from the reference; do not use it")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -35,6 +37,7 @@ class CleanExits(click.Command):
             return super().main(args, standalone_mode=False, **extra)
         if sys.stderr is None:  # it was closed before the start
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+        _accept_any_text(sys.stdout)
         try:
             with _clean_up_when_terminated(), notes_on_stderr():
                 code = super().main(args, standalone_mode=False, **extra)
@@ -46,6 +49,13 @@ class CleanExits(click.Command):
             # click exits with 1 only if the reader of stdout has closed the pipe.
             sys.exit(EXIT_BROKEN_PIPE if exc.code == 1 else exc.code)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _accept_any_text(stream: Any) -> None:
+    """Let a text file take file names that are not UTF-8, and signs that its encoding lacks."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Parses JSON from untrusted sources."""
+"""Parses JSON from untrusted sources, and writes it with names of files."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def parse_json(text: str | bytes) -> Any:
         except UnicodeEncodeError as exc:
             raise ValueError("its text holds half of a surrogate pair") from exc
     return values
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """Return JSON with the letters of every script as they are.
+
+    Bytes of file names that are not UTF-8 become escapes, which Python reads back as they were.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
