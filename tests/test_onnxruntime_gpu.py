@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tap_deploy.masks import mask_rows, request_answers
 from tap_deploy.sessions import cache_folder
 from tap_deploy.sessions.opening import sessions_from_bundle
 from tap_deploy.sessions.options import DeviceOptions
+from tap_deploy.sessions.ort import provider_libraries
 from tap_deploy.sessions.ort.providers import PROVIDERS, TENSORRT, Provider
 from tap_deploy.sessions.run_on import RunOn
 from tests import fake_onnxruntime
@@ -34,11 +36,14 @@ PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
     """Reset process-wide settings and state of providers after each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    yield
+    for once in (provider_libraries.preload_libraries, provider_libraries._registered_plugin):
+        once.cache_clear()  # it keeps the fake runtime, and this its sessions
 
 
 def load(bundle: Any, **options: Any) -> TapPredictor:
