@@ -52,7 +52,7 @@ class CleanExits(click.Command):
 
 
 def _accept_any_text(stream: Any) -> None:
-    """Let a text file take file names that are not UTF-8, and signs that its encoding lacks."""
+    """Let a stream take file names that are not UTF-8, and characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
         stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")

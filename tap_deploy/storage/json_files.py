@@ -1,4 +1,4 @@
-"""Parses JSON from untrusted sources, and writes it with names of files."""
+"""Parses JSON from untrusted sources, and writes JSON that holds file names."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _is_abandoned(path: pathlib.Path, descriptor: int) -> bool:
-    """Whether nobody can hold the lock file of a path, which this process could lock."""
+    """Whether no process can still use a path whose lock file this process has locked."""
     if not os.fstat(descriptor).st_size and not any(map(os.path.lexists, (path, _old_of(path)))):
         return True  # killed before it signed; if it lives elsewhere, it loses only its lock
     boot_id = _boot_id()
