@@ -16,6 +16,7 @@ _API = {
     "cuda.bindings.runtime": ("cudaMalloc",),
     "cuda.cudart": ("cudaMalloc",),
     "cupy": ("ndarray",),
+    "fastapi": ("FastAPI",),
     "jinja2": ("Environment",),
     "onnx": ("ModelProto",),
     "onnx_ir": ("Model",),
@@ -23,6 +24,7 @@ _API = {
     "onnxruntime_ep_nv_tensorrt_rtx": ("get_library_path",),
     "onnxscript": ("script",),
     "openvino": ("Core", "Tensor"),
+    "prometheus_client": ("CollectorRegistry",),
     "pycocoevalcap.bleu.bleu": ("Bleu",),
     "pycocoevalcap.cider.cider": ("Cider",),
     "pycocoevalcap.meteor.meteor": ("Meteor",),
@@ -31,6 +33,7 @@ _API = {
     "pycocotools.cocoeval": ("COCOeval",),
     "pycocotools.mask": ("frPyObjects",),
     "pycuda.driver": ("Device",),
+    "python_multipart": ("MultipartParser",),
     "rasterio": ("open",),
     "safetensors": ("safe_open",),
     "sentencepiece": ("SentencePieceProcessor",),
@@ -39,6 +42,7 @@ _API = {
     "tensorrt": ("Runtime",),
     "tensorrt_rtx": ("Runtime",),
     "torch": ("Tensor",),
+    "uvicorn": ("Server",),
 }
 
 

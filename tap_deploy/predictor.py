@@ -17,6 +17,7 @@ from tap_deploy.prediction.answers import (
     no_progress,
     regions_from,
 )
+from tap_deploy.prediction.captions import CaptionProgress, tokens_of, with_captions
 from tap_deploy.prediction.everything import Search, name_filter
 from tap_deploy.prediction.inputs import (
     EncodedImage,
@@ -139,6 +140,51 @@ class TapPredictor(LoadedModel):
             answer = self._calls.answer(lane, request, options, report)
         report("make masks", 0, len(prompts))
         return regions_from(answer, options, self.tokenizer)
+
+    def caption_many(
+        self,
+        regions: Sequence[Regions],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        on_captions: Callable[[list[str]], None] | None = None,
+    ) -> list[Regions]:
+        """Write captions of regions that were predicted with ``captions=False``.
+
+        Regions of several pictures share the batches. Masks and names can so be shown before the
+        captions, and captions while they are written.
+
+        Args:
+            regions: results of ``predict`` or ``everything`` of this model.
+            max_new_tokens: see ``predict``.
+            temperature: see ``predict``.
+            seed: see ``predict``.
+            on_captions: called with the texts of all regions so far, in order: after every token
+                on the CPU, every ``DeviceOptions.eos_interval_steps`` tokens on a GPU.
+
+        Returns:
+            Copies of ``regions`` with ``captions`` and ``caption_ids``.
+
+        Raises:
+            InputError: invalid argument.
+            SessionError: the backend failed.
+        """
+        options = PredictOptions(
+            top_k=1,
+            masks=False,
+            captions=True,
+            vocabulary=None,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        tokens = tokens_of(regions, self.config)
+        progress = CaptionProgress(len(tokens), self.tokenizer, on_captions)
+        with self._pipeline.lane() as lane:
+            ids = self._calls.caption(lane, tokens, options, no_progress, progress.on_ids)
+        captions = None if self.tokenizer is None else self.tokenizer.decode(ids)
+        return with_captions(regions, ids, captions)
 
     def everything(
         self,

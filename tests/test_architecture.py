@@ -64,6 +64,7 @@ LAW: dict[str, set[str]] = {
     "engines.build": CALIBRATED | {"engines.estimate"},
     "engines.int8": CALIBRATED | {"engines.qdq", "engines.smoothing", "engines.verdict"},
     "bench": JUDGES | {"demo", "engines.estimate", "engines.verdict", "export", "reference"},
+    "server": RUNTIME | {"predictor"},
     "evaluation": RUNTIME | {"predictor"},
     "training": JUDGES | {"console", "visualize", "demo", "evaluation", "export", "reference"},
 }

@@ -90,6 +90,7 @@ def test_types_data_and_licences_are_in_the_wheel(wheel):
     data = [
         *(PROJECT / "tap_deploy/demo").rglob("*"),
         *PROJECT.glob("tap_deploy/report/templates/*"),
+        *PROJECT.glob("tap_deploy/server/page/*"),
     ]
     files = {path.relative_to(PROJECT).as_posix() for path in data if path.is_file()}
     assert "tap_deploy/report/templates/base.html" in files and files <= set(names)
@@ -119,6 +120,7 @@ def test_the_metadata(wheel):
         "raster",
         "polygons",
         "report",
+        "serve",
         "supervision",
         "train",
         "test",
@@ -185,6 +187,7 @@ def test_constraints_pin_every_tested_requirement_once_and_within_its_range():
         "raster",
         "report",
         "rtx",
+        "serve",
         "supervision",
         "train",
         "test",

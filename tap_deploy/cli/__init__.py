@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": ("tap_deploy.cli.convert", "convert_command"),
     "build": ("tap_deploy.cli.build", "build_command"),
     "run": ("tap_deploy.cli.run", "run_command"),
+    "serve": ("tap_deploy.cli.serve", "serve_command"),
     "verify": ("tap_deploy.cli.verify", "verify_command"),
     "selftest": ("tap_deploy.cli.selftest", "selftest_command"),
     "bench": ("tap_deploy.cli.bench", "bench_command"),

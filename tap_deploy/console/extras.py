@@ -28,6 +28,15 @@ def require_export_extra() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
+def require_serve_extra() -> None:
+    """Check that the packages of the server are there.
+
+    Raises:
+        MissingDependencyError: one of them is not; the message has the command to install it.
+    """
+    _require(("fastapi", "uvicorn", "prometheus_client", "python_multipart", "shapely"), "serve")
+
+
 def _require(packages: tuple[str, ...], extra: str) -> None:
     for name in packages:
         require_module(name, "this command", extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from tap_deploy.sessions.pipeline import DecodedPrompts, Embeddings, Lane, Pipel
 from tap_deploy.tokenizer import Tokenizer
 
 OnProgress = Callable[[str, int, int], None]
+OnIds = Callable[[slice, np.ndarray], None]
 
 _DECODED_FIELDS = tuple(field.name for field in dataclasses.fields(DecodedPrompts))
 
@@ -231,8 +233,21 @@ class GraphCalls:
         semantic_tokens: np.ndarray,
         options: PredictOptions,
         report: OnProgress,
+        on_ids: OnIds | None = None,
     ) -> np.ndarray:
-        """Write captions in chunks, which may be larger than those of the prompt decoder."""
+        """Write captions in chunks, which may be larger than those of the prompt decoder.
+
+        Args:
+            lane: runs the text decoder.
+            semantic_tokens: float32 ``[P, C]``.
+            options: of the captions.
+            report: called before each chunk.
+            on_ids: called with the regions of a chunk and their ids so far; see
+                ``CaptionWriter.generate``.
+
+        Returns:
+            Caption ids, int64 ``[P, L-1]``.
+        """
         rng, count = np.random.default_rng(options.seed), len(semantic_tokens)
         parts = [np.empty((0, self.config.text_seq_len - 1), np.int64)]
         for chunk in self._caption_chunks(count):
@@ -242,6 +257,7 @@ class GraphCalls:
                 max_new_tokens=options.max_new_tokens if options.captions else 0,
                 temperature=options.temperature,
                 rng=rng,
+                on_ids=None if on_ids is None else functools.partial(on_ids, chunk),
             )
             parts.append(ids)
         return np.concatenate(parts)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 import numpy as np
 
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, EOS_ID, TapConfig
+
+OnIds = Callable[[np.ndarray], None]
 
 # Cap on the temperature: the softmax is nearly uniform, and the noise still fits into fp16.
 HOTTEST = 1e3
@@ -26,6 +29,7 @@ class CaptionWriter(abc.ABC):
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         rng: np.random.Generator | None = None,
+        on_ids: OnIds | None = None,
     ) -> np.ndarray:
         """Write one caption per region.
 
@@ -37,6 +41,9 @@ class CaptionWriter(abc.ABC):
             temperature: 0 for greedy decoding; above 0 draws from the softmax over the
                 ``graphs.DRAW_CANDIDATES`` largest logits.
             rng: random generator of the sampling.
+            on_ids: called while captions are written, with the ids so far, int64 ``[P, 1 + n]``:
+                after every token on the CPU, every ``eos_interval_steps`` tokens on a GPU. Ids
+                after the EOS of a row have no meaning.
 
         Returns:
             Caption ids, int64 ``[P, text_seq_len - 1]``: BOS, the caption with its EOS, padding.
@@ -52,12 +59,16 @@ class CaptionWriter(abc.ABC):
         if rows == 0 or count == 0:
             return ids
         noise = draw_noise(self.config, count, rows, temperature, rng)
-        self._write(ids[:, : count + 1], semantic_tokens, noise)
+        self._write(ids[:, : count + 1], semantic_tokens, noise, on_ids or _ignore)
         return blank_after_eos(ids, self.config.pad_id)
 
     @abc.abstractmethod
     def _write(
-        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+        self,
+        ids: np.ndarray,
+        semantic_tokens: np.ndarray,
+        noise: np.ndarray | None,
+        on_ids: OnIds,
     ) -> None:
         """Decode captions of P > 0 regions until all have EOS or ``ids`` is full.
 
@@ -66,6 +77,7 @@ class CaptionWriter(abc.ABC):
                 Tokens after EOS are replaced later.
             semantic_tokens: float ``[P, C]``.
             noise: float32 ``[steps, P, K]``, see ``draw_noise``; None for greedy decoding.
+            on_ids: see ``generate``.
         """
 
 
@@ -105,3 +117,7 @@ def draw_noise(
     rng = np.random.default_rng() if rng is None else rng
     noise = rng.gumbel(size=(steps, rows, graphs.draw_candidates(config)))
     return (noise * min(temperature, HOTTEST)).astype(np.float32)
+
+
+def _ignore(ids: np.ndarray) -> None:
+    """Take ids that nobody waits for."""

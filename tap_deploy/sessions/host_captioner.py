@@ -8,7 +8,7 @@ import numpy as np
 
 from tap_deploy.config import TapConfig
 from tap_deploy.sessions.caption_steps import CaptionSteps
-from tap_deploy.sessions.caption_writer import CaptionWriter, finished_rows
+from tap_deploy.sessions.caption_writer import CaptionWriter, OnIds, finished_rows
 
 if TYPE_CHECKING:  # avoids a circular import
     from tap_deploy.sessions.contract import Session
@@ -26,13 +26,18 @@ class Captioner(CaptionWriter):
         self.session = session
 
     def _write(
-        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+        self,
+        ids: np.ndarray,
+        semantic_tokens: np.ndarray,
+        noise: np.ndarray | None,
+        on_ids: OnIds,
     ) -> None:
         rows = np.arange(len(ids))  # row of ``ids`` for each remaining row of the batch
         steps = CaptionSteps(self.session, self.config, semantic_tokens)
         for position in range(1, ids.shape[1]):
             chances = None if noise is None else noise[position - 1, rows]
             ids[rows, position] = steps.step(ids[rows, position - 1], chances)
+            on_ids(ids[:, : position + 1])
             finished = finished_rows(ids[rows])
             if finished.all():
                 break

@@ -12,6 +12,7 @@ from tap_deploy import graphs
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.masks import mask_rows, request_answers, request_candidates
+from tap_deploy.sessions.caption_writer import OnIds
 from tap_deploy.sessions.contract import Session
 from tap_deploy.sessions.host_captioner import Captioner
 from tap_deploy.sessions.lane_pool import LanePool
@@ -117,10 +118,15 @@ class HostLane(Lane):
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
+        on_ids: OnIds | None = None,
     ) -> np.ndarray:
         """Write captions with ``Captioner``."""
         return self.captioner.generate(
-            semantic_tokens, max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
+            semantic_tokens,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rng=rng,
+            on_ids=on_ids,
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tap_deploy import graphs
+from tap_deploy.sessions.caption_writer import OnIds
 from tap_deploy.sessions.processes import ProcessBound
 
 CLOSED = "this predictor is closed; load the bundle again"
@@ -148,6 +149,7 @@ class Lane(abc.ABC):
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
+        on_ids: OnIds | None = None,
     ) -> np.ndarray:
         """Write a caption for each of ``semantic_tokens``; see ``CaptionWriter.generate``."""
 

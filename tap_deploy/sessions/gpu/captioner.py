@@ -25,7 +25,7 @@ import numpy as np
 from tap_deploy import graphs
 from tap_deploy.config import BOS_ID, TEXT_HEAD_DIM, TapConfig
 from tap_deploy.errors import SessionError
-from tap_deploy.sessions.caption_writer import CaptionWriter, finished_rows
+from tap_deploy.sessions.caption_writer import CaptionWriter, OnIds, finished_rows
 from tap_deploy.sessions.gpu.buffers import Buffers
 from tap_deploy.sessions.gpu.graph import DeviceExecutor, DeviceGraph, Recording
 from tap_deploy.sessions.gpu.memory import ALIGNMENT_BYTES, aligned
@@ -129,7 +129,11 @@ class DeviceCaptioner(CaptionWriter):
         self._memory.clear(self._no_noise, NOISE_BYTES * self._most, self._stream)
 
     def _write(
-        self, ids: np.ndarray, semantic_tokens: np.ndarray, noise: np.ndarray | None
+        self,
+        ids: np.ndarray,
+        semantic_tokens: np.ndarray,
+        noise: np.ndarray | None,
+        on_ids: OnIds,
     ) -> None:
         rows, last = len(ids), ids.shape[1] - 1
         self._graph.check_sizes({"P": rows})
@@ -144,6 +148,7 @@ class DeviceCaptioner(CaptionWriter):
             if position % self._options.eos_interval_steps == 0 or position == last:
                 ids[:, seen + 1 : position + 1] = self._fetch_ids(seen + 1, position, rows)
                 seen = position
+                on_ids(ids[:, : position + 1])
                 if finished_rows(ids).all():
                     break
 

@@ -12,6 +12,7 @@ from tap_deploy.config import TapConfig
 from tap_deploy.errors import InputError
 from tap_deploy.graphs import GraphSpec
 from tap_deploy.masks import mask_rows, request_answers, request_candidates
+from tap_deploy.sessions.caption_writer import OnIds
 from tap_deploy.sessions.contract import resolve_shape
 from tap_deploy.sessions.gpu.buffers import Buffers, StagedTensor
 from tap_deploy.sessions.gpu.captioner import DeviceCaptioner
@@ -193,11 +194,16 @@ class DeviceLane(Lane):
         max_new_tokens: int | None,
         temperature: float,
         rng: np.random.Generator,
+        on_ids: OnIds | None = None,
     ) -> np.ndarray:
         """Write captions with ``DeviceCaptioner``."""
         assert self._captioner is not None
         return self._captioner.generate(
-            semantic_tokens, max_new_tokens=max_new_tokens, temperature=temperature, rng=rng
+            semantic_tokens,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rng=rng,
+            on_ids=on_ids,
         )
 
     def record_captions(self, rows: int, *, draws: bool) -> None:

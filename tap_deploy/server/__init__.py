@@ -1,0 +1,1 @@
+"""``tap-export serve``: a predictor over HTTP, with a page. Needs the extra ``serve``."""
