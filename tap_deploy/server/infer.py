@@ -67,10 +67,8 @@ class WantedOutput:
 class Parameters(Loose):
     """Parameters of a request."""
 
-    binary_data_output: bool = Field(default=False, description="Whether all outputs are binary.")
-    timeout: int | None = Field(
-        default=None, ge=1, description="Time for the request, microseconds."
-    )
+    binary_data_output: bool = Field(default=False, description="For all outputs.")
+    timeout: int | None = Field(default=None, ge=1, description="Of the request, microseconds.")
     top_k: int = Field(default=1, ge=1, le=MAX_TOP_K)
     max_new_tokens: int | None = Field(default=None, ge=0)
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 0.0
