@@ -15,7 +15,7 @@ from tap_deploy import __version__
 from tap_deploy.errors import TapError
 from tap_deploy.server import inference, pages, rest
 from tap_deploy.server.guard import Guard
-from tap_deploy.server.infer import InferRequest
+from tap_deploy.server.inference_request import InferRequest
 from tap_deploy.server.problems import answer_problem
 from tap_deploy.server.requests import RegionsRequest
 from tap_deploy.server.service import Service

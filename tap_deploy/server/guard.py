@@ -86,7 +86,7 @@ class Guard:
         if self._options.is_loopback and host.hostname not in _LOCAL_HOSTS:
             # A foreign page, whose name somebody lets point to this machine.
             return Problem(status=403, detail="expected localhost as the host of the address")
-        origin = headers.get("origin")
+        origin = headers.get("origin") if self._options.token is None else None
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host.netloc:
             return Problem(status=403, detail="pages of other sites may not ask this server")
         if not _is_open(path) and not self._knows_token(headers):

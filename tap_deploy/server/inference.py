@@ -14,7 +14,7 @@ from starlette.responses import Response
 from tap_deploy import __version__
 from tap_deploy.regions import Regions
 from tap_deploy.server.guard import LIVE, READY, STARTING
-from tap_deploy.server.infer import (
+from tap_deploy.server.inference_request import (
     CAPTIONS,
     HEADER_LENGTH,
     INPUTS,

@@ -40,7 +40,7 @@ def serve(service: Service, on_ready: Callable[[str], None]) -> None:
         server = Server(_config(service))
         address = _address(listener)
         service.on_ready = lambda: on_ready(address)
-        service.on_failure = server.stop
+        service.stop_serving = server.stop
         service.start()
         try:
             server.run(sockets=[listener])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tap_deploy.errors import TapError
+from tap_deploy.errors import SessionError, TapError
 from tap_deploy.pictures.source import PictureFile
 from tap_deploy.prediction.inputs import EncodedImage
 from tap_deploy.predictor import TapPredictor
@@ -69,7 +69,7 @@ class Service:
     ) -> None:
         self.model, self.options, self.metrics = model, options, Metrics()
         self.error: TapError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self.stop_serving: Callable[[], None] = lambda: None
         self.on_ready: Callable[[], None] = lambda: None
         self._open = open_predictor
         self._predictor: TapPredictor | None = None
@@ -117,11 +117,11 @@ class Service:
             predictor = self._open()
         except TapError as exc:
             self.error = exc
-            self.on_failure()
+            self.stop_serving()
             return
         except BaseException as exc:
             self.error = TapError(f"the bundle cannot be loaded: {exc!r}")
-            self.on_failure()
+            self.stop_serving()
             raise
         self._images = ImageStore(embedding_bytes(predictor.config), self.options.cache_bytes)
         self.metrics.images.set_function(lambda: len(self.images))
@@ -214,7 +214,11 @@ class Service:
 
     async def _done(self, work: Work) -> Any:
         self._queue.put(work)
-        return await asyncio.wrap_future(work.future)
+        try:
+            return await asyncio.wrap_future(work.future)
+        except asyncio.CancelledError:
+            work.abandoned.set()
+            raise
 
     def _encode(self, batch: list[Work]) -> list[EncodedImage]:
         with self._timed(ENCODE, batch):
@@ -256,10 +260,18 @@ class Service:
 
     def _everything(self, batch: list[Work]) -> list[Regions]:
         with self._timed(EVERYTHING, batch):
-            return [
-                self.predictor.everything(image, captions=False, **grid)
-                for image, grid in (work.values for work in batch)
-            ]
+            return [self._search(work) for work in batch]
+
+    def _search(self, work: Work) -> Regions:
+        image, grid = work.values
+
+        def stop_if_abandoned(stage: str, done: int, total: int) -> None:
+            if work.abandoned.is_set():
+                raise SessionError("nobody waits for this search any more")
+
+        return self.predictor.everything(
+            image, captions=False, on_progress=stop_if_abandoned, **grid
+        )
 
     def _timed(self, stage: str, batch: list[Work]) -> _StageTimer:
         return _StageTimer(self.metrics, stage, batch)

@@ -21,6 +21,7 @@ class Work:
         rows: regions of this work.
         values: what ``run`` needs to know about this work.
         future: takes the result; a cancelled one is not run.
+        abandoned: set when nobody waits for the result any more.
         arrived: when the work was put, ``time.monotonic()``.
     """
 
@@ -29,6 +30,7 @@ class Work:
     rows: int
     values: Any
     future: Future[Any] = dataclasses.field(default_factory=Future)
+    abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
     arrived: float = dataclasses.field(default_factory=time.monotonic)
 
 
