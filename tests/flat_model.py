@@ -60,7 +60,7 @@ class FlatLane(Lane):
     def decode_candidates(self, embeddings, coords, labels) -> Candidates:
         raise NotImplementedError
 
-    def caption(self, semantic_tokens, *, max_new_tokens, temperature, rng):
+    def caption(self, semantic_tokens, *, max_new_tokens, temperature, rng, on_ids=None):
         self.captioned.append(len(semantic_tokens) if max_new_tokens != 0 else 0)
         ids = np.full((len(semantic_tokens), self.config.text_seq_len - 1), self.config.pad_id)
         ids[:, 0] = BOS_ID

@@ -112,9 +112,10 @@ def check_vocabulary(vocabulary: Any, config: TapConfig) -> None:
 
 
 def _require_number(name: str, value: Any, minimum: float) -> None:
-    if not (isinstance(value, numbers.Real) and minimum <= float(value) < np.inf):
+    most = float(np.finfo(np.float32).max)  # it is compared with float32
+    if not (isinstance(value, numbers.Real) and max(minimum, -most) <= float(value) <= most):
         least = "" if minimum == -np.inf else f" of at least {minimum}"
-        raise InputError(f"{name} is {value!r}; expected a number{least}")
+        raise InputError(f"{name} is {value!r}; expected a number{least}, in the range of float32")
 
 
 def _require_temperature(value: Any) -> None:

@@ -30,11 +30,17 @@ _DESCRIPTION = (
 def build_app(service: Service) -> ASGIApp:
     """Return the application that answers for a service."""
     app = FastAPI(
-        title="tap_deploy", version=__version__, description=_DESCRIPTION, docs_url=None,
+        title="tap_deploy",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,  # pages that load scripts from elsewhere
         redoc_url=None,
-    )  # fmt: skip
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = service
-    for router in (rest.router, inference.router, pages.router):
+    routers = (rest.router, inference.router, pages.router)
+    app.state.routes = [route for router in routers for route in router.routes]
+    for router in routers:
         app.include_router(router)
     for kind in (RequestValidationError, HTTPException, TapError, Exception):
         app.add_exception_handler(kind, answer_problem)
@@ -58,8 +64,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         components["schemas"] |= schemas["$defs"]
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         described["security"] = [{"token": []}, {}]
-        for path in inference.MODEL_PATHS:
-            operation = described["paths"][f"/v2{path}/infer"]["post"]
-            operation["requestBody"] = inference.BODY
+        infer = described["paths"][f"/v2{inference.MODEL_PATH}/infer"]["post"]
+        infer["requestBody"] = inference.BODY
         app.openapi_schema = described
     return app.openapi_schema

@@ -16,6 +16,12 @@ PICTURE_TYPES = (
     "application/octet-stream",
 )
 
+# A PNG of 8 x 8 pixels of one colour, in base64.
+TINY_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8"
+    "UaHBgA0wMeAAg1MCAB4nAXgllso1AAAAAElFTkSuQmCC"
+)
+
 _PICTURE: dict[str, Any] = {"type": "string", "format": "binary", "minLength": 1}
 
 IMAGE_BODY: dict[str, Any] = {
@@ -93,6 +99,16 @@ event: done
 data: {"captions": ["a white rabbit"]}
 
 """
+_IMAGE_ID = {"image_id": "$response.body#/image_id"}
+UPLOADED: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "The picture is kept; its id is for these operations.",
+        "links": {
+            name: {"operationId": name, "parameters": _IMAGE_ID}
+            for name in ("describe_image", "drop", "find_regions", "find_everything")
+        },
+    }
+}
 EVENTS_EXAMPLE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The regions; with stream, events: regions, captions, done or error.",

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from tap_deploy import __version__
 from tap_deploy.regions import Regions
+from tap_deploy.server.examples import TINY_PNG
 from tap_deploy.server.guard import LIVE, READY, STARTING
 from tap_deploy.server.inference_request import (
     CAPTIONS,
@@ -33,8 +34,8 @@ from tap_deploy.server.tensors import BINARY_SIZE, TensorSpec, binary_of, json_o
 MODEL, VERSION = "tap", "1"
 _EXAMPLE = {
     "inputs": [
-        {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["iVBORw0KGgo="]},
-        {"name": "boxes", "shape": [1, 4], "datatype": "FP32", "data": [80, 120, 160, 240]},
+        {"name": "image", "shape": [1], "datatype": "BYTES", "data": [TINY_PNG]},
+        {"name": "boxes", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 7, 7]},
     ],
     "outputs": [{"name": "names"}, {"name": "captions"}],
 }
@@ -47,7 +48,17 @@ BODY: dict[str, Any] = {
         }
     },
 }
-MODEL_PATHS = (f"/models/{MODEL}", f"/models/{MODEL}/versions/{VERSION}")
+MODEL_PATH = f"/models/{MODEL}"
+
+BINARY_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON, and after it the binary data of outputs that were asked for so.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
 
 
 class InferenceError(BaseModel):
@@ -83,12 +94,12 @@ async def ready(request: Request) -> dict[str, bool]:
 
 
 @router.get("")
-async def describe_server() -> dict[str, Any]:
+async def server_metadata() -> dict[str, Any]:
     """Describe the server."""
     return {"name": "tap_deploy", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
-async def describe_model(request: Request) -> dict[str, Any]:
+async def model_metadata(request: Request) -> dict[str, Any]:
     """Describe the inputs and outputs of the model."""
     return {
         "name": MODEL,
@@ -121,10 +132,12 @@ async def infer(request: Request) -> Response:
     return await asyncio.to_thread(_answer, regions, inference.request.id, wanted)
 
 
-for path in MODEL_PATHS:
-    router.get(path, responses=_errors(503))(describe_model)
-    router.get(f"{path}/ready", responses=_errors(503))(model_ready)
-    router.post(f"{path}/infer", responses=_errors(408, 413, 415, 422, 429, 500, 503, 504))(infer)
+for path in (MODEL_PATH, f"{MODEL_PATH}/versions/{VERSION}"):
+    shown = path == MODEL_PATH
+    answers = _errors(400, 408, 413, 415, 422, 429, 500, 503, 504) | BINARY_ANSWER
+    router.get(path, responses=_errors(503), include_in_schema=shown)(model_metadata)
+    router.get(f"{path}/ready", responses=_errors(503), include_in_schema=shown)(model_ready)
+    router.post(f"{path}/infer", responses=answers, include_in_schema=shown)(infer)
 
 
 async def _regions(service: Service, inference: Inference, names: set[str]) -> Regions:

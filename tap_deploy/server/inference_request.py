@@ -18,7 +18,7 @@ from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.server.options import MAX_REGIONS, MAX_TOP_K
-from tap_deploy.server.requests import MAX_SEED, Number
+from tap_deploy.server.requests import MAX_SEED, Number, Whole
 from tap_deploy.server.service import CaptionOptions
 from tap_deploy.server.tensors import (
     BINARY_SIZE,
@@ -68,11 +68,11 @@ class Parameters(Loose):
     """Parameters of a request."""
 
     binary_data_output: bool = Field(default=False, description="For all outputs.")
-    timeout: int | None = Field(default=None, ge=1, description="Of the request, microseconds.")
-    top_k: int = Field(default=1, ge=1, le=MAX_TOP_K)
-    max_new_tokens: int | None = Field(default=None, ge=0)
+    timeout: Whole | None = Field(default=None, ge=1, description="Of the request, microseconds.")
+    top_k: Whole = Field(default=1, ge=1, le=MAX_TOP_K)
+    max_new_tokens: Whole | None = Field(default=None, ge=0)
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 0.0
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED)
     clip: bool = False
 
 

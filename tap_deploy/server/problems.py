@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from tap_deploy.errors import InputError, TapError
 
@@ -72,7 +73,17 @@ def problem_of(error: BaseException) -> Problem:
 
 async def answer_problem(request: Request, error: Exception) -> Response:
     """Answer a request whose handler has raised; an exception handler of FastAPI."""
-    return problem_of(error).response(request.url.path, request.scope["request_id"])
+    problem = problem_of(error)
+    if problem.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        problem = dataclasses.replace(problem, headers={"allow": ", ".join(_methods(request))})
+    return problem.response(request.url.path, request.scope["request_id"])
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of all routes to a path; Starlette looks at the first route only."""
+    scope = request.scope
+    routes = [one for one in request.app.state.routes if one.matches(scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in route.methods})
 
 
 def _first(error: RequestValidationError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
@@ -17,8 +17,15 @@ from tap_deploy.server.options import (
 )
 from tap_deploy.server.service import CaptionOptions
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**53 - 1  # larger integers change in clients whose numbers are all float64
 
+
+def _whole(value: Any) -> Any:
+    """Return 3 for 3.0, which is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Point = Annotated[list[Number], Field(min_length=3, max_length=3)]
@@ -68,11 +75,11 @@ class AnswerOptions(Strict):
     polygon_tolerance: float = Field(
         1.0, ge=0, le=100, description="Displacement of simplified outlines, pixels."
     )
-    top_k: int = Field(1, ge=1, le=MAX_TOP_K, description="Names per region, best first.")
+    top_k: Whole = Field(1, ge=1, le=MAX_TOP_K, description="Names per region, best first.")
     captions: bool = True
-    max_new_tokens: int | None = Field(None, ge=0, description="Longest caption, tokens.")
+    max_new_tokens: Whole | None = Field(None, ge=0, description="Longest caption, tokens.")
     temperature: float = Field(0.0, ge=0, le=1000, description="0 takes the likeliest words.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="For repeatable sampling.")
+    seed: Whole | None = Field(None, ge=0, le=MAX_SEED, description="For repeatable sampling.")
     stream: bool = Field(
         False, description="Answer with server-sent events: captions while they are written."
     )
@@ -110,8 +117,8 @@ class RegionsRequest(AnswerOptions):
 class EverythingRequest(AnswerOptions):
     """How to search a picture; see ``TapPredictor.everything``."""
 
-    points_per_side: int = Field(32, ge=1, le=MAX_POINTS_PER_SIDE)
-    pred_iou_thresh: Number = 0.6
+    points_per_side: Whole = Field(32, ge=1, le=MAX_POINTS_PER_SIDE)
+    pred_iou_thresh: Annotated[Number, Field(ge=-1, le=2)] = 0.6
     stability_score_thresh: Share = 0.6
     box_nms_thresh: Share = 0.7
     mask_nms_thresh: Share = 0.5

@@ -28,6 +28,7 @@ from tap_deploy.server.examples import (
     IMAGE_BODY,
     ONE_SHOT_BODY,
     REGIONS_EXAMPLES,
+    UPLOADED,
 )
 from tap_deploy.server.forms import one_shot
 from tap_deploy.server.options import MAX_POINTS_PER_SIDE, MAX_REGIONS
@@ -44,7 +45,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 ALWAYS = (401, 403, 422, 503)
-WORKING = (*ALWAYS, 408, 413, 415, 429, 500, 504)
+WORKING = (*ALWAYS, 400, 408, 413, 415, 429, 500, 504)
 
 router = APIRouter(prefix="/v1", responses=_problems(*ALWAYS))
 
@@ -82,7 +83,7 @@ async def describe_model(request: Request) -> ModelAnswer:
     "/images",
     status_code=201,
     response_model=ImageAnswer,
-    responses=_problems(*WORKING),
+    responses=_problems(*WORKING) | UPLOADED,
     openapi_extra=IMAGE_BODY,
 )
 async def upload(request: Request) -> ImageAnswer:
