@@ -21,6 +21,7 @@ from tap_deploy import EncodedImage, PictureFile, Regions, TapError, TapPredicto
 DETECTOR = pathlib.Path(__file__).with_name("function-detector.yaml")
 THRESHOLD = 0.3  # probability of a name, if CVAT sends none
 PICTURES = 8  # kept encoded, so that the next clicks on them take no time
+POINTS_PER_SIDE = 16  # of the search without prompts; 32 finds a few more, in four times the time
 
 Json = dict[str, Any]
 
@@ -99,21 +100,21 @@ def detect(picture: bytes, request: Json) -> list[Json]:
     vocabulary = predictor().vocabulary
     regions = predictor().everything(
         encoded(picture),
+        points_per_side=POINTS_PER_SIDE,
         only=sorted(wanted_names()),
         only_thresh=float(request.get("threshold", THRESHOLD)),
         top_k=1 if vocabulary is None else len(vocabulary.names),
     )
-    outlines = regions.to_polygons(tolerance=1.0)
-    return [
-        shape(regions, index, max(parts, key=polygon_area)) for index, parts in enumerate(outlines)
-    ]
+    outlines = regions.to_geojson(tolerance=1.0)["features"]
+    return [shape(regions, item["id"], item["geometry"]) for item in outlines if item["geometry"]]
 
 
-def shape(regions: Regions, index: int, outline: list[float]) -> Json:
+def shape(regions: Regions, index: int, outline: Json) -> Json:
     """Return a region as CVAT reads it.
 
     ``mask`` is the part of the mask in its bounding box, row by row, and then the left, top, right
-    and bottom pixel of that box. ``points`` replace it where the user asks for polygons.
+    and bottom pixel of that box. ``points`` replace it where the user asks for polygons: a polygon
+    of CVAT is a single ring, so it is that around the largest part, over its holes.
     """
     mask, box = regions.mask(index), regions.box(index)
     assert mask is not None and box is not None and regions.concepts is not None
@@ -121,17 +122,19 @@ def shape(regions: Regions, index: int, outline: list[float]) -> Json:
     part = mask[y : y + height, x : x + width].astype(np.uint8)
     name, probability = next(pair for pair in regions.concepts[index] if pair[0] in wanted_names())
     captions = regions.captions or [""] * len(regions)
+    is_one = outline["type"] == "Polygon"
+    rings = [rings[0] for rings in ([outline["coordinates"]] if is_one else outline["coordinates"])]
     return {
         "type": "mask",
         "label": name,
         "confidence": f"{probability:.3f}",
         "mask": [*part.ravel().tolist(), x, y, x + width - 1, y + height - 1],
-        "points": outline,
+        "points": np.ravel(max(rings, key=ring_area)[:-1]).tolist(),
         "attributes": [{"name": "caption", "value": captions[index]}],
     }
 
 
-def polygon_area(outline: list[float]) -> float:
-    """Return the area of a polygon [x0, y0, x1, y1, ...], pixels."""
-    x, y = np.reshape(outline, (-1, 2)).T
-    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)
+def ring_area(ring: list[list[float]]) -> float:
+    """Return the area within a closed ring of [x, y], pixels."""
+    x, y = np.transpose(ring)
+    return float(abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2)
