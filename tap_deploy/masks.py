@@ -187,7 +187,7 @@ def mask_from_rle(rle: Mapping[str, Sequence[int]]) -> npt.NDArray[np.bool_]:
 
 
 class MasksFromRles(Sequence[npt.NDArray[np.bool_]]):
-    """A sequence of masks bool [H, W] that decodes each mask on access."""
+    """A sequence of masks bool [H, W] that decodes each mask on access; a slice decodes none."""
 
     def __init__(self, rles: Sequence[Rle]) -> None:
         self._rles = rles
@@ -196,6 +196,8 @@ class MasksFromRles(Sequence[npt.NDArray[np.bool_]]):
         return len(self._rles)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return MasksFromRles(self._rles[index])
         return mask_from_rle(self._rles[index])
 
 

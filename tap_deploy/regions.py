@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tap_deploy.pictures.source import ImageSource
-    from tap_deploy.visualize import LabelTexts
+    from tap_deploy.visualize import Drawing, LabelTexts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -322,16 +322,32 @@ class Regions:
             InputError: the picture cannot be read or has another size, the scale is out of range,
                 or the font cannot be read.
         """
-        from tap_deploy.visualize import Drawing, draw_regions
+        from tap_deploy.visualize import draw_regions
 
-        drawing = Drawing(
+        return draw_regions(image, self._drawing(), scale, font=font)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the overlay, if the picture was a file, and a table."""
+        from tap_deploy.visualize.notebook import TableRow, html_from_drawing
+
+        rows = []
+        for index in range(len(self)):
+            name, probability = self.likeliest(index) or (None, None)
+            caption = None if self.captions is None else self.captions[index]
+            iou = float(self.iou_predictions[index])
+            rows.append(TableRow(name=name, probability=probability, iou=iou, caption=caption))
+        return html_from_drawing(self.image_path, self._drawing(), rows)
+
+    def _drawing(self) -> Drawing:
+        from tap_deploy.visualize import Drawing
+
+        return Drawing(
             height=self.image_height,
             width=self.image_width,
             prompts=self.prompts,
             masks=self.masks if self.rles is None else MasksFromRles(self.rles),
             texts=[self._label(index) for index in range(len(self))],
         )
-        return draw_regions(image, drawing, scale, font=font)
 
     def _label(self, index: int) -> LabelTexts:
         from tap_deploy.visualize import LabelTexts

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import tap_deploy
+
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("tap_deploy", "export", "engines", "benchmarks", "scripts")
 
@@ -143,6 +145,15 @@ def test_nobody_imports_the_command_line_or_the_benchmarks() -> None:
     ]
     # The benchmark of a GPU runs the commands of the user.
     assert found == ["benchmarks.gpu.engines imports tap_deploy.cli"]
+
+
+def test_examples_use_only_the_menu() -> None:
+    """They are what users copy, and run beside another version than the one they came with."""
+    for path in (ROOT / "examples").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "tap_deploy":
+                assert node.module == "tap_deploy", path
+                assert {alias.name for alias in node.names} <= set(tap_deploy.__all__), path
 
 
 def test_no_imports_form_a_circle() -> None:

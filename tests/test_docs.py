@@ -16,8 +16,9 @@ from tap_deploy.cli.lazy_group import LazyGroup
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES += sorted(ROOT.glob("examples/*/README.md"))
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -39,7 +40,7 @@ def test_links_lead_somewhere(page):
 
 @pages
 def test_paths_exist(page):
-    folders = "tap_deploy|export|engines|benchmarks|scripts|tests|docs"
+    folders = "tap_deploy|export|engines|benchmarks|examples|scripts|tests|docs"
     pattern = rf"(?<![\w./-])(?:{folders})/[\w./-]*[\w/](?![<\w*])"
     found = re.findall(pattern, page.read_text("utf-8"))
     assert [path for path in found if not (ROOT / path).exists()] == []

@@ -13,9 +13,9 @@ from tap_deploy.prompts import Prompts
 from tap_deploy.regions import Regions
 from tap_deploy.visualize.colors import Box, color_of
 from tap_deploy.visualize.drawing import Drawing
-from tap_deploy.visualize.enlarge import enlarged_drawing
 from tap_deploy.visualize.labels import Label, LabelStyle, LabelTexts, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
+from tap_deploy.visualize.scaling import scaled_drawing
 
 HEIGHT, WIDTH = 300, 400
 GREY = 128
@@ -255,9 +255,7 @@ def test_an_enlarged_overlay_has_everything_in_its_place():
     )
     masks = np.concatenate([mask, np.zeros_like(mask)])
     regions = regions_for(prompts, 40, 60, masks)
-    large = enlarged_drawing(
-        Drawing(height=40, width=60, prompts=prompts, masks=masks, texts=[]), 4
-    )
+    large = scaled_drawing(Drawing(height=40, width=60, prompts=prompts, masks=masks, texts=[]), 4)
     assert (large.height, large.width) == (160, 240)
     # The middle of pixel 12 is at 12.5; the corners of a box are edges of pixels.
     assert large.prompts.coords[0, 0].tolist() == [12 * 4 + 1.5, 20 * 4 + 1.5]

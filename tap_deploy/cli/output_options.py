@@ -22,8 +22,8 @@ from tap_deploy.storage.files import (
     new_folder,
 )
 from tap_deploy.storage.json_files import json_text
-from tap_deploy.visualize.enlarge import MAX_SCALE
 from tap_deploy.visualize.fonts import font_from_path
+from tap_deploy.visualize.scaling import MAX_SCALE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

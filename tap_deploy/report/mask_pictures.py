@@ -12,8 +12,8 @@ from PIL import Image
 
 from tap_deploy.masks import box_from_mask
 from tap_deploy.visualize.colors import Color, color_of
-from tap_deploy.visualize.enlarge import enlarged_picture
 from tap_deploy.visualize.overlay import draw_mask
+from tap_deploy.visualize.scaling import scaled_picture
 
 # They differ in lightness, and in hue to every kind of colour-blindness.
 ONLY_REFERENCE: Color = (230, 159, 0)  # orange
@@ -54,7 +54,7 @@ def mask_pictures(
     window = _window(reference | actual)
     image, reference, actual = image[window], reference[window], actual[window]
     scale = max(1, _SMALL // max(reference.shape))
-    image = np.asarray(enlarged_picture(Image.fromarray(image), scale))
+    image = np.asarray(scaled_picture(Image.fromarray(image), scale))
     reference, actual = (np.kron(m, np.ones((scale, scale), np.bool_)) for m in (reference, actual))
     return MaskPictures(
         reference_png=_png(_with_mask(image, reference)),

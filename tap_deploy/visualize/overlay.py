@@ -16,11 +16,11 @@ from tap_deploy.masks import box_from_mask
 from tap_deploy.pictures.source import ImageSource
 from tap_deploy.visualize.colors import SHADOW, Box, Color, color_of
 from tap_deploy.visualize.drawing import Drawing
-from tap_deploy.visualize.enlarge import MAX_SCALE, enlarged_drawing, enlarged_picture
 from tap_deploy.visualize.fonts import font_from_path
 from tap_deploy.visualize.labels import LabelStyle, labels_from_texts
 from tap_deploy.visualize.layout import LabelLayout
 from tap_deploy.visualize.markers import draw_boxes, draw_points
+from tap_deploy.visualize.scaling import MAX_SCALE, scaled_drawing, scaled_picture
 
 _TINT = 0.42  # opacity of a mask
 _SMALL = 0.01  # share of the picture; a label could hide a smaller region completely
@@ -65,8 +65,8 @@ def draw_regions(
             f"{drawing.height}, the picture that these regions belong to"
         )
     if scale > 1:
-        canvas = np.array(enlarged_picture(Image.fromarray(canvas), scale))
-        drawing, height, width = enlarged_drawing(drawing, scale), height * scale, width * scale
+        canvas = np.array(scaled_picture(Image.fromarray(canvas), scale))
+        drawing, height, width = scaled_drawing(drawing, scale), height * scale, width * scale
     line_width = max(1.0, math.sqrt(width * height) / 320)
     _draw_masks(canvas, drawing, line_width)
     picture = Image.fromarray(canvas)
