@@ -26,7 +26,7 @@ def test_schemathesis_finds_nothing(micro_bundle, tmp_path):
             "-m",
             "schemathesis.cli",
             "--config-file",
-            "tests/schemathesis.toml",
+            str(ROOT / "tests/schemathesis.toml"),
         ]
         command += ["run", f"{server.address}/openapi.json", "--max-examples", "10", "--seed", "1"]
         command += ["--generation-database", "none", "--no-color"]
@@ -34,8 +34,9 @@ def test_schemathesis_finds_nothing(micro_bundle, tmp_path):
             command,
             capture_output=True,
             text=True,
-            cwd=ROOT,
-            env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "COLUMNS": "100"},
+            cwd=tmp_path,  # it keeps files there
+            env=os.environ
+            | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert "Tested: 13" in result.stdout and "passed" in result.stdout
