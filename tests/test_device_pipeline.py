@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import gc
 import logging
+import math
 import os
 import pathlib
 import pickle
@@ -228,6 +229,17 @@ def test_eos_is_polled_every_few_steps(load, cuda, picture, points):
             cuda.reset_counts()
             predict(predictor, picture, points[:2])
             assert polls(cuda) == expected
+
+
+@pytest.mark.parametrize("interval", [1, 3, 100])
+def test_captions_are_told_at_every_poll(load, cuda, predictor, picture, points, interval):
+    expected = predict(predictor, picture, points[:2])
+    with load(cuda, eos_interval_steps=interval) as device:
+        found = []
+        regions = device.predict(picture, points=points[:2], captions=False)
+        [after] = device.caption_many([regions], max_new_tokens=TOKENS, on_captions=found.append)
+        assert after.captions == found[-1] == expected.captions
+        assert len(found) == math.ceil(TOKENS / interval)
 
 
 @pytest.mark.parametrize("interval", [1, 4])
