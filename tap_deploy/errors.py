@@ -7,6 +7,7 @@
     ├── BundleError              bundle missing, incomplete, modified or of another schema version
     ├── SessionError             backend unknown or unavailable, or a graph failed to load or run
     ├── MissingDependencyError   an optional package is not installed
+    ├── HubError                 the model hub does not answer, or does not have what was asked for
     └── VerificationError        exit code 1: a check ran and failed
 
 Every message is one line: what is wrong, what was found, what was expected, what to do next.
@@ -48,6 +49,10 @@ class SessionError(TapError):
 
 class MissingDependencyError(TapError):
     """An optional package is not installed; the message names the extra to install."""
+
+
+class HubError(TapError):
+    """A model hub that does not answer, or does not have or does not give what was asked for."""
 
 
 class VerificationError(TapError):

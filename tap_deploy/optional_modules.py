@@ -17,6 +17,7 @@ _API = {
     "cuda.cudart": ("cudaMalloc",),
     "cupy": ("ndarray",),
     "fastapi": ("FastAPI",),
+    "huggingface_hub": ("HfApi", "hf_hub_download", "snapshot_download"),
     "jinja2": ("Environment",),
     "onnx": ("ModelProto",),
     "onnx_ir": ("Model",),
@@ -53,7 +54,7 @@ def load_module(name: str) -> ModuleType:
         ModuleNotFoundError: the module, or one that it imports, is not installed.
         ImportError: the module is broken: a shared library or a part of it is missing.
     """
-    if name in ("onnxruntime", "openvino"):
+    if name in ("huggingface_hub", "onnxruntime", "openvino"):
         turn_telemetry_off()
     try:
         module = importlib.import_module(name)
@@ -97,14 +98,16 @@ def require_module(name: str, use: str, extra: str) -> ModuleType:
 
 
 def turn_telemetry_off() -> None:
-    """Turn telemetry off; call this before the first import of onnxruntime or OpenVINO.
+    """Turn telemetry off; call this before the first import of a package that sends it.
 
     From 1.29 on, onnxruntime resolves a Microsoft host in every process, stores a device id in
     the home folder, and starts a thread that makes forked processes hang. OpenVINO reports its
     import to Google and stores an id in the home folder, unless its package for that is missing.
+    huggingface_hub tells the hub which packages and programs use it.
     What the user has set, or imported before, is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # An entry of None makes imports fail, as for a package that is not installed.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 

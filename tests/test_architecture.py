@@ -17,8 +17,10 @@ FOLDERS = ("tap_deploy", "export", "engines", "benchmarks", "scripts")
 
 # Files that stand for themselves, by wing. All other wings are folders.
 FILES = {
-    "ground": "errors config graphs precisions timing optional_modules engines export",
-    "nouns": "image prompts prompt_rows masks mask_strips concepts tokenizer chunks regions",
+    "ground": "errors config graphs precisions timing optional_modules published_files "
+    "engines export",
+    "nouns": "image prompts prompt_rows masks mask_strips concepts tokenizer chunks regions "
+    "hub_address",
     "predictor": "predictor prediction",
     "demo": "demo_model",
     "cli": "__main__",
@@ -44,7 +46,8 @@ LAW: dict[str, set[str]] = {
     "visualize": GROUND | {"pictures", "nouns"},
     "report": GROUND | {"nouns", "visualize"},
     "demo": NOUNS,
-    "bundle": NOUNS,
+    "hub": GROUND | {"nouns"},
+    "bundle": NOUNS | {"hub"},
     "sessions": NOUNS | {"bundle"},
     "sessions.gpu": NOUNS | {"bundle", "sessions"},
     "sessions.openvino": NOUNS | {"bundle", "sessions"},

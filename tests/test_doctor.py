@@ -77,6 +77,7 @@ def test_a_package_that_is_there():
         ("tensorrt", "tensorrt", "tensorrt", "tensorrt"),
         ("tensorrt_rtx", "tensorrt-rtx", "rtx", "rtx"),
         ("pycocotools", "pycocotools", "coco", "coco"),
+        ("huggingface_hub", "huggingface_hub", "hub", "hub"),
         ("rasterio", "rasterio", "raster", "raster"),
     ],
 )

@@ -17,6 +17,7 @@ from tap_deploy.concepts import Vocabulary
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import BundleError
 from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.hub_address import HubAddress, is_hub_address
 from tap_deploy.machine.cpu import usable_cores
 from tap_deploy.precisions import FP16, FP32, INT8, precision_of
 from tap_deploy.storage.files import sha256_of
@@ -61,15 +62,18 @@ class Bundle:
         """Open a bundle and check that its files are complete and unchanged.
 
         Args:
-            path: the folder.
+            path: the folder, or ``hf://OWNER/NAME@REVISION``, which is downloaded into the cache of
+                huggingface_hub if it is not there yet.
             check_hashes: compare the size and SHA-256 of every file with the manifest; if False,
                 only the size.
 
         Raises:
             BundleError: not a bundle, a different schema version, not verified, or a file is
                 missing or changed.
+            HubError: the hub does not answer, or does not have the bundle.
+            MissingDependencyError: huggingface_hub is not installed.
         """
-        root = pathlib.Path(path)
+        root = _snapshot(path) if is_hub_address(path) else pathlib.Path(path)
         if not root.is_dir():
             raise BundleError(f"bundle {root} is not a folder; create one with: tap-export export")
         bundle = cls(root, Manifest.read(root / MANIFEST_NAME))
@@ -88,6 +92,11 @@ class Bundle:
     def config(self) -> TapConfig:
         """Sizes of the model."""
         return self.manifest.config
+
+    @property
+    def hub_address(self) -> HubAddress | None:
+        """Its address, if it lies in the cache of the model hub; nothing is written there."""
+        return HubAddress.of_snapshot(self.path)
 
     def variant(self, name: str) -> Variant:
         """Return the three graphs of a variant, a key of ``precisions.VARIANT_DTYPES``.
@@ -230,6 +239,16 @@ class Bundle:
                 f"expected {record.sha256[:12]}…; copy or export it again"
             )
         self._stamps[name] = stamp  # from before the reading: a later write changes it
+
+
+def _snapshot(address: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the folder of a bundle on the hub, with the files of its manifest."""
+    from tap_deploy.hub.downloads import fetch_snapshot
+
+    def listed(manifest: pathlib.Path) -> Iterable[str]:
+        return Manifest.read(manifest).files
+
+    return fetch_snapshot(HubAddress.parse(address), MANIFEST_NAME, listed)
 
 
 def file_records(root: pathlib.Path) -> dict[str, FileRecord]:

@@ -58,10 +58,11 @@ def bundle_addition(bundle: Bundle, *, based_on: Collection[str] = ()) -> Iterat
         based_on: variants from which the addition was made, or with which it was measured.
 
     Raises:
-        InputError: the bundle cannot be written, another process has locked it, or the folder of a
-            file is a link out of the bundle.
+        InputError: the bundle cannot be written, or lies in the cache of the model hub; another
+            process has locked it; or the folder of a file is a link out of the bundle.
         BundleError: another process changed one of these variants, or one that is added.
     """
+    _require_own_copy(bundle)
     with translated_writes(bundle.path), unfinished_path(bundle.path, "addition") as partial:
         partial.mkdir()
         addition = BundleAddition(folder=partial)
@@ -76,12 +77,22 @@ def require_writable(bundle: Bundle) -> None:
     """Check that a bundle is writable; called before a long job.
 
     Raises:
-        InputError: it is not writable.
+        InputError: it is not writable, or lies in the cache of the model hub.
     """
+    _require_own_copy(bundle)
     if not os.access(bundle.path, os.W_OK):
         raise InputError(
             f"bundle {bundle.path} is not writable, but the result is stored in it; copy it to a "
             "writable folder"
+        )
+
+
+def _require_own_copy(bundle: Bundle) -> None:
+    if bundle.hub_address is not None:
+        raise InputError(
+            f"{bundle.hub_address} is a copy in the model hub's cache, which stays as it was "
+            "published, but the result is stored in the bundle; make a copy of your own with: "
+            f"tap-export fetch {bundle.hub_address} -o DIR"
         )
 
 
@@ -113,10 +124,11 @@ def changing_bundle(bundle: Bundle, variants: Collection[str]) -> Iterator[None]
         variants: variants that the change depends on.
 
     Raises:
-        InputError: another process has locked the bundle.
+        InputError: another process has locked the bundle, or see ``require_writable``.
         BundleError: one of the variants was added, removed or changed since ``bundle.manifest`` was
             read.
     """
+    _require_own_copy(bundle)
     with locked_folder(bundle.path):
         manifest = Manifest.read(bundle.path / MANIFEST_NAME)
         for variant in sorted(variants):

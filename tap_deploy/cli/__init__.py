@@ -10,6 +10,7 @@ from tap_deploy.console.exits import CleanExits
 
 # Command -> module and attribute; imported when the command is used.
 COMMANDS = {
+    "fetch": ("tap_deploy.cli.fetch", "fetch_command"),
     "export": ("tap_deploy.cli.export", "export_command"),
     "convert": ("tap_deploy.cli.convert", "convert_command"),
     "build": ("tap_deploy.cli.build", "build_command"),
@@ -23,6 +24,7 @@ COMMANDS = {
     "eval": ("tap_deploy.cli.evaluate.group", "eval_command"),
     "samples": ("tap_deploy.cli.samples", "samples_command"),
     "plan": ("tap_deploy.cli.estimate", "plan_command"),
+    "push": ("tap_deploy.cli.push", "push_command"),
     "inspect": ("tap_deploy.cli.inspect", "inspect_command"),
     "doctor": ("tap_deploy.cli.doctor.doctor", "doctor_command"),
     "completion": ("tap_deploy.cli.completion", "completion_command"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tap_deploy.bundle.bundle import Bundle
+from tap_deploy.bundle.update import require_writable
 from tap_deploy.console.options import (
     NamedPath,
     bundle_argument,
@@ -144,6 +145,7 @@ def build_command(
     if emit or dry_run:
         click.echo(_without_building(opened, target, emit, as_json))
         return
+    require_writable(opened)
     built = build_bundle(opened, target, force=force, force_memory=force_memory)
     for note in (note for plan in built for note in plan.notes):
         click.echo(f"note: {note}", err=True)

@@ -29,7 +29,9 @@ from tap_deploy.console.options import (
 from tap_deploy.console.progress import stage_bar
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
+from tap_deploy.hub.published import fetch_published, require_tokenizer
 from tap_deploy.precisions import FP32, INT8, PRECISIONS
+from tap_deploy.published_files import CONCEPTS, MODELS, published_checkpoint
 from tap_deploy.storage.files import check_folder_output
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class ModelOptions:
         mark_synthetic: record that the weights of ``checkpoint`` are synthetic.
         concepts: concept weights.
         tokenizer: SentencePiece model of the captions.
+        fetch: download the published weights of ``model`` instead of reading ``checkpoint``.
     """
 
     model: str | None = None
@@ -61,6 +64,7 @@ class ModelOptions:
     mark_synthetic: bool = False
     concepts: pathlib.Path | None = None
     tokenizer: pathlib.Path | None = None
+    fetch: bool = False
 
     @property
     def is_synthetic(self) -> bool:
@@ -83,6 +87,40 @@ class ModelOptions:
             checkpoint=checkpoint,
             concepts=self.concepts or demo.concepts,
             tokenizer=self.tokenizer or demo.tokenizer,
+        )
+
+    def with_published_files(self) -> ModelOptions:
+        """Return these options, with published files from the hub if they are to be fetched.
+
+        Raises:
+            InputError: they name other weights as well, or there is no tokenizer.
+            CheckpointError, HubError: see ``fetch_published``.
+            MissingDependencyError: huggingface_hub, or what the export needs, is not installed.
+        """
+        if not self.fetch:
+            return self
+        others = {
+            "--checkpoint": self.checkpoint,
+            "--config": self.config,
+            "--synthetic-weights": self.synthetic_weights,
+            "--mark-synthetic": self.mark_synthetic or None,
+        }
+        for option, value in others.items():
+            if value is not None:
+                raise InputError(f"--fetch gets the published weights; drop {option}, or --fetch")
+        if self.model not in MODELS:
+            raise InputError(f"--fetch needs --model, one of {', '.join(MODELS)}")
+        require_export_extra()
+        tokenizer = self.tokenizer or require_tokenizer()
+        name = CONCEPTS[0] if self.concepts is None else str(self.concepts)
+        fetched = fetch_published(
+            published_checkpoint(self.model), concepts=name if name in CONCEPTS else None
+        )
+        return dataclasses.replace(
+            self,
+            checkpoint=fetched.checkpoint,
+            concepts=fetched.concepts or self.concepts,
+            tokenizer=tokenizer,
         )
 
     def named_config(self) -> tuple[str, TapConfig]:
@@ -171,8 +209,24 @@ model_options = option_group(
         is_flag=True,
         help="Record that the weights of --checkpoint are synthetic.",
     ),
-    click.option("--concepts", type=FILE, help="Concept weights: official .pkl, or .npz."),
-    click.option("--tokenizer", type=FILE, help="SentencePiece model of the captions."),
+    click.option(
+        "--concepts",
+        type=FILE,
+        help="Concept weights: official .pkl, or .npz; with --fetch, also one of "
+        f"{', '.join(CONCEPTS)} (default: the first).",
+    ),
+    click.option(
+        "--tokenizer",
+        type=FILE,
+        help="SentencePiece model of the captions; with --fetch, default: that of an installed "
+        "tokenize_anything.",
+    ),
+    click.option(
+        "--fetch",
+        is_flag=True,
+        help="Download the published weights of --model and the concepts first; needs "
+        '"tap-deploy[hub]". See: tap-export fetch --help',
+    ),
 )
 
 
@@ -281,7 +335,7 @@ def export_command(
     further.check(model)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, model, further)
-    model = model.with_demo_files()
+    model = model.with_demo_files().with_published_files()
     exported = export_model(model, output, force=force)
     texts, verdict = further.add_to(exported.bundle, model)
     click.echo(_as_json(exported) if as_json else _as_text(exported, texts))

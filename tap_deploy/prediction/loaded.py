@@ -79,7 +79,8 @@ class LoadedModel:
         """Load a bundle; on the CPU, the text decoder at the first caption or ``warm_up``.
 
         Args:
-            path: folder of the bundle.
+            path: folder of the bundle, or ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION`` for
+                one on the model hub.
             backend: backend that runs the graphs; see ``tap_deploy.sessions.run_on.BACKENDS``.
             precision: ``fp32``, or another one of ``tap_deploy.precisions.RUN_PRECISIONS``.
             threads: CPU threads per call; None for one per core available to this process.
@@ -100,6 +101,7 @@ class LoadedModel:
                 the engine, or these failed their check.
             InputError: invalid or conflicting arguments.
             SessionError: the backend is unknown, or a graph does not load.
+            HubError: the hub does not answer, or does not have the bundle.
             MissingDependencyError: a package is not installed.
         """
         bundle = Bundle.open(path, check_hashes=check_hashes)

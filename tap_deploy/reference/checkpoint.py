@@ -14,6 +14,7 @@ import torch
 
 from tap_deploy.config import TapConfig
 from tap_deploy.errors import CheckpointError, InputError
+from tap_deploy.published_files import KNOWN_MD5_PREFIXES
 from tap_deploy.reference.image_size import at_image_size
 from tap_deploy.reference.model import TapModel
 from tap_deploy.reference.state import model_from_state_dict
@@ -25,14 +26,6 @@ from tap_deploy.storage.unpickle import printable
 
 PathLike = str | os.PathLike[str]
 
-# First digits of the MD5 that the authors of TAP publish with each file.
-KNOWN_MD5_PREFIXES = {
-    "4bdfb9": "tap_vit_h_v1_1",
-    "c1d41f": "tap_vit_l_v1_1",
-    "707f80": "tap_vit_b_v1_1",
-    "03f8ec": "tap_vit_l_v1_0",
-    "b45cbf": "tap_vit_b_v1_0",
-}
 HASH_CHUNK_BYTES = 4 << 20
 
 

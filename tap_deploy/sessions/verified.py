@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 import shlex
 from collections.abc import Collection
 
 from tap_deploy.errors import BundleError
+from tap_deploy.hub_address import HubAddress
 from tap_deploy.machine.state import machine_title
 from tap_deploy.sessions.run_on import RunOn
 
@@ -28,7 +30,11 @@ def check_verified(machines: Collection[str], run_on: RunOn, subject: str, bundl
     """
     if machines and machine_title(on_cpu=run_on.on_cpu) in machines:
         return
-    command = shlex.join(["tap-export", "selftest", bundle, *run_on.words])
+    address = HubAddress.of_snapshot(pathlib.Path(bundle))
+    # The results of tests are not kept in the cache of the model hub.
+    copy = "" if address is None else f"tap-export fetch {address} -o DIR && "
+    words = ["tap-export", "selftest", bundle if address is None else "DIR", *run_on.words]
+    command = copy + shlex.join(words)
     message = f"{subject} was never verified on this machine; do so once with: {command}"
     if run_on.require_verified:
         raise BundleError(message)

@@ -72,13 +72,22 @@ class SelftestSubject:
 
         Call this before loading them. Call the returned function first with the mark of an
         unfinished self-test, which remains if the self-test is interrupted. If the folder is not
-        writable, marks are dropped, after a warning. The returned function raises InputError if
-        writing fails, and BundleError if the graphs or plans have been replaced, or another
-        self-test of them failed meanwhile.
+        writable, or lies in the cache of the model hub, marks are dropped, after a warning. The
+        returned function raises InputError if writing fails, and BundleError if the graphs or
+        plans have been replaced, or another self-test of them failed meanwhile.
         """
         if not self.keeps_marks:
             return lambda mark: None
         folder = self.bundle.path if self.plans is None else self.plans
+        address = self.bundle.hub_address
+        if address is not None:
+            logger.warning(
+                "the verdict is not kept: %s is a copy in the model hub's cache; keep it in a copy "
+                "of your own, made with: tap-export fetch %s -o DIR",
+                address,
+                address,
+            )
+            return lambda mark: None
         if not os.access(folder, os.W_OK):
             logger.warning("%s cannot be written: the verdict is not kept there", folder)
             return lambda mark: None

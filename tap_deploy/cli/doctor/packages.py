@@ -123,6 +123,7 @@ PACKAGES = (
     ),
     Package(name="safetensors", minimum="0.4", extra="export", required_for="export"),
     Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
+    Package(name="huggingface_hub", minimum="2.0", extra="hub", required_for="hub"),
     Package(name="rasterio", minimum="1.4", extra="raster", required_for="raster"),
     TENSORRT,
     Package(

@@ -25,6 +25,7 @@ from tap_deploy.demo_model import DemoModel
 from tap_deploy.errors import InputError
 from tap_deploy.evaluation.subject import Subject
 from tap_deploy.graphs import GRAPH_NAMES
+from tap_deploy.hub_address import is_hub_address
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.sessions.run_on import RunOn
 from tap_deploy.storage.files import sha256_of_file
@@ -106,9 +107,11 @@ class Subjects:
         self._weights = weights
         found = [pathlib.Path(path) for path in paths]
         for path in found:
-            if not (path.is_dir() or path.is_file()):
+            if not (is_hub_address(path) or path.is_dir() or path.is_file()):
                 raise InputError(f"{path} is neither a bundle nor a file of weights")
-        self._bundles = [Bundle.open(path) for path in found if path.is_dir()]
+        self._bundles = [
+            Bundle.open(path) for path in found if path.is_dir() or is_hub_address(path)
+        ]
         self._checkpoints = [path for path in found if path.is_file()]
         self._labels = _labels([bundle.path for bundle in self._bundles])
         self._labels |= _labels(self._checkpoints)

@@ -1,0 +1,1 @@
+"""The model hub: published weights, and bundles. Uses huggingface_hub, in functions only."""

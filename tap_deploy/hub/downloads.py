@@ -1,0 +1,83 @@
+"""Downloads of single files and of snapshots into the cache of huggingface_hub."""
+
+from __future__ import annotations
+
+import glob
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tap_deploy.hub.calls import Subject, hub_calls
+from tap_deploy.hub_address import HubAddress
+
+LIBRARY = "tap_deploy"  # how this project introduces itself to the hub
+
+
+def fetch_file(
+    repository: str, paths: Iterable[str], *, revision: str | None = None, hint: str | None = None
+) -> pathlib.Path:
+    """Return a file of a repository; what is in the cache is not downloaded again.
+
+    Args:
+        repository: ``OWNER/NAME``.
+        paths: paths of the file in the repository, by preference: it may have been renamed.
+        revision: branch, tag or commit; None for the default branch.
+        hint: what to do if there is none.
+
+    Returns:
+        Its path in the cache.
+
+    Raises:
+        HubError: the repository, the revision or the file does not exist, or may not be read; or
+            the hub does not answer.
+        MissingDependencyError: huggingface_hub is not installed.
+    """
+    first, *others = paths
+    hints = {} if hint is None else {"hint": hint}
+    subject = Subject(repository=repository, revision=revision, file=first, **hints)
+    with hub_calls(subject) as hub:
+        try:
+            return _downloaded(hub, repository, first, revision)
+        except hub.errors.RemoteEntryNotFoundError as missing:
+            for path in others:
+                try:
+                    return _downloaded(hub, repository, path, revision)
+                except hub.errors.RemoteEntryNotFoundError:
+                    continue
+            raise missing from None
+
+
+def _downloaded(hub: Any, repository: str, path: str, revision: str | None) -> pathlib.Path:
+    found = hub.hf_hub_download(repository, path, revision=revision, library_name=LIBRARY)
+    return pathlib.Path(found)
+
+
+def fetch_snapshot(
+    address: HubAddress, index: str, listed: Callable[[pathlib.Path], Iterable[str]]
+) -> pathlib.Path:
+    """Return the folder of a commit with an index and the files that it lists.
+
+    Args:
+        address: where they are.
+        index: name of a small file; without it, nothing else is downloaded.
+        listed: returns the paths that the index lists; may raise a TapError.
+
+    Returns:
+        A folder in the cache, of links to files. Do not write to it.
+
+    Raises:
+        HubError: see ``fetch_file``.
+        MissingDependencyError: huggingface_hub is not installed.
+    """
+    repository, revision = address.repository, address.revision
+    hint = "it is not a bundle; publish one with: tap-export push"
+    found = fetch_file(repository, (index,), revision=revision, hint=hint)
+    names = list(listed(found))
+    with hub_calls(Subject(repository=repository, revision=revision)) as hub:
+        snapshot = hub.snapshot_download(
+            repository,
+            revision=found.parent.name,  # the commit: a branch may move meanwhile
+            allow_patterns=[glob.escape(name) for name in names],
+            library_name=LIBRARY,
+        )
+    return pathlib.Path(snapshot)
