@@ -99,22 +99,12 @@ class ModelOptions:
         """
         if not self.fetch:
             return self
-        others = {
-            "--checkpoint": self.checkpoint,
-            "--config": self.config,
-            "--synthetic-weights": self.synthetic_weights,
-            "--mark-synthetic": self.mark_synthetic or None,
-        }
-        for option, value in others.items():
-            if value is not None:
-                raise InputError(f"--fetch gets the published weights; drop {option}, or --fetch")
-        if self.model not in MODELS:
-            raise InputError(f"--fetch needs --model, one of {', '.join(MODELS)}")
-        require_export_extra()
+        self._require_fetchable()
         tokenizer = self.tokenizer or require_tokenizer()
+        require_export_extra()
         name = CONCEPTS[0] if self.concepts is None else str(self.concepts)
         fetched = fetch_published(
-            published_checkpoint(self.model), concepts=name if name in CONCEPTS else None
+            published_checkpoint(str(self.model)), concepts=name if name in CONCEPTS else None
         )
         return dataclasses.replace(
             self,
@@ -122,6 +112,21 @@ class ModelOptions:
             concepts=fetched.concepts or self.concepts,
             tokenizer=tokenizer,
         )
+
+    def _require_fetchable(self) -> None:
+        others = {
+            "--checkpoint": self.checkpoint,
+            "--config": self.config,
+            "--synthetic-weights": self.synthetic_weights,
+            "--mark-synthetic": self.mark_synthetic or None,
+        }
+        if self.model == DEMO:
+            raise InputError(f"{DEMO} comes with this package; drop --fetch")
+        for option, value in others.items():
+            if value is not None:
+                raise InputError(f"--fetch gets the published weights; drop {option}, or --fetch")
+        if self.model is None:
+            raise InputError(f"--fetch needs --model, one of {', '.join(MODELS)}")
 
     def named_config(self) -> tuple[str, TapConfig]:
         """Return the name and the sizes of the model.
@@ -335,7 +340,7 @@ def export_command(
     further.check(model)
     check_folder_output(output, force=force, marker=MANIFEST_NAME)
     _refuse_inputs_inside(output, model, further)
-    model = model.with_demo_files().with_published_files()
+    model = model.with_published_files().with_demo_files()
     exported = export_model(model, output, force=force)
     texts, verdict = further.add_to(exported.bundle, model)
     click.echo(_as_json(exported) if as_json else _as_text(exported, texts))

@@ -31,12 +31,14 @@ class Subject:
         revision: branch, tag or commit; None for the default branch.
         file: path in the repository; None for all of it.
         hint: what to do if the file is not there.
+        writes: whether the calls write to the repository.
     """
 
     repository: str
     revision: str | None = None
     file: str | None = None
     hint: str = "check the name and the revision"
+    writes: bool = False
 
     def __str__(self) -> str:
         at = f"{self.repository}{'' if self.revision is None else f'@{self.revision}'}"
@@ -124,7 +126,10 @@ def _reason(error: Exception, hub: Any, subject: Subject) -> str:
             f"{subject.repository}, and set HF_TOKEN to your token"
         )
     if is_a("RevisionNotFoundError"):
-        return f"{subject.repository} has no revision {subject.revision!r}; {subject.hint}"
+        return (
+            f"{subject.repository} has no revision {subject.revision!r}; expected a branch, a tag "
+            "or a commit"
+        )
     if is_a("RemoteEntryNotFoundError"):
         at = "" if subject.revision is None else f" at revision {subject.revision}"
         return f"{subject.repository} has no {subject.file or 'such file'}{at}; {subject.hint}"
@@ -150,6 +155,11 @@ def _reason(error: Exception, hub: Any, subject: Subject) -> str:
 def _refusal(error: Any, unknown: bool, endpoint: str, subject: Subject) -> str:
     """Return what the hub said, by the status of its answer."""
     status = error.response.status_code
+    if subject.writes and status in (401, 403, 404):
+        return (
+            f"{endpoint} does not let you write to {subject.repository} (status {status}); set "
+            "HF_TOKEN to a token that may write there, or run: hf auth login"
+        )
     if unknown or status == 401:
         return (
             f"{endpoint} shows no repository {subject.repository}: it does not exist, or you need "
@@ -157,8 +167,8 @@ def _refusal(error: Any, unknown: bool, endpoint: str, subject: Subject) -> str:
         )
     if status == 403:
         return (
-            f"{endpoint} refuses {subject.repository} to your token (status 403); set HF_TOKEN to "
-            "one with the permission to do this"
+            f"{endpoint} does not let you read {subject.repository} (status 403); set HF_TOKEN to "
+            "a token that may use it"
         )
     said = f": {error.server_message}" if getattr(error, "server_message", None) else ""
     return f"{endpoint} failed with status {status} on {subject}{said}; try again later"

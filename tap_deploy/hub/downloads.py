@@ -7,10 +7,12 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tap_deploy import __version__
 from tap_deploy.hub.calls import Subject, hub_calls
 from tap_deploy.hub_address import HubAddress
 
-LIBRARY = "tap_deploy"  # how this project introduces itself to the hub
+# How this project introduces itself to the hub.
+SENDER = {"library_name": "tap_deploy", "library_version": __version__}
 
 
 def fetch_file(
@@ -48,7 +50,7 @@ def fetch_file(
 
 
 def _downloaded(hub: Any, repository: str, path: str, revision: str | None) -> pathlib.Path:
-    found = hub.hf_hub_download(repository, path, revision=revision, library_name=LIBRARY)
+    found = hub.hf_hub_download(repository, path, revision=revision, **SENDER)
     return pathlib.Path(found)
 
 
@@ -78,6 +80,6 @@ def fetch_snapshot(
             repository,
             revision=found.parent.name,  # the commit: a branch may move meanwhile
             allow_patterns=[glob.escape(name) for name in names],
-            library_name=LIBRARY,
+            **SENDER,
         )
     return pathlib.Path(snapshot)

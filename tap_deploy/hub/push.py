@@ -9,7 +9,7 @@ from typing import Any
 
 from tap_deploy.errors import HubError
 from tap_deploy.hub.calls import Subject, hub_calls
-from tap_deploy.hub.downloads import LIBRARY
+from tap_deploy.hub.downloads import SENDER
 from tap_deploy.hub_address import HubAddress
 
 
@@ -49,9 +49,9 @@ def push_files(
         MissingDependencyError: huggingface_hub is not installed.
     """
     repository = options.repository
-    subject = Subject(repository=repository, revision=options.branch)
+    subject = Subject(repository=repository, revision=options.branch, writes=True)
     with hub_calls(subject) as hub:
-        api = hub.HfApi(library_name=LIBRARY)
+        api = hub.HfApi(**SENDER)
         _prepare(api, options)
         operations = [
             hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name))
