@@ -275,7 +275,7 @@ def test_export_takes_published_concepts_by_name(runs):
     """A file is used as it is; one of the names is fetched."""
     code = PROGRAM + (
         "import pathlib\n"
-        "from tap_deploy.cli.export import ModelOptions\n"
+        "from tap_deploy.cli.model_options import ModelOptions\n"
         "for name in ('lvis_1203', 'own.pkl', None):\n"
         "    concepts = None if name is None else pathlib.Path(name)\n"
         "    found = ModelOptions(model='tap_vit_b', fetch=True, concepts=concepts, "

@@ -17,6 +17,7 @@ NETWORK = (
     *("aiohttp", "asyncio", "ftplib", "http.client", "http.server", "httpx", "imaplib", "poplib"),
     *("requests", "smtplib", "socket", "socketserver", "ssl", "telnetlib", "urllib.request"),
     *("urllib3", "websocket", "websockets", "xmlrpc.client"),
+    *("hf_xet", "httpx2", "huggingface_hub"),  # only for the model hub
 )
 
 # Prints the events of sockets, the sockets that are open at the end (those of libraries in C, too),
