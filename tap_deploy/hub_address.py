@@ -43,11 +43,12 @@ class HubAddress:
     @classmethod
     def of_snapshot(cls, path: pathlib.Path) -> HubAddress | None:
         """Return the address of a folder in the cache of the hub; None for any other folder."""
-        snapshots, cached = path.absolute().parent, path.absolute().parent.parent.name
-        if snapshots.name != "snapshots" or not cached.startswith("models--"):
+        folder = pathlib.Path(os.path.realpath(path))
+        cached = folder.parent.parent.name
+        if folder.parent.name != "snapshots" or not cached.startswith("models--"):
             return None
         repository = cached.removeprefix("models--").replace("--", "/", 1)
-        return cls(repository=repository, revision=path.name)
+        return cls(repository=repository, revision=folder.name)
 
     def __str__(self) -> str:
         at = "" if self.revision is None else f"@{self.revision}"

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 _REPEATED = ("thrown while requesting", "Retrying in", "Error while downloading")
 
 
+HINT = "check the name and the revision"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
     """What is asked of the hub, for messages.
@@ -37,7 +40,7 @@ class Subject:
     repository: str
     revision: str | None = None
     file: str | None = None
-    hint: str = "check the name and the revision"
+    hint: str = HINT
     writes: bool = False
 
     def __str__(self) -> str:
@@ -141,9 +144,9 @@ def _reason(error: Exception, hub: Any, subject: Subject) -> str:
             f"{constants.ENDPOINT} does not answer ({first_line(root)}), and {subject} is not in "
             f"the cache {constants.HF_HUB_CACHE}; check the network, and HF_ENDPOINT if you set it"
         )
-    if isinstance(root, OSError) and root.errno is not None:
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
         return (
-            f"cannot store {subject} in the cache {constants.HF_HUB_CACHE}: {root.strerror}; "
+            f"cannot store {subject} in the cache {constants.HF_HUB_CACHE}: {error.strerror}; "
             "set HF_HOME to a folder with more room that can be written"
         )
     return (
@@ -154,7 +157,8 @@ def _reason(error: Exception, hub: Any, subject: Subject) -> str:
 
 def _refusal(error: Any, unknown: bool, endpoint: str, subject: Subject) -> str:
     """Return what the hub said, by the status of its answer."""
-    status = error.response.status_code
+    status, text = error.response.status_code, getattr(error, "server_message", None)
+    said = f" ({first_line(ValueError(text))})" if text else ""
     if subject.writes and status in (401, 403, 404):
         return (
             f"{endpoint} does not let you write to {subject.repository} (status {status}); set "
@@ -162,15 +166,14 @@ def _refusal(error: Any, unknown: bool, endpoint: str, subject: Subject) -> str:
         )
     if unknown or status == 401:
         return (
-            f"{endpoint} shows no repository {subject.repository}: it does not exist, or you need "
-            "a token that may use it; check the name, and set HF_TOKEN or run: hf auth login"
+            f"{endpoint} shows no repository {subject.repository}{said}: it does not exist, or you "
+            "need a token that may use it; check the name, and set HF_TOKEN or run: hf auth login"
         )
     if status == 403:
         return (
             f"{endpoint} does not let you read {subject.repository} (status 403); set HF_TOKEN to "
             "a token that may use it"
         )
-    said = f": {error.server_message}" if getattr(error, "server_message", None) else ""
     return f"{endpoint} failed with status {status} on {subject}{said}; try again later"
 
 

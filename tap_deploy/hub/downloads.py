@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tap_deploy import __version__
-from tap_deploy.hub.calls import Subject, hub_calls
+from tap_deploy.hub.calls import HINT, Subject, hub_calls
 from tap_deploy.hub_address import HubAddress
 
 # How this project introduces itself to the hub.
@@ -16,7 +16,7 @@ SENDER = {"library_name": "tap_deploy", "library_version": __version__}
 
 
 def fetch_file(
-    repository: str, paths: Iterable[str], *, revision: str | None = None, hint: str | None = None
+    repository: str, paths: Iterable[str], *, revision: str | None = None, hint: str = HINT
 ) -> pathlib.Path:
     """Return a file of a repository; what is in the cache is not downloaded again.
 
@@ -35,8 +35,7 @@ def fetch_file(
         MissingDependencyError: huggingface_hub is not installed.
     """
     first, *others = paths
-    hints = {} if hint is None else {"hint": hint}
-    subject = Subject(repository=repository, revision=revision, file=first, **hints)
+    subject = Subject(repository=repository, revision=revision, file=first, hint=hint)
     with hub_calls(subject) as hub:
         try:
             return _downloaded(hub, repository, first, revision)
