@@ -55,10 +55,11 @@ def doctor_command(context: click.Context, as_json: bool, use: str | None) -> No
 
 
 def _print_report(findings: list[Finding], missing: dict[str, list[str]]) -> None:
+    width = max(len(finding.name) for finding in findings)
     for finding in findings:
         status = click.style(f"{finding.status:<8}", fg=_STYLES[finding.status])
-        click.echo(f"{status} {finding.name:<16} {finding.detail}")
+        click.echo(f"{status} {finding.name:<{width}} {finding.detail}")
         if finding.remedy:
-            click.echo(f"{'':26}for {finding.required_for}: {finding.remedy}")
+            click.echo(f"{'':{width + 10}}for {finding.required_for}: {finding.remedy}")
     for use, names in missing.items():
         click.echo(f"{use + ':':<10}{'missing ' + ', '.join(names) if names else 'ready'}")

@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import re
 
-USES = ("run", "export", "quantize", "tensorrt", "rtx")
+USES = ("run", "serve", "export", "quantize", "tensorrt", "rtx")
 EVERY_USE = ", ".join(USES)
 
 
@@ -86,7 +86,7 @@ ONNXRUNTIME = Package(
     name="onnxruntime",
     minimum="1.20",
     extra="onnxruntime",
-    required_for="run, export, quantize",
+    required_for="run, serve, export, quantize",
 )
 OPENVINO = Package(name="openvino", minimum="2026.0", extra="openvino", required_for="openvino")
 TENSORRT = Package(
@@ -125,6 +125,23 @@ PACKAGES = (
     Package(name="pycocotools", minimum="2.0.8", extra="coco", required_for="coco"),
     Package(name="huggingface_hub", minimum="2.0", extra="hub", required_for="hub"),
     Package(name="rasterio", minimum="1.4", extra="raster", required_for="raster"),
+    Package(name="fastapi", minimum="0.120", extra="serve", required_for="serve"),
+    Package(name="uvicorn", minimum="0.35", extra="serve", required_for="serve"),
+    Package(
+        name="prometheus-client",
+        module="prometheus_client",
+        minimum="0.20",
+        extra="serve",
+        required_for="serve",
+    ),
+    Package(
+        name="python-multipart",
+        module="python_multipart",
+        minimum="0.0.20",
+        extra="serve",
+        required_for="serve",
+    ),
+    Package(name="shapely", minimum="2.1", extra="serve", required_for="serve"),
     TENSORRT,
     Package(
         name="tensorrt-rtx", module="tensorrt_rtx", minimum="1.7", extra="rtx", required_for="rtx"
