@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from benchmarks.serve.target import ProcessState, Target
+from benchmarks.serve.target import POLL_S, ProcessState, Target
 
 Attack = Callable[[Target, ProcessState], Awaitable[dict[str, Any]]]
 
@@ -73,7 +73,10 @@ def deaf_clients(gets: int, posts: int, request: bytes, server_waits_s: float) -
                 await loop.sock_connect(client, target.host_and_port)
                 with contextlib.suppress(BlockingIOError):  # the server reads no more
                     client.send(content * PIPELINED)
-            held = target.state().files - before.files
+            deadline = time.monotonic() + SLACK_S
+            while (held := target.state().files - before.files) < gets + posts:
+                require(time.monotonic() < deadline, f"the server has taken {held} connections")
+                await asyncio.sleep(POLL_S)
             # With our ends still open.
             freed = await target.freed(before, 2 * server_waits_s + SLACK_S, connections=OTHERS)
         return {"connections": gets + posts, "held_files": held, "freed_after_s": freed}
