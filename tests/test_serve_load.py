@@ -20,7 +20,7 @@ from benchmarks.serve.attacks import (
     regions_request,
     slow_heads,
 )
-from benchmarks.serve.clients import Reply, connected
+from benchmarks.serve.clients import Reply, connected, keep_asking, statuses, until
 from benchmarks.serve.exam import Exam, Tally
 from benchmarks.serve.hostile import under_attack
 from benchmarks.serve.memory import Growth
@@ -89,6 +89,17 @@ def test_more_than_the_server_can_do(target, exam):
     assert figures["failures"] == []
     assert set(figures["statuses"]) == {"200", "429"}
     assert "429" in overload_table(figures)
+
+
+def test_as_many_clients_as_the_queue_takes_are_never_refused(target, exam):
+    async def ask() -> list[Reply]:
+        async with connected(target, exam) as clients:
+            await clients.upload_all()
+            return await keep_asking(clients.masks, exam.questions, QUEUE, until(1.5))
+
+    replies = asyncio.run(ask())
+    assert len(replies) > 3 * QUEUE
+    assert set(statuses(replies)) == {"200"}
 
 
 def test_heads_a_byte_a_second(target, exam):

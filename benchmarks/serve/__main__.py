@@ -111,9 +111,7 @@ class Bench:
 
     def throughput(self, turns: Turns) -> list[dict[str, Any]]:
         """Measure throughput, with and without batches."""
-        # Twice the clients: with as many, a request can meet one that is being finished.
-        queue = f"--max-queue {2 * max(turns.clients)}"
-        commands = [self._command(*f"{words} {queue}".split()) for words in (BATCHED, ALONE)]
+        commands = [self._command(*words.split()) for words in (BATCHED, ALONE)]
         with started(commands[0]) as batched, started(commands[1]) as alone:
             targets = {BATCHED: batched, ALONE: alone}
             return list(throughput(targets, self._predictor, self._exam.clicks(), turns, _tell))
