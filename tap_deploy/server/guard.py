@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 import urllib.parse
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,7 +60,7 @@ class Guard:
         self._app, self._service = app, service
         self._options, self._metrics = service.options, service.metrics
         self._bodies = BodyReader(service.options)
-        self._pending = 0
+        self._running: set[Exchange] = set()
         self._average_s = 1.0  # of the time of a request, over the last ones
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,12 +136,12 @@ class Guard:
 
     def _full(self) -> Problem | None:
         """Return the answer to a request that finds no room; None if there is room."""
-        if self._pending < self._options.max_pending:
+        if len(self._running) < self._options.max_pending:
             return None
         seconds = math.ceil(self._average_s)  # after that, those that wait now are answered
         return Problem(
             status=429,
-            detail=f"{self._pending} requests are waiting already; try again later",
+            detail=f"{len(self._running)} requests are waiting already; try again later",
             headers={"retry-after": str(min(seconds, _MAX_RETRY_S))},
         )
 
@@ -148,8 +149,10 @@ class Guard:
         self, scope: Scope, content: bytes, receive: Receive, exchange: Exchange, timeout: float
     ) -> Problem | None:
         """Run the routes until they are done, the deadline has passed, or the client is gone."""
-        self._pending += 1
-        self._metrics.pending.set(self._pending)
+        self._running.add(exchange)
+        self._metrics.pending.set(len(self._running))
+        # A client that has its answer may ask again before this method has ended.
+        exchange.before_end = lambda: self._leave(exchange)
         gone = asyncio.ensure_future(_gone(receive))
         app = self._app(scope, _receive_once(content, gone), exchange.send)
         answer = asyncio.ensure_future(app)
@@ -167,9 +170,12 @@ class Guard:
             answer.cancel()
             gone.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
-            self._pending -= 1
-            self._metrics.pending.set(self._pending)
+            self._leave(exchange)
             self._average_s += 0.1 * (exchange.seconds - self._average_s)
+
+    def _leave(self, exchange: Exchange) -> None:
+        self._running.discard(exchange)
+        self._metrics.pending.set(len(self._running))
 
     def _note(self, scope: Scope, exchange: Exchange) -> None:
         """Log and count a request that has ended."""
@@ -192,6 +198,7 @@ class Exchange:
     Attributes:
         request_id: the client's, if it sent one, or a random one.
         status: of the answer; None before it begins.
+        before_end: called before the last part of the answer is sent.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -199,6 +206,7 @@ class Exchange:
         is_id = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
         self.request_id = given if is_id else secrets.token_hex(8)
         self.status: int | None = None
+        self.before_end: Callable[[], None] = lambda: None
         scope["request_id"] = self.request_id
         self._send, self._started = send, time.perf_counter()
 
@@ -215,6 +223,8 @@ class Exchange:
             headers["x-request-id"] = self.request_id
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
+        elif not message.get("more_body", False):
+            self.before_end()
         await self._send(message)
 
 

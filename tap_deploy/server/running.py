@@ -64,19 +64,22 @@ class Server(uvicorn.Server):
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 for clients that send the head of a request within a time.
+    """HTTP/1.1 for clients that send the head of a request, and take an answer, within a time.
 
-    Uvicorn waits for ever for a head that does not end.
+    Uvicorn waits for ever for a head that does not end, and for a client that does not read.
     """
 
     head_timeout_s = 20.0
+    answer_timeout_s = 60.0
     max_connections = 512
 
     _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head; refuse connections far above the limit."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # every byte that waits pauses the writing
         if len(self.connections) > 2 * self.max_connections:  # above 1x, they get a 503
             transport.abort()
             return
@@ -93,7 +96,19 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_waiting()
+        self._stop_writing_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to wait until the client has taken what was sent, even after the last request."""
+        super().pause_writing()
+        self._stop_writing_timer()
+        self._answer_timer = self.loop.call_later(self.answer_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop waiting for the client."""
+        self._stop_writing_timer()
+        super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection."""
@@ -111,6 +126,11 @@ class PatientProtocol(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _stop_writing_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.abort()
@@ -121,6 +141,7 @@ def _config(service: Service) -> uvicorn.Config:
 
     class Protocol(PatientProtocol):
         head_timeout_s = options.body_timeout_s
+        answer_timeout_s = options.timeout_s
         max_connections = options.max_connections
 
     return uvicorn.Config(
@@ -157,6 +178,9 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
             "--host or --port"
         ) from exc
     with listener:
+        # Connections inherit it. asyncio sets it only where ``proto`` is TCP, and here it is 0:
+        # the body of an answer would wait 40 ms for the client to acknowledge the head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
 
 
