@@ -17,7 +17,6 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.demo_model import DemoModel
 from tap_deploy.image import load_image
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.server.inference_request import MAX_MASK_BYTES
 from tests.served import Served, served
 
 PICTURE = (DemoModel().samples / "1.png").read_bytes()
@@ -150,6 +149,11 @@ def test_asynchronous_requests(client, predictor):
             {"parameters": {"top_k": 0}},
             "parameters.top_k",
         ),
+        (
+            lambda: [picture_input(), floats("boxes", BOXES)],
+            {"timeout": 10**400},
+            "parameters.timeout",
+        ),
     ],
 )
 def test_errors_are_one_line(client, inputs, options, words):
@@ -225,7 +229,7 @@ def test_bad_binary_data(server, size, tail, words):
     assert answer.status == 422 and words in answer.json()["error"], answer.body
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "1" * 30, "\xb2"])
+@pytest.mark.parametrize("length", ["-1", "x", "1" * 5000, "\xb2"])
 def test_bad_lengths(server, length):
     headers = {"inference-header-content-length": length}
     answer = server.ask("POST", "/v2/models/tap/infer", b"{}", headers)
@@ -233,7 +237,20 @@ def test_bad_lengths(server, length):
 
 
 def test_masks_that_would_not_fit(server, monkeypatch):
-    monkeypatch.setattr("tap_deploy.server.inference_request.MAX_MASK_BYTES", 65535)
-    assert MAX_MASK_BYTES == 1 << 28
-    answer = server.ask("POST", "/v2/models/tap/infer", {"inputs": [IMAGE_TENSOR, BOX_TENSOR]})
-    assert answer.status == 422 and "expected at most 65535" in answer.json()["error"]
+    """A quarter of a million values: as binary data, or in JSON."""
+    monkeypatch.setattr("tap_deploy.server.inference_outputs.MAX_MASK_BYTES", 65_535)
+    monkeypatch.setattr("tap_deploy.server.inference_outputs.MAX_JSON_MASK_BYTES", 65_534)
+    asked = {"inputs": [IMAGE_TENSOR, BOX_TENSOR]}
+    for binary, most, remedy in ((True, 65_535, "fewer regions"), (False, 65_534, "binary data")):
+        request = asked | {"parameters": {"binary_data_output": binary}}
+        error = server.ask("POST", "/v2/models/tap/infer", request).json()["error"]
+        assert f"expected at most {most}; ask for {remedy}" in error
+    request = asked | {"outputs": [{"name": "bboxes"}]}
+    assert server.ask("POST", "/v2/models/tap/infer", request).status == 200
+
+
+def test_json_of_many_small_values_is_refused(server, monkeypatch):
+    monkeypatch.setattr("tap_deploy.server.inference_request.MAX_JSON_BYTES", 1000)
+    tensor = BOX_TENSOR | {"data": [[]] * 500}
+    answer = server.ask("POST", "/v2/models/tap/infer", {"inputs": [tensor]})
+    assert answer.status == 422 and "send large inputs as binary data" in answer.json()["error"]

@@ -17,7 +17,9 @@ from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.errors import InputError, SessionError
 from tap_deploy.predictor import TapPredictor
 from tap_deploy.server.options import MIB, ServeOptions
-from tests.served import Served, served
+from tap_deploy.server.running import serve
+from tap_deploy.server.service import Service
+from tests.served import MODEL, Served, events_of, served
 
 TOKEN = "0123456789abcdef"
 
@@ -111,8 +113,10 @@ def test_a_wrong_token(guarded, picture, headers):
 
 
 def test_the_right_token(guarded, picture):
-    headers = {"authorization": "bearer  " + TOKEN, "origin": "https://proxy.example"}
-    assert guarded.ask("POST", "/v1/images", picture, headers).status == 201
+    headers = {"authorization": "bearer  " + TOKEN}
+    behind_a_proxy = {"host": "tap.example", "origin": "https://tap.example"}
+    answer = guarded.ask("POST", "/v1/images", picture, headers | behind_a_proxy)
+    assert answer.status == 201
     assert TOKEN not in repr(guarded.service.options)
     for path in ("/", "/v2/health/live", "/v2/health/ready"):
         assert guarded.ask("GET", path).status == 200
@@ -121,6 +125,8 @@ def test_the_right_token(guarded, picture):
 def test_pages_of_other_sites_are_refused(server, picture):
     for headers in (
         {"host": "evil.example"},  # whose name points to 127.0.0.1
+        {"host": "["},
+        {"origin": "http://["},
         {"origin": "https://evil.example"},
         {"origin": "null"},
         {"origin": f"http://localhost:{server.port + 1}"},
@@ -144,6 +150,17 @@ def test_a_body_that_is_too_large_is_answered_after_its_end(server, chunked):
     connection.request("GET", "/v1/model")  # the connection is still good
     assert connection.getresponse().status == 200
     connection.close()
+
+
+def test_json_that_would_hold_up_the_others_is_refused(server):
+    body = b'{"prompts": [{"sketch": [' + b"[1, 2]," * 150_000 + b"[1, 2]]}]}"
+    answer = server.ask("POST", "/v1/images/x/regions", body, {"content-type": "application/json"})
+    assert answer.status == 413 and "at most 1048576 bytes" in answer.detail
+
+
+def test_no_answer_leads_elsewhere(server):
+    for path in ("/v1/model/", "/v1/images/", "/page/", "//v1/model"):
+        assert server.ask("GET", path).status in (404, 405), path
 
 
 def test_compressed_bodies_are_refused(server):
@@ -187,17 +204,53 @@ def test_a_deadline_of_the_server_and_of_the_client(slow, picture):
         headers = {"x-request-timeout-ms": "50"}
         answer = server.ask("POST", "/v1/images", picture, headers)
         assert answer.status == 504 and "not done within 0.05 s" in answer.detail
+        assert not server.service._queue._waiting  # nor its picture kept
         for text in ("0", "-1", "1.5", "soon"):
             answer = server.ask("POST", "/v1/images", picture, {"x-request-timeout-ms": text})
             assert answer.status == 422
         assert pending(server) == 0
         slow.go.set()
         wait_until(lambda: server.ask("POST", "/v1/images", picture).status == 201)
-        # The first ran on for nobody, the second was never begun.
+        # The first ran on for nobody, the second was never begun, and not kept either.
         encoded = 0
         while slow.encoding.acquire(blocking=False):
             encoded += 1
         assert encoded == 2
+
+
+def test_a_stream_says_that_its_deadline_has_passed(micro_bundle, picture, monkeypatch):
+    go = threading.Event()
+    with served(lambda: TapPredictor.from_bundle(micro_bundle.path), timeout_s=0.5) as server:
+        image_id = server.upload(picture)
+        monkeypatch.setattr(
+            server.service.predictor, "caption_many", lambda *_, **__: [go.wait(60)]
+        )
+        request = {"prompts": [{"points": [[9, 9, 1]]}], "stream": True}
+        answer = server.ask("POST", f"/v1/images/{image_id}/regions", request)
+        go.set()
+    [(first, _), (last, problem)] = events_of(answer.body)
+    assert (first, last) == ("regions", "error")
+    assert problem["status"] == 504 and "not done in time" in problem["detail"]
+
+
+def test_a_large_answer_keeps_its_place_until_it_is_taken(micro_bundle, picture):
+    """It is in memory until then."""
+    with served(lambda: TapPredictor.from_bundle(micro_bundle.path), max_pending=1) as server:
+        image_id = server.upload(picture)
+        prompts = [{"points": [[x, y, 1]]} for x in range(16) for y in range(16)]
+        body = json.dumps({"prompts": prompts, "captions": False, "masks": "rle"}).encode()
+        head = f"POST /v1/images/{image_id}/regions HTTP/1.1\r\nhost: localhost\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall(head.encode() + body)
+            started = deaf.recv(1 << 10)
+            assert started.startswith(b"HTTP/1.1 200 OK")
+            length = int(re.search(rb"content-length: (\d+)", started)[1])
+            assert length > 6 << 20, "too small to fill the buffers of both sockets"
+            assert server.ask("POST", "/v1/images", picture).status == 429
+        wait_until(lambda: server.ask("POST", "/v1/images", picture).status == 201)
 
 
 def test_nobody_waits_for_the_work_of_a_client_that_is_gone(slow, picture):
@@ -211,17 +264,23 @@ def test_nobody_waits_for_the_work_of_a_client_that_is_gone(slow, picture):
         wait_until(lambda: server.ask("POST", "/v1/images", picture).status == 201)
 
 
-def test_a_backend_that_fails(slow, picture):
+def test_a_backend_that_fails(slow, picture, capfd):
     slow.go.set()
     with served(lambda: slow) as server:
-        slow.error = SessionError("the backend failed")
-        answer = server.ask("POST", "/v1/images", picture)
-        assert answer.status == 500 and answer.detail == "the backend failed"
-        slow.error = RuntimeError("secret")
-        answer = server.ask("POST", "/v1/images", picture)
-        assert answer.status == 500 and "secret" not in answer.detail
+        slow.error = SessionError("a secret of the backend")
+        answer = server.ask("POST", "/v1/images", picture, {"x-request-id": "job-1"})
+        words = "the log of the server has the details"
+        assert answer.status == 500 and answer.detail == f"the backend failed; {words}"
+        slow.error = RuntimeError("a secret of the code")
+        answer = server.ask("POST", "/v1/images", picture, {"x-request-id": "job-2"})
+        assert answer.status == 500 and answer.detail == f"internal error; {words}"
         slow.error = None
         assert server.ask("POST", "/v1/images", picture).status == 201
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    errors = [line for line in lines if line["level"] == "error"]
+    assert [line["request_id"] for line in errors] == ["job-1", "job-2"]
+    assert errors[0]["message"] == "a secret of the backend"
+    assert "RuntimeError: a secret of the code" in errors[1]["error"]
 
 
 def test_slow_heads_and_bodies_are_cut_off(micro_bundle, picture):
@@ -300,6 +359,27 @@ def test_nothing_of_the_model_answers_before_it_is_loaded(micro_bundle, picture)
         for path, answer in asked.items():
             assert answer.status == 503 and answer.headers["retry-after"] == "2", path
         assert server.ask("GET", "/v2/health/ready").json() == {"ready": True}
+
+
+def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(micro_bundle):
+    begun, steps = threading.Event(), []
+
+    def open_predictor():
+        begun.set()
+        while True:
+            time.sleep(0.01)
+            steps.append(None)
+            service.require_wanted()
+
+    service = Service(open_predictor, MODEL, ServeOptions(port=0))
+    ready = []
+    thread = threading.Thread(target=lambda: serve(service, ready.append))
+    thread.start()
+    assert begun.wait(60)
+    wait_until(lambda: len(steps) > 3)
+    service.stop_serving()
+    thread.join(60)
+    assert not thread.is_alive() and service.error is None and not ready
 
 
 def can_connect(port):

@@ -14,7 +14,7 @@ from tap_deploy.server.work import Work, WorkQueue
 
 
 def work(key, rows=1):
-    return Work(run=lambda batch: batch, key=key, rows=rows, values=None)
+    return Work(stage="", run=lambda predictor, batch: batch, key=key, rows=rows, values=None)
 
 
 def filled(works, *, max_rows=4, max_wait_s=0.0):
@@ -43,6 +43,16 @@ def test_cancelled_works_are_dropped():
     assert works[0].future.cancel() and works[2].future.cancel()
     assert queue.take() == [works[1]]
     assert not works[1].future.cancel()  # it is running
+
+
+def test_discarded_works_are_not_kept():
+    works = [work("a"), work("b")]
+    queue = filled(works)
+    queue.discard(works[0])
+    assert works[0].future.cancelled() and list(queue._waiting) == [works[1]]
+    assert queue.take() == [works[1]]
+    queue.discard(works[1])  # it runs: nothing to remove
+    assert not works[1].future.cancelled()
 
 
 def test_the_first_waits_for_others():

@@ -45,4 +45,6 @@ def test_schemathesis_finds_nothing(micro_bundle, tmp_path):
         for status in (200, 422):
             status = 201 if (route, status) == ("images", 200) else status
             assert f'tap_requests_total{{route="/v1/{route}",status="{status}"}}' in metrics
+    for status in (200, 422):
+        assert f'route="/v2/models/tap/infer",status="{status}"' in metrics
     assert 'status="500"' not in metrics

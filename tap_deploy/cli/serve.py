@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Callable
 
 import click
 
@@ -146,12 +147,18 @@ def serve_command(bundle: str, options: ServeOptions, run_on: RunOn) -> None:
     model = ServedModel(
         name=opened.manifest.model, backend=run_on.mark_name, precision=run_on.precision
     )
-    service = Service(lambda: _tested_predictor(opened, run_on, options), model, options)
+    service = Service(
+        lambda: _tested_predictor(opened, run_on, options, lambda: service.require_wanted()),
+        model,
+        options,
+    )
     serve(service, lambda address: click.echo(f"serving {bundle} on {address}"))
 
 
-def _tested_predictor(bundle: Bundle, run_on: RunOn, options: ServeOptions) -> TapPredictor:
-    """Test the graphs of a bundle on the golden samples, and load them.
+def _tested_predictor(
+    bundle: Bundle, run_on: RunOn, options: ServeOptions, on_step: Callable[[], None]
+) -> TapPredictor:
+    """Test the graphs of a bundle on the golden samples, and load them; call ``on_step`` often.
 
     Raises:
         TapError: they fail and ``run_on.allow_failed`` is off, or they cannot be loaded.
@@ -161,6 +168,7 @@ def _tested_predictor(bundle: Bundle, run_on: RunOn, options: ServeOptions) -> T
         subject,
         lambda: sessions_from_bundle(bundle, run_on),
         load_pipeline=lambda: pipeline_from_bundle(bundle, run_on),
+        on_check=lambda _: on_step(),
     )
     try:
         result.require()
@@ -174,5 +182,6 @@ def _tested_predictor(bundle: Bundle, run_on: RunOn, options: ServeOptions) -> T
         check_hashes=False,  # they were checked for the self-test
         **dataclasses.asdict(run_on),
     )
+    on_step()
     predictor.warm_up()
     return predictor

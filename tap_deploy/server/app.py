@@ -35,6 +35,7 @@ def build_app(service: Service) -> ASGIApp:
         description=_DESCRIPTION,
         docs_url=None,  # pages that load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address made of the header Host, and without TLS
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from tap_deploy.server.options import ServeOptions
+from tap_deploy.server.options import JSON_ROUTES, MAX_JSON_BYTES, ServeOptions
 from tap_deploy.server.problems import Problem
 
 BODIES_IN_MEMORY = 8  # of the largest size
@@ -56,11 +56,12 @@ class BodyReader:
         self._free = BODIES_IN_MEMORY * options.max_body_bytes
 
     async def read(
-        self, headers: Headers, receive: Receive, *, problem: Problem | None
+        self, path: str, headers: Headers, receive: Receive, *, problem: Problem | None
     ) -> Body | Problem:
         """Read a body.
 
         Args:
+            path: of the request.
             headers: of the request.
             receive: of the request.
             problem: what will be answered whatever the body holds; None if it is wanted.
@@ -68,8 +69,10 @@ class BodyReader:
         Raises:
             ClientGone: the connection ended before the body.
         """
-        problem = problem or self._problem_of(headers)
-        reading = _Reading(self, problem)
+        most = self._options.max_body_bytes
+        if path.startswith(JSON_ROUTES):
+            most = min(MAX_JSON_BYTES, most)
+        reading = _Reading(self, most, problem or _problem_of(headers, most))
         deadline = time.monotonic() + self._options.body_timeout_s
         try:
             while await self._part(reading, receive, deadline):
@@ -80,7 +83,8 @@ class BodyReader:
         if reading.problem is not None:
             reading.discard()
             return reading.problem
-        return Body(content=b"".join(reading.parts), release=reading.discard)
+        content, reading.parts = b"".join(reading.parts), []
+        return Body(content=content, release=reading.discard)
 
     async def _part(self, reading: _Reading, receive: Receive, deadline: float) -> bool:
         """Read a part of a body; return whether there is more."""
@@ -99,17 +103,6 @@ class BodyReader:
         reading.add(message.get("body", b""))
         return bool(message.get("more_body", False))
 
-    def _problem_of(self, headers: Headers) -> Problem | None:
-        if headers.get("content-encoding", "identity") != "identity":
-            return Problem(status=415, detail="content-encoding: expected none")
-        length = headers.get("content-length", "0")
-        return self.too_large() if int(length) > self._options.max_body_bytes else None
-
-    def too_large(self) -> Problem:
-        """Return the answer to a body of more than the bound."""
-        most = self._options.max_body_bytes
-        return Problem(status=413, detail=f"the body is too large; expected at most {most} bytes")
-
     def take(self, count: int) -> bool:
         """Count memory as used; return False if there is not enough."""
         if count > self._free:
@@ -121,17 +114,23 @@ class BodyReader:
         """Count memory as free."""
         self._free += count
 
-    @property
-    def max_bytes(self) -> int:
-        """Largest body, bytes."""
-        return self._options.max_body_bytes
+
+def _problem_of(headers: Headers, most: int) -> Problem | None:
+    """Return why a body is refused by its head."""
+    if headers.get("content-encoding", "identity") != "identity":
+        return Problem(status=415, detail="content-encoding: expected none")
+    return _too_large(most) if int(headers.get("content-length", "0")) > most else None
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(status=413, detail=f"the body is too large; expected at most {most} bytes")
 
 
 class _Reading:
     """The parts of a body that have arrived."""
 
-    def __init__(self, reader: BodyReader, problem: Problem | None) -> None:
-        self._reader, self.problem = reader, problem
+    def __init__(self, reader: BodyReader, most: int, problem: Problem | None) -> None:
+        self._reader, self._most, self.problem = reader, most, problem
         self.parts: list[bytes] = []
         self._size = 0
 
@@ -139,8 +138,8 @@ class _Reading:
         """Keep a part, unless the body is refused."""
         if self.problem is not None:
             return
-        if self._size + len(part) > self._reader.max_bytes:
-            self.problem = self._reader.too_large()
+        if self._size + len(part) > self._most:
+            self.problem = _too_large(self._most)
         elif not self._reader.take(len(part)):
             self.problem = Problem(
                 status=429,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
 from tap_deploy.regions import Regions
 from tap_deploy.server.answers import regions_answer
+from tap_deploy.server.exchange import DEADLINE
+from tap_deploy.server.in_thread import in_thread
 from tap_deploy.server.problems import problem_of
 from tap_deploy.server.requests import AnswerOptions
 from tap_deploy.server.service import Service
@@ -20,7 +27,7 @@ REGIONS, CAPTIONS, DONE, ERROR = "regions", "captions", "done", "error"
 
 
 async def events(
-    service: Service, regions: Regions, options: AnswerOptions, request_id: str
+    service: Service, regions: Regions, options: AnswerOptions, scope: Scope
 ) -> AsyncIterator[bytes]:
     """Yield the events of a request.
 
@@ -28,13 +35,13 @@ async def events(
         service: writes the captions.
         regions: found so far, without captions.
         options: of the answer.
-        request_id: for the event of an error.
+        scope: of the request, with its id and deadline.
     """
     try:
-        yield _event(REGIONS, await asyncio.to_thread(_uncaptioned, regions, options))
+        yield _event(REGIONS, await in_thread(_uncaptioned, regions, options))
         captions: list[str] | None = None
         if options.captions and service.predictor.tokenizer is not None:
-            writing = _Writing(len(regions))
+            writing = _Writing(len(regions), scope[DEADLINE])
             async for changed in writing.changes(
                 service.caption(regions, options.caption_options, writing.note)
             ):
@@ -43,9 +50,10 @@ async def events(
         yield _event(DONE, {"captions": captions})
     except Exception as exc:
         problem = problem_of(exc)
-        if problem.status >= 500:
-            logger.error("a stream ended", exc_info=exc)
-        yield _event(ERROR, problem.to_dict(request_id))
+        if problem.status == http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            fields = {"request_id": scope["request_id"]}
+            logger.error("a stream ended", exc_info=exc, extra={"fields": fields})
+        yield _event(ERROR, problem.to_dict(scope["request_id"]))
 
 
 def _uncaptioned(regions: Regions, options: AnswerOptions) -> dict[str, Any]:
@@ -62,8 +70,8 @@ class _Writing:
         texts: of each region.
     """
 
-    def __init__(self, count: int) -> None:
-        self.texts = [""] * count
+    def __init__(self, count: int, deadline: float) -> None:
+        self.texts, self._deadline = [""] * count, deadline
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[list[str] | None] = asyncio.Queue()
 
@@ -72,11 +80,15 @@ class _Writing:
         self._loop.call_soon_threadsafe(self._news.put_nowait, texts)
 
     async def changes(self, caption: Awaitable[Regions]) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield the regions whose texts have changed, until all are written."""
+        """Yield the regions whose texts have changed, until all are written.
+
+        Raises:
+            HTTPException: the deadline has passed.
+        """
         task = asyncio.ensure_future(caption)
         task.add_done_callback(lambda _: self._news.put_nowait(None))
         try:
-            while (texts := await self._news.get()) is not None:
+            while (texts := await self._next()) is not None:
                 if changed := self._take(texts):
                     yield changed
             captions = (await task).captions
@@ -85,6 +97,13 @@ class _Writing:
                 yield changed
         finally:
             task.cancel()
+
+    async def _next(self) -> list[str] | None:
+        try:
+            return await asyncio.wait_for(self._news.get(), self._deadline - time.monotonic())
+        except asyncio.TimeoutError as exc:
+            late = http.HTTPStatus.GATEWAY_TIMEOUT
+            raise HTTPException(late, "the captions are not done in time; ask for less") from exc
 
     def _take(self, texts: list[str]) -> list[dict[str, Any]]:
         changed = [

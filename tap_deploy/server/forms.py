@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from tap_deploy.server.options import MAX_JSON_BYTES
 from tap_deploy.server.requests import RegionsRequest
 
 PICTURE, PROMPTS = "image", "request"
-_MAX_JSON_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ async def one_shot(request: Request) -> OneShot:
         request.stream(),
         max_files=2,
         max_fields=2,
-        max_part_size=_MAX_JSON_BYTES,
+        max_part_size=MAX_JSON_BYTES,
     )
     try:
         form = await parser.parse()

@@ -1,4 +1,4 @@
-"""What stands before every route: request ids, logs, headers, tokens, limits, deadlines."""
+"""What stands before every route: tokens, foreign pages, the queue, deadlines, the log."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import hmac
 import logging
 import math
 import re
-import secrets
 import time
 import urllib.parse
-from collections.abc import Callable
+from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tap_deploy.server.bodies import BodyReader, ClientGone
-from tap_deploy.server.problems import Problem
+from tap_deploy.server.exchange import DEADLINE, Exchange
+from tap_deploy.server.problems import Problem, problem_of
 from tap_deploy.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -31,21 +31,11 @@ STARTING = Problem(
     detail="the model is still being loaded and tested; try again",
     headers={"retry-after": "2"},
 )
+FOREIGN = Problem(status=403, detail="pages of other sites may not ask a server without a token")
 CLIENT_GONE = 499  # in logs and metrics; nobody reads this answer
+GRACE_S = 1.0  # for a stream to say that its deadline has passed
 _MAX_RETRY_S = 60
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
-}
 
 
 class Guard:
@@ -83,13 +73,8 @@ class Guard:
     def _refusal(self, scope: Scope) -> Problem | None:
         """Return why a request is refused by its head alone."""
         headers, path = Headers(scope=scope), scope["path"]
-        host = urllib.parse.urlsplit(f"//{headers.get('host', '')}")
-        if self._options.is_loopback and host.hostname not in _LOCAL_HOSTS:
-            # A foreign page, whose name somebody lets point to this machine.
-            return Problem(status=403, detail="expected localhost as the host of the address")
-        origin = headers.get("origin") if self._options.token is None else None
-        if origin is not None and urllib.parse.urlsplit(origin).netloc != host.netloc:
-            return Problem(status=403, detail="pages of other sites may not ask this server")
+        if self._options.token is None and self._is_foreign(headers):
+            return FOREIGN
         if not _is_open(path) and not self._knows_token(headers):
             return Problem(
                 status=401,
@@ -97,6 +82,17 @@ class Guard:
                 headers={"www-authenticate": "Bearer"},
             )
         return None if self._service.ready or not path.startswith(MODEL_ROUTES) else STARTING
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a page of another site asks, perhaps under a name that leads to this machine."""
+        origin = headers.get("origin")
+        try:
+            host = urllib.parse.urlsplit(f"//{headers.get('host', '')}")
+            asking = host.netloc if origin is None else urllib.parse.urlsplit(origin).netloc
+            named = host.hostname
+        except ValueError:  # brackets of an IPv6 address that do not close
+            return True
+        return asking != host.netloc or (self._options.is_loopback and named not in _LOCAL_HOSTS)
 
     def _knows_token(self, headers: Headers) -> bool:
         if self._options.token is None:
@@ -116,7 +112,7 @@ class Guard:
         timeout = self._timeout(headers)
         if isinstance(timeout, Problem):
             return timeout
-        body = await self._bodies.read(headers, receive, problem=self._full())
+        body = await self._bodies.read(scope["path"], headers, receive, problem=self._full())
         if isinstance(body, Problem):
             return body
         with body:
@@ -151,27 +147,38 @@ class Guard:
         """Run the routes until they are done, the deadline has passed, or the client is gone."""
         self._running.add(exchange)
         self._metrics.pending.set(len(self._running))
-        # A client that has its answer may ask again before this method has ended.
-        exchange.before_end = lambda: self._leave(exchange)
+        exchange.on_end = lambda: self._leave(exchange)
+        scope[DEADLINE] = time.monotonic() + timeout
         gone = asyncio.ensure_future(_gone(receive))
-        app = self._app(scope, _receive_once(content, gone), exchange.send)
-        answer = asyncio.ensure_future(app)
+        answer = asyncio.ensure_future(self._routes(scope, _once(content, gone), exchange))
         try:
-            await asyncio.wait({answer, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await _first_of(answer, gone, timeout)
+            if exchange.status is not None and not answer.done():
+                await _first_of(answer, gone, GRACE_S)
             if answer.done():
-                answer.result()
-                return None
-            if gone.done() or exchange.status is not None:  # an answer that has begun is cut off
+                return answer.result()
+            if gone.done():
                 raise ClientGone
-            return Problem(
-                status=504, detail=f"not done within {timeout:g} s; ask for less at once"
-            )
+            if exchange.status is None:
+                return _late(timeout)
+            exchange.status = _late(timeout).status  # of an answer that is cut off
+            return None
         finally:
             answer.cancel()
             gone.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
             self._leave(exchange)
             self._average_s += 0.1 * (exchange.seconds - self._average_s)
+
+    async def _routes(self, scope: Scope, receive: Receive, exchange: Exchange) -> Problem | None:
+        """Run the routes; a bug of this program becomes a problem and a line in the log."""
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception as exc:
+            fields = {"request_id": exchange.request_id}
+            logger.error("internal error", exc_info=exc, extra={"fields": fields})
+            return problem_of(exc) if exchange.status is None else None
+        return None
 
     def _leave(self, exchange: Exchange) -> None:
         self._running.discard(exchange)
@@ -192,45 +199,20 @@ class Guard:
         logger.info("request", extra={"fields": fields})
 
 
-class Exchange:
-    """A request and its answer.
-
-    Attributes:
-        request_id: the client's, if it sent one, or a random one.
-        status: of the answer; None before it begins.
-        before_end: called before the last part of the answer is sent.
-    """
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        is_id = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
-        self.request_id = given if is_id else secrets.token_hex(8)
-        self.status: int | None = None
-        self.before_end: Callable[[], None] = lambda: None
-        scope["request_id"] = self.request_id
-        self._send, self._started = send, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Time since the head of the request, seconds."""
-        return time.perf_counter() - self._started
-
-    async def send(self, message: Message) -> None:
-        """Send a part of the answer, with the headers that all answers have."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self.request_id
-            for name, value in _SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
-        elif not message.get("more_body", False):
-            self.before_end()
-        await self._send(message)
-
-
 def _is_open(path: str) -> bool:
     """Whether a path needs no token."""
     return path in (PAGE, LIVE, READY) or path.startswith(PAGE_FILES)
+
+
+def _late(timeout: float) -> Problem:
+    return Problem(status=504, detail=f"not done within {timeout:g} s; ask for less at once")
+
+
+async def _first_of(
+    one: asyncio.Future[Problem | None], other: asyncio.Future[None], timeout: float
+) -> None:
+    futures: set[asyncio.Future[Any]] = {one, other}
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _gone(receive: Receive) -> None:
@@ -239,7 +221,7 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _receive_once(content: bytes, gone: asyncio.Future[None]) -> Receive:
+def _once(content: bytes, gone: asyncio.Future[None]) -> Receive:
     """Return a ``receive`` that gives a whole body, and then waits for the end."""
     message: Message | None = {"type": "http.request", "body": content, "more_body": False}
 

@@ -15,20 +15,17 @@ from tap_deploy import __version__
 from tap_deploy.regions import Regions
 from tap_deploy.server.examples import TINY_PNG
 from tap_deploy.server.guard import LIVE, READY, STARTING
-from tap_deploy.server.inference_request import (
+from tap_deploy.server.in_thread import in_thread
+from tap_deploy.server.inference_outputs import (
     CAPTIONS,
-    HEADER_LENGTH,
-    INPUTS,
-    MASKS,
     NEED_MASKS,
-    Inference,
-    InferRequest,
     WantedOutput,
     available_outputs,
     check_room,
     output_array,
 )
-from tap_deploy.server.service import Service
+from tap_deploy.server.inference_request import HEADER_LENGTH, INPUTS, Inference, InferRequest
+from tap_deploy.server.service import Service, service_of
 from tap_deploy.server.tensors import BINARY_SIZE, TensorSpec, binary_of, json_of
 
 MODEL, VERSION = "tap", "1"
@@ -74,11 +71,6 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 router = APIRouter(prefix="/v2", responses=_errors(401, 403))
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 @router.get(LIVE.removeprefix("/v2"))
 async def live() -> dict[str, bool]:
     """Say that the server runs."""
@@ -88,7 +80,7 @@ async def live() -> dict[str, bool]:
 @router.get(READY.removeprefix("/v2"), responses=_errors(503))
 async def ready(request: Request) -> dict[str, bool]:
     """Say whether the model has passed its self-test and is loaded."""
-    if not _service(request).ready:
+    if not service_of(request).ready:
         raise HTTPException(STARTING.status, STARTING.detail, dict(STARTING.headers))
     return {"ready": True}
 
@@ -106,7 +98,7 @@ async def model_metadata(request: Request) -> dict[str, Any]:
         "versions": [VERSION],
         "platform": "tap_deploy",
         "inputs": [spec.to_dict() for spec in INPUTS],
-        "outputs": [spec.to_dict() for spec in _available(_service(request))],
+        "outputs": [spec.to_dict() for spec in _available(service_of(request))],
     }
 
 
@@ -117,19 +109,19 @@ async def model_ready() -> dict[str, Any]:
 
 async def infer(request: Request) -> Response:
     """Segment, name and caption regions of a picture."""
-    service = _service(request)
+    service = service_of(request)
     length = request.headers.get(HEADER_LENGTH)
-    inference = await asyncio.to_thread(Inference.from_body, await request.body(), length)
+    inference = await in_thread(Inference.from_body, await request.body(), length)
     wanted = inference.request.wanted(_available(service))
     microseconds = inference.request.parameters.timeout
     try:
         regions = await asyncio.wait_for(
-            _regions(service, inference, {output.spec.name for output in wanted}),
+            _regions(service, inference, wanted),
             None if microseconds is None else microseconds / 1e6,
         )
     except asyncio.TimeoutError as exc:
         raise HTTPException(504, f"not done within {microseconds} microseconds") from exc
-    return await asyncio.to_thread(_answer, regions, inference.request.id, wanted)
+    return await in_thread(_answer, regions, inference.request.id, wanted)
 
 
 for path in (MODEL_PATH, f"{MODEL_PATH}/versions/{VERSION}"):
@@ -140,12 +132,12 @@ for path in (MODEL_PATH, f"{MODEL_PATH}/versions/{VERSION}"):
     router.post(f"{path}/infer", responses=answers, include_in_schema=shown)(infer)
 
 
-async def _regions(service: Service, inference: Inference, names: set[str]) -> Regions:
+async def _regions(service: Service, inference: Inference, wanted: list[WantedOutput]) -> Regions:
     parameters, prompts = inference.request.parameters, inference.prompts
+    names = {output.spec.name for output in wanted}
     image = await service.encode(inference.picture)
     width, height = image.frame.width, image.frame.height
-    if MASKS in names:
-        check_room(prompts, width, height)
+    check_room(prompts, width, height, wanted)
     if parameters.clip:
         prompts = prompts.clip(width, height)[0]
     needs_masks = not names.isdisjoint(NEED_MASKS)

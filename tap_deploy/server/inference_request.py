@@ -16,10 +16,10 @@ from pydantic import Field, ValidationError
 from tap_deploy.config import PointLabel
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
-from tap_deploy.regions import Regions
-from tap_deploy.server.options import MAX_REGIONS, MAX_TOP_K
+from tap_deploy.server.batches import CaptionOptions
+from tap_deploy.server.inference_outputs import OUTPUTS, WantedOutput
+from tap_deploy.server.options import MAX_REGIONS, MAX_TOP_K, MIB
 from tap_deploy.server.requests import MAX_SEED, Number, Whole
-from tap_deploy.server.service import CaptionOptions
 from tap_deploy.server.tensors import (
     BINARY_SIZE,
     BYTES,
@@ -31,7 +31,9 @@ from tap_deploy.server.tensors import (
 )
 
 HEADER_LENGTH = "inference-header-content-length"
-MAX_MASK_BYTES = 1 << 28  # of the output ``masks`` of one request
+MAX_JSON_BYTES = 4 * MIB  # lists of small values take 30 times as much memory
+MAX_TIMEOUT_US = 10**12
+_MAX_DIGITS = 12
 
 IMAGE, POINTS, BOXES = "image", "points", "boxes"
 INPUTS = (
@@ -39,36 +41,15 @@ INPUTS = (
     TensorSpec(name=POINTS, datatype="FP32", shape=(-1, -1, 3)),
     TensorSpec(name=BOXES, datatype="FP32", shape=(-1, 4)),
 )
-MASKS, CAPTIONS = "masks", "captions"
-OUTPUTS = (
-    TensorSpec(name=MASKS, datatype="BOOL", shape=(-1, -1, -1)),
-    TensorSpec(name="bboxes", datatype="INT32", shape=(-1, 4)),
-    TensorSpec(name="iou_predictions", datatype="FP32", shape=(-1,)),
-    TensorSpec(name="names", datatype=BYTES, shape=(-1, -1)),
-    TensorSpec(name="probabilities", datatype="FP32", shape=(-1, -1)),
-    TensorSpec(name=CAPTIONS, datatype=BYTES, shape=(-1,)),
-)
-NEED_MASKS = (MASKS, "bboxes")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WantedOutput:
-    """An output to answer with.
-
-    Attributes:
-        spec: its name, datatype and shape.
-        binary: whether it goes after the JSON, as binary data.
-    """
-
-    spec: TensorSpec
-    binary: bool
 
 
 class Parameters(Loose):
     """Parameters of a request."""
 
     binary_data_output: bool = Field(default=False, description="For all outputs.")
-    timeout: Whole | None = Field(default=None, ge=1, description="Of the request, microseconds.")
+    timeout: Whole | None = Field(
+        default=None, ge=1, le=MAX_TIMEOUT_US, description="Microseconds."
+    )
     top_k: Whole = Field(default=1, ge=1, le=MAX_TOP_K)
     max_new_tokens: Whole | None = Field(default=None, ge=0)
     temperature: Annotated[Number, Field(ge=0, le=1000)] = 0.0
@@ -149,6 +130,11 @@ class Inference:
             InputError: a tensor is missing or invalid.
         """
         length = len(body) if header_length is None else _length(header_length, len(body))
+        if length > MAX_JSON_BYTES:
+            raise InputError(
+                f"{length} bytes of JSON; expected at most {MAX_JSON_BYTES}; send large inputs as "
+                "binary data"
+            )
         try:
             request = InferRequest.model_validate_json(body[:length])
         except ValidationError as exc:
@@ -160,7 +146,8 @@ class Inference:
 
 
 def _length(text: str, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > most:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    if not is_number or int(text) > most:
         raise InputError(f"{HEADER_LENGTH} is {text!r}; expected a number up to {most}")
     return int(text)
 
@@ -223,46 +210,3 @@ def _prompts(arrays: Mapping[str, npt.NDArray[Any]]) -> Prompts:
     if rows is None:
         raise InputError(f"no prompt: expected the input {POINTS}, {BOXES}, or both")
     return Prompts.from_points(rows)
-
-
-def check_room(prompts: Prompts, width: int, height: int) -> None:
-    """Check that the masks of an answer stay within ``MAX_MASK_BYTES``.
-
-    Raises:
-        InputError: they do not.
-    """
-    size = len(prompts) * width * height
-    if size > MAX_MASK_BYTES:
-        raise InputError(
-            f"output {MASKS}: {size} bytes; expected at most {MAX_MASK_BYTES}; ask for fewer "
-            "regions, for other outputs, or for run lengths under /v1"
-        )
-
-
-def output_array(name: str, regions: Regions) -> npt.NDArray[Any]:
-    """Return an output of the answer."""
-    concepts = regions.concepts or []
-    match name:
-        case "masks":
-            size = (regions.image_height, regions.image_width)
-            masks = [regions.mask(index) for index in range(len(regions))]
-            return np.array(masks, np.bool_).reshape(-1, *size)
-        case "bboxes":
-            boxes = [regions.box(index) for index in range(len(regions))]
-            return np.array(boxes, np.int32).reshape(-1, 4)
-        case "names":
-            names = [name.encode() for row in concepts for name, _ in row]
-            return bytes_array(names, (len(regions), -1))
-        case "probabilities":
-            return np.array([[chance for _, chance in row] for row in concepts], np.float32)
-        case "captions":
-            return bytes_array([text.encode() for text in regions.captions or []], (-1,))
-        case _:
-            return regions.iou_predictions
-
-
-def available_outputs(*, names: bool, captions: bool) -> list[TensorSpec]:
-    """Return the outputs of a model with or without names and captions."""
-    without = set() if names else {"names", "probabilities"}
-    without |= set() if captions else {CAPTIONS}
-    return [spec for spec in OUTPUTS if spec.name not in without]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -49,6 +53,15 @@ class Metrics:
         )  # fmt: skip
         self.images = Gauge("tap_images", "Pictures that are kept encoded.", registry=registry)
         self.ready = Gauge("tap_ready", "1 after the self-test, 0 before it.", registry=registry)
+
+    @contextlib.contextmanager
+    def graph_call(self, stage: str, *, requests: int, regions: int) -> Iterator[None]:
+        """Count a graph call and time it."""
+        start = time.perf_counter()
+        yield
+        self.stage_seconds.labels(stage).observe(time.perf_counter() - start)
+        self.batch_requests.labels(stage).observe(requests)
+        self.batch_regions.labels(stage).observe(regions)
 
     def text(self) -> bytes:
         """Return all counters in Prometheus' text format."""

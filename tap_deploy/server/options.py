@@ -17,6 +17,10 @@ MAX_STROKE_POINTS = 10_000
 MAX_POINTS_PER_SIDE = 64
 MAX_TOP_K = 100
 
+# The event loop parses JSON of these routes itself: a larger body would hold up everybody.
+JSON_ROUTES = "/v1/images/"
+MAX_JSON_BYTES = MIB
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeOptions:

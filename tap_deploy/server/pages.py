@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from tap_deploy.server.service import Service
+from tap_deploy.server.service import service_of
 
 INDEX = "index.html"
 _TYPES = {
@@ -37,8 +37,7 @@ async def page_file(name: str) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return the counters of the server in Prometheus' text format."""
-    service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def _file(name: str) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from tap_deploy.errors import InputError, TapError
+
+logger = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 INFERENCE_PREFIX = "/v2"
@@ -66,14 +69,16 @@ def problem_of(error: BaseException) -> Problem:
         )
     if isinstance(error, InputError):
         return Problem(status=422, detail=str(error))
-    if isinstance(error, TapError):
-        return Problem(status=500, detail=str(error))
-    return Problem(status=500, detail="internal error; the log of the server has the details")
+    reason = "the backend failed" if isinstance(error, TapError) else "internal error"
+    return Problem(status=500, detail=f"{reason}; the log of the server has the details")
 
 
 async def answer_problem(request: Request, error: Exception) -> Response:
     """Answer a request whose handler has raised; an exception handler of FastAPI."""
     problem = problem_of(error)
+    if isinstance(error, TapError) and problem.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        fields = {"request_id": request.scope["request_id"]}
+        logger.error("%s", error, extra={"fields": fields})  # others are logged by ``Guard``
     if problem.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         problem = dataclasses.replace(problem, headers={"allow": ", ".join(_methods(request))})
     return problem.response(request.url.path, request.scope["request_id"])

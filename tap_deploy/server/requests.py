@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tap_deploy.errors import InputError
 from tap_deploy.prompts import Prompts
+from tap_deploy.server.batches import CaptionOptions
 from tap_deploy.server.options import (
     MAX_POINTS,
     MAX_POINTS_PER_SIDE,
@@ -15,7 +16,6 @@ from tap_deploy.server.options import (
     MAX_STROKE_POINTS,
     MAX_TOP_K,
 )
-from tap_deploy.server.service import CaptionOptions
 
 MAX_SEED = 2**53 - 1  # larger integers change in clients whose numbers are all float64
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated, Any
 
@@ -31,10 +30,11 @@ from tap_deploy.server.examples import (
     UPLOADED,
 )
 from tap_deploy.server.forms import one_shot
+from tap_deploy.server.in_thread import in_thread
 from tap_deploy.server.options import MAX_POINTS_PER_SIDE, MAX_REGIONS
 from tap_deploy.server.problems import PROBLEM_JSON
 from tap_deploy.server.requests import AnswerOptions, EverythingRequest, RegionsRequest
-from tap_deploy.server.service import Service
+from tap_deploy.server.service import service_of
 
 ImageId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="From an upload.")]
 
@@ -48,12 +48,6 @@ ALWAYS = (401, 403, 422, 503)
 WORKING = (*ALWAYS, 400, 408, 413, 415, 429, 500, 504)
 
 router = APIRouter(prefix="/v1", responses=_problems(*ALWAYS))
-
-
-def service_of(request: Request) -> Service:
-    """Return the service behind a request."""
-    service: Service = request.app.state.service
-    return service
 
 
 @router.get("/model", response_model=ModelAnswer)
@@ -150,7 +144,7 @@ async def find_regions_once(request: Request) -> Response:
 
 
 async def _regions(request: Request, image: EncodedImage, body: RegionsRequest) -> Response:
-    prompts = body.to_prompts(image.frame.width, image.frame.height)
+    prompts = await in_thread(body.to_prompts, image.frame.width, image.frame.height)
     regions = await service_of(request).decode(
         image, prompts, top_k=body.top_k, masks=body.masks != "none"
     )
@@ -161,11 +155,11 @@ async def _answer(request: Request, regions: Regions, options: AnswerOptions) ->
     """Answer with regions, and captions if they are wanted."""
     service = service_of(request)
     if options.stream:
-        stream = events(service, regions, options, request.scope["request_id"])
+        stream = events(service, regions, options, request.scope)
         return StreamingResponse(stream, media_type="text/event-stream")
     if options.captions:
         regions = await service.caption(regions, options.caption_options)
-    content = await asyncio.to_thread(_json, regions, options)
+    content = await in_thread(_json, regions, options)
     return Response(content, media_type="application/json")
 
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any
 
+from tap_deploy.predictor import TapPredictor
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """A graph call that waits.
 
     Attributes:
+        stage: name of the graph call, for metrics.
         run: does several works of the same ``key`` at once, and returns one result each, in order.
         key: works with equal keys may share a call; None for a work that stands alone.
         rows: regions of this work.
@@ -25,7 +28,8 @@ class Work:
         arrived: when the work was put, ``time.monotonic()``.
     """
 
-    run: Callable[[list[Work]], list[Any]]
+    stage: str
+    run: Callable[[TapPredictor, list[Work]], list[Any]]
     key: Hashable | None
     rows: int
     values: Any
@@ -56,6 +60,12 @@ class WorkQueue:
                 return
             self._waiting.append(work)
             self._changed.notify_all()
+
+    def discard(self, work: Work) -> None:
+        """Remove a work that waits, with all that it holds; it is cancelled."""
+        with self._changed:
+            if work.future.cancel() and work in self._waiting:
+                self._waiting.remove(work)
 
     def take(self) -> list[Work] | None:
         """Wait for work; return works that share a call, or None once the queue is closed.
