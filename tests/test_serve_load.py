@@ -13,6 +13,7 @@ import pytest
 for package in ("aiohttp", "fastapi"):
     pytest.importorskip(package)
 
+from benchmarks.serve.__main__ import failures_of
 from benchmarks.serve.attacks import (
     AttackSucceeded,
     deaf_clients,
@@ -170,6 +171,19 @@ def test_faults_of_replies(exam):
     for retry_after in (None, "0", "61", "soon"):
         bad = dataclasses.replace(busy, retry_after=retry_after)
         assert "Retry-After" in next(faults([good, bad]))
+
+
+def test_failures_of_a_report():
+    row = {"work": "click", "clients": 4, "statuses": {"200": 5}}
+    row["differences"] = dataclasses.asdict(Tally(answers=5))
+    parts = {"overload": {"failures": []}, "hostile": [{"failures": []}]}
+    assert list(failures_of({"throughput": [row], **parts})) == []
+    refused = row | {"statuses": {"200": 5, "429": 1}}
+    other = row | {"differences": dataclasses.asdict(Tally(answers=5, names=1))}
+    parts = {"overload": {"failures": ["a"]}, "hostile": [{"failures": ["b"]}]}
+    lines = list(failures_of({"throughput": [refused, other], **parts}))
+    assert "answered with {'429': 1}" in lines[0] and "names=1" in lines[1]
+    assert lines[2:] == ["a", "b"]
 
 
 def test_growing_memory_is_not_flat():

@@ -83,7 +83,7 @@ def main(
         if "hostile" in (only or PARTS):
             report["hostile"] = list(bench.hostile())
             click.echo(attack_table(report["hostile"]))
-    failures = list(_failures(report))
+    failures = list(failures_of(report))
     with atomic_file(output) as partial:
         text = json.dumps(report | {"failures": failures}, indent=1)
         partial.write_text(text + "\n", "utf-8")
@@ -160,7 +160,8 @@ def _conditions(bundle: Bundle, run_on: RunOn, settings: dict[str, Any]) -> dict
     return found
 
 
-def _failures(report: dict[str, Any]) -> Iterator[str]:
+def failures_of(report: dict[str, Any]) -> Iterator[str]:
+    """Yield what was wrong, a line each."""
     for row in report.get("throughput", []):
         refused = {status: count for status, count in row["statuses"].items() if status != "200"}
         if refused:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.serve.clients import (
+    ANSWERED,
     Ask,
     Reply,
     connected,
@@ -23,7 +24,7 @@ from benchmarks.serve.memory import watched
 from benchmarks.serve.target import Target
 
 FACTOR = 3
-ANSWERED, REFUSED = 200, 429
+REFUSED = 429
 LONGEST_RETRY_S = 60
 
 
