@@ -12,7 +12,7 @@ from starlette.types import Message, Scope, Send
 
 DEADLINE = "deadline"  # in the scope of a request: ``time.monotonic()`` when it must be answered
 
-SMALL_BYTES = 1 << 16  # the sockets of server and client hold this much
+PART_BYTES = 1 << 16
 _SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -33,8 +33,7 @@ class Exchange:
     Attributes:
         request_id: the client's, if it sent one, or a random one.
         status: of the answer; None before it begins.
-        on_end: called before a small answer ends, and after the end of a large one, which is in
-            memory until the client has taken it.
+        on_end: called before the last part of the answer is sent.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -59,8 +58,21 @@ class Exchange:
             headers["x-request-id"] = self.request_id
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
-        is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if is_end and len(message.get("body", b"")) <= SMALL_BYTES:
+        elif not message.get("more_body", False):
+            message = await self._send_all_but_the_end(message)
             # A client that has its answer may ask again before this call returns.
             self.on_end()
         await self._send(message)
+
+    async def _send_all_but_the_end(self, message: Message) -> Message:
+        """Send the last part of an answer but for its last bytes; return a message with those.
+
+        Uvicorn waits before a part until the client has taken the one before it, and never after:
+        a large answer in one part would be in memory when its request has long ended.
+        """
+        body = memoryview(message.get("body", b""))
+        while len(body) > PART_BYTES:
+            part = {**message, "body": bytes(body[:PART_BYTES]), "more_body": True}
+            await self._send(part)
+            body = body[PART_BYTES:]
+        return {**message, "body": bytes(body)}
