@@ -17,8 +17,8 @@ def work(key, rows=1):
     return Work(stage="", run=lambda predictor, batch: batch, key=key, rows=rows, values=None)
 
 
-def filled(works, *, max_rows=4, max_wait_s=0.0):
-    queue = WorkQueue(max_rows=max_rows, max_wait_s=max_wait_s)
+def filled(works, *, max_rows=4, max_wait_s=0.0, pending=9):
+    queue = WorkQueue(max_rows=max_rows, max_wait_s=max_wait_s, pending=lambda: pending)
     for one in works:
         queue.put(one)
     return queue
@@ -65,6 +65,11 @@ def test_the_first_waits_for_others():
     queue.put(second)  # the batch is full now
     thread.join(30)
     assert taken == [[first, second]]
+
+
+def test_nobody_waits_for_requests_that_are_not_there():
+    works = [work("a"), work("a")]
+    assert filled(works, max_wait_s=600.0, pending=2).take() == works
 
 
 def test_it_waits_no_longer_than_it_may():

@@ -146,7 +146,7 @@ class Guard:
     ) -> Problem | None:
         """Run the routes until they are done, the deadline has passed, or the client is gone."""
         self._running.add(exchange)
-        self._metrics.pending.set(len(self._running))
+        self._service.pending = len(self._running)
         exchange.on_end = lambda: self._leave(exchange)
         scope[DEADLINE] = time.monotonic() + timeout
         gone = asyncio.ensure_future(_gone(receive))
@@ -182,7 +182,7 @@ class Guard:
 
     def _leave(self, exchange: Exchange) -> None:
         self._running.discard(exchange)
-        self._metrics.pending.set(len(self._running))
+        self._service.pending = len(self._running)
 
     def _note(self, scope: Scope, exchange: Exchange) -> None:
         """Log and count a request that has ended."""

@@ -72,7 +72,13 @@ class Service:
         self._open = open_predictor
         self._predictor: TapPredictor | None = None
         self._images: ImageStore | None = None
-        self._queue = WorkQueue(max_rows=options.max_batch, max_wait_s=options.max_wait_ms / 1000)
+        self.pending = 0  # requests that are being answered
+        self.metrics.pending.set_function(lambda: self.pending)
+        self._queue = WorkQueue(
+            max_rows=options.max_batch,
+            max_wait_s=options.max_wait_ms / 1000,
+            pending=lambda: self.pending,
+        )
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 

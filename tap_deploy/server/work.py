@@ -44,10 +44,12 @@ class WorkQueue:
     Args:
         max_rows: regions that are taken together; a work with more is taken alone.
         max_wait_s: how long the first of a batch waits for others, seconds.
+        pending: returns how many requests are being answered; a batch of all of them waits for
+            nobody.
     """
 
-    def __init__(self, *, max_rows: int, max_wait_s: float) -> None:
-        self._max_rows, self._max_wait_s = max_rows, max_wait_s
+    def __init__(self, *, max_rows: int, max_wait_s: float, pending: Callable[[], int]) -> None:
+        self._max_rows, self._max_wait_s, self._pending = max_rows, max_wait_s, pending
         self._waiting: collections.deque[Work] = collections.deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -115,7 +117,8 @@ class WorkQueue:
 
     def _patience(self, batch: list[Work]) -> float:
         """Return how long a batch should still wait for others, seconds."""
-        if batch[0].key is None or self._closed or _rows(batch) >= self._max_rows:
+        is_full = _rows(batch) >= self._max_rows or len(batch) >= self._pending()
+        if batch[0].key is None or self._closed or is_full:
             return 0.0
         return batch[0].arrived + self._max_wait_s - time.monotonic()
 
