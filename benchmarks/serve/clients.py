@@ -31,7 +31,7 @@ class Reply:
     Attributes:
         question: what was asked.
         status: HTTP status; 0 if the connection broke.
-        seconds: from the request to the end of the answer.
+        seconds: from the request, once there is a connection for it, to the end of the answer.
         retry_after: the header; None without it.
         region: of the answer; None unless the status is 200.
     """
@@ -56,6 +56,7 @@ class Clients:
 
     def __init__(self, session: aiohttp.ClientSession, exam: Exam) -> None:
         self._session, self._exam = session, exam
+        self._room = asyncio.Semaphore(CONNECTIONS)
         self._ids: list[str] = []
 
     async def upload_all(self) -> None:
@@ -99,19 +100,23 @@ class Clients:
         return await self._post("/v1/regions", question, data=form)
 
     async def _post(self, path: str, question: Question, **content: Any) -> Reply:
+        async with self._room:
+            return await self._sent(path, question, content)
+
+    async def _sent(self, path: str, question: Question, content: dict[str, Any]) -> Reply:
         start = time.perf_counter()
         try:
             async with self._session.post(path, **content) as response:
-                content = await response.read()
+                received = await response.read()
                 answered = response.status == ANSWERED
                 return Reply(
                     question=question,
                     status=response.status,
                     seconds=time.perf_counter() - start,  # to the last byte, not parsed yet
                     retry_after=response.headers.get("retry-after"),
-                    region=json.loads(content)["regions"][0] if answered else None,
+                    region=json.loads(received)["regions"][0] if answered else None,
                 )
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return Reply(question=question, status=0, seconds=time.perf_counter() - start)
 
 
@@ -120,7 +125,7 @@ async def connected(target: Target, exam: Exam) -> AsyncIterator[Clients]:
     """Yield clients of a server."""
     async with aiohttp.ClientSession(
         target.address,
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+        connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
     ) as session:
         yield Clients(session, exam)

@@ -67,7 +67,8 @@ async def overload(target: Target, exam: Exam, load: Load) -> dict[str, Any]:
     retries = [reply.retry_after for reply in replies if reply.status == REFUSED]
     figures = {
         "possible_per_s": possible,
-        "offered_per_s": len(replies) / load.seconds,
+        "offered_per_s": rate,
+        "sent_per_s": len(replies) / spent,  # less if both processes together cannot keep up
         "answered_per_s": sum(reply.status == ANSWERED for reply in replies) / spent,
         "seconds": spent,
         "statuses": statuses(replies),

@@ -37,6 +37,7 @@ def overload_table(figures: Mapping[str, Any]) -> str:
     rows = [
         ("possible, requests/s", f"{figures['possible_per_s']:.1f}"),
         ("offered, requests/s", f"{figures['offered_per_s']:.1f}"),
+        ("sent, requests/s", f"{figures['sent_per_s']:.1f}"),
         ("answered, requests/s", f"{figures['answered_per_s']:.1f}"),
         ("statuses", _counts(figures["statuses"])),
         ("Retry-After, s", _counts(figures["retry_after_s"])),
