@@ -22,7 +22,7 @@ from benchmarks.serve.clients import (
 from benchmarks.serve.exam import Exam, Question
 from benchmarks.serve.target import Target
 from tap_deploy.predictor import TapPredictor
-from tap_deploy.server.service import CAPTION, DECODE, ENCODE
+from tap_deploy.server.batches import CAPTION, DECODE, ENCODE
 from tap_deploy.timing import Ratio
 
 CLICK, MASKS, ONE_SHOT = WORKS = ("click", "masks", "one shot")
