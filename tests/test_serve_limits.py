@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -310,13 +311,40 @@ def received(client):
     return b"".join(parts)
 
 
-def test_connections_above_the_limit(micro_bundle):
-    with served(lambda: TapPredictor.from_bundle(micro_bundle.path), max_connections=3) as server:
-        held = [sent_in_part(server, b"GET /") for _ in range(3)]
-        assert server.ask("GET", "/v2/health/live").status == 503
-        for client in held:
-            client.close()
-        wait_until(lambda: server.ask("GET", "/v2/health/live").status == 200)
+def test_at_the_limit_the_slowest_client_makes_room(micro_bundle, picture):
+    head = b"POST /v1/images HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n"
+    with (
+        served(lambda: TapPredictor.from_bundle(micro_bundle.path), max_connections=3) as server,
+        sent_in_part(server, b"GET /") as first,
+        sent_in_part(server, head + b"half") as second,
+        sent_in_part(server, b"") as third,
+    ):
+        assert server.ask("POST", "/v1/images", picture).status == 201
+        assert is_cut_off(first)
+        with sent_in_part(server, b""):
+            assert server.ask("POST", "/v1/images", picture).status == 201
+            assert is_cut_off(second)
+        third.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert third.recv(1 << 10).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_at_the_limit_requests_that_run_are_not_cut_off(slow, picture):
+    with served(lambda: slow, max_connections=2) as server, contextlib.ExitStack() as held:
+        threads, results = in_threads(1, lambda: server.ask("POST", "/v1/images", picture).status)
+        assert slow.encoding.acquire(timeout=60)
+        for _ in range(4):
+            held.enter_context(sent_in_part(server, b"GET /"))
+        slow.go.set()
+        for thread in threads:
+            thread.join()
+        assert results == [201]
+
+
+def is_cut_off(client):
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_what_was_accepted_is_finished_at_the_end(slow, picture):

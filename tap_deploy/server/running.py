@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 import types
 from collections.abc import Callable, Iterator
 
@@ -73,16 +74,16 @@ class PatientProtocol(H11Protocol):
     answer_timeout_s = 60.0
     max_connections = 512
 
+    _since = 0.0  # of the connection or its last request, ``time.monotonic()``
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first head; refuse connections far above the limit."""
+        """Begin to wait for the first head; at the limit, give up the one waited for longest."""
+        if len(self.connections) >= self.max_connections:
+            self._make_room()
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # every byte that waits pauses the writing
-        if len(self.connections) > 2 * self.max_connections:  # above 1x, they get a 503
-            transport.abort()
-            return
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -118,7 +119,15 @@ class PatientProtocol(H11Protocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _make_room(self) -> None:
+        """Close the oldest connection that waits for its client, if there is one."""
+        own = [one for one in self.connections if isinstance(one, PatientProtocol)]
+        waiting = [one for one in own if not one._is_answering() or one.cycle.more_body]
+        if waiting:
+            min(waiting, key=lambda one: one._since).transport.abort()
+
     def _wait_for_head(self) -> None:
+        self._since = time.monotonic()
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._give_up)
 
     def _stop_waiting(self) -> None:
@@ -153,7 +162,7 @@ def _config(service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=options.max_connections,
+        limit_concurrency=options.max_connections + 1,  # it refuses from this number on
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=round(options.timeout_s) + DRAIN_S,
     )
