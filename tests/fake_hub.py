@@ -49,6 +49,7 @@ class FakeHub:
         writer: token that may write, and read private repositories.
         reader: token that may read private repositories.
         cuts: path -> numbers of bytes after which its next downloads break off.
+        stalls: path -> number of bytes after which its downloads wait for ``goes_on``.
         failing: status of every answer, if set.
         requests: method, path and headers of all requests.
     """
@@ -58,6 +59,8 @@ class FakeHub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.cuts: dict[str, list[int]] = {}
+        self.stalls: dict[str, int] = {}
+        self.goes_on = threading.Event()
         self.failing: int | None = None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.blobs: dict[str, bytes] = {}
@@ -78,6 +81,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.goes_on.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -204,6 +208,11 @@ class Answers(http.server.BaseHTTPRequestHandler):
         if cuts:
             self.wfile.write(content[: cuts.pop(0)])
             self.close_connection = True
+        elif path in self.hub.stalls:
+            begun = self.hub.stalls[path]
+            self.wfile.write(content[:begun])
+            self.hub.goes_on.wait()
+            self.wfile.write(content[begun:])
         else:
             self.wfile.write(content)
 

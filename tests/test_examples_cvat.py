@@ -216,6 +216,53 @@ def test_what_is_no_picture_is_an_error_of_the_request(function, context, tmp_pa
     assert "picture" in called(function, context, request, status=400)["error"]
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"pos_points": [[1, 1]]}, "the request has no image"),
+        ({"image": None}, "the request has no image"),
+        ([1], "the request has no image"),
+        ({"image": "not base64!"}, "image is not in base64"),
+        ({"image": "A"}, "image is not in base64"),
+    ],
+)
+def test_a_request_without_a_picture_is_an_error_of_the_request(function, context, body, message):
+    assert called(function, context, body, 400)["error"].startswith(message)
+
+
+def test_what_is_no_json_is_an_error_of_the_request(function, context):
+    """nuclio-sdk leaves such a body as it is."""
+    kind = nuclio_sdk.event.EventDeserializerKinds.msgpack
+    message = MESSAGE | {"content_type": "text/plain", "body": b"image"}
+    event = nuclio_sdk.Event.deserialize(message, kind)
+    assert event.body == b"image"
+    assert function.handler(context, event).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("pos", "neg", "box"),
+    [
+        (5, [], None),
+        ([5], [], None),
+        ([[1]], [], None),
+        ([["x", 1]], [], None),
+        ([[1, 1]], [None], None),
+        ([[1, 1]], [], [1, 2, 3]),
+        ([[1, 1]], [], [["a", "b"], ["c", "d"]]),
+        ([[1, 1]], [], {"x": 1}),
+    ],
+)
+def test_prompts_that_are_none_are_an_error_of_the_request(function, context, pos, neg, box):
+    request = interactor_request(SCENE, pos, neg, box)
+    assert "expected lists of [x, y]" in called(function, context, request, 400)["error"]
+
+
+@pytest.mark.parametrize("threshold", ["high", 2, [0.5]])
+def test_a_threshold_that_is_none_is_an_error_of_the_request(function, context, threshold):
+    request = detector_request(SCENE, threshold)
+    assert "only_thresh" in called(function, context, request, 400)["error"]
+
+
 def test_no_prompt_is_an_error_of_the_request(function, context):
     assert "region 0" in called(function, context, interactor_request(SCENE, [], []), 400)["error"]
 

@@ -8,11 +8,14 @@ samples of its examples. The SDK, half a gigabyte with its dependencies, is not 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import threading
+import time
 import types
 import xml.etree.ElementTree
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ import pytest
 from tap_deploy import TapPredictor
 from tap_deploy.bundle.bundle import Bundle
 from tap_deploy.demo_model import DemoModel
-from tests.example_files import load
+from tests.example_files import EXAMPLES, load
 
 SAMPLES = DemoModel().samples
 SCENE = SAMPLES / "1.png"  # a rabbit, a monkey, a fire extinguisher
@@ -56,6 +59,8 @@ BOXES_ONLY = """
 class StandIn:
     """``LabelStudioMLBase``: made for every request, from its labelling configuration."""
 
+    failures: ClassVar[dict[str, Exception]] = {}  # URL -> error of its download
+
     def __init__(self, project_id: str | None = None, label_config: str = "") -> None:
         self.kept: dict[str, str] = {}
         self.root = xml.etree.ElementTree.fromstring(label_config)
@@ -89,6 +94,8 @@ class StandIn:
 
     def get_local_path(self, url: str, task_id: int | None = None) -> str:
         assert task_id is not None  # the SDK needs it for pictures in the cloud
+        if url in self.failures:
+            raise self.failures[url]
         return str(SAMPLES / url.rsplit("/", 1)[1])
 
 
@@ -99,7 +106,7 @@ def answers(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     module = load("label_studio", "answers")
     yield module
     module.predictor().close()
-    for name in ("answers", "brush", "model"):
+    for name in ("answers", "brush", "model", "_wsgi"):
         sys.modules.pop(name, None)
 
 
@@ -309,6 +316,63 @@ def test_a_bad_picture_leaves_the_other_tasks_their_predictions(backend, caplog)
     assert first == {"result": [], "score": 0.0}
     assert len(second["result"]) == 4
     assert "task 1: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("404 Client Error: Not Found for url"),  # those of requests are such
+        ValueError("Invalid path: ../a.png"),
+        Exception("Label Studio Task ID is required\nfor cloud storage files"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_picture_that_cannot_be_fetched_leaves_the_others_theirs(
+    backend, caplog, monkeypatch, error
+):
+    monkeypatch.setattr(StandIn, "failures", {"/data/upload/1/2.png": error})
+    first, second = called(backend, request("2.png", "1.png"))
+    assert first == {"result": [], "score": 0.0}
+    assert len(second["result"]) == 4
+    [record] = caplog.records
+    cause = f"{type(error).__name__}: {error}".replace("\n", " ")
+    assert record.getMessage() == f"task 1: cannot fetch the picture: {cause}"
+
+
+@pytest.mark.parametrize("data", [{}, {"picture": "/data/upload/1/gone.png"}])
+def test_a_task_without_a_picture_leaves_the_others_theirs(backend, caplog, data):
+    body = request("2.png", "1.png")
+    body["tasks"][0]["data"] = data
+    first, second = called(backend, body)
+    assert first == {"result": [], "score": 0.0}
+    assert len(second["result"]) == 4
+    assert "task 1: cannot fetch the picture: " in caplog.text
+
+
+def test_the_server_loads_the_model_once_for_all_threads(backend, answers, monkeypatch):
+    loads = []
+
+    def slow(*words: str) -> Any:
+        loads.append(words)
+        time.sleep(0.2)  # so that all threads would ask meanwhile
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(answers.TapPredictor, "from_bundle", slow)
+    api = types.ModuleType("label_studio_ml.api")
+    api.init_app = lambda model_class: model_class  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, api.__name__, api)
+    assert load("label_studio", "_wsgi").app is backend
+    threads = [threading.Thread(target=answers.predictor) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+
+
+def test_the_sdk_is_that_of_one_commit():
+    text = (EXAMPLES / "label_studio" / "requirements.txt").read_text("utf-8")
+    assert re.search(r"label-studio-ml @ git\+https://\S+\.git@[0-9a-f]{40}\n", text)
 
 
 def test_predictions_say_which_model_made_them(backend, demo_bundle):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import re
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +16,7 @@ pytest.importorskip("huggingface_hub")
 
 from tap_deploy.cli import main
 from tap_deploy.published_files import CHECKPOINTS, CONCEPTS, MODELS, REPOSITORY
-from tests.fake_hub import FakeHub
+from tests.fake_hub import FakeHub, etag
 from tests.hub_runs import COMMAND, PROGRAM, HubRuns
 
 WEIGHTS = "models/tap_vit_b_v1_1.pkl"
@@ -84,33 +86,109 @@ def test_files_are_copied_to_a_folder(runs, tmp_path, assets, authors_code):
     runs.run(*words, "--force")
 
 
+def test_files_that_are_not_written_may_be_there(runs, tmp_path, authors_code):
+    """A tokenizer is copied only where one is installed."""
+    output = tmp_path / "weights"
+    output.mkdir()
+    (output / "tokenizer.model").write_bytes(b"mine")
+    words = ("fetch", "tap_vit_b", "-o", output)
+    site = authors_code + runs.environment["PYTHONPATH"]
+    line = runs.error(*words, PYTHONPATH=site)
+    assert line.startswith(f"output {output / 'tokenizer.model'} already exists")
+    runs.run(*words)
+    assert (output / "tokenizer.model").read_bytes() == b"mine"
+
+
 def test_text_and_where_the_tokenizer_is(runs):
-    with_note = runs.python(COMMAND, "fetch", "tap_vit_b")
+    with_note = runs.command("fetch", "tap_vit_b")
     assert with_note.returncode == 0
     assert re.match(TOKENIZER_NOTE, with_note.stderr) and "--tokenizer" in with_note.stderr
     lines = [line.split() for line in with_note.stdout.splitlines()]
     assert [words[0] for words in lines] == ["checkpoint", "concepts", "md5", "revision"]
 
 
-def test_a_broken_download_goes_on(runs):
-    """huggingface_hub writes 10 MB at a time."""
-    content = os.urandom(1 << 16) * 340  # 22 MB
+@pytest.fixture
+def large(runs):
+    """Weights of 22 MB: huggingface_hub writes 10 MB at a time."""
+    content = os.urandom(1 << 16) * 340
     runs.published["tap_vit_b"][1] = hashlib.md5(content, usedforsecurity=False).hexdigest()
     runs.hub.repositories[REPOSITORY].commit({WEIGHTS: content})
+    return content
+
+
+def partial_file(runs, content):
+    """Where the first part of a content is kept."""
+    storage = runs.home / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    return storage / "blobs" / f"{etag(content)}.incomplete"
+
+
+def waited_for(condition):
+    """Wait until something holds, at most half a minute; returns whether it does."""
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def fetched(runs):
+    return pathlib.Path(json.loads(runs.run("fetch", "tap_vit_b", "--json"))["checkpoint"])
+
+
+def test_a_broken_download_goes_on(runs, large):
     runs.hub.cuts[WEIGHTS] = [12_000_000, 10_490_000]
-    result = runs.python(COMMAND, "fetch", "tap_vit_b", "--json")
+    result = runs.command("fetch", "tap_vit_b", "--json")
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines()[0] == RETRY  # and no progress bar
     assert gets(runs) == [None, "bytes=10485760-", "bytes=20971520-"]
 
 
-def test_a_download_that_breaks_off_for_good(runs):
-    runs.hub.cuts[WEIGHTS] = [1000, *[0] * 20]
+def test_a_download_that_breaks_off_for_good_goes_on_in_the_next_command(runs, large):
+    runs.hub.cuts[WEIGHTS] = [12_000_000, *[0] * 20]
     line = runs.error("fetch", "tap_vit_b", notes=(RETRY,))
     assert WEIGHTS in line and line.endswith("run the command again")
-    assert list(runs.home.rglob("*.incomplete")) == []
     runs.hub.cuts.clear()
-    runs.run("fetch", "tap_vit_b")
+    runs.hub.requests.clear()
+    assert fetched(runs).read_bytes() == large
+    assert gets(runs) == ["bytes=10485760-"]
+
+
+def test_a_download_that_was_killed_goes_on_in_the_next_command(runs, large):
+    partial = partial_file(runs, large)
+    runs.hub.stalls[WEIGHTS] = 12_000_000
+    with runs.start("fetch", "tap_vit_b") as process:
+        assert waited_for(lambda: partial.exists() and partial.stat().st_size == 10 << 20)
+        process.kill()
+    runs.hub.stalls.clear()
+    runs.hub.goes_on.set()
+    checkpoint = fetched(runs)
+    assert checkpoint.is_symlink() and checkpoint.read_bytes() == large
+    assert gets(runs) == [None, "bytes=10485760-"]
+    assert list(runs.home.rglob("*.incomplete")) == []
+    asked = len(runs.hub.requests)
+    runs.run("fetch", "tap_vit_b", HF_HUB_OFFLINE="1")
+    assert len(runs.hub.requests) == asked
+
+
+def test_two_commands_download_a_file_once(runs, large):
+    runs.hub.stalls[WEIGHTS] = 12_000_000
+    with runs.start("fetch", "tap_vit_b") as first, runs.start("fetch", "tap_vit_b") as second:
+        assert waited_for(lambda: len(runs.hub.asked("HEAD", WEIGHTS)) == 4)  # both are to load it
+        runs.hub.goes_on.set()
+        errors = [process.communicate()[1] for process in (first, second)]
+        assert first.returncode == second.returncode == 0, errors
+    assert gets(runs) == [None]
+
+
+@pytest.mark.parametrize("count", [0, 11_000_000, 23_000_000])
+def test_a_partial_file_that_is_wrong(runs, large, count):
+    """After a power cut, the end may be missing or zeros; one that is too long is not asked for."""
+    partial = partial_file(runs, large)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(bytes(count))
+    if count == 11_000_000:
+        assert runs.error("fetch", "tap_vit_b").endswith("fetch it again")
+    assert fetched(runs).read_bytes() == large
+    assert gets(runs)[-1] is None
 
 
 def test_a_wrong_file_is_not_kept(runs):
@@ -141,6 +219,22 @@ def test_the_first_version_under_its_old_name(runs):
     assert json.loads(found)["checkpoint"].endswith("models/tap_vit_b_v1_0.pkl")
 
 
+def test_the_first_version_from_the_cache(runs):
+    """Its old name, the only one that the repository has, is found without the hub, too."""
+    repository = runs.hub.repositories[REPOSITORY]
+    content = repository.commits[repository.branches["main"]][WEIGHTS]
+    old = f"models/tap_vit_b_{runs.published['tap_vit_b'][1][:6]}.pkl"
+    repository.commit({old: content})
+    words = ("fetch", "tap_vit_b", "--version", "1.0", "--json")
+    assert "v1_0.pkl of BAAI" in runs.error(*words, HF_HUB_OFFLINE="1")
+    found = runs.run(*words)
+    assert json.loads(found)["checkpoint"].endswith(old)
+    asked = len(runs.hub.requests)
+    assert runs.run(*words, HF_HUB_OFFLINE="1") == found
+    assert runs.run(*words, HF_ENDPOINT="http://127.0.0.1:9") == found
+    assert len(runs.hub.requests) == asked
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,6 +243,8 @@ def test_the_first_version_under_its_old_name(runs):
         (("tap_vit_x",), r"unknown model 'tap_vit_x'; expected one of tap_vit_b, "),
         (("hf://owner",), r"'hf://owner' is not the address of a bundle; expected hf://OWNER/NAME"),
         (("hf://a/b", "--revision", "x"), r"pass the revision in the address: hf://a/b@x"),
+        (("hf://a/b", "--version", "1.1"), r"--version is for the published models .* a bundle"),
+        (("hf://a/b", "--concepts", "coco_80"), r"hf://a/b is a bundle, .* drop --concepts"),
     ],
 )
 def test_what_is_not_there(runs, words, message):

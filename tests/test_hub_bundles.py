@@ -161,7 +161,7 @@ def test_commands_that_read(runs, stored, photo):
     assert len(point["regions"]) == 1
     before = cached(runs)
     for command in ("verify", "selftest"):
-        result = runs.python(COMMAND, command, ADDRESS)
+        result = runs.command(command, ADDRESS)
         assert result.returncode == 0, result.stderr
         (line,) = [line for line in result.stderr.splitlines() if "verdict" in line]
         assert line.startswith(f"warning: the verdict is not kept: {ADDRESS}@")
@@ -206,8 +206,8 @@ def test_a_copy_of_ones_own(runs, stored, tmp_path, micro_bundle):
 
 
 def test_the_hint_to_verify_can_be_followed(runs, stored, photo, tmp_path):
-    result = runs.python(
-        COMMAND, "run", ADDRESS, photo, "--point", "9,9", "--require-verified", XDG_CACHE_HOME="x"
+    result = runs.command(
+        "run", ADDRESS, photo, "--point", "9,9", "--require-verified", XDG_CACHE_HOME="x"
     )
     if result.returncode:  # another machine made the kept bundle
         commit = stored.branches["main"]
@@ -233,7 +233,7 @@ def test_what_is_pushed_can_be_used(runs, bundle, photo):
     assert runs.run("run", found["bundle"], photo, "--point", "9,9")
     uploads = len(runs.hub.asked("PUT"))
     assert uploads > 1
-    result = runs.python(COMMAND, "push", bundle.path, "me/tap_micro", HF_TOKEN=FakeHub.writer)
+    result = runs.command("push", bundle.path, "me/tap_micro", HF_TOKEN=FakeHub.writer)
     assert result.stdout == f"{found['bundle']}\n"  # nothing has changed: no new commit
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: model hub: No files have been modified")

@@ -60,9 +60,9 @@ def handler(context: Any, event: Any) -> Any:
     request = event.body
     answer: Json | list[Json]
     try:
-        picture = base64.b64decode(request["image"])
+        picture = picture_of(request)
         answer, status = (interact if "pos_points" in request else detect)(picture, request), 200
-    except TapError as exc:  # a bad picture, or prompts that make no region
+    except TapError as exc:  # no picture, a bad one, or prompts that make no region
         context.logger.error(str(exc))
         answer, status = {"error": str(exc)}, 400
     body = json.dumps(answer, separators=(",", ":"))
@@ -71,23 +71,61 @@ def handler(context: Any, event: Any) -> Any:
     )
 
 
+def picture_of(request: Any) -> bytes:
+    """Return the picture of a request, the bytes of its file.
+
+    Raises:
+        TapError: there is none.
+    """
+    if not isinstance(request, dict) or not isinstance(request.get("image"), str):
+        raise TapError("the request has no image; expected JSON with a picture's file in base64")
+    try:
+        return base64.b64decode(request["image"], validate=True)
+    except ValueError as exc:
+        raise TapError(f"image is not in base64 ({exc}); expected a file in base64") from exc
+
+
 def interact(picture: bytes, request: Json) -> Json:
     """Return the mask of one region, 0 or 1 in rows of the whole picture.
 
     Args:
         picture: bytes of the file.
-        request: ``pos_points`` and ``neg_points``, lists of [x, y] in pixels, and ``obj_bbox``, two
-            opposite corners or None.
+        request: see ``prompts_of``.
+
+    Raises:
+        TapError: prompts that are none, or make no region.
     """
-    points = [[*point[:2], 1] for point in request["pos_points"]]
-    points += [[*point[:2], 0] for point in request.get("neg_points") or []]
-    corners = np.reshape(request.get("obj_bbox") or [], (-1, 2))
-    boxes = [[*corners.min(axis=0), *corners.max(axis=0)]] if len(corners) else None
+    points, boxes = prompts_of(request)
     regions = predictor().predict(
         encoded(picture), points=[points], boxes=boxes, captions=False, clip=True
     )
     assert regions.masks is not None
     return {"mask": regions.masks[0].astype(np.uint8).tolist()}
+
+
+def prompts_of(request: Json) -> tuple[list[list[float]], list[list[float]] | None]:
+    """Return the points [x, y, label] of a request, and its box [x0, y0, x1, y1] if there is one.
+
+    Args:
+        request: ``pos_points`` and ``neg_points``, lists of [x, y] in pixels, and ``obj_bbox``, two
+            opposite corners or None.
+
+    Raises:
+        TapError: they are something else.
+    """
+    try:
+        points = [
+            [float(x), float(y), label]
+            for key, label in (("pos_points", 1), ("neg_points", 0))
+            for x, y, *_ in request.get(key) or []
+        ]
+        corners = np.reshape(np.asarray(request.get("obj_bbox") or [], np.float64), (-1, 2))
+    except (TypeError, ValueError) as exc:
+        raise TapError(
+            f"the prompts cannot be read ({exc}); expected lists of [x, y] in pos_points, "
+            "neg_points and obj_bbox"
+        ) from exc
+    return points, [[*corners.min(axis=0), *corners.max(axis=0)]] if len(corners) else None
 
 
 def detect(picture: bytes, request: Json) -> list[Json]:
@@ -96,13 +134,16 @@ def detect(picture: bytes, request: Json) -> list[Json]:
     Args:
         picture: bytes of the file.
         request: ``threshold``, the lowest probability of a name.
+
+    Raises:
+        TapError: the threshold is no probability, or the picture is none.
     """
     vocabulary = predictor().vocabulary
     regions = predictor().everything(
         encoded(picture),
         points_per_side=POINTS_PER_SIDE,
         only=sorted(wanted_names()),
-        only_thresh=float(request.get("threshold", THRESHOLD)),
+        only_thresh=request.get("threshold", THRESHOLD),
         top_k=1 if vocabulary is None else len(vocabulary.names),
     )
     outlines = regions.to_geojson(tolerance=1.0)["features"]

@@ -39,12 +39,24 @@ class TapBackend(LabelStudioMLBase):  # type: ignore[misc]  # the SDK has no ann
         return ModelResponse(predictions=[self._prediction(task, key, predict) for task in tasks])
 
     def _prediction(self, task: Json, key: str, predict: Callable[[bytes], Json]) -> Json:
+        """Return the prediction of a task; an empty one if its picture is bad."""
         try:
-            path = self.get_local_path(task["data"][key], task_id=task.get("id"))
-            return predict(pathlib.Path(path).read_bytes())
-        except TapError as exc:  # the other tasks of the request have their predictions
+            return predict(self._picture(task, key))
+        except TapError as exc:
             logger.error("task %s: %s", task.get("id"), exc)
             return {"result": [], "score": 0.0}
+
+    def _picture(self, task: Json, key: str) -> bytes:
+        """Return the bytes of a task's picture, from wherever it is.
+
+        Raises:
+            TapError: it cannot be fetched.
+        """
+        try:
+            path = self.get_local_path(task["data"][key], task_id=task.get("id"))
+            return pathlib.Path(path).read_bytes()
+        except Exception as exc:  # the SDK raises those of requests, and a bare Exception
+            raise TapError(f"cannot fetch the picture: {type(exc).__name__}: {exc}") from exc
 
     def _controls(self) -> tuple[Controls, str]:
         """Return what the labelling configuration asks for, and the key of pictures in a task."""

@@ -49,15 +49,13 @@ from tap_deploy.storage.files import (
 @click.option(
     "--concepts",
     type=click.Choice(CONCEPTS),
-    default=CONCEPTS[0],
-    show_default=True,
+    show_default=CONCEPTS[0],
     help="Concept weights to fetch along.",
 )
 @click.option(
     "--version",
     type=click.Choice(VERSIONS),
-    default=VERSIONS[0],
-    show_default=True,
+    show_default=VERSIONS[0],
     help="Version of the weights; tap_vit_h has only 1.1.",
 )
 @click.option(
@@ -68,8 +66,8 @@ from tap_deploy.storage.files import (
 def fetch_command(
     model: str,
     output: pathlib.Path | None,
-    concepts: str,
-    version: str,
+    concepts: str | None,
+    version: str | None,
     revision: str | None,
     force: bool,
     as_json: bool,
@@ -85,8 +83,15 @@ def fetch_command(
     if is_hub_address(model):
         if revision is not None:
             raise InputError(f"pass the revision in the address: {model}@{revision}")
+        for option, value in (("--concepts", concepts), ("--version", version)):
+            if value is not None:
+                raise InputError(
+                    f"{option} is for the published models ({', '.join(MODELS)}), and {model} is "
+                    f"a bundle, which has its own; drop {option}"
+                )
         found = {"bundle": str(_fetch_bundle(model, output, force=force))}
     elif model in MODELS:
+        version, concepts = version or VERSIONS[0], concepts or CONCEPTS[0]
         found = _fetch_model(model, version, concepts, revision, output, force=force)
     else:
         raise InputError(
@@ -108,21 +113,16 @@ def _fetch_model(
 ) -> dict[str, str]:
     """Fetch a published model; returns its paths, the MD5 of the weights, and the commit."""
     published = published_checkpoint(model, version)
-    names = {
-        "checkpoint": f"{published.name}.pkl",
-        "concepts": f"{concepts}.pkl",
-        "tokenizer": "tokenizer.model",
-    }
+    tokenizer = installed_tokenizer()
+    names = {"checkpoint": f"{published.name}.pkl", "concepts": f"{concepts}.pkl"}
+    if tokenizer is not None:
+        names["tokenizer"] = "tokenizer.model"
     if output is not None:
         _check_output(output, names.values(), force=force)
     fetched = fetch_published(published, concepts=concepts, revision=revision)
-    found = {
-        "checkpoint": fetched.checkpoint,
-        "concepts": fetched.concepts,
-        "tokenizer": installed_tokenizer(),
-    }
+    found = {"checkpoint": fetched.checkpoint, "concepts": fetched.concepts, "tokenizer": tokenizer}
     paths = {name: path for name, path in found.items() if path is not None}
-    if "tokenizer" not in paths:
+    if tokenizer is None:
         click.echo(f"note: {WHERE_THE_TOKENIZER_IS}", err=True)
     if output is not None:
         paths = _copied(paths, {name: output / names[name] for name in paths})

@@ -1,7 +1,8 @@
 """Calls of huggingface_hub: its errors, log lines and progress bars, in the manner of this project.
 
 Its own variables are honoured: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and
-more. It repeats failed requests, and goes on with a download whose connection broke.
+more. It repeats failed requests, and goes on with a download whose connection broke; across
+processes, see ``tap_deploy.hub.resumption``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tap_deploy import __version__
 from tap_deploy.errors import HubError, TapError, first_line
 from tap_deploy.optional_modules import require_module
 
 logger = logging.getLogger(__name__)
 # What huggingface_hub logs when it repeats a request.
 _REPEATED = ("thrown while requesting", "Retrying in", "Error while downloading")
-
-
 HINT = "check the name and the revision"
+# How this project introduces itself to the hub.
+SENDER = {"library_name": "tap_deploy", "library_version": __version__}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tap_deploy import __version__
-from tap_deploy.hub.calls import HINT, Subject, hub_calls
+from tap_deploy.hub.calls import HINT, SENDER, Subject, hub_calls
+from tap_deploy.hub.resumption import complete_content
 from tap_deploy.hub_address import HubAddress
-
-# How this project introduces itself to the hub.
-SENDER = {"library_name": "tap_deploy", "library_version": __version__}
 
 
 def fetch_file(
-    repository: str, paths: Iterable[str], *, revision: str | None = None, hint: str = HINT
+    repository: str,
+    paths: Iterable[str],
+    *,
+    revision: str | None = None,
+    hint: str = HINT,
+    large: bool = False,
 ) -> pathlib.Path:
     """Return a file of a repository; what is in the cache is not downloaded again.
 
@@ -25,6 +28,7 @@ def fetch_file(
         paths: paths of the file in the repository, by preference: it may have been renamed.
         revision: branch, tag or commit; None for the default branch.
         hint: what to do if there is none.
+        large: go on with a download that was stopped; costs two short requests.
 
     Returns:
         Its path in the cache.
@@ -38,18 +42,32 @@ def fetch_file(
     subject = Subject(repository=repository, revision=revision, file=first, hint=hint)
     with hub_calls(subject) as hub:
         try:
-            return _downloaded(hub, repository, first, revision)
-        except hub.errors.RemoteEntryNotFoundError as missing:
+            return _downloaded(hub, repository, first, revision, large=large)
+        except hub.errors.EntryNotFoundError as missing:
+            # Without an answer of the hub, only the cache can have one of the others.
+            unreachable = isinstance(missing, hub.errors.LocalEntryNotFoundError)
             for path in others:
-                try:
-                    return _downloaded(hub, repository, path, revision)
-                except hub.errors.RemoteEntryNotFoundError:
-                    continue
-            raise missing from None
+                with contextlib.suppress(hub.errors.EntryNotFoundError):
+                    return _downloaded(
+                        hub, repository, path, revision, large=large, cached_only=unreachable
+                    )
+            raise
 
 
-def _downloaded(hub: Any, repository: str, path: str, revision: str | None) -> pathlib.Path:
-    found = hub.hf_hub_download(repository, path, revision=revision, **SENDER)
+def _downloaded(
+    hub: Any,
+    repository: str,
+    path: str,
+    revision: str | None,
+    *,
+    large: bool,
+    cached_only: bool = False,
+) -> pathlib.Path:
+    if large and not cached_only:
+        complete_content(hub, repository, path, revision=revision)
+    found = hub.hf_hub_download(
+        repository, path, revision=revision, local_files_only=cached_only, **SENDER
+    )
     return pathlib.Path(found)
 
 

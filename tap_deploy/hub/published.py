@@ -65,7 +65,7 @@ def fetch_published(
     """
     if concepts is not None and concepts not in CONCEPTS:
         raise InputError(f"unknown concepts {concepts!r}; expected one of {', '.join(CONCEPTS)}")
-    checkpoint = fetch_file(REPOSITORY, published.paths, revision=revision)
+    checkpoint = fetch_file(REPOSITORY, published.paths, revision=revision, large=True)
     md5 = _checked_md5(checkpoint, published)
     address = HubAddress.of_snapshot(checkpoint.parents[1])
     commit = "" if address is None else str(address.revision)

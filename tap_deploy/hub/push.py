@@ -8,8 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from tap_deploy.errors import HubError
-from tap_deploy.hub.calls import Subject, hub_calls
-from tap_deploy.hub.downloads import SENDER
+from tap_deploy.hub.calls import SENDER, Subject, hub_calls
 from tap_deploy.hub_address import HubAddress
 
 
