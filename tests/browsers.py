@@ -54,6 +54,8 @@ class Visit:
         self.page.set_default_timeout(10_000)
         self.requests: list[Any] = []
         self.said: list[str] = []
+        # From now on, or a click can be faster than expect_file_chooser, and open a real dialog.
+        self.page.on("filechooser", lambda chooser: None)
         self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
