@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -218,6 +219,12 @@ def test_everything_can_be_stopped(visit):
     expect(visit.page.get_by_role("progressbar")).to_be_hidden()
     expect(visit.page.get_by_role("alert")).to_have_count(0)
     let_go(visit, routes)
+    odd = 'event: regions\ndata: {"regions": [{}]}\n\n'
+    visit.page.route("**/everything", lambda route: route.fulfill(status=200, body=odd))
+    with visit.page.expect_event("pageerror"):  # not for the user, but it ends the search
+        visit.button("Everything").click()
+    expect(visit.button("Everything")).to_be_visible()
+    visit.said.clear()
 
 
 def hold(visit: Visit, pattern: str) -> list[Any]:
@@ -240,6 +247,11 @@ def test_escape_gives_up_a_question_and_a_stroke(visit):
     visit.page.keyboard.press("Escape")
     visit.regions(0)
     expect(visit.button("Undo")).to_be_disabled()
+    visit.click(RABBIT[0])
+    visit.click((104, 215), "Alt")
+    visit.page.keyboard.press("Escape")  # both questions
+    visit.regions(0)
+    expect(visit.button("Undo")).to_be_disabled()
     let_go(visit, routes)
     visit.tool("Box")
     visit.page.mouse.move(*visit.screen((10, 10)))
@@ -248,6 +260,33 @@ def test_escape_gives_up_a_question_and_a_stroke(visit):
     visit.page.keyboard.press("Escape")
     visit.page.mouse.up()
     visit.regions(0)
+
+
+def test_a_region_is_refined_before_its_answer_comes(visit):
+    visit.refusals.add(422)
+    routes: list[Any] = []
+
+    def answer(route: Any) -> None:
+        routes.append(route)
+        if len(routes) == 2:
+            route.fulfill(status=422, body='{"detail": "points[1] is wrong"}')
+        if len(routes) == 4:
+            routes[2].fulfill(body=routes[2].fetch().text())  # complete before the last begins
+            route.continue_()
+
+    visit.page.route("**/regions", answer)
+    visit.click(RABBIT[0])
+    visit.click((104, 215), "Alt")
+    expect(visit.page.get_by_role("alert")).to_have_text("points[1] is wrong")
+    routes[0].continue_()  # the region before is back
+    (first,) = visit.regions(1)
+    visit.click((104, 215), "Alt")
+    visit.click((120, 200), "Alt")
+    (last,) = visit.regions(1)
+    assert visit.page.evaluate("announced") == [  # nothing of the one in between
+        f"Region 1: rabbit, {region['probability']}. {region['caption']}"
+        for region in (first, last)
+    ]
 
 
 def test_the_mask_of_the_answer_is_drawn_in_its_place(visit, tmp_path):
@@ -373,6 +412,25 @@ def test_a_picture_is_dropped_and_other_files_are_refused(visits, tmp_path):
     expect(visit.page.get_by_role("alert")).to_have_count(0)
     visit.click(SAMPLES[2].regions[0].points[0])
     assert visit.names(1) == [SAMPLES[2].regions[0].name]
+
+
+def test_the_picture_that_was_chosen_last_is_shown(visits):
+    visit = visits().go()
+    visit.page.evaluate(
+        """() => {
+          const { decode } = HTMLImageElement.prototype;
+          const held = new Promise(resolve => { window.letGo = resolve; });
+          HTMLImageElement.prototype.decode = function () {
+            HTMLImageElement.prototype.decode = decode; // that of the first picture takes longer
+            return (window.decoded = held.then(() => decode.call(this)));
+          };
+        }"""
+    )
+    visit.page.set_input_files("#file", SAMPLES[0].picture)
+    visit.open(SAMPLES[1].picture)
+    visit.page.evaluate("letGo(), decoded.then(() => new Promise(requestAnimationFrame))")
+    expect(visit.page.locator("#frame")).to_have_attribute("aria-label", re.compile("2.png"))
+    assert len([each for each in visit.requests if each.url.endswith("/v1/images")]) == 1
 
 
 def test_the_camera_takes_a_picture(visits):
@@ -566,7 +624,7 @@ def test_a_model_that_is_not_ready_is_waited_for(visits):
 
     visit.page.route("**/v1/model", answer)
     visit.page.goto(visit.address)
-    expect(visit.page.locator("#status")).to_contain_text("not ready yet; trying again in 1 s")
+    expect(visit.page.locator("#status")).to_contain_text("cannot answer yet; trying again in 1 s")
     expect(visit.page.locator("#model")).to_have_text("tap_demo, onnxruntime fp32")
     expect(visit.page.locator("#status")).to_have_text("")
 
@@ -590,13 +648,6 @@ def test_a_picture_that_the_server_has_dropped_is_sent_again(visit, server):
     [
         ({"status": 422, "body": '{"detail": "points[0] is wrong"}'}, "points[0] is wrong"),
         ({"status": 500, "body": "<html>"}, "The server answered with status 500."),
-        (
-            {
-                "status": 200,
-                "body": 'event: error\ndata: {"detail": "out of time", "status": 504}\n\n',
-            },
-            "out of time",
-        ),
         ({"status": 200, "body": ""}, "The answer of the server broke off; try again."),
     ],
 )
@@ -612,15 +663,37 @@ def test_a_failure_is_one_line_and_leaves_no_region(visit, answer, message):
     expect(visit.page.get_by_role("alert")).to_have_count(0)
 
 
+def test_an_answer_that_ends_at_the_deadline_is_kept_as_far_as_it_came(visit):
+    message = "not done within 60 s; ask for less"
+
+    def cut(route: Any) -> None:
+        begun = route.fetch().text().split("\n\n")[:2]  # the regions, and a word of the caption
+        error = "event: error\ndata: " + json.dumps({"status": 504, "detail": message})
+        route.fulfill(status=200, body="\n\n".join([*begun, error, ""]))
+
+    visit.page.route("**/regions", cut)
+    visit.click(RABBIT[0])
+    expect(visit.page.get_by_role("alert")).to_have_text(message)
+    (region,) = visit.regions(1)
+    assert region["name"] == "rabbit"
+    assert region["caption"].endswith("…")
+
+
 def test_a_picture_above_the_limits_is_shrunk_if_the_user_agrees(visits, strict_server, tmp_path):
     Image.open(SAMPLES[0].picture).convert("RGB").resize((1200, 900)).save(tmp_path / "large.png")
     visit = visits(strict_server)
+    visit.page.goto(visit.address)
     enter(visit, TOKEN)
     visit.page.set_input_files("#file", tmp_path / "large.png")
     dialog = visit.page.get_by_role("dialog", name="This picture is too large for the server")
     expect(dialog).to_contain_text("large.png has 1.1 megapixels; the server takes 0.5.")
     dialog.get_by_role("button", name="Cancel").click()
     expect(visit.page.locator("#frame")).to_be_hidden()
+    visit.page.set_input_files("#file", tmp_path / "large.png")
+    expect(dialog).to_be_visible()
+    with visit.uploaded():
+        visit.page.set_input_files("#file", SAMPLES[0].picture)  # the user has changed their mind
+    expect(dialog).to_be_hidden()
     visit.page.set_input_files("#file", tmp_path / "large.png")
     with visit.uploaded():
         dialog.get_by_role("button", name="Shrink and send").click()
@@ -634,9 +707,8 @@ def test_a_picture_above_the_limits_is_shrunk_if_the_user_agrees(visits, strict_
 
 
 def enter(visit: Visit, *tokens: str) -> None:
-    """Go to a page and enter tokens, of which the last is right."""
+    """Enter tokens, of which the last is right."""
     visit.refusals.add(401)
-    visit.page.goto(visit.address)
     dialog = visit.page.get_by_role("dialog", name="This server asks for a token")
     for attempt, token in enumerate(tokens):
         expect(dialog.get_by_role("alert")).to_have_count(min(attempt, 1))
@@ -659,8 +731,12 @@ def test_coordinates_are_those_of_the_upright_picture(visits, tmp_path):
 
 def test_a_server_with_a_token_is_asked_with_it(visits, strict_server):
     visit = visits(strict_server)
-    enter(visit, "a-wrong-token-of-letters", TOKEN)
-    visit.open(SAMPLES[0].picture)
+    visit.page.goto(visit.address)
+    visit.button("Cancel").click()
+    expect(visit.page.get_by_role("alert")).to_contain_text("a token; try again to enter one.")
+    visit.page.set_input_files("#file", SAMPLES[0].picture)
+    with visit.uploaded():
+        enter(visit, "a-wrong-token-of-letters", TOKEN)
     visit.click(RABBIT[0])
     assert visit.names(1) == ["rabbit"]
     assert visit.page.evaluate("localStorage.length + sessionStorage.length") == 0

@@ -10,13 +10,15 @@ export class Problem extends Error {
   }
 }
 
-// Attempts before giving up: a full queue drains in seconds, a large model loads in minutes.
+// Attempts before giving up: a full queue drains in seconds, a large model loads in minutes. Too
+// many connections are a 503, too.
 const ATTEMPTS = { 429: 6, 503: 60 };
-const WAITING = { 429: "The server is busy", 503: "The server is not ready yet" };
+const WAITING = { 429: "The server is busy", 503: "The server cannot answer yet" };
 
 export class Api {
   #token = "";
   #asking = null;
+  #model = null; // a promise
   #askToken;
   #onWait;
 
@@ -29,8 +31,15 @@ export class Api {
     this.#onWait = onWait;
   }
 
-  async model() {
-    return (await this.#request("v1/model")).json();
+  /** The server's model, for which it is asked until it has answered once. */
+  model() {
+    this.#model ??= this.#request("v1/model")
+      .then((response) => response.json())
+      .catch((error) => {
+        this.#model = null;
+        throw error;
+      });
+    return this.#model;
   }
 
   /** Sends the bytes of a picture; returns {image_id, width, height}. */
@@ -99,7 +108,7 @@ export class Api {
     this.#asking ??= this.#askToken(used !== "").finally(() => (this.#asking = null));
     const token = await this.#asking;
     if (token === null)
-      throw new Problem("The server answers only with a token; reload the page to enter one.", 401);
+      throw new Problem("The server answers only with a token; try again to enter one.", 401);
     this.#token = token;
   }
 }

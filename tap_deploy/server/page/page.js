@@ -2,15 +2,14 @@
 
 import { Api, Problem } from "./api.js";
 import { takePicture } from "./camera.js";
-import { choiceIn } from "./dialog.js";
 import { cocoOf, jsonOf, pngOf, save } from "./downloads.js";
 import { takeFiles } from "./intake.js";
 import { Crosshair } from "./keyboard.js";
 import { RegionList } from "./list.js";
 import { Notices } from "./notices.js";
+import { Opening } from "./opening.js";
 import { Overlay } from "./overlay.js";
 import { Pen } from "./pen.js";
-import { Picture } from "./picture.js";
 import { drawByPointer } from "./pointer.js";
 import { Questions } from "./questions.js";
 import { refined, Regions } from "./regions.js";
@@ -33,9 +32,10 @@ const api = new Api({
 const regions = new Regions(() => show());
 const questions = new Questions(api, regions, {
   onChange: () => show(),
-  onFinished: (answered) => notices.announceRegions(answered),
+  onFinished: announce,
   onProblem: report,
 });
+const opening = new Opening(at("shrink-dialog"), connect);
 const list = new RegionList(at("regions"), { onSelect: select, onRemove: remove });
 const overlay = new Overlay(at("overlay"));
 const toolbar = new Toolbar(() => show());
@@ -51,7 +51,6 @@ const drawing = {
   onPlace: (place) => notices.announcePlace(place),
 };
 const crosshair = new Crosshair(drawing);
-let connected = null; // a promise of the server's model
 let searches = false; // for everything
 
 drawByPointer(drawing);
@@ -75,26 +74,18 @@ new ResizeObserver(fit).observe(stage);
 show();
 connect().catch(report);
 
-/** Returns the server's model, for which it is asked until it has answered once. */
-function connect() {
-  connected ??= api.model().then(
-    (model) => {
-      at("model").textContent = `${model.name}, ${model.backend} ${model.precision}`;
-      return model;
-    },
-    (error) => {
-      connected = null;
-      throw error;
-    },
-  );
-  return connected;
+/** Returns the server's model, and shows which it is. */
+async function connect() {
+  const model = await api.model();
+  at("model").textContent = `${model.name}, ${model.backend} ${model.precision}`;
+  return model;
 }
 
 /** Opens a picture; if the server would refuse it and the user agrees, a smaller copy. */
 async function open(file) {
   notices.fail("");
   try {
-    const picture = await withinLimits(await Picture.open(file, file.name || "picture.png"));
+    const picture = await opening.pictureOf(file);
     if (!picture) return;
     regions.reset();
     crosshair.hide();
@@ -111,19 +102,6 @@ async function open(file) {
   } catch (error) {
     report(error);
   }
-}
-
-async function withinLimits(picture) {
-  const { limits } = await connect();
-  const excess = picture.excess(limits);
-  if (!excess) return picture;
-  const dialog = at("shrink-dialog");
-  dialog.querySelector("p").textContent =
-    `${excess} A smaller copy can be sent instead; regions and downloads are then of that copy.`;
-  dialog.showModal();
-  const smaller = (await choiceIn(dialog)) === "shrink" ? await picture.shrunk(limits) : null;
-  picture.close();
-  return smaller;
 }
 
 async function photograph() {
@@ -162,9 +140,18 @@ async function everything() {
   if (searches) return questions.stop();
   notices.fail("");
   searches = true;
-  await questions.everything();
-  searches = false;
-  show();
+  try {
+    await questions.everything();
+  } finally {
+    searches = false;
+    show();
+  }
+}
+
+/** Says what was found, but nothing of regions that were replaced or removed meanwhile. */
+function announce(answered) {
+  const shown = answered.filter((region) => regions.list.includes(region));
+  if (shown.length || !answered.length) notices.announceRegions(shown);
 }
 
 function select(region) {

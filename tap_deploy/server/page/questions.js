@@ -64,20 +64,23 @@ export class Questions {
   async #listen(action, question, asked, receive) {
     const { picture } = this;
     let regions = [];
-    await this.#track(asked, async (signal) => {
-      for await (const { event, data } of this.#answers(picture, action, question, signal)) {
-        if (event === "regions") regions = receive(data.regions);
-        if (event === "captions")
-          for (const { index, caption } of data.captions) regions[index].caption = caption;
-        if (event === "done") finish(regions, data.captions ?? []);
-        this.#on.onChange();
+    try {
+      await this.#track(asked, async (signal) => {
+        for await (const { event, data } of this.#answers(picture, action, question, signal)) {
+          if (event === "regions") regions = receive(data.regions);
+          if (event === "captions")
+            for (const { index, caption } of data.captions) regions[index].caption = caption;
+          if (event === "done") finish(regions, data.captions ?? []);
+          this.#on.onChange();
+        }
+        this.#on.onFinished(regions);
+      });
+    } finally {
+      for (const region of regions.filter(({ writing }) => writing)) {
+        Object.assign(region, { writing: false, caption: `${region.caption}…` }); // it broke off
       }
-      this.#on.onFinished(regions);
-    });
-    for (const region of regions.filter(({ writing }) => writing)) {
-      Object.assign(region, { writing: false, caption: `${region.caption}…` }); // it broke off
+      this.#on.onChange();
     }
-    this.#on.onChange();
   }
 
   /** Runs a request that can be stopped; `asked` is dropped if it ends without an answer. */

@@ -1,9 +1,10 @@
 /**
  * The regions of a picture, with undo and redo.
  *
- * A region is {number, color, prompt, answer, caption, writing}: `answer` is the server's object,
- * null until it comes; `caption` is what is written of it so far. Steps of the history share these
- * objects, so an answer that comes late is there after undo and redo, too.
+ * A region is {number, color, prompt, answer, caption, writing, before, dropped}: `answer` is the
+ * server's object, null until it comes; `caption` is what is written of it so far; `before` is the
+ * region that it has replaced; `dropped` is true once no answer will come. Steps of the history
+ * share these objects, so an answer that comes late is there after undo and redo, too.
  */
 
 import { colorOf } from "./colors.js";
@@ -38,7 +39,8 @@ export class Regions {
 
   /** Makes a region, which is not in the list yet. */
   make(prompt, number = 1 + Math.max(0, ...this.list.map((region) => region.number))) {
-    return { number, color: colorOf(number), prompt, answer: null, caption: "", writing: true };
+    const empty = { answer: null, caption: "", writing: true, before: null, dropped: false };
+    return { number, color: colorOf(number), prompt, ...empty };
   }
 
   add(region) {
@@ -92,15 +94,15 @@ export class Regions {
 
   /** Takes a region that got no answer out of every step, as if it had not been asked for. */
   drop(region) {
+    region.dropped = true;
+    const back = lastNotDropped(region.before);
     const without = ({ list, selected }) => ({
-      list: list.flatMap((each) => (each === region ? (region.before ?? []) : each)),
-      selected: selected === region ? (region.before ?? null) : selected,
+      list: list.flatMap((each) => (each === region ? (back ?? []) : each)),
+      selected: selected === region ? back : selected,
     });
-    const now = without(this.#now);
-    this.#past = this.#past.map(without);
-    this.#future = this.#future.map(without);
-    if (this.#past.length && sameList(this.#past.at(-1), now)) this.#past.pop();
-    this.#now = now;
+    this.#now = without(this.#now);
+    this.#past = changing(this.#past.map(without), this.#now);
+    this.#future = changing(this.#future.map(without), this.#now);
     this.#onChange();
   }
 
@@ -110,6 +112,17 @@ export class Regions {
     this.#future = [];
     this.#onChange();
   }
+}
+
+/** The region itself, or the nearest of those that it has replaced; null if all were dropped. */
+function lastNotDropped(region) {
+  while (region?.dropped) region = region.before;
+  return region;
+}
+
+/** The steps, of which the last is next to `now`, without those that show the same as the next. */
+function changing(steps, now) {
+  return steps.filter((step, at) => !sameList(step, steps[at + 1] ?? now));
 }
 
 function sameList(one, other) {
