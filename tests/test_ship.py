@@ -221,7 +221,7 @@ def test_every_target_can_be_missed(target):
 def incomplete(monkeypatch, tmp_path):
     """A package without the weights."""
     demo = DemoModel(folder=tmp_path / "demo")
-    monkeypatch.setattr("tap_deploy.cli.export.DemoModel", lambda: demo)
+    monkeypatch.setattr("tap_deploy.cli.model_options.DemoModel", lambda: demo)
     monkeypatch.setattr("tap_deploy.cli.evaluate.demo.DemoModel", lambda: demo)
     return demo
 
@@ -246,7 +246,7 @@ def test_export_finds_all_files_of_the_demo_model(monkeypatch, tmp_path):
         given.update(options, config=model.config, output=output)
         raise InputError("far enough")
 
-    monkeypatch.setattr("tap_deploy.cli.export.DemoModel", lambda: demo)
+    monkeypatch.setattr("tap_deploy.cli.model_options.DemoModel", lambda: demo)
     monkeypatch.setitem(VARIANTS, DEMO, TINY.model)
     monkeypatch.setattr("tap_deploy.export.bundle_export.export_bundle", export_bundle)
     command = ["export", "--model", DEMO, "-o", str(tmp_path / "out")]
