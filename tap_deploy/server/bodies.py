@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-import types
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
@@ -23,26 +22,15 @@ class ClientGone(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Body:
-    """A body in memory; the end of its ``with`` block gives the memory back.
+    """A body in memory.
 
     Attributes:
         content: its bytes.
-        release: counts the memory as free.
+        close: counts the memory as free.
     """
 
     content: bytes
-    release: Callable[[], None]
-
-    def __enter__(self) -> Body:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self.release()
+    close: Callable[[], None]
 
 
 class BodyReader:
@@ -84,7 +72,7 @@ class BodyReader:
             reading.discard()
             return reading.problem
         content, reading.parts = b"".join(reading.parts), []
-        return Body(content=content, release=reading.discard)
+        return Body(content=content, close=reading.discard)
 
     async def _part(self, reading: _Reading, receive: Receive, deadline: float) -> bool:
         """Read a part of a body; return whether there is more."""

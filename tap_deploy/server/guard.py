@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import math
@@ -115,7 +116,7 @@ class Guard:
         body = await self._bodies.read(scope["path"], headers, receive, problem=self._full())
         if isinstance(body, Problem):
             return body
-        with body:
+        with contextlib.closing(body):
             full = self._full()
             if full is not None:
                 return full
